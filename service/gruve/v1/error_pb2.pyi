@@ -1,0 +1,62 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_FIELD: _ClassVar[ErrorReason]
+    ERROR_REASON_REQUEST_MALFORMED: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_CHARACTER: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_UNKNOWN: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_NOT_SERVING: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_CHANGED: _ClassVar[ErrorReason]
+    ERROR_REASON_NUMERICS_CHANGED: _ClassVar[ErrorReason]
+    ERROR_REASON_RELOAD_REFUSED: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_UNKNOWN: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_EXPIRED: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_BUSY: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_ELSEWHERE: _ClassVar[ErrorReason]
+    ERROR_REASON_STORE_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_GENERATION_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_POSITION_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_TRANSCRIPT_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_TAKEN_OVER: _ClassVar[ErrorReason]
+    ERROR_REASON_QUEUE_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_HANDED_OVER: _ClassVar[ErrorReason]
+    ERROR_REASON_ENGINE_FAILED: _ClassVar[ErrorReason]
+    ERROR_REASON_EXPORT_KEY_MISSING: _ClassVar[ErrorReason]
+    ERROR_REASON_EXPORT_TOO_LARGE: _ClassVar[ErrorReason]
+    ERROR_REASON_BLOB_REFUSED: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_YET: _ClassVar[ErrorReason]
+    ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_INVALID_FIELD: ErrorReason
+ERROR_REASON_REQUEST_MALFORMED: ErrorReason
+ERROR_REASON_UNKNOWN_CHARACTER: ErrorReason
+ERROR_REASON_MODEL_UNKNOWN: ErrorReason
+ERROR_REASON_MODEL_NOT_SERVING: ErrorReason
+ERROR_REASON_MODEL_CHANGED: ErrorReason
+ERROR_REASON_NUMERICS_CHANGED: ErrorReason
+ERROR_REASON_RELOAD_REFUSED: ErrorReason
+ERROR_REASON_SESSION_UNKNOWN: ErrorReason
+ERROR_REASON_SESSION_EXPIRED: ErrorReason
+ERROR_REASON_SESSION_BUSY: ErrorReason
+ERROR_REASON_SESSION_ELSEWHERE: ErrorReason
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason
+ERROR_REASON_GENERATION_MISMATCH: ErrorReason
+ERROR_REASON_POSITION_MISMATCH: ErrorReason
+ERROR_REASON_TRANSCRIPT_FULL: ErrorReason
+ERROR_REASON_TAKEN_OVER: ErrorReason
+ERROR_REASON_QUEUE_FULL: ErrorReason
+ERROR_REASON_DRAINING: ErrorReason
+ERROR_REASON_HANDED_OVER: ErrorReason
+ERROR_REASON_ENGINE_FAILED: ErrorReason
+ERROR_REASON_EXPORT_KEY_MISSING: ErrorReason
+ERROR_REASON_EXPORT_TOO_LARGE: ErrorReason
+ERROR_REASON_BLOB_REFUSED: ErrorReason
+ERROR_REASON_NOT_YET: ErrorReason
+ERROR_REASON_INTERNAL: ErrorReason
