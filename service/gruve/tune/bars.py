@@ -1,0 +1,110 @@
+"""Judges the bars of a tune: which are wrong, and why. Knows nothing of ABC's spelling.
+
+The rule is the musician's. A tune is walked in the order in which it is played, repeats and endings taken. A single bar
+line ends a bar, which must then be full. Any other bar line (double, repeat, ending) may stand inside a bar, which goes
+on behind it: a repeat may thus split a bar, and each of its ways on must complete it. Only the first bar may be short
+(the pick-up), and the last, if it completes the pick-up of the tune or of a later part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from gruve.tune.score import Bar, BarKind, Event, Note, Tune, Tuplet, whole_notes
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What stands between two bar lines: its length, and the kinds of the lines (None at the tune's edges)."""
+
+    ticks: int
+    before: BarKind | None
+    after: BarKind | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrongBar:
+    """A bar of another length than the meter's: its segments, counted from 0, their sum, and what it should be."""
+
+    segments: tuple[int, ...]
+    ticks: int
+    wanted: int
+
+    def __str__(self) -> str:
+        where = " with ".join(str(n + 1) for n in self.segments)
+        return f"bar {where} has {whole_notes(self.ticks)} of a whole note, not {whole_notes(self.wanted)}"
+
+
+def sounding(events: Iterable[Event]) -> Iterator[tuple[Event, int]]:
+    """Each event with the ticks it takes: tuplets squeezed, bar lines and tuplet marks none."""
+    left, into, count = 0, 1, 1
+    for event in events:
+        if isinstance(event, Note):
+            yield event, event.ticks * into // count if left else event.ticks
+            left -= left > 0
+            continue
+        if isinstance(event, Tuplet):
+            left, into, count = event.notes, event.into, event.count
+        yield event, 0
+
+
+def segments(events: Iterable[Event]) -> list[Segment]:
+    """The stretches of music between bar lines; two lines with nothing between them make an empty one."""
+    found: list[Segment] = []
+    ticks = 0
+    before: BarKind | None = None
+    for event, length in sounding(events):
+        if not isinstance(event, Bar):
+            ticks += length
+            continue
+        if before is not None or ticks:
+            found.append(Segment(ticks, before, event.kind))
+        ticks, before = 0, event.kind
+    if ticks:
+        found.append(Segment(ticks, before, None))
+    return found
+
+
+def play_order(parts: list[Segment]) -> list[int]:
+    """The segments that are not empty, as they are played: each repeat twice, first and second endings in turn."""
+    order: list[int] = []
+    start = first_ending = 0
+    for at, part in enumerate(parts):
+        if part.before == "|:":
+            start = at
+        elif part.before == "|1":
+            first_ending = at
+        order.append(at)
+        if part.after == ":|":
+            order.extend(range(start, at + 1))
+            start = at + 1
+        elif part.after == ":|2":
+            order.extend(range(start, first_ending))
+            start = at + 1
+    return [at for at in order if parts[at].ticks]
+
+
+def wrong_bars(tune: Tune) -> list[WrongBar]:
+    """The bars that are not as long as the meter says, each once, in the order in which they are first played."""
+    parts, wanted = segments(tune.events), tune.meter.ticks
+    order = play_order(parts)
+    pickups = {part.ticks for part in parts if part.before in ("|:", "||", ":|")}
+    wrong: dict[WrongBar, None] = {}
+    group: list[int] = []
+    filled = 0
+    first = True
+    for place, at in enumerate(order):
+        part, last = parts[at], place == len(order) - 1
+        group.append(at)
+        filled += part.ticks
+        # A bar that goes on behind its line, unless it is a pick-up in front of a repeat whose first bar is whole.
+        goes_on = not last and part.after != "|" and not (first and parts[order[place + 1]].ticks == wanted)
+        if filled < wanted and goes_on:
+            continue
+        if first and filled < wanted:
+            pickups.add(filled)
+        elif filled != wanted and not (last and wanted - filled in pickups):
+            wrong[WrongBar(tuple(group), filled, wanted)] = None
+        group, filled, first = [], 0, False
+    return list(wrong)

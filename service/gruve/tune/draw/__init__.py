@@ -1,0 +1,103 @@
+"""Draws tunes as notation, by verovio; alone knows it.
+
+verovio is C++ that writes its warnings to the process's standard error and may crash on what it does not expect. It
+therefore runs in a child process (`child.py`): what it says is the log, and its crash is one line of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gruve.errors import TuneError
+from gruve.tune.normal import parse_tune
+from gruve.tune.play import midi_file
+
+_VIEW: Final = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
+
+MAX_ABC_CHARACTERS: Final = 262_144
+TUNES_PER_PROCESS: Final = 200
+SECONDS_TO_START: Final = 60
+SECONDS_PER_TUNE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A tune as one tall SVG page and as a MIDI file, and the lines verovio logged; none is a clean tune."""
+
+    svg: str
+    midi: bytes
+    log: tuple[str, ...]
+
+
+def draw(abc: str) -> Drawing:
+    """Draw one tune, and play it; raises TuneError if it is no tune or verovio cannot draw it."""
+    midi = midi_file(parse_tune(abc))
+    (engraving,) = _engraved([abc], svg=True)
+    if not engraving.svg:
+        raise TuneError("verovio could not draw the tune: " + "; ".join(engraving.log))
+    return Drawing(engraving.svg, midi, engraving.log)
+
+
+def engraving_warnings(tunes: Sequence[str]) -> list[tuple[str, ...]]:
+    """For each tune in ABC the lines that verovio logs on reading and laying it out; none is a clean tune."""
+    return [engraving.log for engraving in _engraved(tunes, svg=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Engraving:
+    svg: str
+    log: tuple[str, ...]
+
+
+def _engraved(tunes: Sequence[str], *, svg: bool) -> list[_Engraving]:
+    for abc in tunes:
+        if len(abc) > MAX_ABC_CHARACTERS:
+            raise TuneError(f"the ABC has {len(abc)} characters; at most {MAX_ABC_CHARACTERS} are drawn")
+    engravings: list[_Engraving] = []
+    while len(engravings) < len(tunes):
+        some = tunes[len(engravings) : len(engravings) + TUNES_PER_PROCESS]
+        engravings += _run_child([json.dumps({"abc": abc, "svg": svg}) for abc in some])
+    return engravings
+
+
+def _run_child(requests: list[str]) -> Iterator[_Engraving]:
+    """What the child made of the requests, up to and with the first that crashed or hung it."""
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "gruve.tune.draw.child"],
+            cwd=Path(__file__).parents[3],
+            input="\n".join(requests).encode(),
+            capture_output=True,
+            check=False,
+            timeout=SECONDS_TO_START + SECONDS_PER_TUNE * len(requests),
+        )
+        output, end = run.stdout, f"verovio ended with exit status {run.returncode}"
+    except subprocess.TimeoutExpired as late:
+        output, end = late.stdout or b"", f"verovio took longer than {late.timeout:.0f} s"
+    lines = output.splitlines()
+    for line in lines:
+        answer = json.loads(line)
+        none = () if answer["found"] else ("verovio found no tune",)
+        yield _Engraving(_stacked(answer["pages"]), (*answer["log"], *none))
+    if len(lines) < len(requests):
+        yield _Engraving("", (end,))
+
+
+def _stacked(pages: Sequence[str]) -> str:
+    """Pages as one picture, below one another; verovio turns the page where a tune is longer than its tallest paper."""
+    sizes = [found for page in pages if (found := _VIEW.search(page))]
+    if len(pages) < 2 or len(sizes) < len(pages):
+        return "".join(pages[:1])
+    stack, height = [], 0
+    for page, size in zip(pages, sizes, strict=True):
+        stack.append(page.replace("<svg ", f'<svg y="{height}" width="{size[1]}" height="{size[2]}" ', 1))
+        height += int(size[2])
+    width = max(int(size[1]) for size in sizes)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">' + "".join(stack) + "</svg>"

@@ -1,0 +1,120 @@
+"""The values a tune is made of. Knows nothing of ABC's spelling, nor of tokens.
+
+Lengths are whole numbers of ticks and exact: every written length is a multiple of 1/1024 of a whole note, and every
+tuplet of up to nine notes squeezes such a length to a whole number of ticks. A pitch is a line or space of the staff
+plus an alteration, so that F sharp and G flat stay two pitches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, Literal
+
+LETTERS: Final = "CDEFGAB"
+SEMITONES: Final = (0, 2, 4, 5, 7, 9, 11)
+"""Semitones of the natural letters above C."""
+SHORTEST: Final = 2_520
+"""Ticks of the shortest written length; the least number that 2 to 9 all divide."""
+WHOLE: Final = 1_024 * SHORTEST
+"""Ticks of a whole note."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pitch:
+    """A note of the staff: `staff` counts lines and spaces from middle C, `alter` is in semitones, -2 to 2."""
+
+    staff: int
+    alter: int
+
+    @property
+    def letter(self) -> int:
+        """The letter as 0 to 6, C to B."""
+        return self.staff % 7
+
+    @property
+    def midi(self) -> int:
+        """The MIDI number; middle C is 60."""
+        return 60 + 12 * (self.staff // 7) + SEMITONES[self.staff % 7] + self.alter
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A note, or a rest where `pitch` is None. `ticks` is the length as written: before a tuplet squeezes it."""
+
+    pitch: Pitch | None
+    ticks: int
+    tied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tuplet:
+    """The next `notes` notes last `into` / `count` of what is written: `count` in the time of `into`."""
+
+    count: int
+    into: int
+    notes: int
+
+
+BarKind = Literal["|", "||", "|]", "|:", ":|", "|1", ":|2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar line. Only `|` ends a bar for certain; the others may stand inside one that they split."""
+
+    kind: BarKind
+
+
+Event = Note | Tuplet | Bar
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A time signature; `unit` is a power of two up to 32."""
+
+    beats: int
+    unit: int
+
+    @property
+    def ticks(self) -> int:
+        """The length of a bar."""
+        return WHOLE * self.beats // self.unit
+
+    @property
+    def compound(self) -> bool:
+        """Whether the beats are in threes, as in 6/8, 9/8 and 12/8."""
+        return self.unit >= 8 and self.beats % 3 == 0 and self.beats > 3
+
+
+Mode = Literal["maj", "min", "dor", "mix", "phr", "lyd", "loc"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A root (letter 0 to 6 and alteration) and a mode."""
+
+    letter: int
+    alter: int
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Tune:
+    """One tune in normal form: one voice, one meter, one key, every repeat opened and closed."""
+
+    meter: Meter
+    key: Key
+    events: tuple[Event, ...]
+    title: str = ""
+    source: str = ""
+
+
+def whole_notes(ticks: int) -> Fraction:
+    """A length as people say it: a fraction of a whole note."""
+    return Fraction(ticks, WHOLE)
+
+
+def default_into(count: int, meter: Meter | None) -> int:
+    """How many notes' time a tuplet takes where its mark does not say: ABC 2.1, section 4.13."""
+    return {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}.get(count, 3 if meter and meter.compound else 2)

@@ -1,0 +1,83 @@
+"""ABC's signs as patterns, and what the small ones mean: meters, lengths, accidentals. Keeps no state.
+
+Every pattern takes time in proportion to the line it reads: what may repeat is bounded or ends at one character.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Final
+
+from gruve.tune.score import LETTERS, SHORTEST, Meter
+
+ALTER: Final = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
+FIELD: Final = re.compile(r"([A-Za-z+]):(.*)")
+# `d:|` at the start of a line is music, although it looks like a field.
+MUSIC_LIKE_FIELD: Final = re.compile(r"[A-Ga-gzx]:+\|?[|:]")
+_NOTE: Final = r"(?P<accidental>\^\^|\^|__|_|=)?(?P<letter>[A-Ga-g])(?P<octave>[,']{0,8})"
+_LENGTH: Final = r"(?P<length>\d{0,4}/{0,6}\d{0,4})"
+TOKEN: Final = re.compile(
+    rf"""
+      (?P<note>{_NOTE}){_LENGTH}
+    # An invisible rest that carries a fermata in front of a bar line fills space, not time.
+    | (?P<space>Hx(?=\s*[|:]))
+    | (?P<rest>[zx])(?P<rest_length>\d{{0,4}}/{{0,6}}\d{{0,4}})
+    | (?P<whole_bars>[ZX])
+    | \[(?P<inline>[A-Za-z]:[^\]]*)\]
+    | (?P<bar>:*(?:\[\||\|)[|\]]*(?:\[\|\])?:*\|?:*|::+|\[\|?\])(?:\s*\[?(?P<ending>[1-9][0-9,\-]{{0,16}}))?
+    | \[\s*(?P<loose_ending>[1-9][0-9,\-]{{0,16}})
+    | (?P<chord>\[)
+    | (?P<tuplet>\((?P<p>[2-9])(?::(?P<q>[1-9])?(?::(?P<r>[1-9])?)?)?)
+    | (?P<broken>>{{1,3}}|<{{1,3}})
+    | (?P<tie>-)
+    | (?P<old_chord>\+(?=(?:[\^_=]{{0,2}}[A-Ga-g][,']{{0,3}}[\d/]{{0,3}}){{2,6}}\+))
+    | (?P<dots>:)
+    | (?P<skip>[\s`()\\.~H-Wh-wy*$]|"[^"]*"|\{{[^}}]*\}}|![^!|\s\[\]]{{1,40}}!|!|\+[a-z0-9]{{1,20}}\+)
+    """,
+    re.VERBOSE,
+)
+CHORD_NOTE: Final = re.compile(_NOTE + _LENGTH)
+CHORD_SKIP: Final = re.compile(r'[\s.~H-Wh-w()\-`]|"[^"]*"|![^!]{1,40}!|[zx][\d/]{0,8}')
+_LENGTH_ALONE: Final = re.compile(_LENGTH)
+BROKEN: Final = {1: (3, 1, 2), 2: (7, 1, 4), 3: (15, 1, 8)}
+"""Signs of broken rhythm -> numerators of the longer and the shorter note, and their denominator."""
+
+
+def parse_meter(text: str) -> Meter | None:
+    """The meter an `M:` field names; None for free meter or one that cannot be read."""
+    text = text.strip()
+    if text.startswith("C"):
+        return Meter(2, 2) if text.startswith("C|") else Meter(4, 4)
+    found = re.match(r"\(?(\d{1,2}(?:\s?\+\s?\d{1,2}){0,8})\)?\s?/\s?(\d{1,2})(?!\d)", text)
+    if not found:
+        return None
+    beats, unit = sum(int(n) for n in found[1].split("+")), int(found[2])
+    return Meter(beats, unit) if 1 <= beats <= 32 and unit in (1, 2, 4, 8, 16, 32) else None
+
+
+def parse_length(text: str) -> Fraction | None:
+    """A note's length in units: `3`, `/2`, `/`, `//`, `3/2`, or nothing for one; None if it is zero or no length."""
+    found = re.fullmatch(r"(\d{0,4})(?:(/{1,6})(\d{0,4}))?", text)
+    if not found:
+        return None
+    over = int(found[1] or 1)
+    under = int(found[3] or 2) * 2 ** (len(found[2]) - 1) if found[2] else 1
+    return Fraction(over, under) if over and under else None
+
+
+def length_at(line: str, at: int) -> str:
+    """The text of the length that stands at a place of a line; may be empty."""
+    found = _LENGTH_ALONE.match(line, at)
+    return found[0] if found else ""
+
+
+def exact_ticks(length: Fraction) -> int | None:
+    """The ticks of a length that already counts ticks, or None if it is no multiple of the shortest written length."""
+    ticks = length / SHORTEST
+    return int(length) if ticks.denominator == 1 else None
+
+
+def parse_staff(letter: str, octave: str) -> int:
+    """The place on the staff of a letter with its octave marks."""
+    return LETTERS.index(letter.upper()) + 7 * (letter.islower() + octave.count("'") - octave.count(","))

@@ -1,0 +1,155 @@
+"""A tune as tokens and back: one fixed, context-free text per token; their concatenation is the tune as valid ABC.
+
+Three header tokens, each a line (`L:1/8`, `M:6/8`, `K:Cmaj`), then the music: pitches with accidental and octave, `z`,
+lengths (`2`, `/2`, `3/2`; none means one unit), `>` and `<` between the two notes of a dotted pair, `(3` before a
+tuplet, `-` behind a tied note, and seven bar lines. A bar line's text ends in a space, or in a line feed where a part
+ends, so that two lines in a row cannot be mistaken for a third. An accidental is written whenever the pitch is not the
+key's, and again where an earlier one in the bar stands on that letter: the text then means the same under every
+convention about how far accidentals reach. Whitespace between the tokens of the music carries nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import pairwise
+from typing import Final
+
+from gruve.errors import UnknownCharacter
+from gruve.tune.keys import key_name, signature
+from gruve.tune.normal import parse_tune
+from gruve.tune.score import LETTERS, WHOLE, Bar, BarKind, Event, Meter, Note, Pitch, Tune, Tuplet, default_into
+
+UNITS: Final = (WHOLE // 8, WHOLE // 16)
+"""Unit lengths that a tune may be written in, in ticks; the first where both take equally many tokens."""
+BAR_TEXT: Final[dict[BarKind, str]] = {
+    "|": "| ", "||": "||\n", "|]": "|]\n", "|:": "|: ", ":|": ":|\n", "|1": "|1 ", ":|2": ":|2 ",
+}  # fmt: skip
+_LINE_TEXT: Final = {str(kind): text for kind, text in BAR_TEXT.items()}
+_ACCIDENTALS: Final = {-2: "__", -1: "_", 0: "=", 1: "^", 2: "^^"}
+_TOKEN: Final = re.compile(
+    r"(?P<header>[LMK]:\S+)|(?P<bar>:\|2|\|1|\|\]|\|:|:\||\|\||\|)"
+    r"|(?:\^\^|\^|__|_|=)?[A-Ga-g](?:,+|'+)?|z|\d+/\d+|/\d+|\d+|[-<>]|\(\d(?::\d:\d)?"
+)
+
+
+def detokenize(tokens: Iterable[str]) -> Tune:
+    """The tune that tokens spell; raises TuneError where they spell none."""
+    return parse_tune("X:1\n" + join(tokens))
+
+
+def tokenize(tune: Tune) -> list[str]:
+    """The tune's tokens, in the unit length that takes the fewest of them."""
+    spellings = [(unit, [token for _, tokens in spelled(tune, unit) for token in tokens]) for unit in UNITS]
+    unit, body = min(spellings, key=lambda one: len(one[1]))
+    return [f"L:1/{WHOLE // unit}\n", f"M:{tune.meter.beats}/{tune.meter.unit}\n", f"K:{key_name(tune.key)}\n", *body]
+
+
+def join(tokens: Iterable[str]) -> str:
+    """The text of tokens: their concatenation."""
+    return "".join(tokens)
+
+
+def split(text: str) -> list[str]:
+    """The tokens of a text, whole or only begun: whitespace between them is passed over, nothing else is.
+
+    Raises UnknownCharacter where no token begins. The text may be empty and may stop behind any token.
+    """
+    return [token for token, _ in locate(text)]
+
+
+def locate(text: str) -> Iterator[tuple[str, int]]:
+    """The tokens of a text, each with the offset where it begins; raises UnknownCharacter as `split` does."""
+    at = 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        found = _TOKEN.match(text, at)
+        if found is None:
+            raise UnknownCharacter(text[at], text, at, "ABC")
+        token = found[0]
+        yield (token + "\n" if found["header"] else _LINE_TEXT.get(token, token)), at
+        at = found.end()
+
+
+def spelled(tune: Tune, unit: int) -> Iterator[tuple[Event, list[str]]]:
+    """Each event with its tokens, in units of so many ticks."""
+    key = signature(tune.key)
+    altered: set[int] = set()
+    clock = _Clock()
+    second = False  # of a dotted pair: the sign before it tells its length
+    for event, following in pairwise([*tune.events, None]):
+        if isinstance(event, Bar):
+            altered.clear()
+            clock.restart()
+            yield event, [BAR_TEXT[event.kind]]
+        elif isinstance(event, Tuplet):
+            clock.squeeze(event)
+            yield event, [_tuplet_text(event, tune.meter)]
+        elif isinstance(event, Note):
+            tokens = [_pitch_text(event.pitch, key, altered)]
+            pair = "" if second else _pair(event, following, unit, clock)
+            if not second and not pair and event.ticks != unit:
+                tokens.append(_length_text(Fraction(event.ticks, unit)))
+            tokens += ["-"] * event.tied + [pair] * bool(pair)
+            second = bool(pair)
+            clock.advance(event.ticks)
+            yield event, tokens
+
+
+class _Clock:
+    """Where a note begins, in ticks: from the bar line, or as written from the start of a tuplet."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.onset = self.outer = self.left = 0
+        self.into = self.count = 1
+
+    def squeeze(self, tuplet: Tuplet) -> None:
+        self.outer, self.onset = self.onset, 0
+        self.left, self.into, self.count = tuplet.notes, tuplet.into, tuplet.count
+
+    def advance(self, ticks: int) -> None:
+        self.onset += ticks
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                self.onset = self.outer + self.onset * self.into // self.count
+
+
+def _pair(event: Note, following: Event | None, unit: int, clock: _Clock) -> str:
+    """The sign that joins this note and the next, where they are a dotted pair that begins on a whole unit."""
+    if not isinstance(following, Note) or event.pitch is None or following.pitch is None or event.tied:
+        return ""
+    if event.ticks + following.ticks != 2 * unit or clock.onset % unit or clock.left == 1:
+        return ""
+    return {unit * 3: ">", unit: "<"}.get(2 * event.ticks, "")
+
+
+def _pitch_text(pitch: Pitch | None, key: tuple[int, ...], altered: set[int]) -> str:
+    if pitch is None:
+        return "z"
+    letter = pitch.letter
+    accidental = ""
+    if pitch.alter != key[letter] or letter in altered:
+        accidental = _ACCIDENTALS[pitch.alter]
+        altered.add(letter)
+    octave = pitch.staff // 7
+    name = LETTERS[letter] + "," * -octave if octave < 1 else LETTERS[letter].lower() + "'" * (octave - 1)
+    return accidental + name
+
+
+def _length_text(length: Fraction) -> str:
+    if length.denominator == 1:
+        return str(length)
+    return f"/{length.denominator}" if length.numerator == 1 else f"{length.numerator}/{length.denominator}"
+
+
+def _tuplet_text(tuplet: Tuplet, meter: Meter) -> str:
+    if tuplet.into == default_into(tuplet.count, meter) and tuplet.notes == tuplet.count:
+        return f"({tuplet.count}"
+    return f"({tuplet.count}:{tuplet.into}:{tuplet.notes}"

@@ -1,0 +1,60 @@
+"""Moves tunes from key to key. Knows nothing of text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from gruve.tune.keys import interval, key_above, moved
+from gruve.tune.score import Event, Key, Note, Tune
+
+LOWEST_MEAN: Final = 60
+"""A tune on C stands in the octave where its mean MIDI pitch is at least this and less than 12 above."""
+
+STAFF_MEAN: Final = 72
+"""The mean MIDI pitch that a tune written for people is put near: the C in the middle of the treble staff."""
+
+
+def to_root_c(tune: Tune) -> Tune:
+    """The tune on the root C, mode kept, in the octave that its mean pitch names."""
+    target = Key(0, 0, tune.key.mode)
+    steps, semitones = interval(tune.key, target)
+    octaves = (_mean_pitch(tune) + semitones - LOWEST_MEAN) // 12
+    return replace(tune, key=target, events=_moved(tune.events, steps - 7 * octaves, semitones - 12 * octaves))
+
+
+def to_key(tune: Tune, key: Key) -> Tune:
+    """The tune on another root, in the octave where its mean pitch is nearest to the middle of the treble staff.
+
+    The mode stays the tune's own, whatever `key` says.
+    """
+    target = replace(key, mode=tune.key.mode)
+    steps, semitones = interval(tune.key, target)
+    octaves = (STAFF_MEAN + 6 - _mean_pitch(tune) - semitones) // 12
+    return replace(tune, key=target, events=_moved(tune.events, steps + 7 * octaves, semitones + 12 * octaves))
+
+
+def transposed(tune: Tune, semitones: int) -> Tune:
+    """The tune so many semitones higher, in the key with the fewest sharps or flats there."""
+    target = key_above(tune.key, semitones)
+    steps, up = interval(tune.key, target)
+    octaves = (semitones - up) // 12
+    return replace(tune, key=target, events=_moved(tune.events, steps + 7 * octaves, up + 12 * octaves))
+
+
+def _mean_pitch(tune: Tune) -> int:
+    total = weight = 0
+    for event in tune.events:
+        if isinstance(event, Note) and event.pitch is not None:
+            total += event.pitch.midi * event.ticks
+            weight += event.ticks
+    return total // weight if weight else LOWEST_MEAN
+
+
+def _moved(events: tuple[Event, ...], steps: int, semitones: int) -> tuple[Event, ...]:
+    if steps == 0 and semitones == 0:
+        return events
+    return tuple(
+        replace(event, pitch=moved(event.pitch, steps, semitones)) if isinstance(event, Note) and event.pitch else event
+        for event in events
+    )

@@ -1,0 +1,87 @@
+"""Writes a tune as a musician would: ABC with a title, beams by the beat, four bars a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from gruve.tune.bars import segments, sounding
+from gruve.tune.keys import key_name
+from gruve.tune.score import WHOLE, Bar, Meter, Note, Tune, Tuplet
+from gruve.tune.tokens import spelled, tokenize
+
+BARS_PER_LINE: Final = 4
+MAX_TITLE: Final = 200
+_PART_ENDS: Final = frozenset({"||", "|]", ":|"})
+
+
+def write_tune(tune: Tune, *, title: str = "", number: int = 1) -> str:
+    """The tune as ABC: `X:`, `T:`, `M:`, `L:`, `K:`, then its music, ending in a line feed.
+
+    The bar lines are the tune's own: a wrong bar stays as wrong as it is. A title is kept to one line of 200
+    characters; without one it is "Untitled", because engravers complain of none.
+    """
+    unit = WHOLE // int(tokenize(tune)[0].split("/")[1])
+    title = re.sub(r"[\s%\\]+", " ", title or tune.title).strip()[:MAX_TITLE] or "Untitled"
+    meter = "C|" if tune.meter == Meter(2, 2) else f"{tune.meter.beats}/{tune.meter.unit}"
+    head = [f"X:{number}", f"T:{title}", f"M:{meter}", f"L:1/{WHOLE // unit}", f"K:{key_name(tune.key, short=True)}"]
+    return "\n".join([*head, *_lines(tune, unit)]) + "\n"
+
+
+def group_ticks(meter: Meter) -> int:
+    """What notes are beamed by: three units in compound time and 3/8, a half note in 4/4 and 2/2, else a quarter."""
+    if meter.compound or meter == Meter(3, 8):
+        return 3 * WHOLE // meter.unit
+    return WHOLE // 2 if meter in (Meter(4, 4), Meter(2, 2)) else WHOLE // 4
+
+
+def _lines(tune: Tune, unit: int) -> Iterator[str]:
+    """The lines of music, each a whole number of bars."""
+    line = ""
+    bars = 0
+    for music, bar, full in _measures(tune, unit):
+        opens = bar == "|:" and not music
+        # A line that opens a part begins the next line of text, unless it ends the music before it.
+        line += f"{' ' if line and music else ''}{music}{' ' if music else ''}{bar}"
+        bars += full
+        if bar in _PART_ENDS or (bars >= BARS_PER_LINE and bar == "|"):
+            yield line
+            line, bars = "", 0
+        elif bar == "|:" and not opens:
+            yield line[: -len(bar)].rstrip() + " ||"
+            line, bars = bar, 0
+    if line:
+        yield line
+
+
+def _measures(tune: Tune, unit: int) -> Iterator[tuple[str, str, bool]]:
+    """Each stretch of music with the bar line behind it and whether it counts as a bar."""
+    lengths = iter(segments(tune.events))
+    group = group_ticks(tune.meter)
+    music, onset, in_tuplet = "", 0, 0
+    after_tuplet = False
+    part = next(lengths, None) if tune.events and not isinstance(tune.events[0], Bar) else None
+    pickup = tune.meter.ticks - part.ticks if part else 0
+    for (event, tokens), (_, ticks) in zip(spelled(tune, unit), sounding(tune.events), strict=True):
+        if isinstance(event, Bar):
+            yield music, event.kind, part is not None and part.ticks * 2 > tune.meter.ticks
+            music, onset, in_tuplet = "", 0, 0
+            part = next(lengths, None)
+            # A short bar in front of a single line is a pick-up, and beamed from its end.
+            short = part is not None and part.after == "|" and part.ticks < tune.meter.ticks
+            pickup = tune.meter.ticks - part.ticks if part and short else 0
+            continue
+        # A tuplet stands alone: verovio 6 takes what is beamed to it for part of it.
+        apart = after_tuplet or isinstance(event, Tuplet) or (onset + pickup) % group == 0
+        if music and apart and not in_tuplet:
+            music += " "
+        after_tuplet = in_tuplet == 1
+        if isinstance(event, Tuplet):
+            in_tuplet = event.notes
+        elif isinstance(event, Note):
+            in_tuplet -= in_tuplet > 0
+            onset += ticks
+        music += "".join(tokens)
+    if music:
+        yield music, "", False
