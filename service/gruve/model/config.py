@@ -1,0 +1,151 @@
+"""The blueprint of a model: what kind of cell, how large, which files. Knows no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, Literal, get_args
+
+from gruve.errors import ModelBroken
+
+Cell = Literal["gru", "lstm", "elman"]
+Reset = Literal["after", "before"]
+Precision = Literal["float16", "float32"]
+
+FORMAT_VERSION = 1
+MAX_VOCABULARY_SIZE = 65_535
+MAX_LAYERS = 4
+HIDDEN_SIZES = range(8, 4_096 + 1)
+EMBEDDING_SIZES = range(1, 4_096 + 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model's `config.json`.
+
+    A reader refuses what it does not know: an unknown key, another format version, a size out of bounds all raise
+    `ModelBroken`, because a model that is read differently from how it was written makes other tokens.
+    """
+
+    cell: Cell
+    """Which recurrence: `gru`, `lstm` or `elman`; the equations stand in `cells.py`."""
+    vocabulary_size: int
+    """V, at most 65,535."""
+    embedding_size: int
+    """E, 1 to 4,096."""
+    hidden_size: int
+    """H, 8 to 4,096 (a multiple of 8 lets the native backend take it)."""
+    num_layers: int
+    """L, 1 to 4."""
+    reset: Reset | None = None
+    """GRU only: the reset gate multiplies `after` the recurrent product (torch, cuDNN) or `before` it (Cho 2014)."""
+    tied_head: bool = False
+    """The head shares the embedding; when E differs from H, a projection (E, H) stands between."""
+    precision: Precision = "float16"
+    """What the stored weights are rounded to, once, before any backend sees them."""
+    format_version: int = FORMAT_VERSION
+    """The version of this file's form."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Each other file that is loaded, with its sha256 in hex."""
+
+    def __post_init__(self) -> None:
+        _check(self.format_version == FORMAT_VERSION, "format_version", self.format_version, f"{FORMAT_VERSION}")
+        _check(self.cell in get_args(Cell), "cell", self.cell, f"one of {get_args(Cell)}")
+        if self.cell == "gru":
+            _check(self.reset in get_args(Reset), "reset", self.reset, f"one of {get_args(Reset)} for a GRU")
+        else:
+            _check(self.reset is None, "reset", self.reset, f"absent for cell {self.cell!r}")
+        _check(self.precision in get_args(Precision), "precision", self.precision, f"one of {get_args(Precision)}")
+        _check(
+            1 <= self.vocabulary_size <= MAX_VOCABULARY_SIZE,
+            "vocabulary_size",
+            self.vocabulary_size,
+            f"1 to {MAX_VOCABULARY_SIZE}",
+        )
+        _check(self.embedding_size in EMBEDDING_SIZES, "embedding_size", self.embedding_size, "1 to 4096")
+        _check(self.hidden_size in HIDDEN_SIZES, "hidden_size", self.hidden_size, "8 to 4096")
+        _check(1 <= self.num_layers <= MAX_LAYERS, "num_layers", self.num_layers, f"1 to {MAX_LAYERS}")
+
+    @property
+    def gates(self) -> int:
+        """G: how many blocks of H rows `weight_ih` and `weight_hh` stack."""
+        return {"gru": 3, "lstm": 4, "elman": 1}[self.cell]
+
+    @property
+    def state_tensors(self) -> int:
+        """How many tensors (L, B, H) the state has: two for the LSTM (h, c), else one."""
+        return 2 if self.cell == "lstm" else 1
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of one sequence's state in fp32."""
+        return 4 * self.state_tensors * self.num_layers * self.hidden_size
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight, in the order of the literature: input, layers, head."""
+        V, E, H, G = self.vocabulary_size, self.embedding_size, self.hidden_size, self.gates
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, E)}
+        for l in range(self.num_layers):
+            shapes[f"layers.{l}.weight_ih"] = (G * H, E if l == 0 else H)
+            shapes[f"layers.{l}.weight_hh"] = (G * H, H)
+            shapes[f"layers.{l}.bias"] = (G * H,)
+            if self.reset == "after":
+                shapes[f"layers.{l}.bias_hn"] = (H,)
+        if not self.tied_head:
+            shapes["head.weight"] = (V, H)
+        elif E != H:
+            shapes["head.projection"] = (E, H)
+        shapes["head.bias"] = (V,)
+        return shapes
+
+    def parameter_count(self) -> int:
+        """The number of stored weights."""
+        total = 0
+        for shape in self.shapes().values():
+            size = 1
+            for side in shape:
+                size *= side
+            total += size
+        return total
+
+    def to_json(self) -> str:
+        """The canonical text: sorted keys, absent values left out; the digest is taken over it."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        fields["files"] = dict(self.files)
+        return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+    def digest(self) -> str:
+        """sha256 over the canonical config, which holds the sha256 of tokenizer and weights."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Reads a `config.json`; raises `ModelBroken` on anything it does not know."""
+        try:
+            fields: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelBroken(f"config.json is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise ModelBroken(f"config.json holds a {type(fields).__name__}, not an object")
+        version = fields.get("format_version", "absent")
+        _check(type(version) is int and version == FORMAT_VERSION, "format_version", version, f"{FORMAT_VERSION}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ModelBroken(f"config.json has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        for name in ("vocabulary_size", "embedding_size", "hidden_size", "num_layers"):
+            if name not in fields:
+                raise ModelBroken(f"config.json lacks the key {name!r}")
+            _check(type(fields[name]) is int, name, fields[name], "an integer")
+        if "cell" not in fields:
+            raise ModelBroken("config.json lacks the key 'cell'")
+        _check(type(fields.get("tied_head", False)) is bool, "tied_head", fields.get("tied_head"), "true or false")
+        files = fields.pop("files", {})
+        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
+            raise ModelBroken("config.json: files must map each file's name to its sha256")
+        return cls(**fields, files=tuple(sorted(files.items())))
+
+
+def _check(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ModelBroken(f"config.json: {key} is {value!r}; allowed: {allowed}")

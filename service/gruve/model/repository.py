@@ -1,0 +1,219 @@
+"""The model repository: one folder a model, read with suspicion, written so that it can be read back.
+
+    models/<name>/config.json  tokenizer.json  model.safetensors  README.md (the model card)
+
+Weights come from safetensors alone. Sizes are bounded before anything is read; hashes, names, shapes, types and
+finiteness are checked before a model is handed to anybody. A broken entry is listed with its reason; the others serve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import stat
+import struct
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from gruve.errors import ModelBroken, ModelUnknown
+from gruve.model.config import ModelConfig
+from gruve.model.network import Network
+from gruve.model.tokenizer import Tokenizer
+
+CONFIG, TOKENIZER, WEIGHTS, CARD = "config.json", "tokenizer.json", "model.safetensors", "README.md"
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TOKENIZER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 1 << 20
+MAX_CARD_CHARACTERS = 1 << 16
+MAX_REASON_CHARACTERS = 1_000
+"""How much is told of why an entry is broken: a reason quotes what it found, which may be of any length."""
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Model:
+    """A model that has passed every check: blueprint, tokenizer, and weights as every backend must start from them."""
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor]
+    """fp32 tensors on the CPU, already rounded to `config.precision`; shared, never written to."""
+    description: str = ""
+    """The card's first paragraph."""
+    license: str = ""
+    """The card's `license` field."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over canonical config, tokenizer and weights."""
+        return self.config.digest()
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """sha256 of the tokenizer's file: the same means the same tokens."""
+        return dict(self.config.files)[TOKENIZER]
+
+    def network(self) -> Network:
+        """A fresh Network with these weights, in evaluation mode."""
+        network = Network(self.config)
+        network.load_weights(self.weights)
+        return network.eval()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Broken:
+    """An entry that is there and cannot be served, and why."""
+
+    name: str
+    why: str
+
+
+def scan(repository: Path) -> dict[str, Model | Broken]:
+    """Loads every entry of a repository folder, in the order of their names; broken ones keep their reason.
+
+    Raises `ModelUnknown` if the folder itself is not there.
+    """
+    if not repository.is_dir():
+        raise ModelUnknown(f"no model repository at {str(repository)!r}: not a folder")
+    entries: dict[str, Model | Broken] = {}
+    for folder in sorted(repository.iterdir()):
+        if folder.is_file() or folder.name.startswith("."):
+            continue
+        name = os.fsencode(folder.name).decode(errors="replace")
+        try:
+            entries[name] = load(folder)
+        except ModelBroken as error:
+            entries[name] = Broken(name, str(error)[:MAX_REASON_CHARACTERS])
+    return entries
+
+
+def load(folder: Path) -> Model:
+    """Loads one entry; raises `ModelBroken` with the file and what is wrong with it."""
+    _check_name(folder)
+    config = ModelConfig.from_json(_text(CONFIG, _read(folder / CONFIG, MAX_CONFIG_BYTES)))
+    if set(dict(config.files)) != {TOKENIZER, WEIGHTS}:
+        raise ModelBroken(f"{CONFIG}: files names {sorted(dict(config.files))}; it must name {[WEIGHTS, TOKENIZER]}")
+    tokenizer_bytes = _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
+    weight_bytes = _read(folder / WEIGHTS, 4 * config.parameter_count() + MAX_HEADER_BYTES + 8)
+    for name, content in ((TOKENIZER, tokenizer_bytes), (WEIGHTS, weight_bytes)):
+        found, expected = hashlib.sha256(content).hexdigest(), dict(config.files)[name]
+        if found != expected:
+            raise ModelBroken(
+                f"{name} has {len(content)} bytes with sha256 {found[:16]}…; {CONFIG} expects {expected[:16]}… "
+                "(truncated, changed or of another model)"
+            )
+    tokenizer = Tokenizer.from_json(_text(TOKENIZER, tokenizer_bytes))
+    _check_sizes(tokenizer, config)
+    card_license, description = _read_card(folder / CARD)
+    return Model(folder.name, config, tokenizer, _weights(weight_bytes, config), description, card_license)
+
+
+def save(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tensor], card: str | None = None
+) -> Model:
+    """Writes an entry, its weights rounded to `config.precision`, and loads it back.
+
+    What could not be loaded back raises `ModelBroken` before anything is written: weights that are not finite, or
+    become so by rounding; a tokenizer of another size; a name out of form. Files are replaced one by one and
+    `config.json` last, so that an entry cut off in the middle fails its hash and is never served half new.
+    """
+    stored = torch.float16 if config.precision == "float16" else torch.float32
+    _check_name(folder)
+    _check_sizes(tokenizer, config)
+    tensors = {name: weights[name].detach().to("cpu", stored).contiguous() for name in config.shapes()}
+    contents = {TOKENIZER: tokenizer.to_json().encode(), WEIGHTS: save_safetensors(tensors)}
+    _weights(contents[WEIGHTS], config)
+    files = tuple(sorted((name, hashlib.sha256(content).hexdigest()) for name, content in contents.items()))
+    contents[CONFIG] = dataclasses.replace(config, files=files).to_json().encode()
+    if card is not None:
+        contents = {CARD: card.encode(), **contents}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, folder / name)
+    return load(folder)
+
+
+def _check_name(folder: Path) -> None:
+    if not NAME.fullmatch(folder.name):
+        raise ModelBroken(f"model name {folder.name!r} is not of the form {NAME.pattern}")
+
+
+def _check_sizes(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    if tokenizer.size != config.vocabulary_size:
+        raise ModelBroken(f"{TOKENIZER} holds {tokenizer.size} tokens, {CONFIG} says {config.vocabulary_size}")
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ModelBroken(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _read(path: Path, most_bytes: int) -> bytes:
+    """The file's bytes, its size checked first. Links are followed; what is no regular file is not opened."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelBroken(f"{path.name} is no regular file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most_bytes:
+                raise ModelBroken(f"{path.name} has {size} bytes; at most {most_bytes} are possible")
+            return file.read(most_bytes)
+    except OSError as error:
+        raise ModelBroken(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
+    """The checked tensors as fp32."""
+    expected = config.shapes()
+    dtype = "F16" if config.precision == "float16" else "F32"
+    if len(content) < 8 or struct.unpack("<Q", content[:8])[0] > min(MAX_HEADER_BYTES, len(content) - 8):
+        raise ModelBroken(f"{WEIGHTS} is no safetensors file: its header does not fit into its {len(content)} bytes")
+    try:
+        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+        found = {
+            name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelBroken(f"{WEIGHTS} has no readable safetensors header: {error}") from error
+    for name in sorted(set(expected) ^ set(found)):
+        raise ModelBroken(f"{WEIGHTS} {'lacks' if name in expected else 'has the unknown'} tensor {name!r}")
+    for name, shape in expected.items():
+        if found[name] != (dtype, shape):
+            raise ModelBroken(f"{WEIGHTS}: {name} is {found[name][0]} {found[name][1]}; expected {dtype} {shape}")
+    try:
+        tensors = load_safetensors(content)
+    except SafetensorError as error:
+        raise ModelBroken(f"{WEIGHTS} is no valid safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelBroken(f"{WEIGHTS}: {name} holds values that are not finite")
+    return {name: tensors[name].float() for name in expected}
+
+
+def _read_card(path: Path) -> tuple[str, str]:
+    """(license, first paragraph) of a model card; a card that is missing or odd costs nothing."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "", ""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_CARD_CHARACTERS)
+    except OSError:
+        return "", ""
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    front, body = (found.group(1), text[found.end() :]) if found else ("", text)
+    licensed = re.search(r"^license:[ \t]*(\S+)", front, re.MULTILINE)
+    paragraphs = [p.strip() for p in body.split("\n\n") if p.strip() and not p.lstrip().startswith(("#", "!", "<"))]
+    return (licensed.group(1) if licensed else ""), (" ".join(paragraphs[0].split()) if paragraphs else "")

@@ -1,0 +1,67 @@
+"""Small models of every cell with weights that make lively distributions; what the tests of model and engine decode."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+
+import torch
+from hypothesis import strategies as st
+
+from gruve.model.config import ModelConfig
+from gruve.model.network import Network
+from gruve.model.repository import TOKENIZER, WEIGHTS, Model
+from gruve.model.tokenizer import END, START, Tokenizer
+
+CELLS = [("gru", "after"), ("gru", "before"), ("lstm", None), ("elman", None)]
+CELL_NAMES = ["gru-after", "gru-before", "lstm", "elman"]
+
+
+def config_of(cell, *, V=13, E=6, H=8, L=2, tied=False, precision="float16") -> ModelConfig:
+    name, reset = cell
+    return ModelConfig(name, V, E, H, L, reset=reset, tied_head=tied, precision=precision)
+
+
+def tokenizer_of(V: int, *, has_end: bool = True) -> Tokenizer:
+    specials = (START, END) if has_end else (START,)
+    letters = string.ascii_letters + "".join(map(chr, range(0x4E00, 0x4E00 + V)))
+    return Tokenizer("characters", specials + tuple(letters[: V - len(specials)]), has_end)
+
+
+def weights_of(config: ModelConfig, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random weights, already rounded, that let every gate work and tell tokens apart."""
+    torch.manual_seed(seed)
+    network = Network(config)
+    rounded = {}
+    for name, weight in network.named_weights().items():
+        weight = weight.detach().clone()
+        if weight.dim() == 1:
+            weight += torch.randn_like(weight) * 0.5
+        else:
+            weight *= 3.0 if name.startswith(("embedding", "head")) else 1.5
+        rounded[name] = (weight.half() if config.precision == "float16" else weight).float()
+    return rounded
+
+
+def model_of(config: ModelConfig, seed: int = 1, *, has_end: bool = True) -> Model:
+    tokenizer = tokenizer_of(config.vocabulary_size, has_end=has_end)
+    weights = weights_of(config, seed)
+    digest = hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights.values())).hexdigest()
+    files = ((WEIGHTS, digest), (TOKENIZER, hashlib.sha256(tokenizer.to_json().encode()).hexdigest()))
+    fields = {name: getattr(config, name) for name in config.__slots__}
+    return Model("small", ModelConfig(**{**fields, "files": tuple(sorted(files))}), tokenizer, weights)
+
+
+@st.composite
+def configs(draw, hidden_sizes=(8, 9, 16, 17, 24)) -> ModelConfig:
+    """Any cell, any depth, tied or not, embedding as wide as the state or not, sizes that fill no vector register."""
+    H = draw(st.sampled_from(hidden_sizes))
+    E = draw(st.sampled_from([5, H]))
+    return config_of(
+        draw(st.sampled_from(CELLS)),
+        V=draw(st.integers(3, 20)),
+        E=E,
+        H=H,
+        L=draw(st.integers(1, 4)),
+        tied=draw(st.booleans()),
+    )
