@@ -1,0 +1,178 @@
+"""Cuts a corpus into batches: streams of a text whose state is carried on, or whole tunes of like length.
+
+Draws from a generator of its own, so that a batch depends on seed and place alone and can be drawn again on resuming.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gruve.training.config import Batches
+from gruve.training.landmarks import CLASSES
+
+IGNORED = -100
+"""The target of a step that is not scored: padding, and the start token, which nothing predicts."""
+
+START_ID = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Inputs (B, T), what follows each of them, and which rows begin from the zero state."""
+
+    inputs: Tensor
+    targets: Tensor
+    cold: Tensor
+    """(B,) bool."""
+    landmarks: Tensor | None = None
+    """(B, T, questions): for tunes, the classes that `landmarks.py` gives each input, or IGNORED."""
+    taboos: Tensor | None = None
+    """(B, T): for tunes, the row of the corpus's table of taboos that holds behind each input."""
+
+
+class Source(Protocol):
+    """An endless row of batches that can be put back to where it was."""
+
+    def next(self) -> Batch:
+        """The next batch."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes back to where `state` was taken."""
+
+
+class TextBatches:
+    """`rows` readers walk through one text, evenly spread, each carrying its state from batch to batch.
+
+    A reader that comes to the end begins anew at the front. That, and `cold_share` of the other chunks, begin from the
+    zero state with the start token, because that is how every request to a server begins.
+    """
+
+    def __init__(self, ids: Sequence[int], batches: Batches, seed: int) -> None:
+        self._ids = torch.tensor(ids, dtype=torch.long)
+        self._batches = batches
+        self._generator = torch.Generator().manual_seed(seed)
+        rows = batches.rows
+        first = int(torch.randint(len(ids), (1,), generator=self._generator))
+        self._at = (first + torch.arange(rows) * len(ids) // rows) % len(ids)
+        self._fresh = torch.ones(rows, dtype=torch.bool)
+
+    def next(self) -> Batch:
+        """The next chunk of every reader; its length is drawn from half to one and a half times `steps`."""
+        mean, rows = self._batches.steps, self._batches.rows
+        T = int(torch.randint(mean // 2, mean + mean // 2 + 1, (1,), generator=self._generator))
+        T = min(T, len(self._ids))
+        past_end = self._at + T > len(self._ids)
+        self._at[past_end] = 0
+        cold = self._fresh | past_end | (torch.rand(rows, generator=self._generator) < self._batches.cold_share)
+        span = self._at[:, None] + torch.arange(T)
+        targets = self._ids[span]
+        inputs = self._ids[(span - 1).clamp(min=0)]
+        inputs[cold, 0] = START_ID
+        self._at = self._at + T
+        self._fresh = torch.zeros_like(cold)
+        return Batch(inputs, targets, cold)
+
+    def state(self) -> dict[str, Tensor]:
+        """The readers' places and the generator."""
+        return {"at": self._at, "fresh": self._fresh, "generator": self._generator.get_state()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Puts readers and generator back."""
+        self._at, self._fresh = state["at"].clone(), state["fresh"].clone()
+        self._generator.set_state(state["generator"])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """One tune as it is fed: ids with start and end; for each, its landmarks and the row of the taboos behind it."""
+
+    ids: tuple[int, ...]
+    landmarks: tuple[tuple[int, ...], ...]
+    taboos: tuple[int, ...]
+
+    def joined(self, other: Piece) -> Piece:
+        """This tune and another behind it."""
+        return Piece(self.ids + other.ids, self.landmarks + other.landmarks, self.taboos + other.taboos)
+
+
+class TuneBatches:
+    """Whole tunes from the zero state, shuffled anew each epoch and batched with others of like length.
+
+    `joined_share` of the rows hold two tunes, so that a start token that follows an end, as in a continued session, is
+    trained too. Tunes that do not fill a batch wait for another epoch.
+    """
+
+    POOL_BATCHES = 16
+
+    def __init__(self, tunes: Sequence[Piece], batches: Batches, seed: int) -> None:
+        self._tunes = tunes
+        self._batches = batches
+        self._generator = torch.Generator().manual_seed(seed)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch_state = self._generator.get_state()
+        self._plan = self._draw_epoch()
+        self._cursor = 0
+
+    def _draw_epoch(self) -> list[list[Piece]]:
+        """Every batch of one epoch."""
+        batches = self._batches
+        order = torch.randperm(len(self._tunes), generator=self._generator).tolist()
+        pieces = [self._tunes[tune] for tune in order]
+        rows: list[Piece] = []
+        draws = torch.rand(len(pieces), generator=self._generator, dtype=torch.float64).tolist()
+        left = iter(pieces)
+        for draw, piece in zip(draws, left, strict=False):
+            if draw < batches.joined_share and (second := next(left, None)) is not None:
+                piece = piece.joined(second)
+            rows.append(piece)
+        plan: list[list[Piece]] = []
+        pool = batches.rows * self.POOL_BATCHES
+        for start in range(0, len(rows), pool):
+            near = sorted(rows[start : start + pool], key=lambda piece: len(piece.ids))
+            plan += [near[i : i + batches.rows] for i in range(0, len(near) - batches.rows + 1, batches.rows)]
+        shuffled = torch.randperm(len(plan), generator=self._generator).tolist()
+        return [plan[i] for i in shuffled]
+
+    def next(self) -> Batch:
+        """The next batch of tunes, padded behind to the longest."""
+        if self._cursor == len(self._plan):
+            self._begin_epoch()
+        pieces = self._plan[self._cursor]
+        self._cursor += 1
+        return pad(pieces)
+
+    def state(self) -> dict[str, Tensor]:
+        """The generator as the epoch began, and how far the epoch has come."""
+        return {"epoch": self._epoch_state, "cursor": torch.tensor(self._cursor)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Draws the epoch again and goes to its place."""
+        self._generator.set_state(state["epoch"])
+        self._begin_epoch()
+        self._cursor = int(state["cursor"])
+
+
+def pad(pieces: Sequence[Piece]) -> Batch:
+    """One batch of whole pieces from the zero state; padding and start tokens are not scored."""
+    longest = max(len(piece.ids) for piece in pieces)
+    ids = torch.full((len(pieces), longest), START_ID, dtype=torch.long)
+    landmarks = torch.full((len(pieces), longest, len(CLASSES)), IGNORED, dtype=torch.long)
+    taboos = torch.zeros_like(ids)
+    for row, piece in enumerate(pieces):
+        length = len(piece.ids)
+        ids[row, :length] = torch.tensor(piece.ids)
+        landmarks[row, :length] = torch.tensor(piece.landmarks)
+        taboos[row, :length] = torch.tensor(piece.taboos)
+    targets = ids[:, 1:].masked_fill(ids[:, 1:] == START_ID, IGNORED)
+    cold = torch.ones(len(pieces), dtype=torch.bool)
+    return Batch(ids[:, :-1], targets, cold, landmarks[:, :-1], taboos[:, :-1])

@@ -1,0 +1,205 @@
+"""Writes a model's card in the Hugging Face form: prose from `card.toml`, figures from what `report.py` measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+from gruve.errors import InvalidField
+from gruve.training.config import build_from_table
+from gruve.training.curve import PNG_FILE
+from gruve.training.report import Results
+
+KEEP_LOSS = 1e-4
+"""The most that rounding may move the validation loss, relatively; a model that moves more is stored in float32."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CardText:
+    """What a card says that cannot be measured."""
+
+    title: str
+    summary: str
+    """The first paragraph, which the server's list of models shows."""
+    license: str
+    """Of the weights, as an SPDX-like id in the hub's spelling."""
+    license_note: str
+    language: list[str]
+    tags: list[str]
+    datasets: list[str]
+    corpus_path: str
+    """How the command names the corpus."""
+    data: str
+    limits: list[str]
+    transcribers: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_card_text(path: Path) -> CardText:
+    """Reads a `card.toml`; raises `InvalidField` on a key or a value it does not know."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidField("card", f"{path} cannot be read: {error}") from error
+    return build_from_table(CardText, fields, "")
+
+
+def render_card(text: CardText, results: Results, drawings: list[str]) -> str:
+    """The card. `drawings` are file names of the drawn samples, in the order of the results' samples."""
+    sections = [
+        _front_matter(text, results),
+        f"# {text.title}\n\n{text.summary.strip()}",
+        _sizes(results),
+        _data(text, results),
+        _training(text, results),
+        _losses(results),
+        f"![Training and validation loss over the run]({PNG_FILE})",
+    ]
+    if "quality" in results:
+        sections.append(_quality(results))
+    sections += [_samples(results, drawings), "## Limits\n\n" + "\n".join(f"- {limit}" for limit in text.limits)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(text: CardText, results: Results) -> str:
+    def block(key: str, values: list[str]) -> str:
+        return f"{key}:\n" + "\n".join(f"- {value}" for value in values)
+
+    first = results["losses"][0]
+    return "\n".join(
+        [
+            "---",
+            f"license: {text.license}",
+            block("language", text.language),
+            "library_name: gruve",
+            "pipeline_tag: text-generation",
+            block("tags", text.tags),
+            block("datasets", text.datasets),
+            "model-index:",
+            f"- name: {results['model']['name']}",
+            "  results:",
+            "  - task: {type: text-generation}",
+            f"    dataset: {{name: {text.datasets[0]}, type: {text.datasets[0]}, split: {first['part']}}}",
+            f"    metrics: [{{type: loss, value: {first['nats']:.4f}, name: nats per token ({first['protocol']})}}]",
+            "---",
+        ]
+    )
+
+
+def _sizes(results: Results) -> str:
+    m = results["model"]
+    reset = f", reset gate {m['reset']} the recurrent product" if m["reset"] else ""
+    return "\n".join(
+        [
+            "| | |",
+            "|---|---|",
+            f"| cell | {m['cell'].upper()}, {m['num_layers']} x {m['hidden_size']}{reset} |",
+            f"| vocabulary, embedding | {m['vocabulary_size']}, {m['embedding_size']} |",
+            f"| parameters | {m['parameters']:,} |",
+            f"| weights | {m['precision']}, {m['weight_bytes']:,} bytes |",
+            f"| state of a session | {m['state_bytes']:,} bytes |",
+            f"| digest | `{m['digest']}` |",
+        ]
+    )
+
+
+def _data(text: CardText, results: Results) -> str:
+    corpus = results["corpus"]
+    parts = ", ".join(f"{part} {count:,}" for part, count in corpus["parts"].items())
+    lines = ["## Data", "", text.data.strip(), "", f"{corpus['unit'].capitalize()}: {parts}."]
+    if "tokens" in corpus:
+        lines[-1] += " Tokens to predict: " + ", ".join(f"{part} {n:,}" for part, n in corpus["tokens"].items()) + "."
+    lines += ["", f"sha256 of the corpus, verified before training: `{corpus['sha256']}`."]
+    if "transcribers" in results:
+        named = ", ".join(f"{name} ({count:,})" for name, count in results["transcribers"])
+        lines += ["", f"Transcribers, with the `Z:` fields that name each: {named}."]
+    return "\n".join([*lines, "", text.license_note.strip()])
+
+
+def _training(text: CardText, results: Results) -> str:
+    t, name = results["training"], results["model"]["name"]
+    command = f"gruve train --config models/{name}/training.toml --corpus {text.corpus_path} --out runs/{name}"
+    r = t["regularisation"]
+    dropouts = [f"{where} {r[f'dropout_{where}']}" for where in ("embedding", "between", "head", "weight")]
+    falling = f", falling to {r['final_share']:.0%} of that over the second half" if r["final_share"] < 1 else ""
+    sentences = [
+        f"{t['steps']:,} updates, {t['tokens']:,} tokens, {t['seconds'] / 60:.0f} minutes on {t['threads']} CPU "
+        f"thread{'s' if t['threads'] > 1 else ''} of a machine that other work was sharing; seed {t['seed']}; "
+        + ("bfloat16 products, fp32 sums and weights." if t["arithmetic"] == "bfloat16" else "fp32."),
+        f"AdamW up to {t['learning_rate']}, {t['rows']} rows, warm-up and half a cosine, clipped gradients. The moving "
+        "average of the weights is what is stored.",
+    ]
+    if any(r[f"dropout_{where}"] for where in ("embedding", "between", "head", "weight")):
+        sentences.append(f"Locked dropout and dropped recurrent weights: {', '.join(dropouts)}{falling}.")
+    if t["objective"]["landmark_weight"]:
+        weights = t["objective"]
+        sentences.append(
+            "Beside the next token the network learned to answer where in the bar, the part and the tuplet it is "
+            f"(weight {weights['landmark_weight']}; the answers' head is not stored), and was held back from what "
+            f"never follows in the training part (weight {weights['taboo_weight']})."
+        )
+    files = "All of it stands in [training.toml](training.toml), the curve in [losses.csv](losses.csv)."
+    return f"## Training\n\n```sh\n{command}\n```\n\n" + " ".join([*sentences, files])
+
+
+def _losses(results: Results) -> str:
+    lines = ["## Losses", "", "| part | protocol | scored | nats per token | bits per token |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {loss['part']} | {loss['protocol']} | {loss['scored']:,} | {loss['nats']:.4f} | {loss['bits']:.4f} |"
+        for loss in results["losses"]
+    ]
+    tunes = [f"{loss['part']} {loss['nats_per_tune']:.1f}" for loss in results["losses"] if "nats_per_tune" in loss]
+    if tunes:
+        lines += [
+            "",
+            f"Nats per tune: {', '.join(tunes)}. Every tune starts from the zero state; its end is scored, the start",
+        ]
+        lines[-1] += " is not. Variants of one tune are in one part."
+    else:
+        lines += [
+            "",
+            "*carried*: the state goes from the first character of the part to the last. *cold*: windows of 256 "
+            "characters from the zero state, the character before each given, as in nanoGPT's evaluation (1.4697, "
+            "published, 10.65M parameters). The two protocols' figures do not compare with each other.",
+        ]
+    r = results["rounding"]
+    lines += [
+        "",
+        f"Rounding the weights to {results['model']['precision']} moved the first figure from {r['nats_before']:.6f} "
+        f"to {r['nats_after']:.6f}, by {100 * r['relative']:.4f}%.",
+    ]
+    return "\n".join(lines)
+
+
+def _quality(results: Results) -> str:
+    q = results["quality"]
+    midi = "not installed" if q["abc2midi_clean"] is None else f"{q['abc2midi_clean']:.1%}"
+    rows = {
+        "all bars right": f"{q['all_bars_right']:.1%}",
+        "bars right, of those between single bar lines": f"{q['interior_bars_right']:.2%}",
+        "parse": f"{q['parsed']:.1%}",
+        "abc2midi: no error or warning": midi,
+        "verovio: empty log": f"{q['verovio_clean']:.1%}",
+        "both": f"{q['clean']:.1%}",
+        "end reached within 1,024 tokens": f"{q['ended']:.1%}",
+        "distinct": f"{q['distinct']:.1%}",
+        "copies of a tune of the corpus": f"{q['exact_copies']}",
+        "runs of 16 tokens found in the training part": f"{q['copied_runs']:.1%}",
+        "longest run found in the training part": f"{q['longest_copied_run']} tokens",
+        "mean length": f"{q['mean_tokens']:.0f} tokens",
+    }
+    head = (
+        f"## Composed freely\n\n{q['count']:,} tunes at temperature {q['temperature']}, seeds {q['seed']} to "
+        f"{q['seed'] + q['count'] - 1}, nothing constrained, nothing left out.\n\n| | |\n|---|---|\n"
+    )
+    return head + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _samples(results: Results, drawings: list[str]) -> str:
+    lines = ["## Samples", "", "Not chosen: the first seeds."]
+    for number, sample in enumerate(results["samples"]):
+        lines += ["", f"Temperature {sample['temperature']}, seed {sample['seed']}:", ""]
+        lines += ["```", sample["text"].strip("\n"), "```"]
+        if number < len(drawings):
+            lines += ["", f"![The tune of seed {sample['seed']} in notation]({drawings[number]})"]
+    return "\n".join(lines)

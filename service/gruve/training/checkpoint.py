@@ -1,0 +1,50 @@
+"""What a run needs to go on, in one safetensors file: tensors as tensors, everything else as JSON in its header."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gruve.errors import ModelBroken
+
+FILE = "checkpoint.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A run after one of its steps."""
+
+    config_digest: str
+    corpus_sha256: str
+    step: int
+    tokens: int
+    seconds: float
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes beside the old one and replaces it, so that a crash leaves one whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scalars = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "tensors"}
+    partial = folder / f".{FILE}.partial"
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, partial, {"gruve": json.dumps(scalars)})
+    os.replace(partial, folder / FILE)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads the folder's checkpoint; raises `ModelBroken` if there is none or it is not whole."""
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            scalars: dict[str, Any] = json.loads((file.metadata() or {})["gruve"])
+            return Checkpoint(**scalars, tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelBroken(f"{path} cannot be resumed from: {error}") from error

@@ -1,0 +1,201 @@
+"""What a training run is told: one TOML file, read into frozen dataclasses. Knows no tensors.
+
+Everything that can change a weight stands here, so that config, corpus and machine determine the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from gruve.errors import InvalidField
+from gruve.model.config import Cell, ModelConfig, Precision, Reset
+from gruve.model.tokenizer import Kind
+
+Arithmetic = Literal["float32", "bfloat16"]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Architecture:
+    """The blueprint but for the vocabulary, which the corpus decides."""
+
+    cell: Cell
+    embedding_size: int
+    hidden_size: int
+    num_layers: int
+    reset: Reset | None = None
+    tied_head: bool = False
+    precision: Precision = "float16"
+
+    def model_config(self, vocabulary_size: int) -> ModelConfig:
+        """The blueprint over a vocabulary; raises `ModelBroken` on sizes out of their bounds."""
+        return ModelConfig(vocabulary_size=vocabulary_size, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Regularisation:
+    """Probabilities in [0, 1), and the decay of weights."""
+
+    dropout_embedding: float = 0.0
+    """Locked dropout on what enters the first layer."""
+    dropout_between: float = 0.0
+    """Locked dropout between layers."""
+    dropout_head: float = 0.0
+    """Locked dropout on what enters the head."""
+    dropout_weight: float = 0.0
+    """DropConnect on the recurrent weights, one mask a batch."""
+    final_share: float = 1.0
+    """What is left of the dropouts at the last step; they fall linearly over the second half of the run."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices; biases and the embedding are left alone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long, and how fast when. The learning rate warms up linearly and falls along half a cosine."""
+
+    steps: int
+    """Updates of the weights."""
+    learning_rate: float
+    """At its highest."""
+    final_learning_rate: float
+    """At the last step."""
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    """The most the gradient's norm may be; above, it is scaled down."""
+    average_decay: float = 0.999
+    """Of the moving average of the weights, which is what is saved in the end; 0 saves the last weights."""
+    validate_every_steps: int = 500
+    checkpoint_every_steps: int = 500
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batches:
+    """How a corpus is cut. `steps` and `cold_share` are for texts, `joined_share` for tunes."""
+
+    rows: int
+    """B: streams of a text, or tunes at a time."""
+    steps: int = 128
+    """The mean length of truncated back-propagation; each batch draws its own from half to one and a half times it."""
+    cold_share: float = 0.03
+    """The share of chunks that begin like a new sequence: from the zero state, with the start token."""
+    joined_share: float = 0.15
+    """The share of rows that hold two tunes, one after the other without a new state, as a continued session does."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Objective:
+    """What is learned of tunes beside the next token, as weights in the loss."""
+
+    landmark_weight: float = 0.0
+    """Of the auxiliary targets of `landmarks.py`, whose head is not saved."""
+    taboo_weight: float = 0.0
+    """Of the probability of what never follows, by `taboos.py`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """One training run."""
+
+    name: str
+    kind: Kind
+    architecture: Architecture
+    schedule: Schedule
+    batches: Batches
+    regularisation: Regularisation = Regularisation()
+    objective: Objective = Objective()
+    seed: int = 1
+    threads: int = 1
+    """Threads of a matrix product; another number makes other roundings, and so another model."""
+    arithmetic: Arithmetic = "float32"
+    """Of matrix products; `bfloat16` (GRU with reset=after) trains three times as fast on a CPU that has it."""
+    corpus_sha256: str = ""
+    """What the corpus must hash to; empty takes any."""
+
+    def __post_init__(self) -> None:
+        a, s, b, r = self.architecture, self.schedule, self.batches, self.regularisation
+        _check(self.kind in get_args(Kind), "kind", self.kind, f"one of {get_args(Kind)}")
+        _check(self.arithmetic in get_args(Arithmetic), "arithmetic", self.arithmetic, f"one of {get_args(Arithmetic)}")
+        _check(
+            self.arithmetic == "float32" or (a.cell == "gru" and a.reset == "after"),
+            "arithmetic",
+            self.arithmetic,
+            "float32 for any cell but the GRU with reset=after",
+        )
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63-1")
+        _check(1 <= self.threads <= 256, "threads", self.threads, "1 to 256")
+        _check(s.steps >= 1, "schedule.steps", s.steps, "at least 1")
+        _check(0 <= s.warmup_steps <= s.steps, "schedule.warmup_steps", s.warmup_steps, f"0 to steps ({s.steps})")
+        _check(0 < s.learning_rate <= 1, "schedule.learning_rate", s.learning_rate, "above 0, at most 1")
+        _check(
+            0 <= s.final_learning_rate <= s.learning_rate,
+            "schedule.final_learning_rate",
+            s.final_learning_rate,
+            f"0 to learning_rate ({s.learning_rate})",
+        )
+        _check(s.clip_norm > 0, "schedule.clip_norm", s.clip_norm, "above 0")
+        for name in ("validate_every_steps", "checkpoint_every_steps"):
+            _check(getattr(s, name) >= 1, f"schedule.{name}", getattr(s, name), "at least 1")
+        _check(1 <= b.rows <= 4096, "batches.rows", b.rows, "1 to 4096")
+        _check(2 <= b.steps <= 65_536, "batches.steps", b.steps, "2 to 65536")
+        for name in ("landmark_weight", "taboo_weight"):
+            weight = getattr(self.objective, name)
+            _check(0 <= weight <= 1_000, f"objective.{name}", weight, "0 to 1000")
+        shares = {f"batches.{n}": getattr(b, n) for n in ("cold_share", "joined_share")}
+        shares |= {f"regularisation.{f.name}": getattr(r, f.name) for f in dataclasses.fields(r)}
+        shares["schedule.average_decay"] = s.average_decay
+        for name, share in shares.items():
+            _check(0 <= share < 1 or (share == 1 and "share" in name), name, share, "0 to below 1")
+
+    def digest(self) -> str:
+        """sha256 over every field; a checkpoint goes on only under the config it was made with."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """Reads a training TOML; raises `InvalidField` on a key or a value it does not know."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidField("config", f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidField("config", f"{path} is not TOML: {error}") from error
+    tables: dict[str, type[Any]] = {
+        "architecture": Architecture,
+        "schedule": Schedule,
+        "batches": Batches,
+        "regularisation": Regularisation,
+        "objective": Objective,
+    }
+    for name, table in tables.items():
+        if name in fields:
+            fields[name] = build_from_table(table, fields[name], f"{name}.")
+    return build_from_table(TrainingConfig, fields, "")
+
+
+def build_from_table(table: type[T], fields: Any, prefix: str) -> T:
+    """A dataclass of `fields`, whose names and kinds must be its own."""
+    if not isinstance(fields, dict):
+        raise InvalidField(prefix.rstrip("."), f"is {fields!r}; must be a table")
+    known = {field.name: field for field in dataclasses.fields(table)}  # type: ignore[arg-type]
+    for name, value in fields.items():
+        if name not in known:
+            raise InvalidField(prefix + name, f"is not known; known are {', '.join(known)}")
+        declared = str(known[name].type)
+        kinds = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(declared, (object,))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and declared != "bool"):
+            raise InvalidField(prefix + name, f"is {value!r}; must be of type {declared}")
+    for name, field in known.items():
+        if name not in fields and field.default is field.default_factory is dataclasses.MISSING:
+            raise InvalidField(prefix + name, "is missing")
+    return table(**fields)
+
+
+def _check(holds: bool, field: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise InvalidField(field, f"is {value!r}; allowed: {allowed}")

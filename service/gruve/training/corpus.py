@@ -1,0 +1,139 @@
+"""Reads a corpus from disk and says plainly why one cannot be used. Splits it; builds the tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from gruve.errors import CorpusError
+from gruve.model.tokenizer import Tokenizer, build
+from gruve.training.batches import IGNORED, Piece
+from gruve.training.config import TrainingConfig
+from gruve.training.landmarks import CLASSES, landmarks
+from gruve.training.taboos import Taboos
+from gruve.tune.books import read_books
+from gruve.tune.tokens import join
+
+TRAINING_SHARE = 0.9
+"""Of a text's characters, at its front; the rest validates. nanoGPT's split, so that losses compare."""
+FEWEST_CHARACTERS = 1_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextCorpus:
+    """A text in two parts."""
+
+    tokenizer: Tokenizer
+    train: str
+    validation: str
+    sha256: str
+
+
+def read_text(path: Path, expected_sha256: str = "") -> TextCorpus:
+    """Reads a UTF-8 text; its first 90% of characters train, the rest validates.
+
+    Raises `CorpusError` if it cannot be read, hashes to something else than `expected_sha256`, is empty, binary, of
+    another encoding, or too short or too uniform to learn from.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"the corpus {path} cannot be read: {error.strerror}") from error
+    sha256 = check_sha256(str(path), hashlib.sha256(content).hexdigest(), expected_sha256)
+    text = decode(str(path), content)
+    if len(text) < FEWEST_CHARACTERS:
+        raise CorpusError(f"the corpus {path} has {len(text)} characters; at least {FEWEST_CHARACTERS} are needed")
+    if len(set(text)) < 2:
+        raise CorpusError(f"the corpus {path} holds one distinct character, {text[0]!r}; there is nothing to predict")
+    cut = int(len(text) * TRAINING_SHARE)
+    return TextCorpus(build("characters", [text], has_end=False), text[:cut], text[cut:], sha256)
+
+
+def decode(name: str, content: bytes) -> str:
+    """`content` as text; raises `CorpusError` if it is empty, holds control bytes, or is not UTF-8."""
+    if not content.strip():
+        raise CorpusError(f"the corpus {name} is empty")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"the corpus {name} is not UTF-8: byte 0x{content[error.start]:02x} at {error.start}: {error.reason}"
+        ) from error
+    for offset, character in enumerate(text):
+        if character < " " and character not in "\t\n\r\f":
+            raise CorpusError(f"the corpus {name} is binary, not text: U+{ord(character):04X} at character {offset}")
+    return text
+
+
+def check_sha256(name: str, found: str, expected: str) -> str:
+    """`found`, if `expected` is empty or the same; else raises `CorpusError`."""
+    if expected and found != expected:
+        raise CorpusError(
+            f"the corpus {name} has sha256 {found}; the config expects {expected}: another corpus or version"
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TuneCorpus:
+    """Tunes in three parts, variants of one tune in one of them."""
+
+    tokenizer: Tokenizer
+    train: tuple[Piece, ...]
+    validation: tuple[Piece, ...]
+    test: tuple[Piece, ...]
+    taboos: Tensor
+    """The table (rows, V) of `taboos.py`."""
+    sha256: str
+
+
+def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
+    """Reads every ABC book under `folder`, as `gruve.tune` keeps, cuts and splits them.
+
+    Raises `CorpusError` if there is no tune, a book is binary, the books hash to something else than `expected_sha256`,
+    or a part of the split has no tune.
+    """
+    if not folder.is_dir():
+        raise CorpusError(f"the corpus {folder} is not a folder of ABC books")
+    sha256 = check_sha256(str(folder), books_sha256(folder), expected_sha256)
+    kept = read_books(folder).kept
+    tokenizer = build("abc", [tune.tokens for tune in kept], has_end=True)
+    taboos = Taboos(tokenizer, [tune.tokens for tune in kept if tune.part == "train"])
+    parts: dict[str, list[Piece]] = {"train": [], "validation": [], "test": []}
+    for tune in kept:
+        parts[tune.part].append(piece_of(tokenizer, tune.tokens, taboos))
+    for name, pieces in parts.items():
+        if not pieces:
+            raise CorpusError(f"the corpus {folder} leaves no tune for {name}; it keeps {len(kept)} in all")
+    train, validation, test = (tuple(pieces) for pieces in parts.values())
+    return TuneCorpus(tokenizer, train, validation, test, taboos.table(), sha256)
+
+
+def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], taboos: Taboos) -> Piece:
+    """A tune between start and end, with its landmarks and taboos."""
+    start, end = tokenizer.start_id, tokenizer.end_id
+    assert end is not None, "a tokenizer of tunes has an end"  # noqa: S101 - how `read_tunes` builds it
+    ids = tokenizer.encode(join(tokens))
+    none = (IGNORED,) * len(CLASSES)
+    return Piece((start, *ids, end), (none, *landmarks(tokens), none), (*taboos.rows(tokens), 0))
+
+
+def books_sha256(folder: Path) -> str:
+    """sha256 over the lines that `sha256sum` prints for every `.abc` file under `folder`, sorted by path."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.abc") if path.is_file()}
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in sorted(paths.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+Corpus = TextCorpus | TuneCorpus
+
+
+def read_corpus(config: TrainingConfig, path: Path) -> Corpus:
+    """The corpus of the config's kind at `path`: a file of text, or a folder of ABC books; raises `CorpusError`."""
+    if config.kind == "characters":
+        return read_text(path, config.corpus_sha256)
+    return read_tunes(path, config.corpus_sha256)

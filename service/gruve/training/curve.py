@@ -1,0 +1,57 @@
+"""The loss curve of a run: a CSV that grows, and its picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+CSV_FILE, PNG_FILE = "losses.csv", "curves.png"
+COLUMNS = ("step", "tokens", "learning_rate", "train_nats", "validation_nats")
+
+
+class Curve:
+    """The rows of `losses.csv` in a folder, kept on disk as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CSV_FILE
+        self.rows: list[tuple[float, ...]] = []
+
+    def add(self, *row: float) -> None:
+        """Adds one row, in the order of `COLUMNS`."""
+        self.rows.append(row)
+        self._write()
+
+    def cut(self, step: int) -> None:
+        """Takes up the rows on disk as far as `step`."""
+        self.rows = [row for row in read_curve(self.path) if row[0] <= step]
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows([int(a), int(b), f"{c:.3e}", f"{d:.5f}", f"{e:.5f}"] for a, b, c, d, e in self.rows)
+
+    def draw(self) -> None:
+        """Writes `curves.png` beside the CSV."""
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        tokens = [row[1] / 1e6 for row in self.rows]
+        axes.plot(tokens, [row[3] for row in self.rows], label="training, with dropout", color="0.6")
+        axes.plot(tokens, [row[4] for row in self.rows], label="validation, averaged weights", color="tab:blue")
+        axes.set_xlabel("million tokens")
+        axes.set_ylabel("nats per token")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.path.with_name(PNG_FILE), dpi=120, metadata={"Software": None})
+
+
+def read_curve(path: Path) -> list[tuple[float, ...]]:
+    """The rows of a `losses.csv`; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [tuple(float(row[column]) for column in COLUMNS) for row in csv.DictReader(file)]

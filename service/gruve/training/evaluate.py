@@ -1,0 +1,145 @@
+"""How many nats a model needs per token, under protocols that are named, because figures differ between them.
+
+Nats are of the unmodified distribution. The start token is never predicted; the end token of a tune is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from gruve.errors import InvalidField
+from gruve.model.network import Network
+from gruve.model.repository import Model
+from gruve.training.batches import IGNORED, START_ID, Piece, pad
+from gruve.training.landmarks import CLASSES
+
+CHUNK = 256
+"""Steps of one call; bounds memory, and changes nothing else."""
+COLD_WINDOW = 256
+"""Characters scored in a cold window, as in nanoGPT's evaluation of its character model."""
+
+Protocol = Literal["carried", "cold"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextReport:
+    """The loss on a text.
+
+    `carried`: the state goes from the text's first character to its last, and every character is scored. `cold`: the
+    text is covered by windows of 257 characters, each beginning with the last of the one before; each starts from the
+    zero state with the start token, its first character is given, the other 256 are scored. nanoGPT's evaluation
+    samples such windows at random.
+    """
+
+    protocol: Protocol
+    scored: int
+    nats_per_token: float
+
+    @property
+    def bits_per_token(self) -> float:
+        """The same in bits."""
+        return self.nats_per_token / math.log(2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TunesReport:
+    """The loss on whole tunes, each from the zero state; the end is scored, the start is not."""
+
+    tunes: int
+    scored: int
+    nats: float
+
+    @property
+    def nats_per_token(self) -> float:
+        """Over all tokens of all tunes."""
+        return self.nats / self.scored
+
+    @property
+    def nats_per_tune(self) -> float:
+        """The mean over tunes."""
+        return self.nats / self.tunes
+
+    @property
+    def bits_per_token(self) -> float:
+        """`nats_per_token` in bits."""
+        return self.nats_per_token / math.log(2)
+
+
+def evaluate_text(model: Model, text: str, protocol: Protocol) -> TextReport:
+    """Scores a text; raises `InvalidField` if it is too short, `UnknownCharacter` where the model has no token."""
+    ids = model.tokenizer.encode(text)
+    fewest = COLD_WINDOW + 1 if protocol == "cold" else 1
+    if len(ids) < fewest:
+        raise InvalidField("text", f"has {len(ids)} tokens; the protocol {protocol!r} needs at least {fewest}")
+    if protocol == "cold":
+        return cold_loss(model.network(), ids)
+    return TextReport("carried", len(ids), carried_loss(model.network(), ids))
+
+
+def evaluate_tunes(model: Model, tunes: Sequence[str]) -> TunesReport:
+    """Scores whole tunes given as the tokenizer's texts; raises `UnknownCharacter` where it has no token."""
+    tokenizer = model.tokenizer
+    if tokenizer.end_id is None:
+        raise InvalidField("model", f"{model.name!r} has no end token; it is a model of texts, not of tunes")
+    end = tokenizer.end_id
+    encoded = [tokenizer.encode(text) for text in tunes]
+    none = (IGNORED,) * len(CLASSES)
+    pieces = [Piece((START_ID, *i, end), (none,) * (len(i) + 2), (0,) * (len(i) + 2)) for i in encoded]
+    return tunes_loss(model.network(), pieces)
+
+
+@torch.no_grad()
+def carried_loss(network: Network, ids: Sequence[int], rows: int = 1) -> float:
+    """Nats per token over the whole text, the state carried from its first character to its last.
+
+    With `rows` above 1 the text is cut into as many equal parts, each begun cold: faster, and a little pessimistic.
+    """
+    T = len(ids) // rows
+    targets = torch.tensor(ids[: rows * T]).view(rows, T)
+    inputs = torch.cat((torch.full((rows, 1), START_ID), targets[:, :-1]), dim=1)
+    state, total = network.zero_state(rows), 0.0
+    for start in range(0, T, CHUNK):
+        logits, state, _ = network(inputs[:, start : start + CHUNK], state)
+        total += _summed_nats(logits, targets[:, start : start + CHUNK])
+    return total / (rows * T)
+
+
+@torch.no_grad()
+def cold_loss(network: Network, ids: Sequence[int], rows: int = 64) -> TextReport:
+    """The protocol `cold`, `rows` windows at a time; what does not fill the last window is left out."""
+    count = (len(ids) - 1) // COLD_WINDOW
+    windows = torch.tensor(ids[: count * COLD_WINDOW + 1]).unfold(0, COLD_WINDOW + 1, COLD_WINDOW)
+    inputs = torch.cat((torch.full((count, 1), START_ID), windows[:, :-1]), dim=1)
+    targets = windows.clone()
+    targets[:, 0] = IGNORED
+    total = 0.0
+    for start in range(0, count, rows):
+        some = inputs[start : start + rows]
+        logits, _, _ = network(some, network.zero_state(len(some)))
+        total += _summed_nats(logits, targets[start : start + rows])
+    return TextReport("cold", count * COLD_WINDOW, total / (count * COLD_WINDOW))
+
+
+@torch.no_grad()
+def tunes_loss(network: Network, pieces: Sequence[Piece], rows: int = 32) -> TunesReport:
+    """Scores whole tunes, those of like length at a time."""
+    total, scored = 0.0, 0
+    ordered = sorted(pieces, key=lambda piece: len(piece.ids))
+    for start in range(0, len(ordered), rows):
+        batch = pad(ordered[start : start + rows])
+        logits, _, _ = network(batch.inputs, network.zero_state(len(batch.inputs)))
+        total += _summed_nats(logits, batch.targets)
+        scored += int((batch.targets != IGNORED).sum())
+    return TunesReport(len(pieces), scored, total)
+
+
+def _summed_nats(logits: Tensor, targets: Tensor) -> float:
+    loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return float(loss.double().sum())

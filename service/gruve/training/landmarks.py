@@ -1,0 +1,65 @@
+"""What a player keeps in mind while reading a tune: the auxiliary targets that teach a network to count.
+
+Each token is given one class for every question below, all of them functions of the tokens up to and including it. A
+network that can answer them from its last output holds what it needs to close a bar, a part or an ending where it must
+be closed. The answers' head is trained along and thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gruve.tune.positions import BAR_CLASSES, HEADER, LAST_POSITION, bar_positions
+
+POSITIONS_PER_STEP = 6
+LONG_PICKUP = LAST_POSITION // POSITIONS_PER_STEP + 1
+MANY_BARS = 32
+MOST_NOTES_LEFT = 9
+
+CLASSES = (BAR_CLASSES, LONG_PICKUP + 1, LONG_PICKUP + 1, 6, MANY_BARS + 1, MOST_NOTES_LEFT + 1)
+"""Answers to: how full is the bar? how long was the first bar of the tune, and of this part, in sixteenths (0 until it
+is over)? is a repeat open, and in which ending are we (2 x 3)? how many bars has this part? how many notes are left of
+this tuplet?"""
+
+PART_STARTS = frozenset({"|:", ":|", "||"})
+LINES = frozenset({"|", "||", "|]", "|:", ":|", "|1", ":|2"})
+
+
+def landmarks(tokens: Sequence[str]) -> list[tuple[int, ...]]:
+    """One class for each entry of `CLASSES`, for each token."""
+    positions = bar_positions(tokens)
+    answers: list[tuple[int, ...]] = []
+    tune_pickup = part_pickup = 0
+    segment_start = 0
+    first_of_tune = first_of_part = True
+    repeat_open = ending = bars = notes_left = 0
+    for at, token in enumerate(tokens):
+        line = token.strip()
+        if line in LINES:
+            before = positions[at - 1] if at and positions[at - 1] != HEADER else 0
+            length = _steps(before - segment_start)
+            if length and first_of_part:
+                part_pickup, first_of_part = length, False
+                if first_of_tune:
+                    tune_pickup, first_of_tune = length, False
+            bars += bool(length)
+            segment_start = positions[at]
+            ending = {"|1": 1, ":|2": 2, "|": ending}.get(line, 0)
+            if line in PART_STARTS:
+                first_of_part, part_pickup, bars = True, 0, 0
+            repeat_open = {"|:": 1, ":|": 0, "||": 0, "|]": 0, ":|2": 0}.get(line, repeat_open)
+            notes_left = 0
+        elif token.startswith("("):
+            notes_left = int(token.split(":")[-1].lstrip("("))
+        elif (token[0].isalpha() and token[1:2] != ":") or token[0] in "_^=":
+            notes_left = max(0, notes_left - 1)
+        form = 3 * repeat_open + ending
+        answers.append(
+            (positions[at], tune_pickup, part_pickup, form, min(bars, MANY_BARS), min(notes_left, MOST_NOTES_LEFT))
+        )
+    return answers
+
+
+def _steps(positions: int) -> int:
+    """A first bar's length as a class: in sixteenths, rounded up; 0 is none."""
+    return min(max(-(-positions // POSITIONS_PER_STEP), 0), LONG_PICKUP)

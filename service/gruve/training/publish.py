@@ -1,0 +1,60 @@
+"""From a finished run to an entry of the model repository: model, card, curve, and the results that the card prints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from gruve.errors import ModelBroken, TuneError
+from gruve.model.repository import CARD, CONFIG, TOKENIZER, WEIGHTS, Model, load
+from gruve.training.card import KEEP_LOSS, CardText, render_card
+from gruve.training.config import TrainingConfig
+from gruve.training.curve import CSV_FILE, PNG_FILE
+from gruve.training.quality import as_abc
+from gruve.training.report import Results, measure, naming
+from gruve.tune.draw import draw
+from gruve.tune.normal import parse_tune
+from gruve.tune.write import write_tune
+
+RESULTS = "results.json"
+
+
+def publish(
+    config: TrainingConfig, text: CardText, corpus_path: Path, run: Path, folder: Path, *, samples: int = 1_000
+) -> Model:
+    """Measures the model in `run` and leaves it in `folder` with its card; returns it as loaded from there.
+
+    Raises `ModelBroken` if rounding the weights cost more than it may, and what `measure` raises.
+    """
+    model = load(run)
+    results = measure(model, config, corpus_path, run, samples=samples)
+    if results["rounding"]["relative"] >= KEEP_LOSS:
+        raise ModelBroken(
+            f"rounding to {model.config.precision} moves the loss by {results['rounding']['relative']:.2e}, "
+            f"{KEEP_LOSS:.0e} or more: train with precision = 'float32'"
+        )
+    if text.transcribers:
+        results["transcribers"] = naming(corpus_path, text.transcribers)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (TOKENIZER, WEIGHTS, CONFIG, CSV_FILE, PNG_FILE):
+        shutil.copyfile(run / name, folder / name)
+    (folder / RESULTS).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    drawings = _draw(results, folder) if config.kind == "abc" else []
+    (folder / CARD).write_text(render_card(text, results, drawings), encoding="utf-8")
+    return load(folder)
+
+
+def _draw(results: Results, folder: Path) -> list[str]:
+    """Draws the results' samples; the names of the files, for as many as can be drawn."""
+    drawings = []
+    for sample in results["samples"]:
+        try:
+            abc = write_tune(parse_tune(as_abc(sample["text"])), title=f"{results['model']['name']} {sample['seed']}")
+            svg = draw(abc).svg
+        except TuneError:
+            break
+        name = f"sample-{sample['seed']}.svg"
+        (folder / name).write_text(svg, encoding="utf-8")
+        drawings.append(name)
+    return drawings

@@ -1,0 +1,195 @@
+"""What a folk model composes when left alone: tunes drawn freely, and every one judged.
+
+Tunes are drawn as a server would draw them, seed by seed: tune n of a sample has seed + n. Bars are judged by
+`gruve.tune`; beside it stand two judges that others trust: verovio's log and, where it is installed, `abc2midi`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gruve.errors import TuneError
+from gruve.model.repository import Model
+from gruve.model.sampling import SamplingParameters, draw
+from gruve.tune.bars import segments, wrong_bars
+from gruve.tune.draw import engraving_warnings
+from gruve.tune.normal import parse_tune
+
+ABC2MIDI = "abc2midi"
+GRAM = 16
+"""Tokens of the runs that are looked up in the corpus."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One tune as it was drawn. `ended` is false where the limit cut it off."""
+
+    ids: tuple[int, ...]
+    text: str
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TuneQuality:
+    """Shares of `count` samples, 0 to 1, unless said otherwise."""
+
+    count: int
+    temperature: float
+    seed: int
+    ended: float
+    """Reached the end token within the limit."""
+    parsed: float
+    """Read by `gruve.tune` without an error."""
+    all_bars_right: float
+    interior_bars_right: float
+    """Of the bars between two single bar lines, in all tunes that parse."""
+    abc2midi_clean: float | None
+    """No line with an error or a warning; None where abc2midi is not installed."""
+    verovio_clean: float
+    """An empty log."""
+    clean: float
+    """abc2midi (if installed) and verovio both content."""
+    distinct: float
+    """Distinct texts over samples."""
+    exact_copies: int
+    """Samples that are a tune of the corpus, token for token."""
+    copied_runs: float
+    """Runs of 16 tokens that stand in the training part too."""
+    longest_copied_run: int
+    """Tokens of the longest run that stands in the training part too."""
+    mean_tokens: float
+
+
+@torch.no_grad()
+def draw_samples(
+    model: Model, count: int, *, seed: int = 0, temperature: float = 1.0, max_tokens: int = 1_024, rows: int = 128
+) -> list[Sample]:
+    """Draws `count` sequences from the zero state, as a server would for prompts that are empty."""
+    network, tokenizer = model.network(), model.tokenizer
+    samples: list[Sample] = []
+    for first in range(0, count, rows):
+        parameters = [
+            SamplingParameters(temperature=temperature, seed=seed + n) for n in range(first, min(first + rows, count))
+        ]
+        drawn: list[list[int]] = [[] for _ in parameters]
+        running = list(range(len(parameters)))
+        state, tokens = network.zero_state(len(running)), torch.zeros(len(running), dtype=torch.long)
+        for position in range(1, max_tokens + 1):
+            logits, state = network.step(tokens, state)
+            for row, scores in zip(running, logits.numpy(), strict=True):
+                drawn[row].append(draw(scores, parameters[row], position=position, masked=(tokenizer.start_id,)))
+            going = [at for at, row in enumerate(running) if drawn[row][-1] != tokenizer.end_id]
+            running = [running[at] for at in going]
+            if not running:
+                break
+            state = tuple(s[:, going] for s in state)
+            tokens = torch.tensor([drawn[row][-1] for row in running])
+        for ids in drawn:
+            ended = ids[-1] == tokenizer.end_id
+            body = tuple(ids[:-1] if ended else ids)
+            samples.append(Sample(body, tokenizer.decode(body), ended))
+    return samples
+
+
+def judge(
+    samples: Sequence[Sample],
+    train: Iterable[Sequence[int]],
+    others: Iterable[Sequence[int]],
+    temperature: float,
+    seed: int,
+) -> TuneQuality:
+    """Judges samples against the corpus they were learned from: tunes as ids, start and end left out."""
+    count = len(samples)
+    parsed = right = interior = interior_right = 0
+    for sample in samples:
+        try:
+            tune = parse_tune(as_abc(sample.text))
+        except TuneError:
+            continue
+        parsed += 1
+        right += not wrong_bars(tune)
+        between = [part for part in segments(tune.events) if part.before == part.after == "|"]
+        interior += len(between)
+        interior_right += sum(part.ticks == tune.meter.ticks for part in between)
+    texts = [as_abc(sample.text) for sample in samples]
+    midi = abc2midi_accepts(texts)
+    engraved = [not log for log in engraving_warnings(texts)]
+    clean = [a and b for a, b in zip(midi or [True] * count, engraved, strict=True)]
+    train_ids = [tuple(ids) for ids in train]
+    corpus = {*train_ids, *(tuple(ids) for ids in others)}
+    copied, longest = _copied_runs(samples, train_ids)
+    return TuneQuality(
+        count=count,
+        temperature=temperature,
+        seed=seed,
+        ended=sum(sample.ended for sample in samples) / count,
+        parsed=parsed / count,
+        all_bars_right=right / count,
+        interior_bars_right=interior_right / max(interior, 1),
+        abc2midi_clean=sum(midi) / count if midi is not None else None,
+        verovio_clean=sum(engraved) / count,
+        clean=sum(clean) / count,
+        distinct=len({sample.ids for sample in samples}) / count,
+        exact_copies=sum(sample.ids in corpus for sample in samples),
+        copied_runs=copied,
+        longest_copied_run=longest,
+        mean_tokens=float(np.mean([len(sample.ids) for sample in samples])),
+    )
+
+
+def as_abc(text: str, number: int = 1) -> str:
+    """A tune's text as a file that any ABC program reads."""
+    return f"X:{number}\nT:{number}\n{text.rstrip()}\n"
+
+
+def abc2midi_accepts(texts: Sequence[str]) -> list[bool] | None:
+    """Whether abc2midi takes each text without a line of error or warning; None where it is not installed."""
+    program = shutil.which(ABC2MIDI)
+    if program is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+
+        def accepts(numbered: tuple[int, str]) -> bool:
+            path = Path(folder) / f"{numbered[0]}.abc"
+            path.write_text(numbered[1], encoding="utf-8")
+            run = subprocess.run(  # noqa: S603 - a fixed program on a file of ours
+                [program, str(path), "-o", str(path.with_suffix(".mid"))],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+            said = (run.stdout + run.stderr).lower()
+            return run.returncode == 0 and "error" not in said and "warning" not in said
+
+        return list(pool.map(accepts, enumerate(texts)))
+
+
+def _copied_runs(samples: Sequence[Sample], train: Sequence[tuple[int, ...]]) -> tuple[float, int]:
+    """(share of the samples' runs of GRAM tokens that the training part has, tokens of the longest run that it has)."""
+    known = {ids[i : i + GRAM] for ids in train for i in range(len(ids) - GRAM + 1)}
+    corpus = "\n".join(_as_string(ids) for ids in train)
+    runs = copied = longest = 0
+    for sample in samples:
+        hits = [sample.ids[i : i + GRAM] in known for i in range(len(sample.ids) - GRAM + 1)]
+        runs, copied = runs + len(hits), copied + sum(hits)
+        string = _as_string(sample.ids)
+        for i, hit in enumerate(hits):
+            if hit and string[i : i + max(longest + 1, GRAM)] in corpus:
+                while i + longest < len(string) and string[i : i + longest + 1] in corpus:
+                    longest += 1
+    return copied / max(runs, 1), longest
+
+
+def _as_string(ids: Sequence[int]) -> str:
+    """Ids as characters, so that runs are found by substring search; private-use, so that none is a line feed."""
+    return "".join(chr(0xE000 + i) if i < 0x1900 else chr(0x20000 + i) for i in ids)

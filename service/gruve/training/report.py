@@ -1,0 +1,143 @@
+"""Measures a trained model for its card: every figure that the card prints comes from here, as plain JSON.
+
+Takes the run's folder (model, checkpoint, curve), the config and the corpus that it was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gruve.errors import CorpusError
+from gruve.model.network import Network
+from gruve.model.repository import WEIGHTS, Model
+from gruve.training.checkpoint import Checkpoint, load_checkpoint
+from gruve.training.config import TrainingConfig
+from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus
+from gruve.training.evaluate import TextReport, TunesReport, carried_loss, cold_loss, tunes_loss
+from gruve.training.quality import Sample, draw_samples, judge
+
+Results = dict[str, Any]
+TEXT_TEMPERATURES = (0.8, 1.0)
+TEXT_SAMPLE_TOKENS = 500
+TUNES_SHOWN = 3
+
+
+def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, *, samples: int = 1_000) -> Results:
+    """Everything the card needs; `samples` is how many tunes are drawn and judged.
+
+    Raises `CorpusError` if the corpus is another than the run's, `ModelBroken` if the run has no checkpoint.
+    """
+    corpus = read_corpus(config, corpus_path)
+    checkpoint = load_checkpoint(run)
+    if checkpoint.corpus_sha256 != corpus.sha256:
+        raise CorpusError(f"{corpus_path} has sha256 {corpus.sha256}; the run was made with {checkpoint.corpus_sha256}")
+    if corpus.tokenizer != model.tokenizer:
+        raise CorpusError(f"{corpus_path} is cut into other tokens than those of {model.name!r}")
+    results: Results = {
+        "model": _sizes(model, run),
+        "training": _training(config, checkpoint),
+        "corpus": _parts(corpus),
+    }
+    unrounded = Network(model.config)
+    unrounded.load_weights({name: checkpoint.tensors[f"average/{name}"] for name in model.config.shapes()})
+    unrounded.eval()
+    if isinstance(corpus, TextCorpus):
+        ids = model.tokenizer.encode(corpus.validation)
+        carried = TextReport("carried", len(ids), carried_loss(model.network(), ids))
+        results["losses"] = [_loss("validation", r) for r in (carried, cold_loss(model.network(), ids))]
+        results["rounding"] = _rounding(carried_loss(unrounded, ids), carried.nats_per_token)
+        results["samples"] = [_text_sample(model, temperature) for temperature in TEXT_TEMPERATURES]
+        return results
+    scores = {part: tunes_loss(model.network(), getattr(corpus, part)) for part in ("validation", "test")}
+    results["losses"] = [_loss(part, score) for part, score in scores.items()]
+    before = tunes_loss(unrounded, corpus.validation).nats_per_token
+    results["rounding"] = _rounding(before, scores["validation"].nats_per_token)
+    drawn = draw_samples(model, samples)
+    quality = judge(drawn, _bodies(corpus, "train"), [*_bodies(corpus, "validation"), *_bodies(corpus, "test")], 1.0, 0)
+    results["quality"] = dataclasses.asdict(quality)
+    results["samples"] = [_tune_sample(sample, seed) for seed, sample in enumerate(drawn[:TUNES_SHOWN])]
+    return results
+
+
+def naming(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:
+    """How many `Z:` fields (transcriber) of the ABC books under `folder` bear each of `names`, the most frequent first.
+
+    A field bears a name if it holds the name's last word, in either case. Raises `CorpusError` for a name in no field.
+    """
+    text = "\n".join(path.read_bytes().decode("utf-8", errors="replace") for path in sorted(folder.rglob("*.abc")))
+    fields = [field.lower() for field in re.findall(r"^Z:([^\r\n]*)", text, re.MULTILINE)]
+    counted = [(name, sum(name.split()[-1].lower() in field for field in fields)) for name in names]
+    for name, count in counted:
+        if not count:
+            raise CorpusError(f"no Z: field under {folder} names {name!r}")
+    return sorted(counted, key=lambda entry: (-entry[1], entry[0]))
+
+
+def _sizes(model: Model, run: Path) -> Results:
+    config = model.config
+    return {
+        "name": model.name,
+        "digest": model.digest,
+        "cell": config.cell,
+        "reset": config.reset,
+        "parameters": config.parameter_count(),
+        "vocabulary_size": config.vocabulary_size,
+        "embedding_size": config.embedding_size,
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_layers,
+        "precision": config.precision,
+        "state_bytes": config.state_bytes,
+        "weight_bytes": (run / WEIGHTS).stat().st_size,
+    }
+
+
+def _training(config: TrainingConfig, checkpoint: Checkpoint) -> Results:
+    return {
+        "steps": checkpoint.step,
+        "tokens": checkpoint.tokens,
+        "seconds": round(checkpoint.seconds),
+        "threads": config.threads,
+        "arithmetic": config.arithmetic,
+        "seed": config.seed,
+        "rows": config.batches.rows,
+        "learning_rate": config.schedule.learning_rate,
+        "regularisation": dataclasses.asdict(config.regularisation),
+        "objective": dataclasses.asdict(config.objective),
+    }
+
+
+def _parts(corpus: Corpus) -> Results:
+    if isinstance(corpus, TextCorpus):
+        sizes = {"train": len(corpus.train), "validation": len(corpus.validation)}
+        return {"sha256": corpus.sha256, "unit": "characters", "parts": sizes}
+    sizes = {part: len(getattr(corpus, part)) for part in ("train", "validation", "test")}
+    tokens = {part: sum(len(p.ids) - 1 for p in getattr(corpus, part)) for part in sizes}
+    return {"sha256": corpus.sha256, "unit": "tunes", "parts": sizes, "tokens": tokens}
+
+
+def _loss(part: str, report: TextReport | TunesReport) -> Results:
+    loss = {"part": part, "scored": report.scored, "nats": report.nats_per_token, "bits": report.bits_per_token}
+    if isinstance(report, TextReport):
+        return loss | {"protocol": report.protocol}
+    return loss | {"protocol": "whole tunes", "tunes": report.tunes, "nats_per_tune": report.nats_per_tune}
+
+
+def _rounding(before: float, after: float) -> Results:
+    return {"nats_before": before, "nats_after": after, "relative": abs(after - before) / before}
+
+
+def _text_sample(model: Model, temperature: float) -> Results:
+    (sample,) = draw_samples(model, 1, seed=1, temperature=temperature, max_tokens=TEXT_SAMPLE_TOKENS)
+    return {"temperature": temperature, "seed": 1, "text": sample.text}
+
+
+def _tune_sample(sample: Sample, seed: int) -> Results:
+    return {"temperature": 1.0, "seed": seed, "text": sample.text}
+
+
+def _bodies(corpus: TuneCorpus, part: str) -> list[tuple[int, ...]]:
+    return [piece.ids[1:-1] for piece in getattr(corpus, part)]

@@ -1,0 +1,274 @@
+"""The training run: batch, loss, gradient, clip, update, average; now and then validate and keep a checkpoint.
+
+A run is determined by config, corpus and machine: interrupted and resumed, it ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gruve.errors import ModelBroken
+from gruve.model.network import Dropout
+from gruve.model.repository import Model, save
+from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
+from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
+from gruve.training.config import TrainingConfig
+from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus
+from gruve.training.curve import Curve
+from gruve.training.evaluate import carried_loss, tunes_loss
+from gruve.training.landmarks import CLASSES
+from gruve.training.recurrence import TrainingNetwork
+from gruve.training.taboos import taboo_loss
+
+VALIDATION_ROWS = 16
+"""Parts of a text that are validated side by side during a run; the final figures carry one state through all of it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int
+    steps: int
+    tokens: int
+    tokens_per_second: float
+    learning_rate: float
+    train_loss: float
+    """Nats per token with dropout, over the steps since the last validation."""
+    validation_loss: float | None
+    """Nats per token of the averaged weights, if this step ended with a validation."""
+
+
+def train(
+    config: TrainingConfig,
+    corpus_path: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Model:
+    """Trains a model and leaves it in `out`, with `losses.csv`, `curves.png` and the checkpoint beside it.
+
+    `out` is named after the model. With `resume` the run goes on from the checkpoint in `out`, and ends with the same
+    weights as one that was never interrupted. Raises `CorpusError` for a corpus that cannot be used, `ModelBroken` for
+    a checkpoint that belongs to another config or corpus, or that is there although `resume` was not asked for.
+    """
+    corpus = read_corpus(config, corpus_path)
+    with _fixed_arithmetic(config):
+        run = Run(config, corpus, out)
+        if resume:
+            run.restore(load_checkpoint(out))
+        elif (out / FILE).exists():
+            raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
+        while run.step < config.schedule.steps:
+            progress(run.advance())
+        return run.finish()
+
+
+class Run:
+    """A run under way: the network, its average, the optimiser, and the place in the corpus."""
+
+    def __init__(self, config: TrainingConfig, corpus: Corpus, out: Path) -> None:
+        self.config, self.corpus, self.out = config, corpus, out
+        self.model_config = config.architecture.model_config(corpus.tokenizer.size)
+        self.network = TrainingNetwork(self.model_config, in_bfloat16=config.arithmetic == "bfloat16")
+        self.landmark_head: nn.Linear | None = None
+        if config.objective.landmark_weight:
+            self.landmark_head = nn.Linear(self.model_config.hidden_size, sum(CLASSES))
+        self.average = {name: weight.detach().clone() for name, weight in self._parameters().items()}
+        self.optimiser = _optimiser(config, self._parameters())
+        self.source = _source(config, corpus)
+        self.carried = self.network.zero_state(config.batches.rows)
+        self.curve = Curve(out)
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+        self._sum_loss, self._sum_tokens = 0.0, 0
+
+    def advance(self) -> Progress:
+        """One update of the weights, and what is due after it."""
+        schedule = self.config.schedule
+        began = time.perf_counter()
+        rate = learning_rate(self.config, self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        batch = self.source.next()
+        loss, scored = self._update(batch)
+        self.step += 1
+        self.tokens += scored
+        self._sum_loss, self._sum_tokens = self._sum_loss + loss * scored, self._sum_tokens + scored
+        train_loss, validation_loss = self._sum_loss / self._sum_tokens, None
+        last = self.step == schedule.steps
+        if self.step % schedule.validate_every_steps == 0 or last:
+            validation_loss = self._validate()
+            self.curve.add(self.step, self.tokens, rate, train_loss, validation_loss)
+            self._sum_loss, self._sum_tokens = 0.0, 0
+        self.seconds += time.perf_counter() - began
+        if self.step % schedule.checkpoint_every_steps == 0 or last:
+            save_checkpoint(self.out, self.checkpoint())
+        return Progress(
+            self.step, schedule.steps, self.tokens, self.tokens / self.seconds, rate, train_loss, validation_loss
+        )
+
+    def _update(self, batch: Batch) -> tuple[float, int]:
+        """Loss and gradient of one batch, one step of the optimiser; returns nats per token and the tokens scored."""
+        self.network.train()
+        self.network.dropout, self.network.weight_dropout = dropout_at(self.config, self.step)
+        state = tuple(s.masked_fill(batch.cold[None, :, None], 0.0) for s in self.carried)
+        logits, state, outputs = self.network(batch.inputs, state)
+        self.carried = tuple(s.detach() for s in state)
+        loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+        total = loss + self._auxiliary_loss(batch, logits, outputs)
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
+        parameters = self._parameters()
+        nn.utils.clip_grad_norm_(parameters.values(), self.config.schedule.clip_norm)
+        self.optimiser.step()
+        # Early on the average follows closely, so that it does not drag the untrained weights along.
+        decay = min(self.config.schedule.average_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, weight in parameters.items():
+                self.average[name].lerp_(weight, 1 - decay)
+        return float(loss.detach()), int((batch.targets != IGNORED).sum())
+
+    def _auxiliary_loss(self, batch: Batch, logits: Tensor, outputs: Tensor) -> Tensor:
+        """What the objective adds to the loss of a batch of tunes; zero for a text."""
+        objective, extra = self.config.objective, logits.new_zeros(())
+        if batch.landmarks is not None and self.landmark_head is not None:
+            answers = self.landmark_head(outputs).flatten(0, 1).split(CLASSES, dim=1)
+            right = batch.landmarks.flatten(0, 1).unbind(dim=1)
+            losses = [cross_entropy(a, b, ignore_index=IGNORED) for a, b in zip(answers, right, strict=True)]
+            extra = extra + objective.landmark_weight * torch.stack(losses).sum()
+        if batch.taboos is not None and isinstance(self.corpus, TuneCorpus) and objective.taboo_weight:
+            taboos, scored = self.corpus.taboos[batch.taboos.flatten()], (batch.targets != IGNORED).flatten()
+            extra = extra + objective.taboo_weight * taboo_loss(logits.flatten(0, 1), taboos, scored)
+        return extra
+
+    def _validate(self) -> float:
+        """Nats per token of the averaged weights on the validation part."""
+        network = self.averaged_network()
+        if isinstance(self.corpus, TextCorpus):
+            return carried_loss(network, self.corpus.tokenizer.encode(self.corpus.validation), VALIDATION_ROWS)
+        return tunes_loss(network, self.corpus.validation).nats_per_token
+
+    def averaged_network(self) -> TrainingNetwork:
+        """A network with the averaged weights, in evaluation mode."""
+        network = TrainingNetwork(self.model_config, in_bfloat16=self.network.in_bfloat16)
+        network.load_weights(self.average)
+        return network.eval()
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything `restore` needs."""
+        tensors = {f"weights/{name}": weight for name, weight in self._parameters().items()}
+        tensors |= {f"average/{name}": weight for name, weight in self.average.items()}
+        names = list(self._parameters())
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{kind}/{names[index]}": value for kind, value in moments.items()}
+        tensors |= {f"carried/{index}": s for index, s in enumerate(self.carried)}
+        tensors |= {f"source/{name}": value for name, value in self.source.state().items()}
+        tensors["generator"] = torch.get_rng_state()
+        tensors["running"] = torch.tensor([self._sum_loss, self._sum_tokens], dtype=torch.float64)
+        return Checkpoint(
+            self.config.digest(), self.corpus.sha256, self.step, self.tokens, round(self.seconds, 3), tensors
+        )
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Puts the run back to where `checkpoint` was taken."""
+        if checkpoint.config_digest != self.config.digest():
+            raise ModelBroken("the checkpoint was made with another training config; it cannot go on under this one")
+        if checkpoint.corpus_sha256 != self.corpus.sha256:
+            raise ModelBroken(f"the checkpoint was made with another corpus (sha256 {checkpoint.corpus_sha256})")
+        groups: dict[str, dict[str, Tensor]] = {}
+        for path, tensor in checkpoint.tensors.items():
+            group, _, name = path.partition("/")
+            groups.setdefault(group, {})[name] = tensor
+        names = list(self._parameters())
+        for name, weight in self._parameters().items():
+            weight.copy_(groups["weights"][name])
+            self.average[name].copy_(groups["average"][name])
+        state: dict[int, dict[str, Tensor]] = {}
+        for path, tensor in groups["optimiser"].items():
+            kind, _, name = path.partition("/")
+            state.setdefault(names.index(name), {})[kind] = tensor
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.carried = tuple(groups["carried"][str(i)] for i in range(len(self.carried)))
+        self.source.restore(groups["source"])
+        torch.set_rng_state(groups["generator"][""])
+        self._sum_loss, self._sum_tokens = groups["running"][""][0].item(), int(groups["running"][""][1])
+        self.step, self.tokens, self.seconds = checkpoint.step, checkpoint.tokens, checkpoint.seconds
+        self.curve.cut(self.step)
+
+    def finish(self) -> Model:
+        """Draws the curve and saves the averaged weights as an entry of a model repository."""
+        self.curve.draw()
+        card = self.out / "README.md"
+        weights = {name: self.average[name] for name in self.model_config.shapes()}
+        return save(
+            self.out,
+            self.model_config,
+            self.corpus.tokenizer,
+            weights,
+            card.read_text(encoding="utf-8") if card.exists() else None,
+        )
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name, the auxiliary head's last."""
+        parameters = self.network.named_weights()
+        if self.landmark_head is not None:
+            parameters |= {f"landmark_head.{name}": p for name, p in self.landmark_head.named_parameters()}
+        return parameters
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The rate of the update after `step` others: a linear warm-up, then half a cosine."""
+    s = config.schedule
+    if step < s.warmup_steps:
+        return s.learning_rate * (step + 1) / s.warmup_steps
+    done = (step - s.warmup_steps) / max(s.steps - s.warmup_steps, 1)
+    return s.final_learning_rate + (s.learning_rate - s.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def dropout_at(config: TrainingConfig, step: int) -> tuple[Dropout, float]:
+    """Locked dropout and weight dropout of the update after `step` others."""
+    r = config.regularisation
+    past_half = max(0.0, 2 * step / config.schedule.steps - 1)
+    left = 1 - (1 - r.final_share) * past_half
+    return Dropout(left * r.dropout_embedding, left * r.dropout_between, left * r.dropout_head), left * r.dropout_weight
+
+
+def _optimiser(config: TrainingConfig, parameters: dict[str, Tensor]) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019), one group a tensor so that names and moments stay together."""
+    decay = config.regularisation.weight_decay
+    groups = [
+        {"params": [p], "weight_decay": decay if p.dim() == 2 and name != "embedding.weight" else 0.0}
+        for name, p in parameters.items()
+    ]
+    return torch.optim.AdamW(groups, lr=config.schedule.learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+def _source(config: TrainingConfig, corpus: Corpus) -> Source:
+    if isinstance(corpus, TextCorpus):
+        return TextBatches(corpus.tokenizer.encode(corpus.train), config.batches, config.seed)
+    return TuneBatches(corpus.train, config.batches, config.seed)
+
+
+@contextmanager
+def _fixed_arithmetic(config: TrainingConfig) -> Iterator[None]:
+    """Seeds torch and sets its threads for the run, and puts both back."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        torch.set_num_threads(config.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,47 @@
+"""A corpus that cannot be used is refused with what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gruve.errors import CorpusError
+from gruve.training.corpus import read_text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b" \n\n ", "is empty"),
+        (b"a" * 2_000, "one distinct character, 'a'"),
+        (b"abc" * 10, "has 30 characters; at least 1000"),
+        (b"text " * 500 + b"\xff\xfe", "not UTF-8: byte 0xff at 2500"),
+        (b"text\0" * 500, r"binary, not text: U\+0000 at character 4"),
+    ],
+)
+def test_a_text_that_cannot_be_learned_from_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "corpus.txt").write_bytes(content)
+    with pytest.raises(CorpusError, match=says):
+        read_text(tmp_path / "corpus.txt")
+
+
+def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="No such file"):
+        read_text(tmp_path / "none.txt")
+
+
+def test_a_corpus_of_another_hash_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("some text\n" * 200, encoding="utf-8")
+    with pytest.raises(CorpusError, match="expects 0000"):
+        read_text(tmp_path / "corpus.txt", "0" * 64)
+
+
+def test_the_last_tenth_of_a_text_validates(tmp_path: Path) -> None:
+    text = "".join(chr(0x4E00 + n % 900) for n in range(1_115))
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    corpus = read_text(tmp_path / "corpus.txt")
+    assert corpus.train + corpus.validation == text
+    assert len(corpus.train) == int(1_115 * 0.9)
+    assert corpus.tokenizer.encode(text)[0] == 1
