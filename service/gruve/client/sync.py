@@ -1,0 +1,244 @@
+"""The client for plain threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
+from gruve.client.failure import CallFailed, failure_of
+from gruve.client.messages import GenerateOptions, Text, add_page, create_request, generate_request, score_request
+from gruve.client.resume import Chunk, Reconnect, Resumption, cut_short
+from gruve.v1 import generation_pb2, model_pb2, session_pb2
+
+
+class Client:
+    """Calls the servers at `addresses`, which serve the same models; may be shared by threads.
+
+    `addresses` is one gRPC target ("host:port", or a name of several servers, such as "dns:///gruve:50051") or a list
+    of them, of which the one that answered last is used until it fails. Every method raises `CallFailed` when the call
+    did not succeed; connections that are lost and servers that are busy are tried again before, as `reconnect` says,
+    and `timeout_s` bounds all of it.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = DEFAULT_ADDRESS,
+        *,
+        reconnect: Reconnect | None = None,
+        keepalive_s: float = KEEPALIVE_S,
+    ) -> None:
+        self._connections = Connections(addresses, grpc.insecure_channel, reconnect, keepalive_s)
+        self._closed = threading.Event()
+
+    def generate(
+        self,
+        prompt: Text | None = None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        new_session: bool = False,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> TokenStream:
+        """Continues a prompt with a model, or a session by its id; `new_session` keeps the model's as a new one.
+
+        The stream is unbroken, whatever happens to connections and servers in between. Nothing is sent before it is
+        first read.
+        """
+        resumption = Resumption(generate_request(prompt, model, session, new_session, options))
+        return TokenStream(Attempt(self._connections, timeout_s), resumption, self._closed)
+
+    def score(
+        self,
+        content: Text,
+        *,
+        model: str,
+        window_tokens: int | None = None,
+        logprobs: int | None = None,
+        timeout_s: float | None = None,
+    ) -> generation_pb2.ScoreResponse:
+        """Measures how probable a model finds a text."""
+        request = score_request(content, model, window_tokens, logprobs)
+        response: generation_pb2.ScoreResponse = self._call(lambda s: s.generations.Score, request, timeout_s)
+        return response
+
+    def create_session(
+        self, model: str, *, idle_ttl_s: float | None = None, timeout_s: float | None = None
+    ) -> session_pb2.Session:
+        """Creates a session."""
+        request = create_request(model, idle_ttl_s)
+        session: session_pb2.Session = self._call(lambda s: s.sessions.CreateSession, request, timeout_s).session
+        return session
+
+    def get_session(
+        self, session: str, *, transcript: bool = True, timeout_s: float | None = None
+    ) -> session_pb2.GetSessionResponse:
+        """Describes a session and, unless told otherwise, reads its whole transcript."""
+        request = session_pb2.GetSessionRequest(session_id=session, page_size=None if transcript else 0)
+        whole: session_pb2.GetSessionResponse = self._call(lambda s: s.sessions.GetSession, request, timeout_s)
+        while transcript and whole.next_page_token:
+            request.page_token = whole.next_page_token
+            add_page(whole, self._call(lambda s: s.sessions.GetSession, request, timeout_s))
+        return whole
+
+    def list_sessions(self, model: str = "", *, timeout_s: float | None = None) -> Iterator[session_pb2.Session]:
+        """Lists the sessions of a model, or of all, the latest created first; page by page as they are read."""
+        request = session_pb2.ListSessionsRequest(model=model)
+        while True:
+            page = self._call(lambda s: s.sessions.ListSessions, request, timeout_s)
+            yield from page.sessions
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def delete_session(self, session: str, *, timeout_s: float | None = None) -> None:
+        """Deletes a session for good."""
+        request = session_pb2.DeleteSessionRequest(session_id=session)
+        self._call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
+
+    def models(self, *, timeout_s: float | None = None) -> list[model_pb2.Model]:
+        """Lists the server's models, broken ones included, in the order of their names."""
+        request = model_pb2.ListModelsRequest()
+        return list(self._call(lambda s: s.models.ListModels, request, timeout_s).models)
+
+    def tokenize(self, text: str, *, model: str, timeout_s: float | None = None) -> list[int]:
+        """Cuts a text into tokens as a prompt would be cut."""
+        request = model_pb2.TokenizeRequest(model=model, text=text)
+        return list(self._call(lambda s: s.models.Tokenize, request, timeout_s).token_ids)
+
+    def detokenize(self, token_ids: Sequence[int], *, model: str, timeout_s: float | None = None) -> str:
+        """Joins tokens into their text."""
+        request = model_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        text: str = self._call(lambda s: s.models.Detokenize, request, timeout_s).text
+        return text
+
+    def close(self) -> None:
+        """Closes the connections; what is still running ends with CANCELLED."""
+        channels = self._connections.close()
+        self._closed.set()
+        for channel in channels:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(
+        self, rpc: Callable[[Stubs], Any], request: Any, timeout_s: float | None, done_before: str | None = None
+    ) -> Any:
+        """Calls an rpc with one answer; the reason `done_before` says that a call that was lost was carried out."""
+        attempt = Attempt(self._connections, timeout_s)
+        while True:
+            try:
+                response = rpc(attempt.stubs())(request, timeout=attempt.remaining_s())
+            except grpc.RpcError as error:
+                failure = failure_of(error)
+                if attempt.lost and failure.reason == done_before:
+                    return None
+                self._closed.wait(attempt.failed(failure))
+            else:
+                attempt.succeeded()
+                return response
+
+
+class TokenStream(Iterator[Chunk]):
+    """The tokens of one generation as they are made.
+
+    It is read by one thread. `close`, which any thread may call, cancels the generation and ends the iteration; so does
+    dropping the stream, or leaving its `with` block.
+    """
+
+    def __init__(self, attempt: Attempt, resumption: Resumption, client_closed: threading.Event) -> None:
+        self._attempt = attempt
+        self._resumption = resumption
+        self._client_closed = client_closed
+        self._call: Any = None
+        self._closed = False
+
+    @property
+    def start(self) -> generation_pb2.GenerationStart | None:
+        """What was accepted, the seed and the session included; None before the first chunk."""
+        return self._resumption.start
+
+    @property
+    def end(self) -> generation_pb2.GenerationEnd | None:
+        """How the generation ended, and its usage; None before the last chunk."""
+        return self._resumption.end
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the generation ended: "STOP", "LENGTH", "END_OF_SEQUENCE" or "CANCELLED"; empty before it has."""
+        return self._resumption.finish_reason
+
+    def text(self) -> str:
+        """The rest of the stream as one text."""
+        return "".join(chunk.text for chunk in self)
+
+    def __next__(self) -> Chunk:
+        try:
+            while not self._closed and self._resumption.end is None:
+                chunk = self._receive()
+                if chunk is not None:
+                    return chunk
+        except CallFailed:
+            self.close()
+            raise
+        self._finish()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancels the generation, unless it has ended."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _receive(self) -> Chunk | None:
+        """Reads the next message, from a new call if there is none; waits if the call was lost."""
+        try:
+            if self._call is None:
+                generate = self._attempt.stubs().generations.Generate
+                self._call = generate(self._resumption.next_request(), timeout=self._attempt.remaining_s())
+            response = next(self._call, None)
+        except grpc.RpcError as error:
+            self._lost(failure_of(error))
+            return None
+        if response is None:
+            self._lost(cut_short())
+            return None
+        first = self._resumption.start is None
+        chunk = self._resumption.receive(response)
+        if first or chunk is not None:
+            self._attempt.succeeded()
+        return chunk
+
+    def _lost(self, failure: CallFailed) -> None:
+        if self._closed:
+            return
+        self._call = None
+        self._client_closed.wait(self._attempt.failed(failure))
+
+    def _finish(self) -> None:
+        """Lets the server end the call by itself, so that it does not count as cancelled there."""
+        if self._closed or self._call is None:
+            return
+        try:
+            next(self._call, None)
+        except grpc.RpcError:
+            self._closed = True  # the last message is here; how the connection fared afterwards changes nothing
