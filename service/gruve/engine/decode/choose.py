@@ -1,0 +1,56 @@
+"""Chooses what computes a model here, and says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from gruve.engine.decode import Backend
+from gruve.engine.decode.native import NativeBackend, native_unavailable
+from gruve.engine.decode.reference import ReferenceBackend
+from gruve.errors import InvalidField
+from gruve.model.repository import Model
+
+Device = Literal["auto", "cpu", "cuda"]
+NATIVE_WIDTH = 8
+"""Hidden units that the native kernels take at once."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """What may compute a model, and with how much of the machine."""
+
+    device: Device = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where torch sees one."""
+    slots: int = 1_024
+    """Sequences that a model decodes at the same time."""
+    threads: int | None = None
+    """CPU threads that decode; None takes every core this process may use."""
+    native: bool = True
+    """Whether the native backend may be used on a CPU; without it, it is the reference."""
+    isa: str | None = None
+    """The instruction set that the native backend uses, of those that the CPU has; None for the fastest."""
+
+
+def choose_backend(model: Model, config: DecodeConfig) -> Backend:
+    """The best backend for `model` on this machine.
+
+    Raises `InvalidField` when `device` asks for a GPU that torch does not see, or `isa` for what the CPU has not;
+    `ModelBroken` when no backend can keep its promises with this model.
+    """
+    device, cuda = config.device, torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise InvalidField("device", "cuda was asked for and torch sees no GPU")
+    if device == "cuda" or (device == "auto" and cuda):
+        return ReferenceBackend(model, config.slots, "cuda", "torch sees a GPU" if device == "auto" else "asked for")
+    why = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
+    why_not = native_unavailable() if config.native else "the native backend was not to be used"
+    if why_not is None and model.config.hidden_size % NATIVE_WIDTH:
+        why_not = f"a hidden size of {model.config.hidden_size} is no multiple of {NATIVE_WIDTH}"
+    if why_not is None:
+        return NativeBackend(model, config.slots, config.threads, why, config.isa)
+    # Torch's small operations gain nothing from a second thread, and would take it from the wire.
+    torch.set_num_threads(config.threads or 1)
+    return ReferenceBackend(model, config.slots, "cpu", f"{why}; {why_not}")

@@ -1,0 +1,58 @@
+"""A model's weights as the reference backend multiplies with them: padded to whole vectors, linear maps folded.
+
+Padding is what keeps rows exact at every width: where a row does not fill whole vector registers, a library computes
+its remainder by other means, and not at every place of the tile. A padded unit has no weights, so its state stays 0 in
+every cell.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from gruve.model.config import ModelConfig
+from gruve.model.repository import Model
+
+WIDTH = 16
+"""fp32 numbers in the widest vector register."""
+
+
+def padded_size(size: int) -> int:
+    """The size rounded up to whole vectors."""
+    return -(-size // WIDTH) * WIDTH
+
+
+def padded_weights(model: Model) -> dict[str, Tensor]:
+    """The weights with E and H rounded up to whole vectors, zeros in what is added."""
+    return {name: _padded(name, weight, model.config) for name, weight in model.weights.items()}
+
+
+def input_table(weights: dict[str, Tensor]) -> Tensor:
+    """Layer 0's input projection as a table (V, G*H): embedding times W, bias added, rounded once."""
+    embedding, W = weights["embedding.weight"].double(), weights["layers.0.weight_ih"].double()
+    return (embedding @ W.T + weights["layers.0.bias"].double()).float()
+
+
+def head(weights: dict[str, Tensor]) -> Tensor:
+    """The head as one matrix (V, H)."""
+    if "head.weight" in weights:
+        return weights["head.weight"]
+    if "head.projection" in weights:
+        return (weights["embedding.weight"].double() @ weights["head.projection"].double()).float()
+    return weights["embedding.weight"]
+
+
+def _padded(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+    if name == "head.bias":
+        return weight
+    if name.startswith("layers"):  # each gate's block of units by itself
+        weight = _grown(weight.reshape(-1, config.hidden_size, *weight.shape[1:]), 1).flatten(0, 1)
+    elif name == "head.projection":
+        weight = _grown(weight, 0)
+    return _grown(weight, 1) if weight.dim() == 2 else weight
+
+
+def _grown(weight: Tensor, dim: int) -> Tensor:
+    """`weight` with zeros at the end of one dimension."""
+    more = padded_size(weight.shape[dim]) - weight.shape[dim]
+    return pad(weight, [0, 0] * (weight.dim() - 1 - dim) + [0, more])

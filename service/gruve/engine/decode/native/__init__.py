@@ -1,0 +1,11 @@
+"""The CPU backend: the whole step in C++ behind a plain C ABI, called through ctypes, the GIL free meanwhile.
+
+`abi.h` is the border. Above it stand `library.py` (finds, checks and describes the shared library) and `backend.py`
+(the decode contract); below it `model` (packing), `kernels*` (one object per instruction set), `sampling`, `call` and
+`decoder` (slots and steps) and `pool` (threads).
+"""
+
+from gruve.engine.decode.native.backend import NativeBackend
+from gruve.engine.decode.native.library import native_unavailable
+
+__all__ = ["NativeBackend", "native_unavailable"]

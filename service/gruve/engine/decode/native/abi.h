@@ -1,0 +1,152 @@
+// The C ABI between gruve.engine.decode.native and its shared library. Plain structs, plain functions, no global state.
+//
+// Every function that can fail returns a Status and, unless it is OK, writes a sentence into `error` (at most
+// `error_size` bytes with the final 0). Nothing is read past the sizes given; every index is checked before it is used.
+// A model is immutable and may be shared by any number of decoders and threads. A decoder belongs to one caller at a
+// time; a second one is answered BUSY. Array arguments are only read during the call unless said otherwise.
+
+#ifndef GRUVE_NATIVE_ABI_H
+#define GRUVE_NATIVE_ABI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define GRUVE_ABI_VERSION 1
+#define GRUVE_MAX_LAYERS 4
+#define GRUVE_MAX_ROWS 64
+#define GRUVE_MAX_STEPS 4096
+#define GRUVE_MAX_THREADS 256
+#define GRUVE_HISTORY 1024
+#define GRUVE_MAX_LOGPROBS 1024
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GRUVE_EXPORT __attribute__((visibility("default")))
+
+enum gruve_status { GRUVE_OK = 0, GRUVE_INVALID = 1, GRUVE_FAILED = 2, GRUVE_BUSY = 3 };
+enum gruve_cell { GRUVE_GRU_AFTER = 0, GRUVE_GRU_BEFORE = 1, GRUVE_LSTM = 2, GRUVE_ELMAN = 3 };
+
+// A model's weights, row-major fp32, shapes as in gruve.model.config. `embedding` must outlive the model.
+typedef struct {
+    int32_t cell;
+    int32_t vocabulary_size;
+    int32_t embedding_size;
+    int32_t hidden_size;
+    int32_t num_layers;
+    int32_t half;  // 1: every weight matrix holds fp16 values and may be stored so
+    const float* embedding;                      // (V, E)
+    const float* weight_ih[GRUVE_MAX_LAYERS];    // (G*H, E or H)
+    const float* weight_hh[GRUVE_MAX_LAYERS];    // (G*H, H)
+    const float* bias[GRUVE_MAX_LAYERS];         // (G*H,)
+    const float* bias_hn[GRUVE_MAX_LAYERS];      // (H,), for GRUVE_GRU_AFTER alone
+    const float* head_weight;                    // (V, H), or null where the head is tied
+    const float* head_projection;                // (E, H) where the head is tied and E differs from H, or null
+    const float* head_bias;                      // (V,)
+} gruve_weights;
+
+// gruve.model.sampling's parameters as its own functions turn them into integers and fp32.
+typedef struct {
+    uint64_t seed;
+    int32_t greedy;
+    float scale;               // sampling.scale(temperature)
+    int32_t top_k;             // 0 keeps all
+    int32_t top_p_share;       // sampling.share(top_p), -1 keeps all
+    int32_t min_p_share;       // sampling.share(min_p)
+    float penalty;
+    float inverse_penalty;     // sampling.inverse_penalty(penalty)
+    int32_t repetition_window; // 0 to GRUVE_HISTORY
+    int32_t bias_size;
+    const int32_t* bias_ids;
+    const float* bias;
+} gruve_sampling;
+
+// gruve.engine.decode.Row. `stop_table` is kept until the slot is admitted again or released; the rest is copied.
+typedef struct {
+    int64_t position;
+    const int32_t* history;
+    const int32_t* forced;
+    const int32_t* stop_table; // (stop_states, V) or null
+    const int32_t* stop_ids;
+    int32_t history_size;      // 1 to GRUVE_HISTORY
+    int32_t forced_size;
+    int32_t stop_states;
+    int32_t stop_state;
+    int32_t stop_ids_size;
+    int32_t max_tokens;
+    int32_t min_tokens;
+    int32_t drawn;
+    int32_t end_id;            // -1 for none
+    int32_t ignore_eos;
+    int32_t logprobs;          // -1 for none
+    gruve_sampling sampling;
+} gruve_row;
+
+// One call of decode. Outputs are written by the call; those of log-probabilities may be null where no row asks.
+typedef struct {
+    int32_t rows;              // 1 to GRUVE_MAX_ROWS
+    int32_t steps;             // 1 to GRUVE_MAX_STEPS
+    int32_t alternatives;      // the third dimension of `top_ids` and `top`: at least what any row asks
+    const int32_t* slots;      // (rows,), distinct
+    const int32_t* limits;     // (rows,)
+    int32_t* tokens;           // (steps, rows)
+    int32_t* taken;            // (rows,)
+    int32_t* reasons;          // (rows,)
+    float* chosen;             // (steps, rows)
+    int32_t* top_ids;          // (steps, rows, alternatives)
+    float* top;                // (steps, rows, alternatives)
+} gruve_call;
+
+typedef struct gruve_model gruve_model;
+typedef struct gruve_decoder gruve_decoder;
+
+// What the loader compares before it calls anything else.
+GRUVE_EXPORT int32_t gruve_abi_version(void);
+GRUVE_EXPORT void gruve_struct_sizes(size_t* weights, size_t* sampling, size_t* row, size_t* call);
+
+// The fastest instruction set of this CPU that is at most `wanted` ("avx512", "avx2", "portable"; null or "" for any).
+// Null, where `wanted` is none of these or this CPU has it not.
+GRUVE_EXPORT const char* gruve_isa(const char* wanted);
+
+// Packs weights for `isa`, a name that gruve_isa returned.
+GRUVE_EXPORT int32_t gruve_model_create(
+    const gruve_weights* weights, const char* isa, gruve_model** model, char* error, size_t error_size);
+GRUVE_EXPORT void gruve_model_destroy(gruve_model* model);
+GRUVE_EXPORT size_t gruve_model_bytes(const gruve_model* model);
+
+// A decoder keeps what it needs of its model: they may be destroyed in any order.
+GRUVE_EXPORT int32_t gruve_decoder_create(
+    const gruve_model* model, int32_t slots, int32_t threads, gruve_decoder** decoder, char* error, size_t error_size);
+// Waits for a call that is under way; no other may begin.
+GRUVE_EXPORT void gruve_decoder_destroy(gruve_decoder* decoder);
+
+// `state` is (state tensors, L, H), or null for zeros.
+GRUVE_EXPORT int32_t gruve_admit(
+    gruve_decoder* decoder, int32_t slot, const gruve_row* row, const float* state, char* error, size_t error_size);
+GRUVE_EXPORT int32_t gruve_decode(gruve_decoder* decoder, const gruve_call* call, char* error, size_t error_size);
+GRUVE_EXPORT int32_t gruve_snapshot(
+    gruve_decoder* decoder, int32_t slot, float* state, char* error, size_t error_size);
+GRUVE_EXPORT int32_t gruve_release(gruve_decoder* decoder, int32_t slot, char* error, size_t error_size);
+
+// For tests: what the parts of a step do on their own.
+
+// The logits (V,) of row `row` of the last call's last step in which that row drew or asked for log-probabilities.
+GRUVE_EXPORT int32_t gruve_last_logits(
+    gruve_decoder* decoder, int32_t row, float* logits, char* error, size_t error_size);
+// The token that `sampling` draws from `logits` for absolute `position`; `history` oldest first.
+GRUVE_EXPORT int32_t gruve_draw(
+    const char* isa, const float* logits, int32_t vocabulary_size, const gruve_sampling* sampling, int64_t position,
+    const int32_t* history, int32_t history_size, const int32_t* masked, int32_t masked_size, int32_t* token,
+    char* error, size_t error_size);
+// The four words of philox4x32-10.
+GRUVE_EXPORT void gruve_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t words[4]);
+// sigmoid(x) and tanh(x) of n values.
+GRUVE_EXPORT int32_t gruve_activations(
+    const char* isa, const float* x, int32_t n, float* sigmoid, float* tanh, char* error, size_t error_size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

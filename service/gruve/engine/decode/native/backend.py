@@ -1,0 +1,291 @@
+"""The decode contract on top of the shared library: turns rows and arrays into pointers, and statuses into exceptions.
+
+Knows ctypes and the layout of arrays. What a step does is below, in C++.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gruve.engine.decode import HISTORY, Block, Logprobs, Row
+from gruve.engine.decode.native import library as abi
+from gruve.engine.stops import StopTable
+from gruve.errors import ModelBroken
+from gruve.model import sampling as law
+from gruve.model.config import ModelConfig
+from gruve.model.repository import Model
+
+VERSION = 1
+"""Of the arithmetic: a change of any bit of any logit or draw is a new one."""
+MAX_ROWS = 64
+MAX_STEPS = 4_096
+CELLS = {("gru", "after"): 0, ("gru", "before"): 1, ("lstm", None): 2, ("elman", None): 3}
+
+
+class NativeBackend:
+    """Decodes in C++ on the CPU; see `gruve.engine.decode.Backend` for the contract.
+
+    The bits it makes depend on the model, the row and `VERSION` alone: not on the instruction set, the threads, the
+    other rows or how many steps a call takes. One thread calls it; `close` ends its threads. After a fork it goes on
+    working in the child, on the calling thread.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        model: Model,
+        slots: int,
+        threads: int | None = None,
+        why: str = "asked for",
+        isa: str | None = None,
+    ) -> None:
+        """`threads` None takes as many as this process may use cores; `isa` None what `chosen_isa` says."""
+        config = model.config
+        self.slots = slots
+        self.isa = abi.chosen_isa(isa)
+        self.threads = threads or available_cores()
+        self.why = f"{why} ({self.isa}, {self.threads} threads)"
+        self.numerics_id = hashlib.sha256(f"{self.name} {VERSION} {config.precision}".encode()).hexdigest()[:16]
+        self._config = config
+        self._library = abi.library()
+        self._packed = packed_weights(model, self.isa)
+        decoder = ctypes.c_void_p()
+        self._library.call("gruve_decoder_create", self._packed.model, slots, self.threads, ctypes.byref(decoder))
+        self._decoder: ctypes.c_void_p | None = decoder
+        self._close = weakref.finalize(self, self._library.plain, "gruve_decoder_destroy", decoder)
+        self._close.atexit = False  # a thread may be decoding still when the interpreter ends; the system tidies up
+        # What the decoder points into while a slot is taken, and what its row asks.
+        self._stops: list[NDArray[np.int32] | None] = [None] * slots
+        self._logprobs: list[int | None] = [None] * slots
+        self._call = abi.Call()
+        self._in = np.zeros((2, MAX_ROWS), dtype=np.int32)
+        self._out = np.zeros((2, MAX_ROWS), dtype=np.int32)
+        self._call.slots, self._call.limits = (row.ctypes.data for row in self._in)
+        self._call.taken, self._call.reasons = (row.ctypes.data for row in self._out)
+
+    def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
+        """Puts a sequence into a slot; see the contract. Raises `ValueError` for what is out of bounds."""
+        native, keep = _native_row(row, self._config.vocabulary_size)
+        shape = (self._config.state_tensors, self._config.num_layers, self._config.hidden_size)
+        if state is not None and state.shape != shape:
+            raise ValueError(f"a state of shape {state.shape}; this model's is {shape}")
+        given = None if state is None else np.ascontiguousarray(state, dtype=np.float32)
+        self._library.call(
+            "gruve_admit", self._decoder, slot, ctypes.byref(native), None if given is None else given.ctypes.data
+        )
+        self._stops[slot] = keep.stop_table
+        self._logprobs[slot] = row.logprobs
+
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Block:
+        """Runs a block of steps; see the contract. Raises `ValueError` for what is out of bounds."""
+        rows = len(slots)
+        if not 1 <= rows <= MAX_ROWS or len(limits) != rows:
+            raise ValueError(f"{rows} slots and {len(limits)} limits; a call takes 1 to {MAX_ROWS} of each")
+        if not 1 <= steps <= MAX_STEPS:
+            raise ValueError(f"steps {steps} is not between 1 and {MAX_STEPS}")
+        self._in[0, :rows], self._in[1, :rows] = slots, limits
+        tokens = np.empty((steps, rows), dtype=np.int32)
+        logprobs = self._asked_logprobs(slots, steps)
+        call = self._call
+        call.rows, call.steps, call.tokens = rows, steps, tokens.ctypes.data
+        if logprobs is None:
+            call.alternatives, call.chosen, call.top_ids, call.top = 0, None, None, None
+        else:
+            call.alternatives = logprobs.top.shape[2]
+            call.chosen, call.top_ids, call.top = (
+                part.ctypes.data for part in (logprobs.chosen, logprobs.top_ids, logprobs.top)
+            )
+        self._library.call("gruve_decode", self._decoder, ctypes.byref(call))
+        taken, reasons = self._out[:, :rows].copy()
+        return Block(tokens, taken, reasons, logprobs)
+
+    def snapshot(self, slot: int) -> NDArray[np.float32]:
+        """A copy of the slot's state; see the contract."""
+        config = self._config
+        state = np.empty((config.state_tensors, config.num_layers, config.hidden_size), dtype=np.float32)
+        self._library.call("gruve_snapshot", self._decoder, slot, state.ctypes.data)
+        return state
+
+    def release(self, slot: int) -> None:
+        """Forgets the row in the slot."""
+        self._library.call("gruve_release", self._decoder, slot)
+        self._stops[slot], self._logprobs[slot] = None, None
+
+    def last_logits(self, row: int) -> NDArray[np.float32]:
+        """For tests: the logits (V,) of the last step in which row `row` of the last call drew or gave logprobs."""
+        logits = np.empty(self._config.vocabulary_size, dtype=np.float32)
+        self._library.call("gruve_last_logits", self._decoder, row, logits.ctypes.data)
+        return logits
+
+    def close(self) -> None:
+        """Ends the threads and frees the slots; nothing may be called afterwards."""
+        self._decoder = None
+        self._close()
+
+    def _asked_logprobs(self, slots: Sequence[int], steps: int) -> Logprobs | None:
+        asked = [most for slot in slots if 0 <= slot < self.slots and (most := self._logprobs[slot]) is not None]
+        if not asked:
+            return None
+        shape = (steps, len(slots))
+        return Logprobs(
+            np.empty(shape, dtype=np.float32),
+            np.empty((*shape, max(asked)), dtype=np.int32),
+            np.empty((*shape, max(asked)), dtype=np.float32),
+        )
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Arrays:
+    """What a struct's pointers point at: must live as long as they are used."""
+
+    history: NDArray[np.int32]
+    forced: NDArray[np.int32]
+    stop_table: NDArray[np.int32] | None
+    stop_ids: NDArray[np.int32]
+    bias_ids: NDArray[np.int32]
+    bias: NDArray[np.float32]
+
+
+def native_sampling(
+    parameters: law.SamplingParameters,
+) -> tuple[abi.Sampling, NDArray[np.int32], NDArray[np.float32]]:
+    """The parameters as the library takes them, and the arrays of the biases that it points into."""
+    ids = np.array([token for token, _ in parameters.logit_bias], dtype=np.int32)
+    bias = np.array([value for _, value in parameters.logit_bias], dtype=np.float32)
+    sampling = abi.Sampling(
+        seed=parameters.seed,
+        greedy=parameters.temperature == 0.0,
+        scale=float(law.scale(parameters.temperature or 1.0)),
+        top_k=min(parameters.top_k or 0, 2**31 - 1),
+        top_p_share=law.share(parameters.top_p) if parameters.top_p < 1.0 else -1,
+        min_p_share=law.share(parameters.min_p),
+        penalty=parameters.repetition_penalty,
+        inverse_penalty=float(law.inverse_penalty(parameters.repetition_penalty)),
+        repetition_window=parameters.repetition_window,
+        bias_size=len(ids),
+        bias_ids=ids.ctypes.data,
+        bias=bias.ctypes.data,
+    )
+    return sampling, ids, bias
+
+
+def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]:
+    sampling, bias_ids, bias = native_sampling(row.sampling)
+    table, stop_ids = _stop_arrays(row.stops, vocabulary_size)
+    keep = _Arrays(
+        np.ascontiguousarray(row.history[-HISTORY:], dtype=np.int32),
+        np.ascontiguousarray(row.forced, dtype=np.int32),
+        table,
+        stop_ids,
+        bias_ids,
+        bias,
+    )
+    native = abi.NativeRow(
+        position=row.position,
+        history=keep.history.ctypes.data,
+        history_size=len(keep.history),
+        forced=keep.forced.ctypes.data,
+        forced_size=len(keep.forced),
+        stop_table=None if table is None else table.ctypes.data,
+        stop_states=0 if table is None else len(table),
+        stop_state=row.stop_state,
+        stop_ids=stop_ids.ctypes.data,
+        stop_ids_size=len(stop_ids),
+        max_tokens=row.max_tokens,
+        min_tokens=row.min_tokens,
+        drawn=row.drawn,
+        end_id=-1 if row.end_id is None else row.end_id,
+        ignore_eos=row.ignore_eos,
+        logprobs=-1 if row.logprobs is None else row.logprobs,
+        sampling=sampling,
+    )
+    return native, keep
+
+
+def _stop_arrays(stops: StopTable | None, vocabulary_size: int) -> tuple[NDArray[np.int32] | None, NDArray[np.int32]]:
+    if stops is None:
+        return None, np.empty(0, dtype=np.int32)
+    if stops.table.ndim != 2 or stops.table.shape[1] != vocabulary_size:
+        raise ValueError(f"a stop table of shape {stops.table.shape}; this model's have {vocabulary_size} columns")
+    return np.ascontiguousarray(stops.table, dtype=np.int32), np.array(stops.token_ids, dtype=np.int32)
+
+
+class PackedWeights:
+    """A model's weights as the library holds them: immutable, shared by every backend of the same model."""
+
+    def __init__(self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str) -> None:
+        self._library = abi.library()
+        # The library reads embedding rows from here where the input projection is no table.
+        self._embedding = weights["embedding.weight"]
+        self.model = ctypes.c_void_p()
+        given = _weights_struct(config, weights)
+        self._library.call("gruve_model_create", ctypes.byref(given), isa.encode(), ctypes.byref(self.model))
+        weakref.finalize(self, self._library.plain, "gruve_model_destroy", self.model).atexit = False
+
+    @property
+    def bytes(self) -> int:
+        """What the packed weights take in memory."""
+        return self._library.model_bytes(self.model)
+
+
+_packed: weakref.WeakValueDictionary[str, PackedWeights] = weakref.WeakValueDictionary()
+_packing = threading.Lock()
+
+
+def packed_weights(model: Model, isa: str) -> PackedWeights:
+    """The packed weights of a model, made once while anybody uses them: the same content is the same object."""
+    weights = {name: _array(tensor) for name, tensor in model.weights.items()}
+    key = hashlib.sha256(f"{isa} {model.config.to_json()}".encode())
+    for name in model.config.shapes():
+        key.update(weights[name].data)
+    with _packing:
+        packed = _packed.get(key.hexdigest())
+        if packed is None:
+            packed = _packed[key.hexdigest()] = PackedWeights(model.config, weights, isa)
+        return packed
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
+
+
+def _weights_struct(config: ModelConfig, weights: dict[str, NDArray[np.float32]]) -> abi.Weights:
+    for name, shape in config.shapes().items():
+        if weights[name].shape != shape:
+            raise ModelBroken(f"{name} has shape {weights[name].shape}; expected {shape}")
+
+    def address(name: str) -> int | None:
+        return weights[name].ctypes.data if name in weights else None
+
+    struct = abi.Weights(
+        cell=CELLS[config.cell, config.reset],
+        vocabulary_size=config.vocabulary_size,
+        embedding_size=config.embedding_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        half=config.precision == "float16",
+        embedding=address("embedding.weight"),
+        head_weight=address("head.weight"),
+        head_projection=address("head.projection"),
+        head_bias=address("head.bias"),
+    )
+    for l in range(config.num_layers):
+        for name in ("weight_ih", "weight_hh", "bias", "bias_hn"):
+            getattr(struct, name)[l] = address(f"layers.{l}.{name}")
+    return struct

@@ -1,0 +1,199 @@
+#include "call.h"
+
+#include <algorithm>
+
+#include "float_control.h"
+
+namespace gruve {
+namespace {
+
+constexpr int32_t MATCHED = 1 << 30;
+// Rows a tile takes at most: enough to pay for the weights, few enough that the last tiles of a phase come out even.
+constexpr int32_t TILE_ROWS = 32;
+// A pass over fewer groups at once has fewer streams of weights under way; more threads need more tiles.
+constexpr int32_t TILES_PER_THREAD = 2;
+constexpr int32_t TOKEN_ROWS = 4;
+// Multiply-adds that take about as long as waking a thread.
+constexpr int64_t SMALL = 1 << 20;
+
+}  // namespace
+
+Call::Call(Decoder& decoder, const gruve_call& call) : decoder_(decoder), model_(decoder.model()), call_(call) {}
+
+bool Call::is_small() const {
+    const int64_t H = model_.hidden_size;
+    const int64_t step = H * model_.gates * H * (2 * model_.num_layers - 1) + H * model_.vocabulary_size;
+    return step * call_.rows * call_.steps < SMALL;
+}
+
+int32_t Call::next_phase() {
+    switch (stage_) {
+        case Stage::start:
+            return begin_step();
+        case Stage::layer:
+            if (++phase_ < model_.phases()) return begin_layer();
+            phase_ = 0;
+            return ++layer_ < model_.num_layers ? begin_layer() : begin_head();
+        case Stage::head:
+            return begin_tokens();
+        case Stage::tokens:
+            ++step_;
+            return begin_step();
+    }
+    return 0;
+}
+
+int32_t Call::begin_step() {
+    active_count_ = 0;
+    if (step_ == call_.steps) return 0;
+    for (int32_t row = 0; row < call_.rows; ++row)
+        if (!frozen_[row] && call_.limits[row] > step_) active_[active_count_++] = row;
+    if (active_count_ == 0) return 0;
+    for (int32_t i = 0; i < active_count_; ++i) {
+        const Slot& slot = decoder_.slots_[call_.slots[active_[i]]];
+        prompted_[active_[i]] = slot.forced_at < slot.forced.size();
+    }
+    layer_ = 0;
+    phase_ = 0;
+    return begin_layer();
+}
+
+int32_t Call::begin_layer() {
+    stage_ = Stage::layer;
+    const size_t below = static_cast<size_t>(layer_) * model_.padded_size;
+    for (int32_t i = 0; i < active_count_; ++i) {
+        const int32_t at = call_.slots[active_[i]];
+        const Slot& slot = decoder_.slots_[at];
+        RowView& view = views_[i];
+        view.h = decoder_.h(at, slot.parity) + below;
+        view.out = decoder_.h(at, 1 - slot.parity) + below;
+        view.c = model_.cell == Cell::lstm ? decoder_.c(at) + below : nullptr;
+        view.update = decoder_.scratch(i);
+        view.reset = view.update + model_.padded_size;
+        view.fresh = view.reset + model_.padded_size;
+        if (layer_ > 0) {
+            view.start = model_.bias[layer_];
+            view.x = view.out - model_.padded_size;
+        } else if (model_.table != nullptr) {
+            view.start = model_.table + model_.table_stride * slot.pending;
+            view.x = nullptr;
+        } else {
+            view.start = model_.bias[0];
+            view.x = model_.embedding + static_cast<size_t>(model_.embedding_size) * slot.pending;
+        }
+    }
+    view_count_ = active_count_;
+    return cut(model_.tiled(layer_, phase_), view_count_);
+}
+
+int32_t Call::begin_head() {
+    stage_ = Stage::head;
+    view_count_ = 0;
+    for (int32_t i = 0; i < active_count_; ++i) {
+        const int32_t row = active_[i], at = call_.slots[row];
+        if (!draws(row) && decoder_.slots_[at].logprobs < 0) continue;
+        RowView& view = views_[view_count_++];
+        view.start = model_.head_bias;
+        view.x = decoder_.h(at, 1 - decoder_.slots_[at].parity) +
+                 static_cast<size_t>(model_.num_layers - 1) * model_.padded_size;
+        view.out = decoder_.logits(row);
+    }
+    return view_count_ == 0 ? begin_tokens() : cut(model_.head, view_count_);
+}
+
+int32_t Call::begin_tokens() {
+    stage_ = Stage::tokens;
+    return (active_count_ + TOKEN_ROWS - 1) / TOKEN_ROWS;
+}
+
+// Cuts a phase into tiles; their number.
+int32_t Call::cut(const Matrix& matrix, int32_t rows) {
+    rows_ = std::min(rows, TILE_ROWS);
+    groups_ = model_.kernels->groups_per_pass(rows, matrix.vectors);
+    const int32_t row_tiles = (rows + rows_ - 1) / rows_, wanted = decoder_.pool_->threads() * TILES_PER_THREAD;
+    const auto tiles = [&] { return (matrix.groups + groups_ - 1) / groups_ * row_tiles; };
+    while (groups_ > 1 && tiles() < wanted) groups_ /= 2;
+    return tiles();
+}
+
+void Call::run(int32_t tile, int32_t worker) {
+    if (stage_ == Stage::tokens) {
+        const FloatControl control(Denormals::ieee);
+        const int32_t end = std::min(active_count_, (tile + 1) * TOKEN_ROWS);
+        for (int32_t i = tile * TOKEN_ROWS; i < end; ++i) take_token(active_[i], decoder_.scratches_[worker]);
+        return;
+    }
+    const Matrix& matrix = stage_ == Stage::head ? model_.head : model_.tiled(layer_, phase_);
+    const int32_t row_tiles = (view_count_ + rows_ - 1) / rows_;
+    const int32_t first = tile / row_tiles * groups_, from = tile % row_tiles * rows_;
+    const int32_t groups = std::min(groups_, matrix.groups - first), rows = std::min(rows_, view_count_ - from);
+    if (stage_ == Stage::head) {
+        model_.kernels->head(matrix, first, groups, views_ + from, rows);
+    } else {
+        model_.kernels->layer(model_.layers[layer_], phase_, first, groups, views_ + from, rows);
+    }
+}
+
+bool Call::draws(int32_t row) const { return !prompted_[row]; }
+
+void Call::take_token(int32_t row, Scratch& scratch) {
+    const Slot& slot = decoder_.slots_[call_.slots[row]];
+    int32_t token;
+    if (draws(row)) {
+        token = draw(
+            *model_.kernels, decoder_.logits(row), model_.vocabulary_size, slot.sampling, slot.position + 1,
+            {slot.history.data(), slot.position, slot.known},
+            slot.drawn < slot.min_tokens ? slot.masked_early : slot.masked, scratch);
+    } else {
+        token = slot.forced[slot.forced_at];
+    }
+    if (slot.logprobs >= 0) record_logprobs(row, token, scratch);
+    advance(row, token, draws(row));
+}
+
+// Moves a row past `token`: position, counts, history, stops, and whether it freezes.
+void Call::advance(int32_t row, int32_t token, bool drawn) {
+    Slot& slot = decoder_.slots_[call_.slots[row]];
+    call_.tokens[static_cast<size_t>(step_) * call_.rows + row] = token;
+    ++call_.taken[row];
+    slot.parity = 1 - slot.parity;
+    slot.pending = token;
+    ++slot.position;
+    slot.history[slot.position & (GRUVE_HISTORY - 1)] = token;
+    slot.known = std::min(slot.known + 1, GRUVE_HISTORY);
+    Reason reason = Reason::running;
+    if (drawn) {
+        ++slot.drawn;
+        bool matched = false;
+        if (slot.stop_table != nullptr) {
+            const size_t at = static_cast<size_t>(slot.stop_state) * model_.vocabulary_size + token;
+            const int32_t entry = slot.stop_table[at];
+            slot.stop_state = entry & (MATCHED - 1);
+            matched = entry >= MATCHED && slot.drawn >= slot.min_tokens;
+        }
+        if (token == slot.end_id) {
+            reason = Reason::end_of_sequence;
+        } else if (matched) {
+            reason = Reason::stop;
+        }
+    } else {
+        ++slot.forced_at;
+    }
+    const bool prompt_left = slot.forced_at < slot.forced.size();
+    if (reason == Reason::running && slot.drawn >= slot.max_tokens && !prompt_left) reason = Reason::length;
+    call_.reasons[row] = static_cast<int32_t>(reason);
+    frozen_[row] = reason != Reason::running;
+}
+
+void Call::record_logprobs(int32_t row, int32_t token, Scratch& scratch) {
+    const int32_t count = decoder_.slots_[call_.slots[row]].logprobs;
+    const size_t cell = static_cast<size_t>(step_) * call_.rows + row;
+    log_softmax(decoder_.logits(row), model_.vocabulary_size, scratch);
+    call_.chosen[cell] = static_cast<float>(scratch.logprobs[token]);
+    if (count > 0)
+        likeliest(
+            model_.vocabulary_size, count, scratch, call_.top_ids + cell * call_.alternatives,
+            call_.top + cell * call_.alternatives);
+}
+
+}  // namespace gruve

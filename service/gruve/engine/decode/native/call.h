@@ -1,0 +1,60 @@
+// One call of decode as a job: for each step the layers, the head, then a token for each row.
+
+#ifndef GRUVE_NATIVE_CALL_H
+#define GRUVE_NATIVE_CALL_H
+
+#include <cstdint>
+
+#include "abi.h"
+#include "decoder.h"
+#include "pool.h"
+
+namespace gruve {
+
+class Call final : public Job {
+public:
+    Call(Decoder& decoder, const gruve_call& call);
+
+    // Not worth waking another thread for.
+    bool is_small() const;
+
+    int32_t next_phase() override;
+    void run(int32_t tile, int32_t worker) override;
+
+private:
+    enum class Stage { start, layer, head, tokens };
+
+    int32_t begin_step();
+    int32_t begin_layer();
+    int32_t begin_head();
+    int32_t begin_tokens();
+    int32_t cut(const Matrix& matrix, int32_t rows);
+
+    bool draws(int32_t row) const;
+    void take_token(int32_t row, Scratch& scratch);
+    void advance(int32_t row, int32_t token, bool drawn);
+    void record_logprobs(int32_t row, int32_t token, Scratch& scratch);
+
+    Decoder& decoder_;
+    const Model& model_;
+    const gruve_call& call_;
+
+    Stage stage_ = Stage::start;
+    int32_t step_ = 0;
+    int32_t layer_ = 0;
+    int32_t phase_ = 0;  // of the layer
+
+    int32_t active_[GRUVE_MAX_ROWS];  // the call's rows that take this step
+    int32_t active_count_ = 0;
+    bool frozen_[GRUVE_MAX_ROWS] = {};
+    bool prompted_[GRUVE_MAX_ROWS];   // takes its token from the prompt
+
+    RowView views_[GRUVE_MAX_ROWS];   // of the open phase
+    int32_t view_count_ = 0;
+    int32_t groups_ = 0;              // a tile is so many groups
+    int32_t rows_ = 0;                // by so many rows
+};
+
+}  // namespace gruve
+
+#endif

@@ -1,0 +1,188 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "bounds.h"
+#include "call.h"
+#include "float_control.h"
+
+namespace gruve {
+namespace {
+
+constexpr int32_t MATCHED = 1 << 30;
+size_t slot_floats(const Model& model, size_t layer_floats) {
+    // An odd number of cache lines between slots, so that the same unit of many rows does not fall into one cache set.
+    const size_t floats = layer_floats * (model.state_tensors() + 1);
+    return floats / LANES % 2 == 0 ? floats + LANES : floats;
+}
+
+size_t row_floats(const Model& model) {
+    const size_t floats = 3 * static_cast<size_t>(model.padded_size) + model.logits_stride;
+    return floats / LANES % 2 == 0 ? floats + LANES : floats;
+}
+
+}  // namespace
+
+Decoder::Decoder(std::shared_ptr<const Model> model, int32_t slots, int32_t threads)
+    : model_(std::move(model)),
+      layer_floats_(static_cast<size_t>(model_->num_layers) * model_->padded_size),
+      slot_floats_(slot_floats(*model_, layer_floats_)) {
+    check("slots", slots, 1, 1 << 20);
+    check("threads", threads, 1, GRUVE_MAX_THREADS);
+    slots_.resize(slots);
+    states_ = Pages(slot_floats_ * slots * sizeof(float));
+    rows_ = Pages(row_floats(*model_) * GRUVE_MAX_ROWS * sizeof(float));
+    for (int32_t i = 0; i < threads; ++i) scratches_.emplace_back(model_->vocabulary_size);
+    pool_ = std::make_unique<Pool>(threads);
+}
+
+Decoder::~Decoder() {
+    if (pool_->forked()) static_cast<void>(pool_.release());
+}
+
+float* Decoder::h(int32_t slot, int32_t parity) const {
+    return states_.at<float>((slot_floats_ * slot + layer_floats_ * parity) * sizeof(float));
+}
+
+float* Decoder::c(int32_t slot) const { return h(slot, 2); }
+
+float* Decoder::scratch(int32_t row) const { return rows_.at<float>(row_floats(*model_) * row * sizeof(float)); }
+
+float* Decoder::logits(int32_t row) const { return scratch(row) + 3 * static_cast<size_t>(model_->padded_size); }
+
+void Decoder::check_slot(int32_t slot) const {
+    check("slot", slot, 0, static_cast<int64_t>(slots_.size()) - 1);
+}
+
+void Decoder::check_row(const gruve_row& row) const {
+    const int64_t last = model_->vocabulary_size - 1, most = std::numeric_limits<int32_t>::max();
+    check("position", row.position, 0, int64_t{1} << 62);
+    check("the history's size", row.history_size, 1, GRUVE_HISTORY);
+    check_all("history token", row.history, row.history_size, 0, last);
+    check_all("forced token", row.forced, row.forced_size, 0, last);
+    check_all("stop token", row.stop_ids, row.stop_ids_size, 0, last);
+    check("max_tokens", row.max_tokens, 0, most);
+    check("min_tokens", row.min_tokens, 0, most);
+    check("drawn", row.drawn, 0, most - GRUVE_MAX_STEPS);
+    check("end_id", row.end_id, -1, last);
+    check("logprobs", row.logprobs, -1, GRUVE_MAX_LOGPROBS);
+    if (row.stop_table == nullptr) {
+        check("stop_state", row.stop_state, 0, 0);
+        return;
+    }
+    check("stop_states", row.stop_states, 1, MATCHED);
+    check("stop_state", row.stop_state, 0, row.stop_states - 1);
+    const int64_t entries = int64_t{row.stop_states} * model_->vocabulary_size;
+    int32_t worst = 0;  // a negative entry, seen as unsigned, is beyond all states
+    for (int64_t i = 0; i < entries; ++i) {
+        const int32_t entry = row.stop_table[i];
+        const int32_t state = entry < 0 ? std::numeric_limits<int32_t>::max() : entry & (MATCHED - 1);
+        worst = std::max(worst, state);
+    }
+    check("a stop table's next state", worst, 0, row.stop_states - 1);
+}
+
+void Decoder::admit(int32_t slot, const gruve_row& row, const float* state) {
+    check_slot(slot);
+    check_row(row);
+    Slot next;
+    next.sampling = checked(row.sampling, model_->vocabulary_size);
+    next.occupied = true;
+    next.parity = slots_[slot].parity;
+    next.position = row.position;
+    next.pending = row.history[row.history_size - 1];
+    next.drawn = row.drawn;
+    next.forced.assign(row.forced, row.forced + row.forced_size);
+    next.max_tokens = row.max_tokens;
+    next.min_tokens = row.min_tokens;
+    next.end_id = row.end_id;
+    next.stop_table = row.stop_table;
+    next.stop_state = row.stop_state;
+    next.logprobs = row.logprobs;
+    if (row.ignore_eos && row.end_id >= 0) next.masked.push_back(row.end_id);
+    next.masked_early = next.masked;
+    if (row.end_id >= 0) next.masked_early.push_back(row.end_id);
+    next.masked_early.insert(next.masked_early.end(), row.stop_ids, row.stop_ids + row.stop_ids_size);
+    next.history.resize(GRUVE_HISTORY);
+    next.known = static_cast<int32_t>(std::min<int64_t>(row.history_size, row.position + 1));
+    for (int32_t age = 0; age < next.known; ++age)
+        next.history[(row.position - age) & (GRUVE_HISTORY - 1)] = row.history[row.history_size - 1 - age];
+
+    const size_t H = model_->hidden_size, L = model_->num_layers;
+    for (size_t l = 0; l < L; ++l)
+        for (int32_t tensor = 0; tensor < model_->state_tensors(); ++tensor) {
+            float* to = (tensor == 0 ? h(slot, next.parity) : c(slot)) + l * model_->padded_size;
+            if (state == nullptr) {
+                std::memset(to, 0, H * sizeof(float));
+            } else {
+                std::memcpy(to, state + (tensor * L + l) * H, H * sizeof(float));
+            }
+        }
+    slots_[slot] = std::move(next);
+}
+
+void Decoder::snapshot(int32_t slot, float* state) const {
+    check_slot(slot);
+    const size_t H = model_->hidden_size, L = model_->num_layers;
+    for (size_t l = 0; l < L; ++l)
+        for (int32_t tensor = 0; tensor < model_->state_tensors(); ++tensor) {
+            const float* from = (tensor == 0 ? h(slot, slots_[slot].parity) : c(slot)) + l * model_->padded_size;
+            std::memcpy(state + (tensor * L + l) * H, from, H * sizeof(float));
+        }
+}
+
+void Decoder::release(int32_t slot) {
+    check_slot(slot);
+    Slot empty;
+    empty.parity = slots_[slot].parity;
+    slots_[slot] = std::move(empty);
+}
+
+void Decoder::check_call(const gruve_call& call) const {
+    check("rows", call.rows, 1, GRUVE_MAX_ROWS);
+    check("steps", call.steps, 1, GRUVE_MAX_STEPS);
+    check_all("slot", call.slots, call.rows, 0, static_cast<int64_t>(slots_.size()) - 1);
+    check_all("limit", call.limits, call.rows, 0, std::numeric_limits<int32_t>::max());
+    check("alternatives", call.alternatives, 0, GRUVE_MAX_LOGPROBS);
+    for (const void* output : {call.tokens, call.taken, call.reasons}) check_present("an output array", output);
+    for (int32_t i = 0; i < call.rows; ++i) {
+        const Slot& slot = slots_[call.slots[i]];
+        if (!slot.occupied)
+            throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " holds no sequence");
+        if (std::find(call.slots, call.slots + i, call.slots[i]) != call.slots + i)
+            throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " is given twice");
+        if (slot.logprobs < 0) continue;
+        check("a row's logprobs", slot.logprobs, 0, call.alternatives);
+        check_present("chosen", call.chosen);
+        if (call.alternatives == 0) continue;
+        check_present("top_ids", call.top_ids);
+        check_present("top", call.top);
+    }
+}
+
+void Decoder::decode(const gruve_call& call) {
+    check_call(call);
+    std::fill_n(call.tokens, static_cast<size_t>(call.rows) * call.steps, -1);
+    std::fill_n(call.taken, call.rows, 0);
+    std::fill_n(call.reasons, call.rows, 0);
+    const size_t cells = static_cast<size_t>(call.rows) * call.steps;
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+    if (call.chosen) std::fill_n(call.chosen, cells, nan);
+    if (call.top_ids) std::fill_n(call.top_ids, cells * call.alternatives, -1);
+    if (call.top) std::fill_n(call.top, cells * call.alternatives, nan);
+    last_rows_ = call.rows;
+    Call job(*this, call);
+    pool_->run(job, job.is_small());
+}
+
+void Decoder::last_logits(int32_t row, float* out) const {
+    check("row", row, 0, last_rows_ - 1);
+    std::memcpy(out, logits(row), sizeof(float) * model_->vocabulary_size);
+}
+
+}  // namespace gruve

@@ -1,0 +1,74 @@
+// What each instruction set offers the decoder: tiles of a layer or of the head, and the loops of sampling over a
+// vocabulary. Plain data in and out, so that an object compiled for one CPU shares no inline code with the others.
+//
+// Legend: H hidden, V vocabulary, K depth of a product, `width` the units in one vector of the instruction set.
+
+#ifndef GRUVE_NATIVE_KERNELS_H
+#define GRUVE_NATIVE_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace gruve {
+
+enum class Cell : int32_t { gru_after, gru_before, lstm, elman };
+
+// A weight matrix cut into groups of `vectors` columns of vectors, each group laid out [K][vectors][width]. The last
+// group has `last_vectors`. Of a gated cell a group is one vector of units with all its gates side by side.
+struct Matrix {
+    const void* data = nullptr;
+    int32_t depth = 0;
+    int32_t vectors = 0;
+    int32_t groups = 0;
+    int32_t last_vectors = 0;
+    bool half = false;  // fp16 in memory, else fp32
+};
+
+// One recurrent layer. A row's chain starts from its `start` (table row or bias) and adds x, then h, in the order of k.
+struct Layer {
+    Cell cell = Cell::gru_after;
+    Matrix x;                        // depth 0: the input's share stands in `start`
+    Matrix h;                        // GRU with reset=before: r and z alone
+    Matrix n;                        // GRU with reset=before: the new gate's recurrent product, second phase
+    const float* bias_hn = nullptr;  // GRU with reset=after
+};
+
+// Where one row of a phase reads and writes. Vectors of H are padded to whole vectors of the widest instruction set.
+struct RowView {
+    const float* start;  // packed like the groups
+    const float* x;
+    const float* h;      // the layer's old state
+    float* out;          // its new state, or the logits
+    float* c;            // LSTM: read and written
+    float* update;       // GRU with reset=before, between its phases: z,
+    float* reset;        // r * h,
+    float* fresh;        // and the new gate's input share
+};
+
+struct Kernels {
+    const char* name;
+    int32_t width;
+    bool half;  // stores fp16 matrices as they are
+    // How many groups one pass over so many rows takes together, to have enough sums in flight.
+    int32_t (*groups_per_pass)(int32_t rows, int32_t vectors);
+    // Groups [first, first + count) of a layer for all `rows`; `phase` is 1 for the second half of reset=before.
+    void (*layer)(const Layer&, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count);
+    void (*head)(const Matrix&, int32_t first, int32_t count, const RowView* rows, int32_t row_count);
+    // out[n] = float(init[n] + sum over k of a[k] * b[k][n]) in float64, k in order. `sums` is scratch of n.
+    void (*fold)(const float* a, int32_t k, const float* b, int32_t n, const float* init, double* sums, float* out);
+    float (*highest)(const float* logits, int32_t n);
+    // sampling.weights; returns their sum.
+    uint64_t (*weights)(const float* logits, int32_t n, float highest, float scale, int32_t* weights);
+    void (*sigmoid)(const float* x, float* y, int32_t n);
+    void (*tanh)(const float* x, float* y, int32_t n);
+};
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+}  // namespace gruve
+
+#endif

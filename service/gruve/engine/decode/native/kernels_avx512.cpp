@@ -1,0 +1,74 @@
+// The kernels for AVX-512: 16 units a vector, 24 sums in 32 registers.
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace gruve {
+namespace avx512 {
+namespace {
+
+struct Avx512 {
+    static constexpr int32_t width = 16;
+    static constexpr int32_t accumulators = 24;
+    static constexpr bool half = true;
+
+    using Float = __m512;
+
+    static Float load(const float* p) { return _mm512_loadu_ps(p); }
+    static Float load_half(const uint16_t* p) {
+        return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    static void store(float* p, Float a) { _mm512_storeu_ps(p, a); }
+    static Float set(float a) { return _mm512_set1_ps(a); }
+    static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+    static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+    static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+    static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+    static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+    static Float power(Float shifted) {
+        const __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+        return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(0x3F800000)));
+    }
+};
+
+#include "kernels_impl.h"
+
+uint64_t weights(const float* logits, int32_t n, float highest_logit, float scale, int32_t* out) {
+    __m512i totals = _mm512_setzero_si512();
+    int32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 steps = _mm256_sub_ps(_mm256_loadu_ps(logits + i), _mm256_set1_ps(highest_logit));
+        steps = _mm256_max_ps(_mm256_mul_ps(steps, _mm256_set1_ps(scale)), _mm256_set1_ps(LOWEST_STEPS));
+        const __m256i exponent = _mm256_cvttps_epi32(steps);
+        const __m512i shift =
+            _mm512_cvtepi32_epi64(_mm256_sub_epi32(_mm256_set1_epi32(8), _mm256_srai_epi32(exponent, 20)));
+        const __m512i part = _mm512_cvtepi32_epi64(_mm256_and_si256(exponent, _mm256_set1_epi32(0xFFFFF)));
+        __m512i power = _mm512_set1_epi64(EXP2[5]);
+        for (int c = 4; c >= 0; --c)
+            power = _mm512_add_epi64(_mm512_set1_epi64(EXP2[c]), _mm512_srli_epi64(_mm512_mul_epu32(power, part), 20));
+        power = _mm512_srlv_epi64(power, shift);
+        totals = _mm512_add_epi64(totals, power);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_cvtepi64_epi32(power));
+    }
+    uint64_t total = static_cast<uint64_t>(_mm512_reduce_add_epi64(totals));
+    for (; i < n; ++i) {
+        out[i] = weight(logits[i], highest_logit, scale);
+        total += static_cast<uint64_t>(out[i]);
+    }
+    return total;
+}
+
+constexpr Kernels kernels = {
+    "avx512", Avx512::width, Avx512::half, groups_per_pass<Avx512>, run_layer<Avx512>, run_head<Avx512>,
+    fold, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
+};
+
+}  // namespace
+}  // namespace avx512
+
+const Kernels avx512_kernels = avx512::kernels;
+
+}  // namespace gruve

@@ -1,0 +1,442 @@
+// The kernels, written once over a vector type `V` and compiled once per instruction set.
+//
+// Exact by construction: every output is one chain of fused multiply-adds in the order of k, whatever the tile, and
+// everything else is a fixed sequence of fp32 operations on one element. Which outputs share a vector, a tile or a
+// thread changes nothing. This file is compiled with -ffp-contract=off: an operation is fused where it says fma.
+//
+// Included by one source file per instruction set, inside an anonymous namespace in one of its own name, so that the
+// linker can never take a function compiled for a wide CPU where a narrow one needs it. Hence no standard containers or
+// algorithms either.
+//
+// V has: Float, `width`, `accumulators` (sums held in registers), load, load_half, store, set, add, sub, mul, div, fma,
+// min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23).
+
+constexpr int32_t MAX_BLOCK = 8;  // rows that one pass takes at most
+
+// ---- elementwise functions
+
+// 2**t - 1 and 2**n, n the integer nearest t: a polynomial of degree 6 in t - n, relative error below 1e-8 before
+// rounding. |t| <= 126.
+template <class V>
+struct Exponential {
+    typename V::Float power;     // 2**n
+    typename V::Float fraction;  // 2**(t - n) - 1
+};
+
+template <class V>
+inline Exponential<V> exponential(typename V::Float t) {
+    const auto magic = V::set(0x1.8p23f);
+    const auto shifted = V::add(t, magic);
+    const auto f = V::sub(t, V::sub(shifted, magic));
+    auto q = V::set(0x1.44138ap-13f);
+    q = V::fma(q, f, V::set(0x1.5f0890p-10f));
+    q = V::fma(q, f, V::set(0x1.3b2a54p-7f));
+    q = V::fma(q, f, V::set(0x1.c6af6cp-5f));
+    q = V::fma(q, f, V::set(0x1.ebfbe0p-3f));
+    q = V::fma(q, f, V::set(0x1.62e430p-1f));
+    return {V::power(shifted), V::mul(q, f)};
+}
+
+template <class V>
+inline typename V::Float sigmoid(typename V::Float x) {
+    const auto t = V::max(V::min(V::mul(x, V::set(-0x1.715476p0f)), V::set(126.0f)), V::set(-126.0f));
+    const auto e = exponential<V>(t);
+    const auto one = V::set(1.0f);
+    return V::div(one, V::add(one, V::fma(e.power, e.fraction, e.power)));
+}
+
+template <class V>
+inline typename V::Float tanh(typename V::Float x) {
+    // tanh(x) = (e**2x - 1) / (e**2x + 1), without cancellation near 0; beyond 9.01 it is 1 in fp32.
+    const auto t = V::max(V::min(V::mul(x, V::set(0x1.715476p1f)), V::set(26.0f)), V::set(-26.0f));
+    const auto e = exponential<V>(t);
+    const auto m = V::fma(e.power, e.fraction, V::sub(e.power, V::set(1.0f)));
+    return V::div(m, V::add(m, V::set(2.0f)));
+}
+
+// ---- products
+
+template <class V>
+inline typename V::Float load_weights(const float* p) {
+    return V::load(p);
+}
+
+template <class V>
+inline typename V::Float load_weights(const uint16_t* p) {
+    return V::load_half(p);
+}
+
+// acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart.
+template <class V, class W, int MR, int NR, int P>
+void product(float* __restrict acc, const void* weights, size_t group, const float* const* x, int32_t depth) {
+    constexpr int C = P * NR;
+    typename V::Float sum[MR][C];
+    const float* row[MR];
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+        row[r] = x[r];
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) sum[r][c] = V::load(acc + (r * C + c) * V::width);
+    }
+    const W* w = static_cast<const W*>(weights);
+    for (int32_t k = 0; k < depth; ++k, w += NR * V::width) {
+        if constexpr (MR <= C) {
+            typename V::Float b[MR];
+#pragma GCC unroll 8
+            for (int r = 0; r < MR; ++r) b[r] = V::set(row[r][k]);
+#pragma GCC unroll 16
+            for (int c = 0; c < C; ++c) {
+                const auto v = load_weights<V>(w + (c / NR) * group + (c % NR) * V::width);
+#pragma GCC unroll 8
+                for (int r = 0; r < MR; ++r) sum[r][c] = V::fma(v, b[r], sum[r][c]);
+            }
+        } else {
+            typename V::Float v[C];
+#pragma GCC unroll 16
+            for (int c = 0; c < C; ++c) v[c] = load_weights<V>(w + (c / NR) * group + (c % NR) * V::width);
+#pragma GCC unroll 8
+            for (int r = 0; r < MR; ++r) {
+                const auto b = V::set(row[r][k]);
+#pragma GCC unroll 16
+                for (int c = 0; c < C; ++c) sum[r][c] = V::fma(v[c], b, sum[r][c]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) V::store(acc + (r * C + c) * V::width, sum[r][c]);
+    }
+}
+
+using Product = void (*)(float*, const void*, size_t, const float* const*, int32_t);
+
+// The most rows a pass may take with NR vectors, and the most groups beside so many rows.
+template <class V>
+constexpr int most_rows(int vectors) {
+    return V::accumulators / vectors < MAX_BLOCK ? V::accumulators / vectors : MAX_BLOCK;
+}
+
+template <class V>
+constexpr int most_groups(int rows, int vectors) {
+    return rows * vectors * 4 <= V::accumulators ? 4 : rows * vectors * 2 <= V::accumulators ? 2 : 1;
+}
+
+template <class V, class W, int MR, int NR>
+constexpr Product choose_product(int groups) {
+    constexpr int most = V::accumulators / (MR * NR);
+    if constexpr (most >= 4) {
+        if (groups == 4) return product<V, W, MR, NR, 4>;
+    }
+    if constexpr (most >= 2) {
+        if (groups == 2) return product<V, W, MR, NR, 2>;
+    }
+    if constexpr (most >= 1) return product<V, W, MR, NR, 1>;
+    return nullptr;
+}
+
+template <class V, class W, int NR>
+Product find_product_of(int rows, int groups) {
+    switch (rows) {
+        case 1: return choose_product<V, W, 1, NR>(groups);
+        case 2: return choose_product<V, W, 2, NR>(groups);
+        case 3: return choose_product<V, W, 3, NR>(groups);
+        case 4: return choose_product<V, W, 4, NR>(groups);
+        case 5: return choose_product<V, W, 5, NR>(groups);
+        case 6: return choose_product<V, W, 6, NR>(groups);
+        case 7: return choose_product<V, W, 7, NR>(groups);
+        default: return choose_product<V, W, 8, NR>(groups);
+    }
+}
+
+template <class V, class W>
+Product find_product(int rows, int vectors, int groups) {
+    switch (vectors) {
+        case 1: return find_product_of<V, W, 1>(rows, groups);
+        case 2: return find_product_of<V, W, 2>(rows, groups);
+        case 3: return find_product_of<V, W, 3>(rows, groups);
+        default: return find_product_of<V, W, 4>(rows, groups);
+    }
+}
+
+// ---- tiles
+
+// Sums of one pass: [row][group][vector][width].
+template <class V>
+struct alignas(64) Sums {
+    float at[V::accumulators * V::width];
+};
+
+// One pass: `rows` rows through `groups` adjacent groups of `vectors` vectors, groups `first` on.
+template <class V>
+struct Pass {
+    const RowView* rows;
+    int32_t row_count;
+    int32_t first;
+    int32_t groups;
+    int32_t vectors;
+    int32_t stride;  // vectors of a full group: where group g starts in `start` and in a plain matrix's output
+
+    int32_t cell(int r, int p) const { return (r * groups + p) * vectors * V::width; }
+    size_t start_of(int p) const { return static_cast<size_t>(first + p) * stride * V::width; }
+
+    void begin(Sums<V>& sums) const {
+        for (int r = 0; r < row_count; ++r)
+            for (int p = 0; p < groups; ++p)
+                for (int c = 0; c < vectors; ++c)
+                    V::store(
+                        sums.at + cell(r, p) + c * V::width, V::load(rows[r].start + start_of(p) + c * V::width));
+    }
+
+    void multiply(Sums<V>& sums, const Matrix& matrix, const float* const* x) const {
+        const size_t group = static_cast<size_t>(matrix.depth) * matrix.vectors * V::width;
+        if (matrix.half) {
+            if constexpr (V::half)
+                find_product<V, uint16_t>(row_count, vectors, groups)(
+                    sums.at, static_cast<const uint16_t*>(matrix.data) + first * group, group, x, matrix.depth);
+        } else {
+            find_product<V, float>(row_count, vectors, groups)(
+                sums.at, static_cast<const float*>(matrix.data) + first * group, group, x, matrix.depth);
+        }
+    }
+};
+
+// Calls `pass` for groups [first, first + count) and all rows, blocks of rows as even as they can be: several groups a
+// pass where there is but one block, else one group for all blocks while its weights are near.
+template <class V, class Body>
+inline void for_each_pass(
+    const Matrix& matrix, int32_t first, int32_t count, const RowView* rows, int32_t row_count, Body body) {
+    while (count > 0) {
+        const bool tail = first == matrix.groups - 1;
+        const int32_t vectors = tail ? matrix.last_vectors : matrix.vectors;
+        const int32_t most = most_rows<V>(vectors);
+        const int32_t blocks = (row_count + most - 1) / most;
+        int32_t groups = 1;
+        if (blocks == 1 && !tail) {
+            const int32_t full = matrix.groups - (matrix.last_vectors != matrix.vectors) - first;
+            const int32_t together = most_groups<V>(row_count, vectors);
+            groups = together <= count && together <= full ? together : 1;
+        }
+        for (int32_t b = 0; b < blocks; ++b) {
+            const int32_t from = row_count * b / blocks, to = row_count * (b + 1) / blocks;
+            body(Pass<V>{rows + from, to - from, first, groups, vectors, matrix.vectors});
+        }
+        first += groups;
+        count -= groups;
+    }
+}
+
+template <class V>
+struct Inputs {
+    const float* at[MAX_BLOCK];
+    Inputs(const Pass<V>& pass, const float* RowView::*which) {
+        for (int r = 0; r < pass.row_count; ++r) at[r] = pass.rows[r].*which;
+    }
+    Inputs(const Pass<V>& pass, float* RowView::*which) {
+        for (int r = 0; r < pass.row_count; ++r) at[r] = pass.rows[r].*which;
+    }
+};
+
+template <class V>
+inline void begin_with_input(const Pass<V>& pass, const Layer& layer, Sums<V>& sums) {
+    pass.begin(sums);
+    if (layer.x.depth > 0) pass.multiply(sums, layer.x, Inputs<V>(pass, &RowView::x).at);
+}
+
+// h + z * (n - h)
+template <class V>
+inline typename V::Float blend(typename V::Float h, typename V::Float z, typename V::Float n) {
+    return V::fma(z, V::sub(n, h), h);
+}
+
+template <class V>
+void gru_after(const Pass<V>& pass, const Layer& layer) {
+    Sums<V> sums, fresh;
+    begin_with_input(pass, layer, sums);
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p) {
+            float* s = sums.at + pass.cell(r, p) + 2 * V::width;
+            V::store(fresh.at + pass.cell(r, p), V::load(s));
+            V::store(s, V::load(layer.bias_hn + (pass.first + p) * V::width));
+        }
+    pass.multiply(sums, layer.h, Inputs<V>(pass, &RowView::h).at);
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p) {
+            const float* s = sums.at + pass.cell(r, p);
+            const int32_t unit = (pass.first + p) * V::width;
+            const auto reset = sigmoid<V>(V::load(s));
+            const auto update = sigmoid<V>(V::load(s + V::width));
+            const auto n = tanh<V>(
+                V::fma(reset, V::load(s + 2 * V::width), V::load(fresh.at + pass.cell(r, p))));
+            V::store(pass.rows[r].out + unit, blend<V>(V::load(pass.rows[r].h + unit), update, n));
+        }
+}
+
+template <class V>
+void gru_before_gates(const Pass<V>& pass, const Layer& layer) {
+    Sums<V> sums, gates;
+    begin_with_input(pass, layer, sums);
+    const Pass<V> two{pass.rows, pass.row_count, pass.first, pass.groups, 2, 2};
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p) {
+            const float* s = sums.at + pass.cell(r, p);
+            V::store(gates.at + two.cell(r, p), V::load(s));
+            V::store(gates.at + two.cell(r, p) + V::width, V::load(s + V::width));
+            V::store(pass.rows[r].fresh + (pass.first + p) * V::width, V::load(s + 2 * V::width));
+        }
+    two.multiply(gates, layer.h, Inputs<V>(pass, &RowView::h).at);
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p) {
+            const float* s = gates.at + two.cell(r, p);
+            const int32_t unit = (pass.first + p) * V::width;
+            V::store(pass.rows[r].reset + unit, V::mul(sigmoid<V>(V::load(s)), V::load(pass.rows[r].h + unit)));
+            V::store(pass.rows[r].update + unit, sigmoid<V>(V::load(s + V::width)));
+        }
+}
+
+template <class V>
+void gru_before_state(const Pass<V>& pass, const Layer& layer) {
+    Sums<V> sums;
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p)
+            for (int c = 0; c < pass.vectors; ++c)
+                V::store(
+                    sums.at + pass.cell(r, p) + c * V::width,
+                    V::load(pass.rows[r].fresh + pass.start_of(p) + c * V::width));
+    pass.multiply(sums, layer.n, Inputs<V>(pass, &RowView::reset).at);
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p)
+            for (int c = 0; c < pass.vectors; ++c) {
+                const size_t unit = pass.start_of(p) + c * V::width;
+                const auto n = tanh<V>(V::load(sums.at + pass.cell(r, p) + c * V::width));
+                const RowView& row = pass.rows[r];
+                V::store(row.out + unit, blend<V>(V::load(row.h + unit), V::load(row.update + unit), n));
+            }
+}
+
+template <class V>
+void lstm(const Pass<V>& pass, const Layer& layer) {
+    Sums<V> sums;
+    begin_with_input(pass, layer, sums);
+    pass.multiply(sums, layer.h, Inputs<V>(pass, &RowView::h).at);
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p) {
+            const float* s = sums.at + pass.cell(r, p);
+            float* c = pass.rows[r].c + (pass.first + p) * V::width;
+            const auto input = sigmoid<V>(V::load(s));
+            const auto forget = sigmoid<V>(V::load(s + V::width));
+            const auto g = tanh<V>(V::load(s + 2 * V::width));
+            const auto output = sigmoid<V>(V::load(s + 3 * V::width));
+            const auto next = V::fma(forget, V::load(c), V::mul(input, g));
+            V::store(c, next);
+            V::store(pass.rows[r].out + (pass.first + p) * V::width, V::mul(output, tanh<V>(next)));
+        }
+}
+
+template <class V>
+void elman(const Pass<V>& pass, const Layer& layer) {
+    Sums<V> sums;
+    begin_with_input(pass, layer, sums);
+    pass.multiply(sums, layer.h, Inputs<V>(pass, &RowView::h).at);
+    for (int r = 0; r < pass.row_count; ++r)
+        for (int p = 0; p < pass.groups; ++p)
+            for (int c = 0; c < pass.vectors; ++c)
+                V::store(
+                    pass.rows[r].out + pass.start_of(p) + c * V::width,
+                    tanh<V>(V::load(sums.at + pass.cell(r, p) + c * V::width)));
+}
+
+template <class V>
+int32_t groups_per_pass(int32_t rows, int32_t vectors) {
+    return most_groups<V>(rows, vectors);
+}
+
+template <class V>
+void run_layer(
+    const Layer& layer, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count) {
+    const auto each = [&](const Matrix& matrix, void (*cell)(const Pass<V>&, const Layer&)) {
+        for_each_pass<V>(matrix, first, count, rows, row_count, [&](const Pass<V>& pass) { cell(pass, layer); });
+    };
+    switch (layer.cell) {
+        case Cell::gru_after: return each(layer.x, gru_after<V>);
+        case Cell::gru_before:
+            return phase == 0 ? each(layer.x, gru_before_gates<V>) : each(layer.n, gru_before_state<V>);
+        case Cell::lstm: return each(layer.x, lstm<V>);
+        case Cell::elman: return each(layer.x, elman<V>);
+    }
+}
+
+template <class V>
+void run_head(const Matrix& matrix, int32_t first, int32_t count, const RowView* rows, int32_t row_count) {
+    for_each_pass<V>(matrix, first, count, rows, row_count, [&](const Pass<V>& pass) {
+        Sums<V> sums;
+        pass.begin(sums);
+        pass.multiply(sums, matrix, Inputs<V>(pass, &RowView::x).at);
+        for (int r = 0; r < pass.row_count; ++r)
+            for (int p = 0; p < pass.groups; ++p)
+                for (int c = 0; c < pass.vectors; ++c)
+                    V::store(
+                        pass.rows[r].out + pass.start_of(p) + c * V::width,
+                        V::load(sums.at + pass.cell(r, p) + c * V::width));
+    });
+}
+
+// ---- loading and sampling
+
+inline void fold(const float* a, int32_t k, const float* b, int32_t n, const float* init, double* sums, float* out) {
+    for (int32_t i = 0; i < n; ++i) sums[i] = init == nullptr ? 0.0 : static_cast<double>(init[i]);
+    // A product of two fp32 values is exact in float64, so it makes no difference whether this is fused.
+    for (int32_t j = 0; j < k; ++j) {
+        const double factor = a[j];
+        const float* row = b + static_cast<size_t>(j) * n;
+        for (int32_t i = 0; i < n; ++i) sums[i] += factor * static_cast<double>(row[i]);
+    }
+    for (int32_t i = 0; i < n; ++i) out[i] = static_cast<float>(sums[i]);
+}
+
+template <class V>
+float highest(const float* logits, int32_t n) {
+    constexpr float LOWEST = -__builtin_inff();
+    auto best = V::set(LOWEST);
+    int32_t i = 0;
+    for (; i + V::width <= n; i += V::width) best = V::max(V::load(logits + i), best);
+    alignas(64) float lanes[V::width];
+    V::store(lanes, best);
+    float result = LOWEST;
+    for (int32_t j = 0; j < V::width; ++j) result = lanes[j] > result ? lanes[j] : result;
+    for (; i < n; ++i) result = logits[i] > result ? logits[i] : result;
+    return result;
+}
+
+// gruve.model.sampling.weights of one logit: truncated steps of 2**-20 of an exponent of 2, then 2**x by EXP2.
+constexpr float LOWEST_STEPS = -33554432.0f;  // LOWEST_EXPONENT << EXPONENT_BITS
+constexpr int64_t EXP2[6] = {1073741824, 744265554, 257874613, 59914704, 9681959, 2004817};
+
+inline int32_t weight(float logit, float highest_logit, float scale) {
+    const float steps = (logit - highest_logit) * scale;
+    const int32_t exponent = static_cast<int32_t>(steps > LOWEST_STEPS ? steps : LOWEST_STEPS);
+    const int64_t part = exponent & 0xFFFFF;
+    int64_t power = EXP2[5];
+    for (int c = 4; c >= 0; --c) power = EXP2[c] + ((power * part) >> 20);
+    return static_cast<int32_t>(power >> (8 - (exponent >> 20)));
+}
+
+template <class V>
+void sigmoids(const float* x, float* y, int32_t n) {
+    alignas(64) float lanes[V::width] = {};
+    for (int32_t i = 0; i < n; ++i) {
+        lanes[i % V::width] = x[i];
+        V::store(lanes, sigmoid<V>(V::load(lanes)));
+        y[i] = lanes[i % V::width];
+    }
+}
+
+template <class V>
+void tanhs(const float* x, float* y, int32_t n) {
+    alignas(64) float lanes[V::width] = {};
+    for (int32_t i = 0; i < n; ++i) {
+        lanes[i % V::width] = x[i];
+        V::store(lanes, tanh<V>(V::load(lanes)));
+        y[i] = lanes[i % V::width];
+    }
+}

@@ -1,0 +1,79 @@
+// The kernels in plain C++, for any CPU: the same operations in the same order, std::fma for each fused one.
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace gruve {
+namespace portable {
+namespace {
+
+struct Portable {
+    static constexpr int32_t width = 8;
+    static constexpr int32_t accumulators = 8;
+    static constexpr bool half = false;
+
+    struct Float {
+        float lane[width];
+    };
+
+    template <class Each>
+    static Float make(Each each) {
+        Float result;
+        for (int32_t i = 0; i < width; ++i) result.lane[i] = each(i);
+        return result;
+    }
+
+    static Float load(const float* p) { return make([&](int32_t i) { return p[i]; }); }
+    static void store(float* p, Float a) {
+        for (int32_t i = 0; i < width; ++i) p[i] = a.lane[i];
+    }
+    static Float set(float a) { return make([&](int32_t) { return a; }); }
+    static Float add(Float a, Float b) { return make([&](int32_t i) { return a.lane[i] + b.lane[i]; }); }
+    static Float sub(Float a, Float b) { return make([&](int32_t i) { return a.lane[i] - b.lane[i]; }); }
+    static Float mul(Float a, Float b) { return make([&](int32_t i) { return a.lane[i] * b.lane[i]; }); }
+    static Float div(Float a, Float b) { return make([&](int32_t i) { return a.lane[i] / b.lane[i]; }); }
+    static Float fma(Float a, Float b, Float c) {
+        return make([&](int32_t i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
+    }
+    static Float min(Float a, Float b) {
+        return make([&](int32_t i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+    }
+    static Float max(Float a, Float b) {
+        return make([&](int32_t i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+    }
+    static Float power(Float shifted) {
+        return make([&](int32_t i) {
+            uint32_t bits;
+            std::memcpy(&bits, &shifted.lane[i], sizeof bits);
+            bits = (bits << 23) + 0x3F800000u;
+            float result;
+            std::memcpy(&result, &bits, sizeof result);
+            return result;
+        });
+    }
+};
+
+#include "kernels_impl.h"
+
+uint64_t weights(const float* logits, int32_t n, float highest_logit, float scale, int32_t* out) {
+    uint64_t total = 0;
+    for (int32_t i = 0; i < n; ++i) {
+        out[i] = weight(logits[i], highest_logit, scale);
+        total += static_cast<uint64_t>(out[i]);
+    }
+    return total;
+}
+
+constexpr Kernels kernels = {
+    "portable", Portable::width, Portable::half, groups_per_pass<Portable>, run_layer<Portable>, run_head<Portable>,
+    fold, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
+};
+
+}  // namespace
+}  // namespace portable
+
+const Kernels portable_kernels = portable::kernels;
+
+}  // namespace gruve

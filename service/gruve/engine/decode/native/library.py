@@ -1,0 +1,209 @@
+"""The shared library: where it is, whether it is the right one, and its structs and functions in ctypes.
+
+Knows the C ABI (`abi.h`); nothing of models, rows or sampling beyond their layout.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import ClassVar
+
+from gruve.errors import InvalidField
+
+ABI_VERSION = 1
+MAX_LAYERS = 4
+ERROR_BYTES = 512
+LIBRARY = Path(__file__).with_name("libgruve_native.so")
+
+OK, INVALID, FAILED, BUSY = range(4)
+
+
+class Weights(ctypes.Structure):
+    """`gruve_weights`."""
+
+    _fields_: ClassVar = [
+        ("cell", c_int32),
+        ("vocabulary_size", c_int32),
+        ("embedding_size", c_int32),
+        ("hidden_size", c_int32),
+        ("num_layers", c_int32),
+        ("half", c_int32),
+        ("embedding", c_void_p),
+        ("weight_ih", c_void_p * MAX_LAYERS),
+        ("weight_hh", c_void_p * MAX_LAYERS),
+        ("bias", c_void_p * MAX_LAYERS),
+        ("bias_hn", c_void_p * MAX_LAYERS),
+        ("head_weight", c_void_p),
+        ("head_projection", c_void_p),
+        ("head_bias", c_void_p),
+    ]
+
+
+class Sampling(ctypes.Structure):
+    """`gruve_sampling`."""
+
+    _fields_: ClassVar = [
+        ("seed", c_uint64),
+        ("greedy", c_int32),
+        ("scale", c_float),
+        ("top_k", c_int32),
+        ("top_p_share", c_int32),
+        ("min_p_share", c_int32),
+        ("penalty", c_float),
+        ("inverse_penalty", c_float),
+        ("repetition_window", c_int32),
+        ("bias_size", c_int32),
+        ("bias_ids", c_void_p),
+        ("bias", c_void_p),
+    ]
+
+
+class NativeRow(ctypes.Structure):
+    """`gruve_row`."""
+
+    _fields_: ClassVar = [
+        ("position", c_int64),
+        ("history", c_void_p),
+        ("forced", c_void_p),
+        ("stop_table", c_void_p),
+        ("stop_ids", c_void_p),
+        ("history_size", c_int32),
+        ("forced_size", c_int32),
+        ("stop_states", c_int32),
+        ("stop_state", c_int32),
+        ("stop_ids_size", c_int32),
+        ("max_tokens", c_int32),
+        ("min_tokens", c_int32),
+        ("drawn", c_int32),
+        ("end_id", c_int32),
+        ("ignore_eos", c_int32),
+        ("logprobs", c_int32),
+        ("sampling", Sampling),
+    ]
+
+
+class Call(ctypes.Structure):
+    """`gruve_call`."""
+
+    _fields_: ClassVar = [
+        ("rows", c_int32),
+        ("steps", c_int32),
+        ("alternatives", c_int32),
+        ("slots", c_void_p),
+        ("limits", c_void_p),
+        ("tokens", c_void_p),
+        ("taken", c_void_p),
+        ("reasons", c_void_p),
+        ("chosen", c_void_p),
+        ("top_ids", c_void_p),
+        ("top", c_void_p),
+    ]
+
+
+STRUCTS = (Weights, Sampling, NativeRow, Call)
+_ERROR = (c_char_p, c_size_t)
+_SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
+    "gruve_abi_version": (c_int32, ()),
+    "gruve_struct_sizes": (None, (POINTER(c_size_t),) * len(STRUCTS)),
+    "gruve_isa": (c_char_p, (c_char_p,)),
+    "gruve_model_create": (c_int32, (POINTER(Weights), c_char_p, POINTER(c_void_p), *_ERROR)),
+    "gruve_model_destroy": (None, (c_void_p,)),
+    "gruve_model_bytes": (c_size_t, (c_void_p,)),
+    "gruve_decoder_create": (c_int32, (c_void_p, c_int32, c_int32, POINTER(c_void_p), *_ERROR)),
+    "gruve_decoder_destroy": (None, (c_void_p,)),
+    "gruve_admit": (c_int32, (c_void_p, c_int32, POINTER(NativeRow), c_void_p, *_ERROR)),
+    "gruve_decode": (c_int32, (c_void_p, POINTER(Call), *_ERROR)),
+    "gruve_snapshot": (c_int32, (c_void_p, c_int32, c_void_p, *_ERROR)),
+    "gruve_release": (c_int32, (c_void_p, c_int32, *_ERROR)),
+    "gruve_last_logits": (c_int32, (c_void_p, c_int32, c_void_p, *_ERROR)),
+    "gruve_draw": (
+        c_int32,
+        (
+            c_char_p,
+            c_void_p,
+            c_int32,
+            POINTER(Sampling),
+            c_int64,
+            c_void_p,
+            c_int32,
+            c_void_p,
+            c_int32,
+            POINTER(c_int32),
+            *_ERROR,
+        ),
+    ),
+    "gruve_philox": (None, (POINTER(c_uint32), POINTER(c_uint32), POINTER(c_uint32))),
+    "gruve_activations": (c_int32, (c_char_p, c_void_p, c_int32, c_void_p, c_void_p, *_ERROR)),
+}
+
+
+class Library:
+    """The loaded library, its functions with their types. Calls release the GIL."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `OSError` where it cannot be loaded, `ImportError` where it is of another build than this package."""
+        self._c = ctypes.CDLL(str(path))
+        self._c.gruve_abi_version.restype = c_int32
+        found = self._c.gruve_abi_version()
+        if found != ABI_VERSION:
+            raise ImportError(f"its ABI version is {found}, this package's {ABI_VERSION}; install gruve again")
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self._c, name)
+            function.restype, function.argtypes = result, arguments
+        sizes = [c_size_t() for _ in STRUCTS]
+        self._c.gruve_struct_sizes(*(ctypes.byref(size) for size in sizes))
+        for struct, size in zip(STRUCTS, sizes, strict=True):
+            if ctypes.sizeof(struct) != size.value:
+                raise ImportError(
+                    f"its {struct.__name__} has {size.value} bytes, this package's {ctypes.sizeof(struct)}; "
+                    "install gruve again"
+                )
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Calls a function that returns a status; raises `ValueError` for a refused argument, else `RuntimeError`."""
+        error = ctypes.create_string_buffer(ERROR_BYTES)
+        status = getattr(self._c, name)(*arguments, error, ERROR_BYTES)
+        if status != OK:
+            message = error.value.decode(errors="replace")
+            raise ValueError(message) if status == INVALID else RuntimeError(message)
+
+    def plain(self, name: str, *arguments: object) -> None:
+        """Calls a function that cannot fail and returns nothing."""
+        getattr(self._c, name)(*arguments)
+
+    def model_bytes(self, model: c_void_p) -> int:
+        """What a packed model takes in memory."""
+        return int(self._c.gruve_model_bytes(model))
+
+    def isa(self, wanted: str | None = None) -> str | None:
+        """The instruction set to use: the fastest of this CPU, or `wanted` if this CPU has it."""
+        name = self._c.gruve_isa(wanted.encode() if wanted else None)
+        return None if name is None else str(name.decode())
+
+
+@functools.cache
+def library() -> Library:
+    """The library of this package, loaded once; raises as `Library` does."""
+    return Library(LIBRARY)
+
+
+def chosen_isa(wanted: str | None = None) -> str:
+    """`wanted`, or else the CPU's fastest; raises `InvalidField` where this CPU has it not."""
+    isa = library().isa(wanted)
+    if isa is None:
+        raise InvalidField("isa", f"{wanted!r} is not avx512, avx2 or portable, or this CPU has it not")
+    return isa
+
+
+def native_unavailable() -> str | None:
+    """Why the native backend cannot be used here; None when it can."""
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} was not built: gruve was installed with GRUVE_NATIVE=0, or never"
+    try:
+        chosen_isa()
+    except (OSError, ImportError, AttributeError, InvalidField) as error:
+        return f"{LIBRARY.name} cannot be used: {error}"
+    return None

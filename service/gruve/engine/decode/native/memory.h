@@ -1,0 +1,65 @@
+// Memory from the system in whole pages: zeroed, aligned to 64 bytes and more, in huge pages where it is large.
+
+#ifndef GRUVE_NATIVE_MEMORY_H
+#define GRUVE_NATIVE_MEMORY_H
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <utility>
+
+namespace gruve {
+
+constexpr size_t HUGE_PAGE = size_t{2} << 20;
+
+constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Throws std::bad_alloc. Pages that are never touched cost address space alone.
+class Pages {
+public:
+    Pages() = default;
+    explicit Pages(size_t bytes) : bytes_(round_up(bytes < 1 ? 1 : bytes, 4096)) {
+        // A block of several huge pages is placed so that it begins with one; a small one is not worth a whole page.
+        const bool large = bytes_ >= 2 * HUGE_PAGE;
+        mapped_ = large ? round_up(bytes_, HUGE_PAGE) + HUGE_PAGE : bytes_;
+        map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map_ == MAP_FAILED) throw std::bad_alloc();
+        data_ = large ? round_up(reinterpret_cast<uintptr_t>(map_), HUGE_PAGE) : reinterpret_cast<uintptr_t>(map_);
+#ifdef MADV_HUGEPAGE
+        if (large) madvise(reinterpret_cast<void*>(data_), round_up(bytes_, HUGE_PAGE), MADV_HUGEPAGE);
+#endif
+    }
+    Pages(Pages&& other) noexcept { swap(other); }
+    Pages& operator=(Pages&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    ~Pages() {
+        if (mapped_ > 0) munmap(map_, mapped_);
+    }
+
+    template <class T>
+    T* at(size_t byte_offset) const {
+        return reinterpret_cast<T*>(data_ + byte_offset);
+    }
+    size_t bytes() const { return bytes_; }
+
+private:
+    void swap(Pages& other) {
+        std::swap(map_, other.map_);
+        std::swap(mapped_, other.mapped_);
+        std::swap(data_, other.data_);
+        std::swap(bytes_, other.bytes_);
+    }
+
+    void* map_ = nullptr;
+    size_t mapped_ = 0;
+    uintptr_t data_ = 0;
+    size_t bytes_ = 0;
+};
+
+}  // namespace gruve
+
+#endif

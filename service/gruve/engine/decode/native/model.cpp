@@ -1,0 +1,272 @@
+#include "model.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace gruve {
+namespace {
+
+// Beyond so many entries (64 MiB) the input projection is computed, not looked up.
+constexpr int64_t MAX_TABLE_ENTRIES = int64_t{1} << 24;
+constexpr int32_t PLAIN_VECTORS = 3;  // in a group of a matrix without gates: beside 8 rows they fill the registers
+
+// The fp16 bits of a value that fp16 holds exactly; false for any other.
+bool to_half(float value, uint16_t& half) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+    const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xFFu) - 127;
+    const uint32_t mantissa = bits & 0x7FFFFFu;
+    if ((bits & 0x7FFFFFFFu) == 0) {
+        half = sign;
+    } else if (exponent >= -14 && exponent <= 15) {
+        if (mantissa & 0x1FFFu) return false;
+        half = static_cast<uint16_t>(sign | (exponent + 15) << 10 | mantissa >> 13);
+    } else if (exponent >= -24 && exponent < -14) {
+        const int32_t shift = -1 - exponent;  // a subnormal counts steps of 2**-24
+        const uint32_t whole = mantissa | 0x800000u;
+        if (whole & ((1u << shift) - 1)) return false;
+        half = static_cast<uint16_t>(sign | whole >> shift);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+// Hands out pieces of one block: first counted, then real.
+class Layout {
+public:
+    explicit Layout(const Pages* pages) : pages_(pages) {}
+    template <class T>
+    T* take(size_t count) {
+        const size_t at = used_;
+        used_ += round_up(count * sizeof(T), 64);
+        return pages_ == nullptr ? nullptr : pages_->at<T>(at);
+    }
+    bool counting() const { return pages_ == nullptr; }
+    size_t used() const { return used_; }
+
+private:
+    const Pages* pages_;
+    size_t used_ = 0;
+};
+
+class Packer {
+public:
+    Packer(const gruve_weights& weights, const Kernels& kernels, Model& model, const Pages* pages)
+        : in_(weights), kernels_(kernels), model_(model), layout_(pages) {}
+
+    // Lays everything out; writes it where there are pages.
+    size_t run() {
+        const bool table = needs_table();
+        model_.table_stride = static_cast<size_t>(groups()) * layer_vectors() * kernels_.width;
+        for (int32_t l = 0; l < model_.num_layers; ++l) layer(l, l == 0 && table);
+        if (table) fold_table();
+        head();
+        return layout_.used();
+    }
+
+private:
+    bool gated() const { return model_.cell != Cell::elman; }
+    int32_t vectors_of(int32_t columns) const { return (columns + kernels_.width - 1) / kernels_.width; }
+    int32_t groups() const {
+        const int32_t vectors = vectors_of(model_.hidden_size);
+        return gated() ? vectors : (vectors + PLAIN_VECTORS - 1) / PLAIN_VECTORS;
+    }
+    int32_t layer_vectors() const { return gated() ? model_.gates : PLAIN_VECTORS; }
+    bool needs_table() const {
+        return int64_t{model_.vocabulary_size} * model_.gates * model_.hidden_size <= MAX_TABLE_ENTRIES;
+    }
+
+    // The row of a (G*H, K) matrix that stands in lane `lane` of vector `vector` of group `group`; -1 for padding.
+    int32_t gated_row(int32_t first_gate, int32_t group, int32_t vector, int32_t lane) const {
+        const int32_t unit = group * kernels_.width + lane;
+        return unit < model_.hidden_size ? (first_gate + vector) * model_.hidden_size + unit : -1;
+    }
+
+    // Packs rows of `weights` (rows, depth), `row(group, vector, lane)` says which, -1 for zeros.
+    template <class W, class Row>
+    void fill(W* out, const Matrix& matrix, const float* weights, Row row) {
+        for (int32_t g = 0; g < matrix.groups; ++g) {
+            const int32_t vectors = g == matrix.groups - 1 ? matrix.last_vectors : matrix.vectors;
+            for (int32_t v = 0; v < vectors; ++v)
+                for (int32_t lane = 0; lane < kernels_.width; ++lane) {
+                    const int32_t r = row(g, v, lane);
+                    if (r < 0) continue;  // pages begin as zeros
+                    const float* from = weights + static_cast<size_t>(r) * matrix.depth;
+                    W* to = out + v * kernels_.width + lane;
+                    for (int32_t k = 0; k < matrix.depth; ++k, to += vectors * kernels_.width) put(*to, from[k]);
+                }
+            out += static_cast<size_t>(matrix.depth) * vectors * kernels_.width;
+        }
+    }
+
+    static void put(float& to, float value) { to = value; }
+    static void put(uint16_t& to, float value) {
+        if (!to_half(value, to))
+            throw std::invalid_argument(
+                "the weights are said to be float16 and hold " + std::to_string(value) + ", which is none");
+    }
+
+    template <class Row>
+    Matrix matrix(const float* weights, int32_t depth, int32_t vectors, int32_t all_vectors, bool half, Row row) {
+        Matrix result;
+        result.depth = depth;
+        result.vectors = vectors;
+        result.groups = (all_vectors + vectors - 1) / vectors;
+        result.last_vectors = all_vectors - (result.groups - 1) * vectors;
+        result.half = half && kernels_.half;
+        const size_t count = static_cast<size_t>(depth) * all_vectors * kernels_.width;
+        if (result.half) {
+            auto* out = layout_.take<uint16_t>(count);
+            result.data = out;
+            if (!layout_.counting()) fill(out, result, weights, row);
+        } else {
+            auto* out = layout_.take<float>(count);
+            result.data = out;
+            if (!layout_.counting()) fill(out, result, weights, row);
+        }
+        return result;
+    }
+
+    Matrix gated_matrix(const float* weights, int32_t depth, int32_t first_gate, int32_t gates) {
+        return matrix(
+            weights, depth, gates, gates * groups(), in_.half,
+            [&](int32_t g, int32_t v, int32_t lane) { return gated_row(first_gate, g, v, lane); });
+    }
+
+    Matrix plain_matrix(const float* weights, int32_t rows, int32_t depth, bool half) {
+        return matrix(
+            weights, depth, PLAIN_VECTORS, vectors_of(rows), half, [&](int32_t g, int32_t v, int32_t lane) {
+                const int32_t row = (g * PLAIN_VECTORS + v) * kernels_.width + lane;
+                return row < rows ? row : -1;
+            });
+    }
+
+    Matrix layer_matrix(const float* weights, int32_t depth) {
+        return gated() ? gated_matrix(weights, depth, 0, model_.gates)
+                       : plain_matrix(weights, model_.hidden_size, depth, in_.half);
+    }
+
+    // Where row r of (G*H,) stands in a packed row of `table_stride`.
+    size_t packed_at(int32_t row) const {
+        if (!gated()) return static_cast<size_t>(row);
+        const int32_t gate = row / model_.hidden_size, unit = row % model_.hidden_size;
+        const size_t vector = static_cast<size_t>(unit / kernels_.width) * model_.gates + gate;
+        return vector * kernels_.width + unit % kernels_.width;
+    }
+
+    const float* packed_bias(const float* bias) {
+        auto* out = layout_.take<float>(model_.table_stride);
+        if (!layout_.counting())
+            for (int32_t row = 0; row < model_.gates * model_.hidden_size; ++row) out[packed_at(row)] = bias[row];
+        return out;
+    }
+
+    const float* padded(const float* values, int32_t count, size_t padded_count) {
+        auto* out = layout_.take<float>(padded_count);
+        if (!layout_.counting()) std::memcpy(out, values, static_cast<size_t>(count) * sizeof(float));
+        return out;
+    }
+
+    void layer(int32_t l, bool has_table) {
+        Layer& layer = model_.layers[l];
+        const int32_t H = model_.hidden_size;
+        layer.cell = model_.cell;
+        // A layer that starts from a table has no product with x: depth 0, which still says how it is tiled.
+        layer.x = layer_matrix(in_.weight_ih[l], has_table ? 0 : l == 0 ? model_.embedding_size : H);
+        if (!has_table) model_.bias[l] = packed_bias(in_.bias[l]);
+        if (model_.cell == Cell::gru_before) {
+            layer.h = gated_matrix(in_.weight_hh[l], H, 0, 2);
+            layer.n = plain_matrix(in_.weight_hh[l] + size_t{2} * H * H, H, H, in_.half);
+        } else {
+            layer.h = layer_matrix(in_.weight_hh[l], H);
+        }
+        if (model_.cell == Cell::gru_after) layer.bias_hn = padded(in_.bias_hn[l], H, model_.padded_size);
+    }
+
+    void fold_table() {
+        auto* table = layout_.take<float>(model_.table_stride * model_.vocabulary_size);
+        model_.table = table;
+        if (layout_.counting()) return;
+        const int32_t n = model_.gates * model_.hidden_size, E = model_.embedding_size;
+        const std::vector<float> W = transposed(in_.weight_ih[0], n, E);
+        std::vector<double> sums(n);
+        std::vector<float> row(n);
+        for (int32_t token = 0; token < model_.vocabulary_size; ++token) {
+            const float* x = in_.embedding + static_cast<size_t>(token) * E;
+            kernels_.fold(x, E, W.data(), n, in_.bias[0], sums.data(), row.data());
+            for (int32_t i = 0; i < n; ++i) table[token * model_.table_stride + packed_at(i)] = row[i];
+        }
+    }
+
+    static std::vector<float> transposed(const float* matrix, int32_t rows, int32_t columns) {
+        std::vector<float> result(static_cast<size_t>(rows) * columns);
+        for (int32_t r = 0; r < rows; ++r)
+            for (int32_t c = 0; c < columns; ++c)
+                result[static_cast<size_t>(c) * rows + r] = matrix[static_cast<size_t>(r) * columns + c];
+        return result;
+    }
+
+    void head() {
+        const int32_t V = model_.vocabulary_size, E = model_.embedding_size, H = model_.hidden_size;
+        std::vector<float> folded;
+        const float* weights = in_.head_weight;
+        if (weights == nullptr) weights = in_.embedding;
+        const bool projected = in_.head_weight == nullptr && in_.head_projection != nullptr;
+        if (projected && !layout_.counting()) {
+            folded.resize(static_cast<size_t>(V) * H);
+            std::vector<double> sums(H);
+            for (int32_t token = 0; token < V; ++token)
+                kernels_.fold(
+                    in_.embedding + static_cast<size_t>(token) * E, E, in_.head_projection, H, nullptr, sums.data(),
+                    folded.data() + static_cast<size_t>(token) * H);
+            weights = folded.data();
+        }
+        model_.head = plain_matrix(weights, V, H, in_.half && !projected);
+        model_.logits_stride = round_up(static_cast<size_t>(vectors_of(V)) * kernels_.width, LANES);
+        model_.head_bias = padded(in_.head_bias, V, model_.logits_stride);
+    }
+
+    const gruve_weights& in_;
+    const Kernels& kernels_;
+    Model& model_;
+    Layout layout_;
+};
+
+}  // namespace
+
+const char* refuse(const gruve_weights& w) {
+    if (w.cell < GRUVE_GRU_AFTER || w.cell > GRUVE_ELMAN) return "cell is none of 0 to 3";
+    if (w.vocabulary_size < 1 || w.vocabulary_size > 65535) return "vocabulary_size is not between 1 and 65535";
+    if (w.embedding_size < 1 || w.embedding_size > 4096) return "embedding_size is not between 1 and 4096";
+    if (w.hidden_size < 8 || w.hidden_size > 4096) return "hidden_size is not between 8 and 4096";
+    if (w.num_layers < 1 || w.num_layers > GRUVE_MAX_LAYERS) return "num_layers is not between 1 and 4";
+    for (int32_t l = 0; l < w.num_layers; ++l) {
+        if (!w.weight_ih[l] || !w.weight_hh[l] || !w.bias[l]) return "a layer's weights are missing";
+        if (w.cell == GRUVE_GRU_AFTER && !w.bias_hn[l]) return "a layer's bias_hn is missing";
+    }
+    if (!w.embedding || !w.head_bias) return "the embedding or the head's bias is missing";
+    if (!w.head_weight && !w.head_projection && w.embedding_size != w.hidden_size)
+        return "a tied head needs a projection where embedding_size differs from hidden_size";
+    return nullptr;
+}
+
+void pack(const gruve_weights& weights, const Kernels& kernels, Model& model) {
+    model.cell = static_cast<Cell>(weights.cell);
+    model.vocabulary_size = weights.vocabulary_size;
+    model.embedding_size = weights.embedding_size;
+    model.hidden_size = weights.hidden_size;
+    model.padded_size = static_cast<int32_t>(round_up(weights.hidden_size, LANES));
+    model.num_layers = weights.num_layers;
+    model.gates = model.cell == Cell::lstm ? 4 : model.cell == Cell::elman ? 1 : 3;
+    model.kernels = &kernels;
+    const size_t bytes = Packer(weights, kernels, model, nullptr).run();
+    model.pages = Pages(bytes);
+    Packer(weights, kernels, model, &model.pages).run();
+    if (model.table == nullptr) model.embedding = weights.embedding;
+}
+
+}  // namespace gruve

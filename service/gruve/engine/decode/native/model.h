@@ -1,0 +1,51 @@
+// A model's weights, checked, folded and packed once for one instruction set; immutable, shared by decoders.
+
+#ifndef GRUVE_NATIVE_MODEL_H
+#define GRUVE_NATIVE_MODEL_H
+
+#include <cstdint>
+
+#include "abi.h"
+#include "kernels.h"
+#include "memory.h"
+
+namespace gruve {
+
+constexpr size_t LANES = 16;  // the widest vector: states and biases are padded to whole ones
+
+struct Model {
+    Cell cell;
+    int32_t vocabulary_size;
+    int32_t embedding_size;
+    int32_t hidden_size;
+    int32_t padded_size;  // H in whole vectors
+    int32_t num_layers;
+    int32_t gates;
+    const Kernels* kernels;
+
+    Layer layers[GRUVE_MAX_LAYERS];
+    const float* bias[GRUVE_MAX_LAYERS] = {};  // packed like the layer's groups; of layer 0 only without a table
+    const float* table = nullptr;         // layer 0: embedding times W plus bias, (V, table_stride), packed likewise
+    size_t table_stride = 0;
+    const float* embedding = nullptr;     // the caller's (V, E), where there is no table
+    Matrix head;
+    const float* head_bias = nullptr;
+    size_t logits_stride = 0;             // V in whole vectors
+
+    Pages pages;
+
+    int32_t state_tensors() const { return cell == Cell::lstm ? 2 : 1; }
+    // How many phases a layer's step has, and the matrix whose groups are a phase's tiles.
+    int32_t phases() const { return cell == Cell::gru_before ? 2 : 1; }
+    const Matrix& tiled(int32_t l, int32_t phase) const { return phase == 1 ? layers[l].n : layers[l].x; }
+};
+
+// Why these sizes and pointers cannot be a model, or null.
+const char* refuse(const gruve_weights& weights);
+
+// Throws std::invalid_argument where `half` is claimed and a weight is no fp16 value, std::bad_alloc.
+void pack(const gruve_weights& weights, const Kernels& kernels, Model& model);
+
+}  // namespace gruve
+
+#endif

@@ -1,0 +1,165 @@
+#include "probe.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "memory.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t ROUNDS = 20000;  // between two looks at the clock: some ten microseconds and more
+
+struct Work {
+    double amount;  // what one round of ROUNDS comes to
+    float sink;     // keeps the compiler from leaving it out
+};
+
+volatile float sunk;
+
+// Repeats `round` for about so many seconds; its amounts a second.
+template <class Round>
+double rate(double seconds, Round round) {
+    using Clock = std::chrono::steady_clock;
+    const auto begin = Clock::now();
+    double amount = 0, elapsed = 0;
+    do {
+        const Work work = round();
+        amount += work.amount;
+        sunk = work.sink;
+        elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+    } while (elapsed < seconds);
+    return amount / elapsed;
+}
+
+// Twelve chains cover four cycles of latency on each of two ports with some to spare, and leave registers for operands.
+// The factor is below 1, so that the sums converge and never become denormal.
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) Work fma_avx512() {
+    const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(1.0f);
+    __m512 sum[12];
+    for (int i = 0; i < 12; ++i) sum[i] = _mm512_set1_ps(static_cast<float>(i));
+    for (int64_t n = 0; n < ROUNDS; ++n) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; ++i) sum[i] = _mm512_fmadd_ps(sum[i], a, b);
+    }
+    for (int i = 1; i < 12; ++i) sum[0] = _mm512_add_ps(sum[0], sum[i]);
+    return {2.0 * 16 * 12 * ROUNDS, _mm512_cvtss_f32(sum[0])};
+}
+
+__attribute__((target("avx2,fma"))) Work fma_avx2() {
+    const __m256 a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(1.0f);
+    __m256 sum[12];
+    for (int i = 0; i < 12; ++i) sum[i] = _mm256_set1_ps(static_cast<float>(i));
+    for (int64_t n = 0; n < ROUNDS; ++n) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; ++i) sum[i] = _mm256_fmadd_ps(sum[i], a, b);
+    }
+    for (int i = 1; i < 12; ++i) sum[0] = _mm256_add_ps(sum[0], sum[i]);
+    return {2.0 * 8 * 12 * ROUNDS, _mm256_cvtss_f32(sum[0])};
+}
+#endif
+
+Work fma_portable() {
+    float sum[12];
+    for (int i = 0; i < 12; ++i) sum[i] = static_cast<float>(i);
+    for (int64_t n = 0; n < ROUNDS; ++n)
+        for (int i = 0; i < 12; ++i) sum[i] = std::fma(sum[i], 0.5f, 1.0f);
+    for (int i = 1; i < 12; ++i) sum[0] += sum[i];
+    return {2.0 * 12 * ROUNDS, sum[0]};
+}
+
+typedef uint64_t Vector __attribute__((vector_size(64), may_alias));
+
+constexpr size_t STREAMS = 8;
+constexpr size_t AHEAD = 32;  // vectors
+
+// One pass over `count` vectors, a multiple of STREAMS. Inlined into one function for each instruction set.
+__attribute__((always_inline)) inline Work read_once(const Vector* data, size_t count, int32_t pattern) {
+    Vector sum[STREAMS] = {};
+    const size_t part = count / STREAMS;
+    if (pattern == 1) {
+        for (size_t i = 0; i < part; ++i)
+#pragma GCC unroll 8
+            for (size_t s = 0; s < STREAMS; ++s) sum[s] ^= data[s * part + i];
+    } else if (pattern == 2) {
+        for (size_t i = 0; i < count; i += STREAMS)
+#pragma GCC unroll 8
+            for (size_t s = 0; s < STREAMS; ++s) {
+                __builtin_prefetch(data + i + s + AHEAD);
+                sum[s] ^= data[i + s];
+            }
+    } else {
+        for (size_t i = 0; i < count; i += STREAMS)
+#pragma GCC unroll 8
+            for (size_t s = 0; s < STREAMS; ++s) sum[s] ^= data[i + s];
+    }
+    for (size_t s = 1; s < STREAMS; ++s) sum[0] ^= sum[s];
+    return {static_cast<double>(count) * sizeof(Vector), static_cast<float>(sum[0][0])};
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) Work read_avx512(const Vector* data, size_t count, int32_t pattern) {
+    return read_once(data, count, pattern);
+}
+__attribute__((target("avx2"))) Work read_avx2(const Vector* data, size_t count, int32_t pattern) {
+    return read_once(data, count, pattern);
+}
+#endif
+Work read_portable(const Vector* data, size_t count, int32_t pattern) { return read_once(data, count, pattern); }
+
+bool has(const char* isa) {
+    const char* found = isa == nullptr ? nullptr : gruve_isa(isa);
+    return found != nullptr && std::strcmp(found, isa) == 0;
+}
+
+}  // namespace
+
+double gruve_probe_fma(const char* isa, double seconds) {
+    if (!has(isa)) return 0;
+#if defined(__x86_64__)
+    if (std::strcmp(isa, "avx512") == 0) return rate(seconds, fma_avx512);
+    if (std::strcmp(isa, "avx2") == 0) return rate(seconds, fma_avx2);
+#endif
+    return rate(seconds, fma_portable);
+}
+
+double gruve_probe_read(const char* isa, size_t bytes, int32_t pattern, double seconds) {
+    const size_t count = bytes / sizeof(Vector) / STREAMS * STREAMS;
+    if (!has(isa) || count == 0) return 0;
+    try {
+        const gruve::Pages pages(bytes);
+        auto* data = pages.at<Vector>(0);
+        std::memset(static_cast<void*>(data), 1, count * sizeof(Vector));
+        auto* read = read_portable;
+#if defined(__x86_64__)
+        if (std::strcmp(isa, "avx512") == 0) read = read_avx512;
+        if (std::strcmp(isa, "avx2") == 0) read = read_avx2;
+#endif
+        return rate(seconds, [&] { return read(data, count, pattern); });
+    } catch (const std::bad_alloc&) {
+        return 0;
+    }
+}
+
+double gruve_probe_clock(double seconds) {
+    return rate(seconds, [] {
+        // A rotation and an exclusive or wait for each other; neither is done away with before it is carried out.
+        uint64_t x = 1, y = 0x9E3779B97F4A7C15;
+        for (int64_t n = 0; n < ROUNDS; ++n)
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; ++i) {
+                x = x << 1 | x >> 63;
+                asm volatile("" : "+r"(x));
+                x ^= y;
+                asm volatile("" : "+r"(x));
+            }
+        return Work{2.0 * 16 * ROUNDS, static_cast<float>(x)};
+    });
+}

@@ -1,0 +1,43 @@
+"""What this CPU can do at most, for benchmarks to hold a step against. Nothing that decodes knows of it.
+
+Each probe works on the calling thread for about the given time, without the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import c_char_p, c_double, c_int32, c_size_t
+
+from gruve.engine.decode.native.library import LIBRARY
+
+PATTERNS = 3
+
+
+def fma_flop_per_s(isa: str, seconds: float) -> float:
+    """Floating-point operations a second in independent chains of fused multiply-adds; 0 where the CPU lacks `isa`."""
+    return float(_probes().gruve_probe_fma(isa.encode(), seconds))
+
+
+def read_bytes_per_s(isa: str, size_bytes: int, pattern: int, seconds: float) -> float:
+    """Bytes a second when so much memory is read over and over; `pattern` 0 to 2 is how (see `probe.h`)."""
+    return float(_probes().gruve_probe_read(isa.encode(), size_bytes, pattern, seconds))
+
+
+def clock_hz(seconds: float) -> float:
+    """Clock cycles a second."""
+    return float(_probes().gruve_probe_clock(seconds))
+
+
+@functools.cache
+def _probes() -> ctypes.CDLL:
+    """The shared library once more, with the types of its probes."""
+    library = ctypes.CDLL(str(LIBRARY))
+    for name, arguments in (
+        ("gruve_probe_fma", (c_char_p, c_double)),
+        ("gruve_probe_read", (c_char_p, c_size_t, c_int32, c_double)),
+        ("gruve_probe_clock", (c_double,)),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = c_double, arguments
+    return library

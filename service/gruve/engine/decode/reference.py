@@ -1,0 +1,284 @@
+"""The plain backend: rows of torch operations on any device. The fp32 twin of the oracle, and the fallback.
+
+Exact through fixed tiles: every matrix product has exactly 16 rows, padded, because a library that may choose another
+kernel for another batch size may also round differently. Knows torch; nothing of sequences, sessions or requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import linear
+
+from gruve.engine.decode import HISTORY, Block, Logprobs, Reason, Row
+from gruve.engine.decode.folding import head, input_table, padded_size, padded_weights
+from gruve.engine.decode.sampler import RowSampling, Sampler
+from gruve.engine.stops import MATCHED
+from gruve.errors import ModelBroken
+from gruve.model.cells import cell_function
+from gruve.model.repository import Model
+
+TILE = 16
+VERSION = 1
+MAX_TABLE_ENTRIES = 1 << 24
+"""Beyond so many entries (64 MiB) the input projection is computed, not looked up."""
+
+
+class ReferenceBackend:
+    """Decodes with torch on `device`; see `gruve.engine.decode.Backend` for the contract."""
+
+    name = "reference"
+
+    def __init__(self, model: Model, slots: int, device: str = "cpu", why: str = "asked for") -> None:
+        config = model.config
+        self.why = why
+        self.slots = slots
+        self._config = config
+        self._device = torch.device(device)
+        self._cell = cell_function(config)
+        weights = padded_weights(model)
+        small = config.vocabulary_size * config.gates * config.hidden_size <= MAX_TABLE_ENTRIES
+        self._w = {name: weight.to(self._device) for name, weight in weights.items()}
+        self._input_table = input_table(weights).to(self._device) if small else None
+        self._head = head(weights).to(self._device)
+        # One slab of states for all slots: (state tensors, L, slots, H), H padded.
+        self._states = torch.zeros(
+            config.state_tensors, config.num_layers, slots, padded_size(config.hidden_size), device=self._device
+        )
+        self._rows: list[_Slot | None] = [None] * slots
+        self._history = torch.zeros(slots, HISTORY, dtype=torch.int64, device=self._device)
+        self._sampler = Sampler(config.vocabulary_size, self._device)
+        self.numerics_id = self._numerics_id()
+        self._check_exactness()
+
+    def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
+        """Puts a sequence into a slot; see the contract."""
+        H = self._config.hidden_size
+        self._states[:, :, slot, :H] = 0.0 if state is None else torch.from_numpy(state).to(self._device)
+        self._rows[slot] = _Slot(row, self._device)
+        recent = row.history[-HISTORY:]
+        places = np.arange(row.position - len(recent) + 1, row.position + 1) % HISTORY
+        self._history[slot, torch.from_numpy(places).to(self._device)] = torch.from_numpy(recent.astype(np.int64)).to(
+            self._device
+        )
+
+    def snapshot(self, slot: int) -> NDArray[np.float32]:
+        """A copy of the slot's state; see the contract."""
+        copy: NDArray[np.float32] = self._states[:, :, slot, : self._config.hidden_size].to("cpu").numpy().copy()
+        return copy
+
+    def release(self, slot: int) -> None:
+        """Forgets the row in the slot."""
+        self._rows[slot] = None
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Block:
+        """Runs a block of steps; see the contract."""
+        rows = [self._row(slot) for slot in slots]
+        count, padded = len(rows), -(-len(rows) // TILE) * TILE
+        index = torch.tensor([*slots] + [slots[0]] * (padded - count), device=self._device)
+        state = tuple(slab[:, index] for slab in self._states)  # each (L, padded, H), compact for this call
+        call = _Call(rows, limits, steps, self._device)
+        sampling = RowSampling([row.row for row in rows], self._config.vocabulary_size, self._device)
+        out = torch.full((steps, count), -1, dtype=torch.int64, device=self._device)
+        logprobs = _LogprobRecorder(rows, steps, self._device)
+        for k in range(steps):
+            active = call.active & (call.limits > k)
+            logits, new_state = self._step(call.pending, state, padded)
+            logits = logits[:count]
+            drawn = self._draw(logits, sampling, call, index[:count])
+            token = torch.where(call.forced[:, k] >= 0, call.forced[:, k], drawn)
+            logprobs.record(k, logits, token)
+            self._advance(call, token, active, index[:count], k)
+            out[k] = torch.where(active, token, -1)
+            keep = torch.zeros(padded, dtype=torch.bool, device=self._device)
+            keep[:count] = active
+            state = tuple(torch.where(keep[None, :, None], new, old) for new, old in zip(new_state, state, strict=True))
+        for tensor, slab in zip(state, self._states, strict=True):
+            slab[:, index[:count]] = tensor[:, :count]
+        return self._finish(rows, call, out, logprobs)
+
+    def _step(self, pending: Tensor, state: tuple[Tensor, ...], padded: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One step of every tile: logits (padded, V) and the new state."""
+        tokens = torch.zeros(padded, dtype=torch.int64, device=self._device)
+        tokens[: pending.shape[0]] = pending
+        tiles = [
+            self._tile(tokens[t : t + TILE], tuple(s[:, t : t + TILE] for s in state)) for t in range(0, padded, TILE)
+        ]
+        logits = torch.cat([tile[0] for tile in tiles])
+        return logits, tuple(torch.cat(parts, dim=1) for parts in zip(*(tile[1] for tile in tiles), strict=True))
+
+    def _tile(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """16 rows through every layer and the head."""
+        layers = []
+        x = tokens
+        for l in range(self._config.num_layers):
+            W, b = self._w[f"layers.{l}.weight_ih"], self._w[f"layers.{l}.bias"]
+            if l == 0 and self._input_table is not None:
+                gates = self._input_table[tokens]
+            else:
+                gates = linear(self._w["embedding.weight"][tokens] if l == 0 else x, W, b)
+            U, b_hn = self._w[f"layers.{l}.weight_hh"], self._w.get(f"layers.{l}.bias_hn")
+            layers.append(self._cell(gates, tuple(s[l].contiguous() for s in state), U, b_hn))
+            x = layers[-1][0]
+        return linear(x, self._head, self._w["head.bias"]), tuple(
+            torch.stack(tensors) for tensors in zip(*layers, strict=True)
+        )
+
+    def _draw(self, logits: Tensor, sampling: RowSampling, call: _Call, slots: Tensor) -> Tensor:
+        history = self._history[slots] if sampling.penalised else None
+        return self._sampler.draw(logits, sampling, call.position + 1, call.drawn, history)
+
+    def _advance(self, call: _Call, token: Tensor, active: Tensor, slots: Tensor, k: int) -> None:
+        """Moves every active row past `token`: position, counts, stops, history, and whether it freezes."""
+        drawn_now = active & (call.forced[:, k] < 0)
+        call.position = torch.where(active, call.position + 1, call.position)
+        call.drawn = torch.where(drawn_now, call.drawn + 1, call.drawn)
+        call.taken += active
+        call.pending = torch.where(active, token, call.pending)
+        place = call.position % HISTORY
+        self._history[slots, place] = torch.where(active, token, self._history[slots, place])
+        ended = drawn_now & (token == call.end_id)
+        stopped = call.walk_stops(token, drawn_now) & (call.drawn >= call.min_tokens) & ~ended
+        prompt_left = call.taken < call.forced_left
+        full = active & (call.drawn >= call.max_tokens) & ~prompt_left & ~ended & ~stopped
+        for reason, rows in ((Reason.END_OF_SEQUENCE, ended), (Reason.STOP, stopped), (Reason.LENGTH, full)):
+            call.reason = torch.where(rows, int(reason), call.reason)
+        call.active = call.active & (call.reason == int(Reason.RUNNING))
+
+    def _finish(self, rows: list[_Slot], call: _Call, out: Tensor, logprobs: _LogprobRecorder) -> Block:
+        """Writes what the call moved back into the slots and gives the block."""
+        taken = call.taken.cpu().numpy().astype(np.int32)
+        moved = torch.stack((call.pending, call.position, call.drawn, call.stop_state)).cpu().tolist()
+        for i, row in enumerate(rows):
+            row.pending, row.position, row.drawn, row.stop_state = (int(column[i]) for column in moved)
+            row.forced_at += min(int(taken[i]), len(row.row.forced) - row.forced_at)
+        return Block(
+            out.cpu().numpy().astype(np.int32), taken, call.reason.cpu().numpy().astype(np.int32), logprobs.result()
+        )
+
+    def _row(self, slot: int) -> _Slot:
+        row = self._rows[slot]
+        if row is None:
+            raise ValueError(f"slot {slot} holds no sequence")
+        return row
+
+    def _numerics_id(self) -> str:
+        device = (
+            f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+            if self._device.type == "cpu"
+            else f"{torch.cuda.get_device_name(self._device)} CUDA {torch.version.cuda}"
+        )
+        text = f"{self.name} {VERSION} fp32 torch {torch.__version__.split('+')[0]} {device}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def _check_exactness(self) -> None:
+        """Refuses a library whose rows depend on their neighbours: the promise would be empty."""
+        generator = torch.Generator().manual_seed(1)
+        config = self._config
+        tokens = torch.randint(config.vocabulary_size, (TILE,), generator=generator).to(self._device)
+        shape = (config.num_layers, TILE, padded_size(config.hidden_size))
+        state = tuple((torch.rand(shape, generator=generator) * 2 - 1).to(self._device) for _ in self._states)
+        logits, after = self._tile(tokens, state)
+        turn = torch.arange(TILE, device=self._device).roll(5)
+        logits_turned, after_turned = self._tile(tokens[turn], tuple(s[:, turn] for s in state))
+        same = torch.equal(logits[turn], logits_turned) and all(
+            torch.equal(a[:, turn], b) for a, b in zip(after, after_turned, strict=True)
+        )
+        if not same:
+            raise ModelBroken(
+                f"torch {torch.__version__} on {self._device} gives a row of a 16-row tile other bits at another "
+                "place; the reference backend cannot be exact here"
+            )
+
+
+class _Slot:
+    """The running state of one admitted row."""
+
+    def __init__(self, row: Row, device: torch.device) -> None:
+        self.row = row
+        self.pending = int(row.history[-1])
+        self.position = row.position
+        self.drawn = row.drawn
+        self.forced_at = 0
+        self.stop_state = row.stop_state
+        self.stop_table = None if row.stops is None else torch.from_numpy(row.stops.table).to(device)
+
+
+class _Call:
+    """The rows of one call side by side, each a tensor (rows,)."""
+
+    def __init__(self, rows: list[_Slot], limits: Sequence[int], steps: int, device: torch.device) -> None:
+        def column(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        self.limits = column(list(limits))
+        self.pending = column([row.pending for row in rows])
+        self.position = column([row.position for row in rows])
+        self.drawn = column([row.drawn for row in rows])
+        self.taken = torch.zeros_like(self.pending)
+        self.reason = torch.zeros_like(self.pending)
+        self.active = torch.ones_like(self.pending, dtype=torch.bool)
+        self.max_tokens = column([row.row.max_tokens for row in rows])
+        self.min_tokens = column([row.row.min_tokens for row in rows])
+        self.end_id = column([-1 if row.row.end_id is None else row.row.end_id for row in rows])
+        self.forced_left = column([len(row.row.forced) - row.forced_at for row in rows])
+        forced = np.full((len(rows), steps), -1, dtype=np.int64)
+        for i, row in enumerate(rows):
+            piece = row.row.forced[row.forced_at : row.forced_at + steps]
+            forced[i, : len(piece)] = piece
+        self.forced = torch.from_numpy(forced).to(device)
+        self.stop_state = column([row.stop_state for row in rows])
+        self._stop_tables = [(i, row.stop_table) for i, row in enumerate(rows) if row.stop_table is not None]
+
+    def walk_stops(self, token: Tensor, drawn_now: Tensor) -> Tensor:
+        """Appends each row's drawn token to its stops; True where one is completed."""
+        matched = torch.zeros_like(drawn_now)
+        for i, table in self._stop_tables:
+            entry = table[self.stop_state[i], token[i]]
+            self.stop_state[i] = torch.where(drawn_now[i], entry & (MATCHED - 1), self.stop_state[i])
+            matched[i] = drawn_now[i] & (entry >= MATCHED)
+        return matched
+
+
+class _LogprobRecorder:
+    """Collects log-probabilities for the rows that asked; costs nothing where none did."""
+
+    def __init__(self, rows: list[_Slot], steps: int, device: torch.device) -> None:
+        asked = [i for i, row in enumerate(rows) if row.row.logprobs is not None]
+        self._rows = torch.tensor(asked, dtype=torch.int64, device=device)
+        self._most = max((row.row.logprobs or 0 for row in rows), default=0)
+        self._asked = bool(asked)
+        if asked:
+            self._chosen = torch.full((steps, len(rows)), math.nan, device=device)
+            self._top_ids = torch.full((steps, len(rows), self._most), -1, dtype=torch.int64, device=device)
+            self._top = torch.full((steps, len(rows), self._most), math.nan, device=device)
+
+    def record(self, k: int, logits: Tensor, token: Tensor) -> None:
+        """Takes step k's logits and the token that was yielded."""
+        if not self._asked:
+            return
+        logprobs = torch.log_softmax(logits[self._rows].double(), dim=1)
+        self._chosen[k, self._rows] = logprobs.gather(1, token[self._rows, None])[:, 0].float()
+        most = min(self._most, logprobs.shape[1])
+        if most:
+            # A stable sort, because topk promises nothing about ties.
+            values, ids = torch.sort(logprobs, dim=1, descending=True, stable=True)
+            self._top_ids[k, self._rows, :most] = ids[:, :most]
+            self._top[k, self._rows, :most] = values[:, :most].float()
+
+    def result(self) -> Logprobs | None:
+        """Everything recorded, on the host."""
+        if not self._asked:
+            return None
+        return Logprobs(
+            self._chosen.cpu().numpy(), self._top_ids.cpu().numpy().astype(np.int32), self._top.cpu().numpy()
+        )

@@ -1,0 +1,181 @@
+"""`model/sampling.py` for many rows at once, in torch: the same integers, the same draws.
+
+Knows tensors; nothing of slots or states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gruve.engine.decode import HISTORY, Row
+from gruve.model import sampling as law
+
+MASK32 = 0xFFFFFFFF
+
+
+class RowSampling:
+    """The sampling parameters of a call's rows as columns (rows,) or matrices (rows, V); None where no row asks."""
+
+    def __init__(self, rows: Sequence[Row], vocabulary_size: int, device: torch.device) -> None:
+        parameters = [row.sampling for row in rows]
+
+        def column(values: Sequence[float], dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        self.greedy = column([p.temperature == 0.0 for p in parameters], torch.bool)
+        self.scale = column([float(law.scale(p.temperature or 1.0)) for p in parameters], torch.float32)
+        self.key_low = column([p.seed & MASK32 for p in parameters])[:, 0]
+        self.key_high = column([p.seed >> 32 for p in parameters])[:, 0]
+        self.any_sampled = any(p.temperature != 0.0 for p in parameters)
+        self.truncated = any(p.top_k is not None or p.top_p < 1.0 or p.min_p > 0.0 for p in parameters)
+        if self.truncated:
+            self.top_k = column([min(p.top_k or vocabulary_size, vocabulary_size) for p in parameters])
+            # Every cumulative weight is below 2**24 * sum + 1, so a share of 2**24 + 1 keeps all.
+            self.top_p = column([law.share(p.top_p) if p.top_p < 1.0 else -1 for p in parameters])
+            self.min_p = column([law.share(p.min_p) for p in parameters])
+        self.penalised = any(p.repetition_penalty != 1.0 and p.repetition_window for p in parameters)
+        if self.penalised:
+            self.penalty = column([p.repetition_penalty for p in parameters], torch.float32)
+            self.inverse = column([float(law.inverse_penalty(p.repetition_penalty)) for p in parameters], torch.float32)
+            self.window = column([p.repetition_window for p in parameters])
+        self.bias = self._bias(parameters, vocabulary_size, device)
+        self.masked, self.masked_early = self._masks(rows, vocabulary_size, device)
+        self.min_tokens = column([row.min_tokens for row in rows])[:, 0]
+
+    @staticmethod
+    def _bias(parameters: Sequence[law.SamplingParameters], V: int, device: torch.device) -> Tensor | None:
+        if not any(p.logit_bias for p in parameters):
+            return None
+        bias = torch.zeros(len(parameters), V)
+        for i, p in enumerate(parameters):
+            for token, value in p.logit_bias:
+                bias[i, token] = value
+        return bias.to(device)
+
+    @staticmethod
+    def _masks(rows: Sequence[Row], V: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """What may never be drawn, and what may not be drawn before `min_tokens`."""
+        masks: list[Tensor | None] = []
+        always = [[row.end_id] if row.ignore_eos and row.end_id is not None else [] for row in rows]
+        early = [
+            ([row.end_id] if row.end_id is not None else []) + list(row.stops.token_ids if row.stops else ())
+            if row.min_tokens
+            else []
+            for row in rows
+        ]
+        for ids in (always, early):
+            if not any(ids):
+                masks.append(None)
+                continue
+            mask = torch.zeros(len(rows), V, dtype=torch.bool)
+            for i, tokens in enumerate(ids):
+                mask[i, tokens] = True
+            masks.append(mask.to(device))
+        return masks[0], masks[1]
+
+
+class Sampler:
+    """Draws one token a row."""
+
+    def __init__(self, vocabulary_size: int, device: torch.device) -> None:
+        self._ids = torch.arange(vocabulary_size, device=device)
+
+    def draw(
+        self, logits: Tensor, rows: RowSampling, position: Tensor, drawn: Tensor, history: Tensor | None
+    ) -> Tensor:
+        """logits (rows, V) -> tokens (rows,) for absolute `position` (rows,).
+
+        `drawn` (rows,) is how many tokens each row has drawn before; `history` (rows, 1024) the last tokens by position
+        modulo 1024, given when `rows.penalised`.
+        """
+        adjusted = self._adjust(logits, rows, position, history)
+        allowed = self._allowed(adjusted, rows, drawn)
+        candidates = adjusted if allowed is None else adjusted.masked_fill(~allowed, -torch.inf)
+        # argmax promises nothing about ties: the lowest id among the highest.
+        highest = candidates.amax(dim=1, keepdim=True)
+        greedy = torch.where(candidates == highest, self._ids, self._ids.shape[0]).amin(dim=1)
+        if not rows.any_sampled:
+            return greedy
+        w = weights(candidates, highest, rows.scale)
+        if allowed is not None:
+            w = w * allowed
+        if rows.truncated:
+            w = self._truncate(w, candidates, rows)
+        cumulative = w.cumsum(dim=1)
+        target = multiply_high(uniform(rows.key_low, rows.key_high, position), cumulative[:, -1])
+        sampled = (cumulative <= target[:, None]).sum(dim=1)
+        return torch.where(rows.greedy[:, 0], greedy, sampled)
+
+    def _adjust(self, logits: Tensor, rows: RowSampling, position: Tensor, history: Tensor | None) -> Tensor:
+        if history is not None:
+            # place p holds the newest position with that remainder; its age tells whether it is in the window.
+            places = torch.arange(HISTORY, device=logits.device)[None, :]
+            age = (position[:, None] - 1 - places) % HISTORY
+            inside = (age < rows.window) & (age < position[:, None])
+            seen = torch.zeros_like(logits, dtype=torch.int8).scatter_reduce_(
+                1, history, inside.to(torch.int8), reduce="amax"
+            )
+            penalised = torch.where(logits > 0, logits * rows.inverse, logits * rows.penalty)
+            logits = torch.where((seen > 0) & (rows.penalty != 1.0), penalised, logits)
+        return logits if rows.bias is None else logits + rows.bias
+
+    def _allowed(self, logits: Tensor, rows: RowSampling, drawn: Tensor) -> Tensor | None:
+        if rows.masked is None and rows.masked_early is None:
+            return None
+        allowed = torch.ones_like(logits, dtype=torch.bool)
+        if rows.masked is not None:
+            allowed &= ~rows.masked
+        if rows.masked_early is not None:
+            allowed &= ~(rows.masked_early & (drawn < rows.min_tokens)[:, None])
+        return allowed
+
+    def _truncate(self, w: Tensor, candidates: Tensor, rows: RowSampling) -> Tensor:
+        """Zeroes the weights that top-k, top-p and min-p drop."""
+        order = torch.sort(candidates, dim=1, descending=True, stable=True).indices
+        ranked = w.gather(1, order)
+        kept = self._ids < rows.top_k
+        ranked = ranked * kept
+        cumulative = ranked.cumsum(dim=1)
+        inside = (cumulative - ranked) << law.SHARE_BITS < rows.top_p * cumulative[:, -1:]
+        kept &= inside | (rows.top_p < 0)
+        kept &= ranked << law.SHARE_BITS >= rows.min_p << law.WEIGHT_BITS
+        return torch.zeros_like(w).scatter_(1, order, ranked * kept)
+
+
+def weights(logits: Tensor, highest: Tensor, scale: Tensor) -> Tensor:
+    """`law.weights` for rows: int64 (rows, V)."""
+    lowest = float(law.LOWEST_EXPONENT << law.EXPONENT_BITS)
+    exponents = ((logits - highest) * scale).clamp_min(lowest).to(torch.int64)
+    whole, part = exponents >> law.EXPONENT_BITS, exponents & ((1 << law.EXPONENT_BITS) - 1)
+    power = torch.full_like(part, law.EXP2[-1])
+    for coefficient in reversed(law.EXP2[:-1]):
+        power = coefficient + ((power * part) >> law.EXPONENT_BITS)
+    return power >> (30 - law.WEIGHT_BITS - whole)
+
+
+def uniform(key_low: Tensor, key_high: Tensor, position: Tensor) -> Tensor:
+    """`law.uniform` for rows: the first word of philox4x32-10, int64 (rows,) in [0, 2**32)."""
+    c0, c1 = position & MASK32, position >> 32
+    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    k0, k1 = key_low, key_high
+    for _ in range(10):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & MASK32, (k1 + 0xBB67AE85) & MASK32
+    return c0
+
+
+def multiply_high(u: Tensor, total: Tensor) -> Tensor:
+    """floor(u * total / 2**32) for u < 2**32 and total < 2**39, in int64 without overflow."""
+    return (u * (total >> 16) + ((u * (total & 0xFFFF)) >> 16)) >> 16
+
+
+def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and low 32 bits of a 32 by 32 bit product, int64 having no unsigned multiply."""
+    low = word * (constant & 0xFFFF)
+    high = word * (constant >> 16) + (low >> 16)
+    return (high >> 16) & MASK32, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

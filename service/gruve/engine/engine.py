@@ -1,0 +1,405 @@
+"""The loop: take commands, admit, pick, decode, update, deliver. One thread a model; nobody else touches its backend.
+
+Knows threads and the clock; nothing of sessions, text or the wire.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import heapq
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+
+from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row
+from gruve.engine.scheduler import MICRO_BATCH, Scheduler
+from gruve.engine.sequence import Admission, FinishReason, Progress, Sequence, TokenLogprobs
+from gruve.errors import Draining, EngineFailed, QueueFull
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FEW_ROWS = 4
+"""While at most so many rows run, a call takes one step: a stream is watched, and nobody waits for throughput."""
+MOST_STEPS = 64
+MAX_PACE_DEBT_S = 0.25
+"""How far a paced row that was late may catch up."""
+
+_FINISH = {
+    Reason.STOP: FinishReason.STOP,
+    Reason.END_OF_SEQUENCE: FinishReason.END_OF_SEQUENCE,
+    Reason.LENGTH: FinishReason.LENGTH,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How one model's engine queues and calls."""
+
+    max_waiting: int = 1_024
+    """Sequences that may wait for a slot; one more is refused at once."""
+    max_call_ms: float = 5.0
+    """What a call of the backend aims to last at most; joins, leaves and cancels take effect between calls."""
+    micro_batch: int = MICRO_BATCH
+    """Rows a call takes at most."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """What one call of the backend did, for every row that took part, and how the engine stood after it."""
+
+    progress: tuple[Progress, ...]
+    rows: int
+    steps: int
+    seconds: float
+    running: int
+    waiting: int
+
+
+class Engine:
+    """Decodes admitted sequences on its own thread until closed.
+
+    `deliver` is called on that thread, once a call; it must not block. `on_broken` is called there when the loop itself
+    has failed and will take nothing more. All methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        deliver: Callable[[Call], None],
+        config: EngineConfig | None = None,
+        *,
+        end_id: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.backend = backend
+        self._on_broken = on_broken
+        self.config = config or EngineConfig()
+        self._deliver = deliver
+        self._end_id = end_id
+        self._clock = clock
+        self._scheduler = Scheduler(backend.slots, self.config.micro_batch)
+        self._deadlines: list[tuple[float, int]] = []
+        self._ids = itertools.count(1)
+        self._pace = _StepTimes()
+        # Shared with other threads, under the condition's lock.
+        self._changed = threading.Condition()
+        self._commands: collections.deque[Callable[[], Progress | None]] = collections.deque()
+        self._sequences: dict[int, Sequence] = {}
+        self._closing = False
+        self._broken: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"gruve-{backend.name}", daemon=True)
+
+    def start(self) -> None:
+        """Starts the loop."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Refuses new sequences, hands over those that are left, and returns when the loop has ended."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    @property
+    def load(self) -> int:
+        """Sequences admitted and not yet finished, running or waiting."""
+        return len(self._sequences)
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a slot."""
+        return max(0, self.load - self.running)
+
+    def admit(self, admission: Admission, credit: int | None = None) -> int:
+        """Takes a sequence and returns its id.
+
+        Raises `QueueFull`, `Draining` or, after a failure of the loop itself, `EngineFailed`, at once, and then has
+        taken nothing. `credit` is how many tokens may be drawn before the first `grant`; None for no bound.
+        """
+        most = self.backend.slots + self.config.max_waiting
+        with self._changed:
+            if self._broken is not None:
+                raise EngineFailed(self._broken)
+            if self._closing:
+                raise Draining("the server is shutting down and takes no new sequences")
+            if len(self._sequences) >= most:
+                raise QueueFull(
+                    f"{len(self._sequences)} sequences run or wait; at most {self.backend.slots} run and "
+                    f"{self.config.max_waiting} wait"
+                )
+            sequence = Sequence(next(self._ids), admission, self._clock(), credit=credit)
+            self._sequences[sequence.id] = sequence
+            self._commands.append(lambda: self._enter(sequence))
+            self._changed.notify()
+        return sequence.id
+
+    def cancel(self, sequence_id: int, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """Ends a sequence at the next call, running or waiting; one that has ended already is left alone."""
+        self._command(lambda: self._end(sequence_id, reason))
+
+    def grant(self, sequence_id: int, tokens: int) -> None:
+        """Lets a sequence with credit draw `tokens` more."""
+        self._command(lambda: self._grant(sequence_id, tokens))
+
+    def _command(self, command: Callable[[], Progress | None]) -> None:
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                now = self._clock()
+                self._end_overdue(now)
+                self._give_slots(now)
+                rows = self._scheduler.pick(now)
+                if rows:
+                    self._call(rows)
+            self._publish([self._end(i, FinishReason.HANDED_OVER) for i in list(self._sequences)])
+        except Exception:
+            incident = _incident()
+            log.exception("the engine's loop failed: incident %s", incident)
+            self._break(incident)
+
+    def _take_commands(self) -> bool:
+        """Carries out what other threads asked for, waiting while there is nothing to do; False when closing."""
+        with self._changed:
+            while not (self._commands or self._closing or self._scheduler.ready()):
+                wake = min(
+                    (t for t in (self._scheduler.next_wake_s(), self._next_deadline()) if t is not None), default=None
+                )
+                timeout = None if wake is None else wake - self._clock()
+                if timeout is not None and timeout <= 0:
+                    break
+                self._changed.wait(timeout)
+            commands = list(self._commands)
+            self._commands.clear()
+            closing = self._closing
+        self._publish([command() for command in commands])
+        return not closing
+
+    def _enter(self, sequence: Sequence) -> None:
+        self._scheduler.add(sequence)
+        if sequence.admission.deadline_s is not None:
+            heapq.heappush(self._deadlines, (sequence.admission.deadline_s, sequence.id))
+
+    def _grant(self, sequence_id: int, tokens: int) -> None:
+        if sequence := self._sequences.get(sequence_id):
+            self._scheduler.grant(sequence, tokens)
+
+    def _give_slots(self, now: float) -> None:
+        """Puts waiting sequences into free slots and into the backend."""
+        for sequence in self._scheduler.admit():
+            sequence.started_s = now
+            try:
+                self.backend.admit(_slot(sequence), self._row(sequence.admission), sequence.admission.state)
+            except Exception:
+                incident = _incident()
+                log.exception("a slot could not be filled: incident %s", incident)
+                self._fail([sequence], incident)
+
+    def _row(self, admission: Admission) -> Row:
+        return Row(
+            history=admission.history,
+            position=admission.position,
+            forced=admission.forced,
+            sampling=admission.sampling,
+            max_tokens=admission.max_tokens,
+            min_tokens=admission.min_tokens,
+            end_id=self._end_id,
+            ignore_eos=admission.ignore_eos,
+            stops=admission.stops,
+            stop_state=admission.stop_state,
+            drawn=admission.drawn,
+            logprobs=admission.logprobs,
+        )
+
+    def _call(self, rows: list[Sequence]) -> None:
+        """One call of the backend: decode, update, deliver."""
+        limits = [sequence.limit() for sequence in rows]
+        steps = min(self._steps(rows), max(limits))
+        started = time.perf_counter()
+        try:
+            block = self.backend.decode([_slot(sequence) for sequence in rows], limits, steps)
+        except Exception:
+            incident = _incident()
+            log.exception("decoding %d rows failed: incident %s", len(rows), incident)
+            self._fail(rows, incident)
+            return
+        seconds = time.perf_counter() - started
+        self._pace.note(len(rows), steps, seconds)
+        progress = self._update(rows, block)
+        self._scheduler.settle(rows)
+        self._publish(progress, len(rows), steps, seconds)
+
+    def _steps(self, rows: list[Sequence]) -> int:
+        """How many steps the call takes: what fits into `max_call_ms`, and one while a few rows are watched."""
+        fitting = self._pace.steps_within(len(rows), self.config.max_call_ms / 1e3)
+        if len(rows) <= FEW_ROWS:
+            return max(1, min(fitting, *(sequence.forced_left for sequence in rows), MOST_STEPS))
+        return fitting
+
+    def _update(self, rows: list[Sequence], block: Block) -> list[Progress]:
+        """Moves each sequence past what the block yielded."""
+        now = self._clock()
+        progress = []
+        for i, (sequence, taken, reason) in enumerate(
+            zip(rows, block.taken.tolist(), block.reasons.tolist(), strict=True)
+        ):
+            position = sequence.position + 1
+            forced = min(sequence.forced_left, taken)
+            sequence.position += taken
+            sequence.forced_left -= forced
+            drawn = taken - forced
+            sequence.drawn += drawn
+            if sequence.credit is not None:
+                sequence.credit -= drawn
+            if drawn and (pace := sequence.admission.max_tokens_per_second):
+                sequence.ready_s = max(sequence.ready_s or now, now - MAX_PACE_DEBT_S) + drawn / pace
+            tokens = block.tokens[:taken, i].tolist()
+            logprobs = (
+                () if block.logprobs is None else _logprobs(block.logprobs, sequence.admission.logprobs, i, taken)
+            )
+            finish = _FINISH.get(Reason(reason))
+            progress.append(self._progress(sequence, position, tokens, forced, logprobs, finish))
+        return progress
+
+    def _progress(
+        self,
+        sequence: Sequence,
+        position: int,
+        tokens: list[int],
+        forced: int,
+        logprobs: tuple[TokenLogprobs, ...],
+        finish: FinishReason | None,
+    ) -> Progress:
+        """What is told of one sequence; with a finish reason it is the last that is told of it."""
+        if finish is None:
+            return Progress(sequence.id, position, tokens, forced, logprobs)
+        sequence.finish_reason = finish
+        state = sequence.admission.state
+        if sequence.slot is not None:
+            try:
+                state = self.backend.snapshot(sequence.slot) if sequence.admission.keep_state else None
+            except Exception:
+                incident = _incident()
+                log.exception("a state could not be read: incident %s", incident)
+                self._forget(sequence)
+                return _failed(sequence, incident)
+        self._forget(sequence)
+        started = sequence.started_s if sequence.started_s is not None else self._clock()
+        return Progress(
+            sequence.id, position, tokens, forced, logprobs, finish, state, None, started - sequence.arrived_s
+        )
+
+    def _end(self, sequence_id: int, reason: FinishReason) -> Progress | None:
+        """Ends a sequence that has not ended by itself."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            return None
+        progress = self._progress(sequence, sequence.position + 1, [], 0, (), reason)
+        self._scheduler.remove(sequence)
+        return progress
+
+    def _end_overdue(self, now: float) -> None:
+        overdue = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            overdue.append(self._end(heapq.heappop(self._deadlines)[1], FinishReason.DEADLINE))
+        self._publish(overdue)
+
+    def _next_deadline(self) -> float | None:
+        while self._deadlines and self._deadlines[0][1] not in self._sequences:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def _fail(self, rows: list[Sequence], incident: str) -> None:
+        """Answers the rows of a call that raised; the others go on."""
+        for sequence in rows:
+            self._forget(sequence)
+            self._scheduler.remove(sequence)
+        self._publish([_failed(sequence, incident) for sequence in rows])
+
+    def _break(self, incident: str) -> None:
+        """Answers everybody after a failure that no row can be blamed for; from here on `admit` refuses."""
+        with self._changed:
+            self._broken = incident
+            left = list(self._sequences.values())
+            self._sequences.clear()
+        try:
+            self._publish([_failed(sequence, incident) for sequence in left])
+        except Exception:
+            log.exception("nobody could be told of incident %s", incident)
+        self._on_broken()
+
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self.backend.release(sequence.slot)
+        with self._changed:
+            del self._sequences[sequence.id]
+
+    def _publish(
+        self, progress: Iterable[Progress | None], rows: int = 0, steps: int = 0, seconds: float = 0.0
+    ) -> None:
+        told = tuple(p for p in progress if p is not None)
+        if told:
+            scheduler = self._scheduler
+            self._deliver(Call(told, rows, steps, seconds, len(scheduler.running), len(scheduler.waiting)))
+
+
+class _StepTimes:
+    """Remembers how long a step takes for so many rows, in groups of 16."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def note(self, rows: int, steps: int, seconds: float) -> None:
+        """A moving average, quick to follow."""
+        key, each = -(-rows // 16), seconds / steps
+        self._seconds[key] = 0.7 * self._seconds.get(key, each) + 0.3 * each
+
+    def steps_within(self, rows: int, seconds: float) -> int:
+        """How many steps fit, at least 1; 1 until a call of that size has been seen."""
+        each = self._seconds.get(-(-rows // 16))
+        return 1 if each is None else max(1, min(MOST_STEPS, int(seconds / max(each, 1e-9))))
+
+
+def _incident() -> str:
+    """A name under which the log has what went wrong, for those who are told no more."""
+    return uuid.uuid4().hex[:12]
+
+
+def _failed(sequence: Sequence, incident: str) -> Progress:
+    return Progress(sequence.id, sequence.position + 1, [], 0, failed=incident)
+
+
+def _slot(sequence: Sequence) -> int:
+    if sequence.slot is None:
+        raise ValueError(f"sequence {sequence.id} has no slot")
+    return sequence.slot
+
+
+def _logprobs(logprobs: Logprobs, asked: int | None, row: int, taken: int) -> tuple[TokenLogprobs, ...]:
+    if asked is None:
+        return ()
+    chosen = logprobs.chosen[:taken, row].tolist()
+    ids, values = logprobs.top_ids[:taken, row, :asked], logprobs.top[:taken, row, :asked]
+    known = np.isfinite(values)
+    return tuple(
+        TokenLogprobs(chosen[k], tuple(zip(ids[k][known[k]].tolist(), values[k][known[k]].tolist(), strict=True)))
+        for k in range(taken)
+    )

@@ -1,0 +1,128 @@
+"""Decides who takes part in the next call. Knows nothing of tensors, threads or clocks: time is a number it is given.
+
+Waiting sequences take free slots in order of arrival. Of the running ones a call takes a micro-batch of at most 64:
+those that have drawn nothing yet go first, but take at most half while others wait, and within each of the two groups
+turns go round. So every group with a ready row gets at least 32 places a call, and none waits more than
+ceil(rows / 32) calls.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import itertools
+from collections.abc import Iterable
+
+from gruve.engine.sequence import Sequence
+
+MICRO_BATCH = 64
+
+
+class Scheduler:
+    """The queue, the slots and the turns. How many may wait is for those to say who add them."""
+
+    def __init__(self, slots: int, micro_batch: int = MICRO_BATCH) -> None:
+        """`micro_batch` is at least 2, or prompts and decoding rows could not both have a share of it."""
+        if micro_batch < 2:
+            raise ValueError(f"micro_batch is {micro_batch}; at least 2")
+        self.micro_batch = micro_batch
+        self.waiting: collections.OrderedDict[int, Sequence] = collections.OrderedDict()
+        self.running: dict[int, Sequence] = {}
+        self._free = list(range(slots - 1, -1, -1))
+        # Turns: sequence ids in order; ids that have left or parked are skipped when their turn comes.
+        self._prompting: collections.OrderedDict[int, Sequence] = collections.OrderedDict()
+        self._decoding: collections.OrderedDict[int, Sequence] = collections.OrderedDict()
+        self._paced: list[tuple[float, int, Sequence]] = []
+        self._tie = itertools.count()
+
+    def add(self, sequence: Sequence) -> None:
+        """Lets a sequence wait for a slot."""
+        self.waiting[sequence.id] = sequence
+
+    def admit(self) -> list[Sequence]:
+        """Gives free slots to waiting sequences, first come first served, and returns those that got one."""
+        admitted = []
+        while self._free and self.waiting:
+            _, sequence = self.waiting.popitem(last=False)
+            sequence.slot = self._free.pop()
+            self.running[sequence.id] = sequence
+            self._file(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def pick(self, now_s: float) -> list[Sequence]:
+        """The rows of the next call, in the order of their turns; `settle` puts them at the end of their group."""
+        self._wake(now_s)
+        most = self.micro_batch
+        prompting = min(len(self._prompting), max(most // 2, most - len(self._decoding)))
+        decoding = min(len(self._decoding), most - prompting)
+        turns = itertools.chain(
+            itertools.islice(self._prompting.values(), prompting), itertools.islice(self._decoding.values(), decoding)
+        )
+        return list(turns)
+
+    def settle(self, rows: Iterable[Sequence]) -> None:
+        """After a call: files each row that took part by what it does next; finished ones leave and free their slot."""
+        for sequence in rows:
+            self._unfile(sequence)
+            if sequence.finish_reason is not None:
+                self.remove(sequence)
+            else:
+                self._file(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, waiting or running; its slot is free for the next `admit`. Unknown ones are ignored."""
+        self.waiting.pop(sequence.id, None)
+        self._unfile(sequence)
+        if self.running.pop(sequence.id, None) is not None and sequence.slot is not None:
+            self._free.append(sequence.slot)
+
+    def grant(self, sequence: Sequence, tokens: int) -> None:
+        """Adds to a sequence's credit; one that was parked for want of it takes part again. No bound stays no bound."""
+        if sequence.credit is None:
+            return
+        parked = sequence.credit == 0 and sequence.forced_left == 0
+        sequence.credit += tokens
+        if parked and sequence.id in self.running:
+            self._file(sequence)
+
+    def ready(self) -> bool:
+        """Whether there is something to do, pace aside: a call to make, or a free slot that somebody waits for."""
+        return bool(self._prompting or self._decoding or (self._free and self.waiting))
+
+    def next_wake_s(self) -> float | None:
+        """When the first paced sequence may go on, or None."""
+        while self._paced and not self._is_paced(*self._paced[0]):
+            heapq.heappop(self._paced)
+        return self._paced[0][0] if self._paced else None
+
+    def _wake(self, now_s: float) -> None:
+        while (at := self.next_wake_s()) is not None and at <= now_s:
+            _, _, sequence = heapq.heappop(self._paced)
+            self._turns(sequence)[sequence.id] = sequence
+
+    def _is_paced(self, at: float, _tie: int, sequence: Sequence) -> bool:
+        """Whether a heap entry still holds: its sequence runs, waits for that very time and is in no turn."""
+        return (
+            sequence.id in self.running
+            and sequence.ready_s == at
+            and sequence.id not in self._decoding
+            and sequence.id not in self._prompting
+        )
+
+    def _file(self, sequence: Sequence) -> None:
+        """Puts a running sequence where it belongs: parked without credit, paced until its time, or in a turn."""
+        drawing = sequence.forced_left == 0
+        if drawing and sequence.credit == 0:
+            return
+        if drawing and sequence.ready_s > 0.0:
+            heapq.heappush(self._paced, (sequence.ready_s, next(self._tie), sequence))
+            return
+        self._turns(sequence)[sequence.id] = sequence
+
+    def _unfile(self, sequence: Sequence) -> None:
+        self._prompting.pop(sequence.id, None)
+        self._decoding.pop(sequence.id, None)
+
+    def _turns(self, sequence: Sequence) -> collections.OrderedDict[int, Sequence]:
+        return self._prompting if sequence.prompting else self._decoding

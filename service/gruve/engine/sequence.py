@@ -1,0 +1,122 @@
+"""One sequence while it is decoded: what was asked, where it stands, why it ended. Knows no tensors and no clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence as Tokens
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gruve.engine.stops import StopTable
+from gruve.model.sampling import SamplingParameters
+
+UNLIMITED = 1 << 30
+"""More steps than any call takes."""
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence produces no further token."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    END_OF_SEQUENCE = "end_of_sequence"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    HANDED_OVER = "handed_over"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admission:
+    """What the engine is asked to decode. Plain values only: this is what crosses from the wire to the engine."""
+
+    sampling: SamplingParameters
+    history: NDArray[np.int32]
+    """Every token of the transcript up to and including the pending one that matters: the last 1,024 at least."""
+    position: int
+    """The absolute position of the pending token."""
+    forced: NDArray[np.int32]
+    """What follows the pending token, whatever the logits say."""
+    max_tokens: int
+    """How many tokens may be drawn, those of `drawn` included."""
+    state: NDArray[np.float32] | None = None
+    """The state that has consumed everything before the pending token; None for the zero state."""
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stops: StopTable | None = None
+    stop_state: int = 0
+    drawn: int = 0
+    logprobs: int | None = None
+    deadline_s: float | None = None
+    """Monotonic time at which the sequence ends with DEADLINE, running or waiting."""
+    max_tokens_per_second: float | None = None
+    """Paces the drawn tokens; the prompt is not paced."""
+    keep_state: bool = False
+    """Whether the last event brings the state along, for a session."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """One token's log-probability and the likeliest alternatives, in nats of the unmodified distribution."""
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """What one call of a backend did for one sequence: this is what crosses from the engine to the wire."""
+
+    sequence_id: int
+    position: int
+    """The absolute position of the first of `tokens`."""
+    tokens: Tokens[int]
+    """Consecutive tokens, forced ones first."""
+    forced: int
+    """How many of `tokens` were forced."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    state: NDArray[np.float32] | None = None
+    """With the last progress of a sequence that asked to keep it: what has consumed all tokens but the last."""
+    failed: str | None = None
+    """The incident under which the log has what broke the engine; then there is no finish reason."""
+    queue_s: float = 0.0
+    """With the last progress: how long the sequence waited for a slot."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Sequence:
+    """One running or waiting sequence."""
+
+    id: int
+    admission: Admission
+    arrived_s: float = 0.0
+    slot: int | None = None
+    forced_left: int = 0
+    drawn: int = 0
+    position: int = 0
+    """Of the pending token."""
+    credit: int | None = None
+    """How many more tokens may be drawn before the sequence parks; None for no bound."""
+    ready_s: float = 0.0
+    """When the pace lets the next token be drawn; 0 for at once."""
+    started_s: float | None = None
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.forced_left = len(self.admission.forced)
+        self.drawn = self.admission.drawn
+        self.position = self.admission.position
+
+    @property
+    def prompting(self) -> bool:
+        """Whether it has yet to draw its first token: such rows go first."""
+        return self.drawn == self.admission.drawn
+
+    def limit(self) -> int:
+        """How many steps it may take in one call: its prompt, then what pace and credit allow."""
+        drawable = UNLIMITED if self.admission.max_tokens_per_second is None else 1
+        if self.credit is not None:
+            drawable = min(drawable, self.credit)
+        return self.forced_left + drawable

@@ -1,0 +1,121 @@
+"""Stop strings as a table that a backend can walk one token at a time (Aho and Corasick 1975).
+
+Knows the texts of tokens, nothing of sequences or tensors.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gruve.errors import InvalidField
+
+MATCHED = 1 << 30
+"""Set in an entry of the table when a stop ends inside or at the end of that token."""
+MAX_TABLE_ENTRIES = 1 << 20
+"""States times vocabulary; 4 MiB. Reached only by many long stops over a large vocabulary."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StopTable:
+    """What follows a state when a token's text is appended: the next state, with MATCHED where a stop is completed.
+
+    State 0 has matched nothing.
+    """
+
+    strings: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    table: NDArray[np.int32]
+    """(states, V)"""
+    depth: NDArray[np.int32]
+    """(states,): how many characters at the end of the text may still become a stop; a stream withholds them."""
+    _goto: tuple[dict[str, int], ...]
+    _output: tuple[int, ...]
+
+    def walk(self, state: int, text: str) -> tuple[int, int | None, int | None]:
+        """Appends `text` character by character: (state, index of the stop completed first, characters of `text` up to
+        its end), the last two None if no stop is completed. Where several end together the longest counts."""
+        for index, character in enumerate(text):
+            state = self._goto[state].get(character, 0)
+            if self._output[state] >= 0:
+                return state, self._output[state], index + 1
+        return state, None, None
+
+
+def compile_stops(strings: Sequence[str], token_ids: Sequence[int], texts: Sequence[str]) -> StopTable | None:
+    """The table for `strings` and `token_ids` over tokens with `texts`; None when there is nothing to stop at.
+
+    Raises `InvalidField` for a token id outside the vocabulary, an empty string, or a table that would be too large.
+    """
+    if not strings and not token_ids:
+        return None
+    for token in token_ids:
+        if not 0 <= token < len(texts):
+            raise InvalidField("stop_token_ids", f"id {token} is not in 0 to {len(texts) - 1}")
+    if any(not string for string in strings):
+        raise InvalidField("stop", "an empty string would stop before the first token")
+    states = 1 + sum(len(string) for string in strings)
+    if states * len(texts) > MAX_TABLE_ENTRIES:
+        raise InvalidField(
+            "stop",
+            f"{states - 1} characters of stops over {len(texts)} tokens need {states * len(texts)} table entries; "
+            f"at most {MAX_TABLE_ENTRIES}",
+        )
+    goto, output, depth = _automaton(strings)
+    table = _fill(goto, output, texts)
+    table[:, list(token_ids)] |= MATCHED
+    return StopTable(
+        tuple(strings), tuple(token_ids), table, np.array(depth, dtype=np.int32), tuple(goto), tuple(output)
+    )
+
+
+def _fill(goto: Sequence[dict[str, int]], output: Sequence[int], texts: Sequence[str]) -> NDArray[np.int32]:
+    """The table (states, V): every token's text walked from every state, one column of characters at a time."""
+    known = sorted({character for edges in goto for character in edges})
+    columns = {character: i for i, character in enumerate(known)}
+    after = np.zeros((len(goto), len(known) + 1), dtype=np.int32)  # the last column: characters of no stop
+    for state, edges in enumerate(goto):
+        for character, following in edges.items():
+            after[state, columns[character]] = following | (MATCHED if output[following] >= 0 else 0)
+    table = np.repeat(np.arange(len(goto), dtype=np.int32)[:, None], len(texts), axis=1)
+    tokens = list(range(len(texts)))
+    for at in range(max(map(len, texts), default=0)):
+        tokens = [token for token in tokens if len(texts[token]) > at]
+        column = np.array([columns.get(texts[token][at], len(known)) for token in tokens])
+        before = table[:, tokens]
+        table[:, tokens] = after[before & (MATCHED - 1), column] | (before & MATCHED)
+    return table
+
+
+def _automaton(strings: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
+    """Complete transitions (absent means state 0), the longest stop that ends in each state or -1, and for each state
+    the length of the longest end of the text that begins a stop and is not yet all of it."""
+    goto: list[dict[str, int]] = [{}]
+    output, depth = [-1], [0]
+    for index, string in enumerate(strings):
+        state = 0
+        for character in string:
+            if character not in goto[state]:
+                goto[state][character] = len(goto)
+                goto.append({})
+                output.append(-1)
+                depth.append(depth[state] + 1)
+            state = goto[state][character]
+        output[state] = index if output[state] < 0 else output[state]
+    fail = [0] * len(goto)
+    queue = collections.deque(goto[0].values())
+    while queue:
+        state = queue.popleft()
+        if output[state] < 0:
+            output[state] = output[fail[state]]
+        if not goto[state]:  # a stop that no longer one continues: what may become one is shorter
+            depth[state] = depth[fail[state]]
+        for character, following in goto[state].items():
+            fail[following] = goto[fail[state]].get(character, 0)
+            queue.append(following)
+        goto[state] = {**goto[fail[state]], **goto[state]}
+    return goto, output, depth

@@ -1,0 +1,297 @@
+"""The loop with a backend of mere arithmetic: who is answered, when, and how often."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from decoding import Ear, FakeBackend, admission_of, alone, engine_of, random_schedule, row_of
+
+from gruve.engine.engine import Engine, EngineConfig
+from gruve.engine.sequence import FinishReason
+from gruve.errors import Draining, EngineFailed, QueueFull
+
+ENDLESS = 1 << 30
+
+
+class Clock:
+    """A time that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def nudge(engine):
+    """Makes an engine that waits for a moment of a clock that stands look at it again."""
+    engine.grant(0, 1)
+
+
+def test_a_sequence_is_decoded_as_if_alone():
+    admission = admission_of([3, 4, 5], max_tokens=20)
+    with engine_of(FakeBackend()) as (engine, ear):
+        last = ear.end(sequence := engine.admit(admission))
+    tokens, states, reason = alone(FakeBackend(), admission)
+    assert (ear.tokens[sequence], last.finish_reason) == (tokens, reason)
+    assert last.state == states[-1]
+
+
+def test_positions_count_on_from_the_pending_token():
+    admission = admission_of([3, 4, 5], max_tokens=4)
+    with engine_of(FakeBackend()) as (engine, ear):
+        ear.end(engine.admit(admission))
+    steps = [progress for call in ear.calls for progress in call.progress]
+    assert [p.position for p in steps] == [1 + sum(len(q.tokens) for q in steps[:i]) for i in range(len(steps))]
+    assert sum(p.forced for p in steps) == 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_schedule_of_joins_leaves_credit_and_pace_leaves_every_sequence_as_it_is_alone(seed):
+    random_schedule(seed, lambda: FakeBackend(slots=7), 13, end_id=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 200))
+def test_any_schedule_leaves_every_sequence_as_it_is_alone_for_long(seed):
+    random_schedule(seed, lambda: FakeBackend(slots=5 + seed % 90), 13, end_id=1, sequences=150)
+
+
+def test_a_full_queue_refuses_at_once_and_takes_again_when_one_has_left():
+    with engine_of(FakeBackend(slots=1), max_waiting=2) as (engine, ear):
+        _, *waiting = (engine.admit(admission_of(max_tokens=ENDLESS)) for _ in range(3))
+        with pytest.raises(QueueFull, match="3 sequences run or wait; at most 1 run and 2 wait"):
+            engine.admit(admission_of())
+        engine.cancel(waiting[0])
+        ear.end(waiting[0])
+        assert engine.load == 2
+        engine.admit(admission_of())
+
+
+def test_a_burst_that_the_slots_can_hold_is_not_refused_before_the_loop_has_seen_it():
+    engine = Engine(FakeBackend(slots=8), Ear(), EngineConfig(max_waiting=0))
+    for _ in range(8):
+        engine.admit(admission_of())
+    with pytest.raises(QueueFull):
+        engine.admit(admission_of())
+
+
+def test_a_cancelled_sequence_frees_its_slot_for_the_one_that_waits():
+    with engine_of(FakeBackend(slots=1)) as (engine, ear):
+        first = engine.admit(admission_of(max_tokens=ENDLESS))
+        second = engine.admit(admission_of(max_tokens=3))
+        ear.begun(first)
+        engine.cancel(first)
+        assert ear.end(second).finish_reason is FinishReason.LENGTH
+        assert ear.last[first].finish_reason is FinishReason.CANCELLED
+
+
+def test_a_sequence_cancelled_while_it_waits_keeps_the_state_it_came_with():
+    state = np.full((1, 1, 1), 42.0, dtype=np.float32)
+    with engine_of(FakeBackend(slots=1)) as (engine, ear):
+        ear.begun(engine.admit(admission_of(max_tokens=ENDLESS)))
+        waiting = engine.admit(admission_of(state=state))
+        engine.cancel(waiting)
+        last = ear.end(waiting)
+    assert (last.finish_reason, last.tokens, last.state) == (FinishReason.CANCELLED, [], state)
+
+
+def test_cancelling_what_has_ended_or_never_was_does_nothing():
+    with engine_of(FakeBackend()) as (engine, ear):
+        ear.end(done := engine.admit(admission_of()))
+        engine.cancel(done)
+        engine.cancel(12_345)
+        assert ear.end(engine.admit(admission_of())).finish_reason is FinishReason.LENGTH
+
+
+def test_a_deadline_ends_a_running_and_a_waiting_sequence():
+    clock = Clock()
+    with engine_of(FakeBackend(slots=1), clock=clock) as (engine, ear):
+        running = engine.admit(admission_of(max_tokens=ENDLESS, deadline_s=5.0))
+        waiting = engine.admit(admission_of(deadline_s=5.0))
+        later = engine.admit(admission_of(max_tokens=2, deadline_s=6.0))
+        ear.begun(running)
+        clock.now = 5.0
+        assert ear.end(running).finish_reason is FinishReason.DEADLINE
+        assert ear.end(waiting).finish_reason is FinishReason.DEADLINE
+        assert ear.end(later).finish_reason is FinishReason.LENGTH
+
+
+def test_a_deadline_wakes_an_engine_that_has_nothing_to_do():
+    clock = Clock()
+    with engine_of(FakeBackend(), clock=clock) as (engine, ear):
+        parked = engine.admit(admission_of(deadline_s=3.0), credit=0)
+        clock.now = 3.0
+        nudge(engine)
+        assert ear.end(parked).finish_reason is FinishReason.DEADLINE
+
+
+def test_a_deadline_passed_before_it_came_ends_it_without_a_token():
+    clock = Clock()
+    clock.now = 10.0
+    with engine_of(FakeBackend(), clock=clock) as (engine, ear):
+        assert ear.end(engine.admit(admission_of(deadline_s=9.0))).finish_reason is FinishReason.DEADLINE
+    assert ear.tokens == {1: []}
+
+
+def test_closing_hands_over_everything_running_and_waiting_and_refuses_the_rest():
+    with engine_of(FakeBackend(slots=2)) as (engine, ear):
+        ids = [engine.admit(admission_of(max_tokens=ENDLESS)) for _ in range(5)]
+        ear.begun(ids[1])
+        engine.close()
+        assert {ear.last[i].finish_reason for i in ids} == {FinishReason.HANDED_OVER}
+        assert engine.load == 0
+        with pytest.raises(Draining):
+            engine.admit(admission_of())
+
+
+def test_what_is_handed_over_is_the_state_behind_the_last_token_but_one():
+    admission = admission_of([2, 3], max_tokens=ENDLESS)
+    with engine_of(FakeBackend()) as (engine, ear):
+        sequence = engine.admit(admission)
+        ear.wait(lambda ear: len(ear.tokens.get(sequence, ())) > 20)
+    tokens = ear.tokens[sequence]
+    again = FakeBackend()
+    again.admit(0, row_of(admission), None)
+    assert again.decode([0], [len(tokens)], len(tokens)).tokens[:, 0].tolist() == tokens
+    assert again.snapshot(0) == ear.last[sequence].state
+
+
+def test_a_call_that_raises_fails_its_rows_once_and_the_engine_goes_on(caplog):
+    backend = FakeBackend(slots=4)
+    with engine_of(backend) as (engine, ear):
+        parked = engine.admit(admission_of(max_tokens=3), credit=0)
+
+        def fail_once(slots):
+            backend.hook = lambda slots: None
+            raise RuntimeError("secret")
+
+        backend.hook = fail_once
+        failed = ear.end(engine.admit(admission_of()))
+        assert failed.failed
+        assert failed.finish_reason is None
+        engine.grant(parked, 9)
+        assert ear.end(parked).finish_reason is FinishReason.LENGTH
+        assert ear.end(engine.admit(admission_of())).finish_reason is FinishReason.LENGTH
+        assert (engine.load, backend.rows) == (0, {})
+    assert failed.failed in caplog.text
+
+
+def test_a_slot_that_cannot_be_filled_fails_that_sequence_alone(caplog):
+    backend = FakeBackend()
+    fill = backend.admit
+
+    def refuse_prompts(slot, row, state):
+        fill(slot, row, state)
+        if len(row.forced):
+            raise RuntimeError("secret")
+
+    backend.admit = refuse_prompts
+    with engine_of(backend) as (engine, ear):
+        good, bad = engine.admit(admission_of()), engine.admit(admission_of([1]))
+        assert ear.end(bad).failed
+        assert ear.end(good).finish_reason is FinishReason.LENGTH
+
+
+def test_a_state_that_cannot_be_read_fails_that_sequence_alone(caplog):
+    backend = FakeBackend()
+    read = backend.snapshot
+
+    def refuse_slot_0(slot):
+        if slot == 0:
+            raise RuntimeError("secret")
+        return read(slot)
+
+    backend.snapshot = refuse_slot_0
+    with engine_of(backend) as (engine, ear):
+        bad, good = engine.admit(admission_of()), engine.admit(admission_of())
+        assert ear.end(bad).failed
+        assert ear.end(good).finish_reason is FinishReason.LENGTH
+        assert ear.end(engine.admit(admission_of(keep_state=False))).finish_reason is FinishReason.LENGTH
+
+
+def test_a_failure_of_the_loop_itself_answers_everybody_and_refuses_the_rest(caplog):
+    backend = FakeBackend(slots=2)
+    backend.decode = lambda slots, limits, steps: None  # no block: nobody expects that
+    engine = Engine(backend, ear := Ear())
+    ids = [engine.admit(admission_of()) for _ in range(5)]
+    engine.start()
+    engine._thread.join()
+    (incident,) = {ear.last[i].failed for i in ids}
+    assert engine.load == 0
+    with pytest.raises(EngineFailed, match=incident):
+        engine.admit(admission_of())
+    assert incident in caplog.text
+
+
+def test_paced_rows_take_one_token_a_call_and_nobody_waits_for_them():
+    clock = Clock()
+    backend = FakeBackend()
+    with engine_of(backend, clock=clock) as (engine, ear):
+        paced = engine.admit(admission_of([1, 2], max_tokens=3, max_tokens_per_second=1.0))
+        ear.wait(lambda ear: len(ear.tokens.get(paced, ())) == 3)
+        assert ear.end(engine.admit(admission_of(max_tokens=50))).finish_reason is FinishReason.LENGTH
+        assert len(ear.tokens[paced]) == 3
+        for second in (1.0, 2.0):
+            clock.now = second
+            nudge(engine)
+            ear.wait(lambda ear, second=second: len(ear.tokens[paced]) == 3 + second)
+        assert ear.end(paced).finish_reason is FinishReason.LENGTH
+
+
+def test_a_row_without_credit_draws_exactly_what_it_is_granted():
+    with engine_of(FakeBackend()) as (engine, ear):
+        sequence = engine.admit(admission_of([1, 2, 3], max_tokens=ENDLESS), credit=2)
+        ear.wait(lambda ear: len(ear.tokens.get(sequence, ())) == 5)
+        engine.grant(sequence, 4)
+        ear.wait(lambda ear: len(ear.tokens[sequence]) == 9)
+        assert ear.end(engine.admit(admission_of(max_tokens=20))).finish_reason is FinishReason.LENGTH
+        assert len(ear.tokens[sequence]) == 9
+
+
+def test_a_stream_that_is_watched_comes_token_by_token():
+    backend = FakeBackend()
+    with engine_of(backend, max_call_ms=1_000.0) as (engine, ear):
+        ear.end(engine.admit(admission_of([1] * 30, max_tokens=20)))
+    assert [len(c.progress[0].tokens) for c in ear.calls][-20:] == [1] * 20
+    assert max(steps for _, _, steps in backend.calls) > 1
+
+
+def test_many_rows_come_in_blocks_that_last_no_longer_than_a_call_may():
+    backend = FakeBackend(slots=64)
+    with engine_of(backend, max_call_ms=1e6) as (engine, ear):
+        for id_ in [engine.admit(admission_of(max_tokens=200)) for _ in range(40)]:
+            ear.end(id_)
+    assert 1 < max(steps for _, _, steps in backend.calls) <= 64
+
+
+def test_one_that_waits_gets_the_slot_of_the_last_that_ended_though_nothing_else_happens():
+    with engine_of(FakeBackend(slots=1)) as (engine, ear):
+        ids = [engine.admit(admission_of(max_tokens=3)) for _ in range(4)]
+        assert [ear.end(i).finish_reason for i in ids] == [FinishReason.LENGTH] * 4
+
+
+def test_every_call_tells_how_the_engine_stands():
+    with engine_of(FakeBackend(slots=1)) as (engine, ear):
+        for id_ in [engine.admit(admission_of(max_tokens=4)) for _ in range(3)]:
+            ear.end(id_)
+    assert (ear.calls[-1].running, ear.calls[-1].waiting) == (0, 0)
+    assert all(call.rows == 1 and call.running <= 1 for call in ear.calls)
+
+
+def test_the_last_progress_tells_how_long_a_sequence_waited():
+    clock = Clock()
+    with engine_of(FakeBackend(slots=1), clock=clock) as (engine, ear):
+        first = engine.admit(admission_of(max_tokens=ENDLESS))
+        second = engine.admit(admission_of())
+        ear.begun(first)
+        clock.now = 7.0
+        engine.cancel(first)
+        assert ear.end(second).queue_s == 7.0
+        assert ear.last[first].queue_s == 0.0
+
+
+def test_an_idle_engine_ends_when_closed():
+    with engine_of(FakeBackend()) as (engine, _):
+        pass
+    assert not engine._thread.is_alive()

@@ -1,0 +1,132 @@
+"""Rows sampled side by side in torch draw what the law in `model/sampling.py` draws for each alone, on equal logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gruve.engine.decode import HISTORY, Row
+from gruve.engine.decode.sampler import RowSampling, Sampler, multiply_high, uniform
+from gruve.engine.stops import compile_stops
+from gruve.model import sampling as law
+
+seeds = st.integers(0, 2**64 - 1)
+FEW = [2, 3, 7, 40]
+
+
+@st.composite
+def parameters(draw, V):
+    bias = draw(st.dictionaries(st.integers(0, V - 1), st.floats(-100, 100, width=32), max_size=4))
+    return law.SamplingParameters(
+        temperature=draw(st.one_of(st.sampled_from([0.0, 0.01, 0.7, 1.0, 100.0, 1e-30]), st.floats(0, 100, width=32))),
+        top_k=draw(st.one_of(st.none(), st.integers(1, V + 3))),
+        top_p=draw(
+            st.one_of(st.just(1.0), st.sampled_from([1e-9, 0.5, 0.999]), st.floats(0, 1, width=32, exclude_min=True))
+        ),
+        min_p=draw(st.one_of(st.just(0.0), st.floats(0, 1, width=32))),
+        repetition_penalty=draw(st.sampled_from([1.0, 0.01, 0.5, 1.3, 100.0])),
+        repetition_window=draw(st.sampled_from([0, 1, 5, 64, 1023, 1024])),
+        logit_bias=tuple(bias.items()),
+        seed=draw(seeds),
+    )
+
+
+@st.composite
+def rows(draw, vocabularies):
+    """Rows of one call: logits with many ties, positions below and beyond the history's length, masks, everything."""
+    V = draw(st.sampled_from(vocabularies))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    made = []
+    for _ in range(draw(st.integers(1, 5))):
+        logits = (generator.normal(size=V) * draw(st.sampled_from([0.0, 1.0, 20.0]))).astype(np.float32)
+        if draw(st.booleans()):
+            logits = np.round(logits)
+        position = draw(st.sampled_from([1, 2, 5, 1023, 1024, 1025, 5000, 2**20 - 1]))
+        history = generator.integers(0, V, size=min(position, HISTORY)).astype(np.int32)
+        minimum, drawn = draw(st.sampled_from([(0, 0), (3, 2), (3, 3)]))
+        row = Row(
+            history,
+            position - 1,
+            np.empty(0, dtype=np.int32),
+            draw(parameters(V)),
+            max_tokens=9,
+            min_tokens=minimum,
+            end_id=draw(st.sampled_from([None, 1])),
+            ignore_eos=draw(st.booleans()),
+            stops=compile_stops((), (V - 1,), ("x",) * V) if V > 2 and draw(st.booleans()) else None,
+        )
+        made.append((row, logits, drawn))
+    return V, made
+
+
+def masked_of(row, drawn):
+    early = drawn < row.min_tokens
+    end = [row.end_id] if row.end_id is not None and (row.ignore_eos or early) else []
+    return tuple(end) + (row.stops.token_ids if row.stops and early else ())
+
+
+def check(V, made):
+    drawer, sampling = Sampler(V, torch.device("cpu")), RowSampling([r for r, _, _ in made], V, torch.device("cpu"))
+    ring = torch.full((len(made), HISTORY), V - 1)  # what an earlier sequence left in the slot
+    for i, (row, _, _) in enumerate(made):
+        places = np.arange(row.position - len(row.history) + 1, row.position + 1) % HISTORY
+        ring[i, places] = torch.from_numpy(row.history.astype(np.int64))
+    tokens = drawer.draw(
+        torch.from_numpy(np.stack([logits for _, logits, _ in made])),
+        sampling,
+        torch.tensor([row.position + 1 for row, _, _ in made]),
+        torch.tensor([drawn for _, _, drawn in made]),
+        ring if sampling.penalised else None,
+    )
+    expected = [
+        law.draw(logits, row.sampling, position=row.position + 1, history=row.history, masked=masked_of(row, drawn))
+        for row, logits, drawn in made
+    ]
+    assert tokens.tolist() == expected
+
+
+@settings(max_examples=150)
+@given(rows(FEW))
+def test_every_row_draws_what_the_law_draws_for_it_alone(made):
+    check(*made)
+
+
+@settings(max_examples=8)
+@given(rows([2_000, 5_000]))
+def test_a_vocabulary_of_thousands_draws_what_the_law_draws(made):
+    check(*made)
+
+
+@pytest.mark.slow
+@settings(max_examples=400)
+@given(rows([*FEW, 300, 65_535]))
+def test_every_row_draws_what_the_law_draws_for_long(made):
+    check(*made)
+
+
+@given(st.lists(st.tuples(seeds, st.integers(0, 2**40)), min_size=1, max_size=8))
+def test_philox_in_torch_is_philox_in_python(pairs):
+    low, high = (torch.tensor([s >> shift & 0xFFFFFFFF for s, _ in pairs]) for shift in (0, 32))
+    drawn = uniform(low, high, torch.tensor([p for _, p in pairs]))
+    assert drawn.tolist() == [law.uniform(s, p) for s, p in pairs]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**39 - 1)), min_size=1))
+def test_the_high_word_of_a_product_is_exact(pairs):
+    u, total = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    assert multiply_high(u, total).tolist() == [a * b >> 32 for a, b in pairs]
+
+
+@pytest.mark.parametrize("u", [0, 1, 2**32 - 1])
+@pytest.mark.parametrize("total", [1, 2**16 - 1, 2**16, 2**22, 65_535 * 2**22, 2**39 - 1])
+def test_the_high_word_of_a_product_is_exact_at_the_edges(u, total):
+    assert multiply_high(torch.tensor([u]), torch.tensor([total])).item() == u * total >> 32
+
+
+@pytest.mark.parametrize("top_p", [1e-38, 1e-9, 2.0**-24])
+def test_the_smallest_top_p_keeps_the_likeliest_token(top_p):
+    logits = np.array([0.0, 2.0, 1.0], dtype=np.float32)
+    assert {law.draw(logits, law.SamplingParameters(top_p=top_p), position=p) for p in range(20)} == {1}

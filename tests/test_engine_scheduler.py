@@ -1,0 +1,210 @@
+"""Whatever joins, leaves, parks or is paced: turns are fair, slots held once, nobody lost, nobody early."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gruve.engine.scheduler import Scheduler
+from gruve.engine.sequence import Admission, FinishReason, Sequence
+from gruve.model.sampling import SamplingParameters
+
+GREEDY = SamplingParameters(temperature=0.0)
+START = np.zeros(1, dtype=np.int32)
+
+
+def sequence(id_, *, prompt=0, credit=None, pace=None):
+    forced = np.zeros(prompt, dtype=np.int32)
+    admission = Admission(GREEDY, START, 0, forced, max_tokens=1 << 20, max_tokens_per_second=pace)
+    return Sequence(id_, admission, credit=credit)
+
+
+def ready(s, now):
+    return s.forced_left > 0 or (s.credit != 0 and s.ready_s <= now)
+
+
+class Simulation:
+    """A scheduler with an engine's manners and a time of its own, which checks every call that it makes."""
+
+    def __init__(self, chance: random.Random, slots: int, micro_batch: int) -> None:
+        self.chance, self.slots, self.micro_batch = chance, slots, micro_batch
+        self.scheduler = Scheduler(slots, micro_batch)
+        self.now = 100.0
+        self.alive: dict[int, Sequence] = {}
+        self.arrivals: list[int] = []
+        self.waited: dict[int, int] = {}
+        self.most_running: dict[int, int] = {}
+        self.ids = 0
+
+    def join(self):
+        self.ids += 1
+        new = sequence(
+            self.ids,
+            prompt=self.chance.choice([0, 0, 1, 5, 100]),
+            credit=self.chance.choice([None, None, 0, 3]),
+            pace=self.chance.choice([None, None, None, 1.0, 50.0]),
+        )
+        self.scheduler.add(new)
+        self.alive[new.id] = new
+        self.arrivals.append(new.id)
+
+    def leave(self):
+        if self.alive:
+            victim = self.alive.pop(self.chance.choice(list(self.alive)))
+            self.scheduler.remove(victim)
+            self.scheduler.remove(victim)  # once more does nothing
+
+    def grant(self):
+        if self.alive:
+            self.scheduler.grant(self.alive[self.chance.choice(list(self.alive))], self.chance.choice([0, 1, 4]))
+
+    def call(self):
+        self.admit()
+        rows = self.scheduler.pick(self.now)
+        self.check(rows)
+        for row in rows:
+            taken = self.chance.randint(1, min(row.limit(), 8))
+            forced = min(row.forced_left, taken)
+            row.forced_left -= forced
+            row.drawn += taken - forced
+            if row.credit is not None:
+                row.credit -= taken - forced
+            if taken > forced and (pace := row.admission.max_tokens_per_second):
+                row.ready_s = self.now + 1 / pace
+            if self.chance.random() < 0.1:
+                row.finish_reason = FinishReason.STOP
+                del self.alive[row.id]
+        self.scheduler.settle(rows)
+
+    def admit(self):
+        waiting = [i for i in self.arrivals if i in self.alive and i not in self.scheduler.running]
+        free = self.slots - len(self.scheduler.running)
+        admitted = self.scheduler.admit()
+        assert [s.id for s in admitted] == waiting[:free], "slots are given in order of arrival"
+        slots = [s.slot for s in self.scheduler.running.values()]
+        assert len(set(slots)) == len(slots) <= self.slots
+        assert set(slots) <= set(range(self.slots))
+        assert {*self.scheduler.running, *self.scheduler.waiting} == set(self.alive), "nobody is lost"
+
+    def check(self, rows):
+        running, picked = self.scheduler.running.values(), {row.id for row in rows}
+        could = [s for s in running if ready(s, self.now)]
+        assert picked <= {s.id for s in could}, "nobody is picked before pace and credit allow it"
+        assert len(rows) == len(picked) == min(self.micro_batch, len(could)), "no place is left empty"
+        firsts = [s for s in could if s.prompting]
+        half = self.micro_batch // 2
+        taken_by_firsts = sum(row.prompting for row in rows)
+        assert taken_by_firsts >= min(half, len(firsts)), "rows without a token go first"
+        if len(could) - len(firsts) >= self.micro_batch - half:
+            assert taken_by_firsts <= half, "and take at most half while others wait"
+        for s in running:
+            if s.id in picked or not ready(s, self.now):
+                self.waited[s.id] = self.most_running[s.id] = 0
+                continue
+            self.waited[s.id] = self.waited.get(s.id, 0) + 1
+            self.most_running[s.id] = max(self.most_running.get(s.id, 0), len(self.scheduler.running))
+            assert self.waited[s.id] <= math.ceil(self.most_running[s.id] / half), "no row waits longer than the bound"
+
+
+def simulate(seed, slots, micro_batch, calls):
+    chance = random.Random(seed)
+    simulation = Simulation(chance, slots, micro_batch)
+    for _ in range(chance.randint(0, 2 * slots)):
+        simulation.join()
+    for _ in range(calls):
+        for _ in range(chance.choice([0, 0, 1, 3])):
+            chance.choice([simulation.join, simulation.join, simulation.leave, simulation.grant])()
+        simulation.now += chance.choice([0.0, 0.001, 0.02, 1.0])
+        simulation.call()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.integers(1, 30), st.integers(2, 9))
+def test_any_schedule_keeps_the_promises(seed, slots, micro_batch):
+    simulate(seed, slots, micro_batch, calls=60)
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 2**32))
+def test_hundreds_of_rows_keep_the_promises(seed):
+    simulate(seed, slots=400, micro_batch=64, calls=40)
+
+
+@pytest.mark.slow
+@settings(max_examples=600)
+@given(st.integers(0, 2**32), st.integers(1, 200), st.integers(2, 64))
+def test_any_schedule_keeps_the_promises_for_long(seed, slots, micro_batch):
+    simulate(seed, slots, micro_batch, calls=150)
+
+
+def running(*sequences, slots=64):
+    scheduler = Scheduler(slots)
+    for s in sequences:
+        scheduler.add(s)
+    scheduler.admit()
+    return scheduler
+
+
+def test_the_first_to_arrive_gets_the_first_slot_that_is_free():
+    a, b, c = (sequence(i) for i in range(3))
+    scheduler = running(a, b, c, slots=1)
+    assert (a.slot, b.slot, c.slot) == (0, None, None)
+    scheduler.remove(b)
+    scheduler.remove(a)
+    assert scheduler.admit() == [c]
+    assert c.slot == 0
+
+
+def test_a_row_without_credit_is_parked_until_it_is_granted_some():
+    row = sequence(1, credit=0)
+    scheduler = running(row)
+    assert not scheduler.ready()
+    scheduler.grant(row, 2)
+    assert scheduler.pick(0.0) == [row]
+    assert row.limit() == 2
+
+
+def test_a_row_without_credit_still_reads_its_prompt():
+    row = sequence(1, prompt=5, credit=0)
+    assert running(row).pick(0.0) == [row]
+    assert row.limit() == 5
+
+
+def test_a_grant_bounds_nobody_who_had_no_bound():
+    row = sequence(1)
+    scheduler = running(row)
+    scheduler.grant(row, 3)
+    assert row.credit is None
+
+
+def test_a_paced_row_takes_one_token_and_wakes_at_its_time():
+    row = sequence(1, pace=10.0)
+    scheduler = running(row)
+    assert scheduler.pick(1.0) == [row]
+    assert row.limit() == 1
+    row.drawn, row.ready_s = 1, 1.1
+    scheduler.settle([row])
+    assert (scheduler.ready(), scheduler.next_wake_s()) == (False, 1.1)
+    assert scheduler.pick(1.09) == []
+    assert scheduler.pick(1.1) == [row]
+
+
+def test_many_grants_to_a_paced_row_leave_no_litter():
+    row = sequence(1, pace=0.01, credit=1)
+    scheduler = running(row)
+    scheduler.pick(0.0)
+    row.drawn, row.ready_s = 1, 100.0
+    scheduler.settle([row])
+    for _ in range(1_000):
+        scheduler.grant(row, 1)
+    assert len(scheduler._paced) == 1
+
+
+def test_a_micro_batch_too_small_for_two_groups_is_refused():
+    with pytest.raises(ValueError, match="micro_batch is 1; at least 2"):
+        Scheduler(4, 1)

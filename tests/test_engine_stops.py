@@ -1,0 +1,122 @@
+"""Stops walked token by token stop where searching the whole text would have found them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gruve.engine.stops import MATCHED, compile_stops
+from gruve.errors import InvalidField
+
+letters = st.sampled_from("ab")
+stops = st.lists(st.text(letters, min_size=1, max_size=4), min_size=1, max_size=4)
+vocabularies = st.lists(st.text(st.sampled_from("abc"), max_size=3), min_size=1, max_size=6)
+walks = st.lists(st.integers(0, 5), max_size=25)
+
+
+def first_stop(text, strings, begin=0):
+    """(end, index) of the stop in `text` that is completed first behind `begin`, the longest of those; None if none."""
+    ends = [
+        (end, -len(string), index)
+        for end in range(begin + 1, len(text) + 1)
+        for index, string in enumerate(strings)
+        if text[:end].endswith(string)
+    ]
+    return (min(ends)[0], min(ends)[2]) if ends else None
+
+
+@settings(max_examples=300)
+@given(stops, vocabularies, walks)
+def test_the_table_marks_the_token_in_which_a_stop_is_completed(strings, texts, walk):
+    stop_table = compile_stops(strings, (), texts)
+    state, text = 0, ""
+    for token in walk:
+        token %= len(texts)
+        entry = int(stop_table.table[state, token])
+        before, text, state = text, text + texts[token], entry & (MATCHED - 1)
+        assert bool(entry & MATCHED) == (first_stop(text, strings, len(before)) is not None)
+
+
+@settings(max_examples=300)
+@given(stops, vocabularies, walks)
+def test_depth_is_the_longest_end_of_the_text_that_may_still_become_a_stop(strings, texts, walk):
+    stop_table = compile_stops(strings, (), texts)
+    state, text = 0, ""
+    for token in walk:
+        token %= len(texts)
+        text, state = text + texts[token], int(stop_table.table[state, token]) & (MATCHED - 1)
+        open_ends = [
+            k for k in range(len(text) + 1) for s in strings if len(s) > k and s.startswith(text[len(text) - k :])
+        ]
+        assert stop_table.depth[state] == max(open_ends)
+
+
+@settings(max_examples=300)
+@given(stops, st.text(st.sampled_from("abc"), max_size=20), st.integers(0, 20))
+def test_walking_finds_the_first_stop_completed_and_the_longest_of_those_that_end_together(strings, text, cut):
+    stop_table = compile_stops(strings, (), ("a",))
+    found = first_stop(text, strings)
+    state, index, used = stop_table.walk(0, text[:cut])
+    if index is None:
+        state, index, used = stop_table.walk(state, text[cut:])
+        used = None if used is None else used + min(cut, len(text))
+    assert (used is None) == (found is None)
+    if found is not None:
+        assert (used, strings[index]) == (found[0], strings[found[1]])
+
+
+@settings(max_examples=300)
+@given(stops, vocabularies, walks, st.integers(0, 8))
+def test_before_min_tokens_a_stop_is_passed_over_and_a_later_one_counts(strings, texts, walk, min_tokens):
+    """Walks as a stream does: within a token that may stop, the first stop completed in it is the one."""
+    stop_table = compile_stops(strings, (), texts)
+    table_state = state = 0
+    text, tokens = "", [token % len(texts) for token in walk]
+    for drawn, token in enumerate(tokens, 1):
+        before, text = text, text + texts[token]
+        entry = int(stop_table.table[table_state, token])
+        table_state, at, stopped = entry & (MATCHED - 1), 0, None
+        while stopped is None:
+            state, index, used = stop_table.walk(state, texts[token][at:])
+            if index is None:
+                break
+            at += used
+            if drawn >= min_tokens:
+                stopped = (len(before) + at, strings[index])
+        expected = first_stop(text, strings, len(before)) if drawn >= min_tokens else None
+        assert stopped == (None if expected is None else (expected[0], strings[expected[1]]))
+        assert (bool(entry & MATCHED) and drawn >= min_tokens) == (stopped is not None)
+        if stopped:
+            return
+        assert state == table_state
+
+
+def test_stop_token_ids_match_from_every_state():
+    stop_table = compile_stops(("ab",), (2,), ("a", "b", "c"))
+    assert all(entry & MATCHED for entry in stop_table.table[:, 2].tolist())
+    assert not stop_table.table[0, 0] & MATCHED
+
+
+def test_nothing_to_stop_at_needs_no_table():
+    assert compile_stops((), (), ("a",)) is None
+
+
+@pytest.mark.parametrize(
+    ("strings", "ids", "texts", "why"),
+    [
+        (("",), (), ("a",), "empty string"),
+        ((), (1,), ("a",), "id 1 is not in 0 to 0"),
+        ((), (-1,), ("a",), "id -1"),
+        (("x" * 64,) * 16, (), ("a",) * 2_000, "2050000 table entries; at most 1048576"),
+    ],
+)
+def test_stops_that_cannot_be_are_refused(strings, ids, texts, why):
+    with pytest.raises(InvalidField, match=why):
+        compile_stops(strings, ids, texts)
+
+
+@given(stops)
+def test_a_character_of_no_stop_leads_to_the_start(strings):
+    stop_table = compile_stops(strings, (), ("a", "z"))
+    assert not stop_table.table[:, 1].any()
