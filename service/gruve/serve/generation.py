@@ -1,0 +1,261 @@
+"""GenerationService: opens generations, streams them, and scores texts."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+
+from gruve.engine.generations import Asked, abandon, check_same, open_generation
+from gruve.engine.sequence import Admission, FinishReason, Progress, TokenLogprobs
+from gruve.engine.sessions import START_TOKEN, Generation, Session, Sessions
+from gruve.errors import Draining, EngineFailed, GruveError, InvalidField, NotYet
+from gruve.model.sampling import SamplingParameters
+from gruve.serve import fields
+from gruve.serve.hosting import Hosted, Models
+from gruve.serve.streams import Stream
+from gruve.v1 import generation_pb2, generation_pb2_grpc
+
+WINDOWS_AT_ONCE = 16
+"""How many windows of a text are measured side by side."""
+ENTRIES_AT_ONCE = 1_024
+"""How many log-probabilities are packed before streams get their turn."""
+MEASURING = SamplingParameters(temperature=0.0)
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Serves `gruve.v1.GenerationService`."""
+
+    def __init__(self, models: Models, sessions: Sessions) -> None:
+        self._models = models
+        self._sessions = sessions
+        self._streams: dict[str, Stream] = {}
+        """By session, those that the engine still decodes."""
+
+    async def Generate(
+        self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        """Streams a generation; see the contract."""
+        arrived_s = time.monotonic()
+        hosted, session, new_ttl_s = self._source(request)
+        asked = await fields.asked_of(request, hosted.model.tokenizer, context.time_remaining())
+        most_tokens = fields.tokens_per_message(request)
+        if session is not None:
+            session = await self._settle(hosted, session, asked)
+        stream = self._open(hosted, session, new_ttl_s, asked, most_tokens)
+        written_s: float | None = None
+        try:
+            async for message in stream.messages():
+                if message.token_ids:
+                    now, before = time.monotonic(), written_s
+                    written_s = now
+                    hosted.metrics.observe_message(
+                        len(message.token_ids), now - arrived_s, None if before is None else now - before
+                    )
+                yield message
+            if stream.finish is FinishReason.DEADLINE:
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline came; resume from next_position")
+        finally:
+            self._cut(hosted, stream)
+
+    async def Converse(
+        self,
+        request_iterator: AsyncIterator[generation_pb2.ConverseRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[generation_pb2.ConverseResponse]:
+        """Not served by this release."""
+        raise NotYet("Converse is in the contract; this release does not serve it yet. Generate does all but steer")
+        yield  # an async generator, as the contract's other streams are
+
+    async def Score(
+        self,
+        request: generation_pb2.ScoreRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> generation_pb2.ScoreResponse:
+        """Measures a text; see the contract."""
+        hosted = self._models.get(request.model)
+        tokenizer = hosted.model.tokenizer
+        ids = await fields.prompt_of(request, tokenizer, oneof="content")
+        if not ids:
+            raise InvalidField("content", "absent; one of text and tokens must be set")
+        window, alternatives = fields.measures_of(request, len(ids))
+        scored = await _score(hosted, ids, window, alternatives or 0)
+        nats = -float(np.sum(np.array([entry.logprob for entry in scored], dtype=np.float64)))
+        per_token = nats / len(ids)
+        response = generation_pb2.ScoreResponse(
+            token_count=len(ids),
+            nats=nats,
+            nats_per_token=per_token,
+            bits_per_token=per_token / math.log(2.0),
+            model_digest=hosted.model.digest,
+            numerics_id=hosted.backend.numerics_id,
+        )
+        if alternatives is not None:
+            response.token_ids.extend(ids)
+            for at in range(0, len(scored), ENTRIES_AT_ONCE):
+                entries = scored[at : at + ENTRIES_AT_ONCE]
+                response.logprobs.extend(fields.logprobs_message(entry, tokenizer.texts) for entry in entries)
+                await asyncio.sleep(0)
+        return response
+
+    def _source(self, request: generation_pb2.GenerateRequest) -> tuple[Hosted, Session | None, float | None]:
+        """What a request continues: its model, the session if there is one, the time to live of one to be created."""
+        source = request.WhichOneof("source")
+        if source == "session_id":
+            session = self._sessions.get(request.session_id)
+            return self._models.get(session.model), session, None
+        if source == "new_session":
+            longest_s = self._sessions.config.idle_ttl_s
+            ttl_s = fields.ttl_of(request.new_session, "new_session.idle_ttl", longest_s)
+            return self._models.get(request.new_session.model), None, ttl_s or longest_s
+        if source == "model":
+            return self._models.get(request.model), None, None
+        raise InvalidField("source", "absent; one of model, session_id and new_session must be set")
+
+    async def _settle(self, hosted: Hosted, session: Session, asked: Asked) -> Session:
+        """Takes over the session's open stream if this request resumes its generation, and waits for one that is
+        on its way out; leaves any other alone, and the lease will say that the session is busy.
+
+        Returns the session as it is then, or raises what `Sessions.get` raises.
+        """
+        while (stream := self._streams.get(session.id)) is not None:
+            if stream.generation.id == asked.generation_id:
+                check_same(session, stream.generation, asked)
+                stream.take_over()
+                self._cut(hosted, stream)  # its own call may be waiting for a reader that is no more
+            elif not stream.leaving:
+                break
+            await stream.ended.wait()
+        return self._sessions.get(session.id)
+
+    @staticmethod
+    def _cut(hosted: Hosted, stream: Stream) -> None:
+        """Has the engine let go of a stream's sequence, if it has not; then `_ended` frees the session."""
+        stream.leaving = True
+        if stream.sequence_id is not None and not stream.ended.is_set():
+            hosted.engine.cancel(stream.sequence_id)
+
+    def _open(
+        self, hosted: Hosted, session: Session | None, new_ttl_s: float | None, asked: Asked, most_tokens: int
+    ) -> Stream:
+        """Leases the session, opens the generation and admits what is left to decode; all of it or nothing."""
+        model, numerics_id = hosted.model, hosted.backend.numerics_id
+        created = None
+        if new_ttl_s is not None:
+            session = created = self._sessions.create(model.name, model.digest, numerics_id, new_ttl_s)
+        elif session is None:
+            # A session that nobody keeps: it lives as long as its sequence.
+            session = Session("", model.name, model.digest, numerics_id, 0.0, time.time(), time.time())
+        self._sessions.lease(session)
+        try:
+            stream = self._begin(hosted, session, asked, most_tokens)
+        except BaseException:
+            self._sessions.release(session)
+            if created is not None:
+                self._sessions.delete(created)
+            raise
+        if session.id and not stream.ended.is_set():
+            self._streams[session.id] = stream
+        return stream
+
+    def _begin(self, hosted: Hosted, session: Session, asked: Asked, most_tokens: int) -> Stream:
+        """The stream of a generation that was begun or resumed on a leased session."""
+        most_transcript = self._sessions.config.max_transcript_tokens
+        opened = open_generation(
+            session, asked, hosted.model, hosted.backend.numerics_id, now_s=time.time(), max_transcript=most_transcript
+        )
+        try:
+            start = _start_message(hosted, session, opened.generation)
+            stream = Stream(opened, hosted.model.tokenizer, start, most_tokens, lambda end: self._ended(hosted, end))
+            if opened.admission is not None:
+                stream.sequence_id = hosted.admit(opened.admission, stream)
+        except BaseException:
+            abandon(opened)
+            raise
+        if opened.begun:
+            hosted.metrics.observe_begin(opened.generation.start_position - opened.generation.prompt_position)
+        return stream
+
+    def _ended(self, hosted: Hosted, stream: Stream) -> None:
+        """The engine has let go of a stream's sequence: the session is free again."""
+        session = stream.opened.session
+        if self._streams.get(session.id) is stream:
+            del self._streams[session.id]
+        self._sessions.release(session)
+        hosted.metrics.observe_end(stream.finish, stream.queue_s if stream.sequence_id is not None else None)
+
+
+def _start_message(hosted: Hosted, session: Session, generation: Generation) -> generation_pb2.GenerationStart:
+    return generation_pb2.GenerationStart(
+        generation_id=generation.id,
+        session_id=session.id,
+        model=hosted.model.name,
+        model_digest=hosted.model.digest,
+        numerics_id=hosted.backend.numerics_id,
+        prompt_position=generation.prompt_position,
+        start_position=generation.start_position,
+        sampling=fields.sampling_message(generation.sampling, hosted.model.tokenizer.size),
+        max_tokens=generation.max_tokens,
+    )
+
+
+class _Scored:
+    """Collects the log-probabilities of one window."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[TokenLogprobs] = []
+        self.error: GruveError | None = None
+        self.done = asyncio.Event()
+
+    def take(self, progress: Progress) -> None:
+        """Hears from the engine; see `hosting.Listener`."""
+        self.logprobs.extend(progress.logprobs)
+        if progress.failed is not None:
+            self.error = EngineFailed(progress.failed)
+        elif progress.finish_reason is FinishReason.HANDED_OVER:
+            self.error = Draining("the server is shutting down; nothing was measured")
+        if progress.finish_reason is not None or self.error is not None:
+            self.done.set()
+
+    def fail(self, error: GruveError) -> None:
+        """Hears that `take` has raised."""
+        self.error = error
+        self.done.set()
+
+
+async def _score(hosted: Hosted, ids: tuple[int, ...], window: int, alternatives: int) -> list[TokenLogprobs]:
+    """Runs the text through the engine as forced tokens, each window from a zero state that reads the start token."""
+    scored: list[list[TokenLogprobs]] = [[] for _ in range(0, len(ids), window)]
+    turns = iter(range(len(scored)))
+
+    async def measure() -> None:
+        for turn in turns:
+            scored[turn] = await _measure(hosted, ids[turn * window : (turn + 1) * window], alternatives)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(WINDOWS_AT_ONCE, len(scored))):
+                group.create_task(measure())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [entry for piece in scored for entry in piece]
+
+
+async def _measure(hosted: Hosted, piece: tuple[int, ...], alternatives: int) -> list[TokenLogprobs]:
+    """The log-probabilities of one window's tokens."""
+    scored = _Scored()
+    forced, start = np.array(piece, dtype=np.int32), np.array([START_TOKEN], dtype=np.int32)
+    sequence_id = hosted.admit(Admission(MEASURING, start, 0, forced, max_tokens=0, logprobs=alternatives), scored)
+    try:
+        await scored.done.wait()
+    finally:
+        if not scored.done.is_set():
+            hosted.engine.cancel(sequence_id)
+    if scored.error is not None:
+        raise scored.error
+    return scored.logprobs

@@ -1,0 +1,115 @@
+"""What the server hosts: each model with its backend and engine, and the open streams that its blocks go to.
+
+Brings what an engine's thread delivers into the event loop with one wake-up a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from gruve.engine.decode import Backend
+from gruve.engine.engine import Call, Engine, EngineConfig
+from gruve.engine.sequence import Admission, Progress
+from gruve.errors import GruveError, ModelBroken, ModelUnknown
+from gruve.model.repository import Broken, Model
+from gruve.serve.metrics import Metrics, ModelMetrics
+from gruve.serve.status import internal_error
+
+
+class Listener(Protocol):
+    """Whoever admitted a sequence and wants to hear of it."""
+
+    def take(self, progress: Progress) -> None:
+        """Called in the event loop for every call that the sequence took part in; the last has a finish reason."""
+
+    def fail(self, error: GruveError) -> None:
+        """Called instead, and for the last time, after `take` has raised."""
+
+
+class Hosted:
+    """One serving model."""
+
+    def __init__(
+        self,
+        model: Model,
+        backend: Backend,
+        config: EngineConfig,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+        on_broken: Callable[[str], None],
+    ) -> None:
+        """`on_broken` is called in the loop with the model's name when its engine can take nothing more."""
+        self.model = model
+        self.backend = backend
+        self.load_time_s = time.time()
+        self.engine = Engine(
+            backend,
+            self._deliver,
+            config,
+            end_id=model.tokenizer.end_id,
+            on_broken=self._tell_broken,
+        )
+        self.metrics = ModelMetrics(metrics, model.name)
+        self.metrics.watch(self.engine, model.digest)
+        self._loop = loop
+        self._on_broken = on_broken
+        self._listeners: dict[int, Listener] = {}
+
+    def admit(self, admission: Admission, listener: Listener) -> int:
+        """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""
+        sequence_id = self.engine.admit(admission)
+        self._listeners[sequence_id] = listener
+        return sequence_id
+
+    def _deliver(self, call: Call) -> None:
+        """On the engine's thread: one wake-up of the loop for the whole call."""
+        self._loop.call_soon_threadsafe(self._dispatch, call)
+
+    def _tell_broken(self) -> None:
+        self._loop.call_soon_threadsafe(self._on_broken, self.model.name)
+
+    def _dispatch(self, call: Call) -> None:
+        self.metrics.observe_call(call)
+        for progress in call.progress:
+            ended = progress.finish_reason is not None or progress.failed is not None
+            listener = (
+                self._listeners.pop(progress.sequence_id, None) if ended else self._listeners.get(progress.sequence_id)
+            )
+            if listener is None:
+                continue
+            try:
+                listener.take(progress)
+            except Exception as error:  # noqa: BLE001 - what one stream cannot take must not keep it from the others
+                self._listeners.pop(progress.sequence_id, None)
+                self.engine.cancel(progress.sequence_id)
+                listener.fail(internal_error(error, model=self.model.name))
+
+
+class Models:
+    """The models of the repository by name, serving and broken."""
+
+    def __init__(self, entries: dict[str, Hosted | Broken]) -> None:
+        self.entries = entries
+
+    @property
+    def serving(self) -> list[Hosted]:
+        """Those that serve, in the order of their names."""
+        return [entry for entry in self.entries.values() if isinstance(entry, Hosted)]
+
+    def entry(self, name: str) -> Hosted | Broken:
+        """The entry of that name; raises `ModelUnknown`."""
+        entry = self.entries.get(name)
+        if entry is None:
+            known = ", ".join(hosted.model.name for hosted in self.serving)
+            raise ModelUnknown(f"no model is called {name[:80]!r}; serving are: {known}")
+        return entry
+
+    def get(self, name: str) -> Hosted:
+        """The serving model of that name; raises `ModelUnknown` or, with the reason, `ModelBroken`."""
+        entry = self.entry(name)
+        if isinstance(entry, Broken):
+            raise ModelBroken(f"model {name!r} is not serving: {entry.why}", state_reason=entry.why)
+        return entry

@@ -1,0 +1,161 @@
+"""What every call passes through: bytes that are no message, errors to statuses, and the standard gRPC metrics.
+
+A stack trace goes to the log under an incident's id, never to a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from gruve.errors import Draining, GruveError, InvalidRequest
+from gruve.serve.metrics import Metrics
+from gruve.serve.status import internal_error, shorten, status_code, trailer
+
+OWN_SERVICES = "/gruve.v1."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands for a request whose bytes could not be read."""
+
+    size: int
+
+
+class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in its stubs alone
+    """Wraps every method of every service; refuses gruve's own once `draining` is set."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._open = 0
+        self.draining = False
+        self.quiet = asyncio.Event()
+        """Set while no call is open."""
+        self.quiet.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Returns the method's handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(OWN_SERVICES):
+            return handler
+        _, service, name = method.split("/", 2)
+        kind = ("unary", "client_stream", "server_stream", "bidi_stream")[
+            2 * handler.response_streaming + handler.request_streaming
+        ]
+        labels = (kind, service, name)
+        deserializer = _safe(handler.request_deserializer)
+        if handler.response_streaming:
+            wrapped = self._stream(handler.stream_stream if handler.request_streaming else handler.unary_stream, labels)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(wrapped, deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(handler.unary_unary, labels), deserializer, handler.response_serializer
+        )
+
+    def _unary(self, behavior: Callable[..., Any], labels: tuple[str, str, str]) -> Callable[..., Any]:
+        async def call(request: Any, context: Any) -> Any:
+            async with _Call(self, labels, context) as this:
+                this.check(request)
+                response = await behavior(request, context)
+                this.sent += 1
+                return response
+
+        return call
+
+    def _stream(self, behavior: Callable[..., Any], labels: tuple[str, str, str]) -> Callable[..., Any]:
+        # A coroutine that writes, not a generator: a call that is cut off while it writes must reach the method's
+        # `finally` at once, and a generator that gRPC drops is closed when the garbage collector comes by.
+        async def call(request: Any, context: Any) -> None:
+            async with _Call(self, labels, context) as this:
+                this.check(request)
+                async with contextlib.aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+                        this.sent += 1
+
+        return call
+
+    def observe(self, call: _Call, code: str) -> None:
+        """Counts a call that has ended."""
+        self._open -= 1
+        if not self._open:
+            self.quiet.set()
+        seconds = time.monotonic() - call.started_s
+        self._metrics.observe_rpc_end(call.labels, code, call.received, call.sent, seconds)
+
+    def begin(self, labels: tuple[str, str, str]) -> None:
+        """Counts a call that begins."""
+        self._open += 1
+        self.quiet.clear()
+        self._metrics.observe_rpc_start(labels)
+
+
+class _Call:
+    """One call: counts it, and turns what it raises into its status."""
+
+    def __init__(self, interceptor: Interceptor, labels: tuple[str, str, str], context: Any) -> None:
+        self.labels = labels
+        self.started_s = time.monotonic()
+        self.received = 1
+        self.sent = 0
+        self._interceptor = interceptor
+        self._context = context
+
+    def check(self, request: Any) -> None:
+        """Refuses what arrives while draining, and bytes that are no message."""
+        if self._interceptor.draining:
+            raise Draining("the server is shutting down and takes no new requests")
+        if isinstance(request, _Malformed):
+            raise InvalidRequest(
+                f"the request's {request.size} bytes are not the message that {self.labels[1]}/{self.labels[2]} takes"
+            )
+
+    async def __aenter__(self) -> _Call:
+        self._interceptor.begin(self.labels)
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        code = "OK"
+        try:
+            if isinstance(error, GruveError):
+                code = status_code(error).name
+                await self._abort(error)
+            elif isinstance(error, grpc.aio.AbortError):
+                code = self._context.code().name
+            elif isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):  # nobody is there to be answered
+                code = "CANCELLED"
+            elif error is not None:
+                code = "INTERNAL"
+                await self._abort(internal_error(error, method="/".join(self.labels[1:])))
+        finally:
+            self._interceptor.observe(self, code)
+
+    async def _abort(self, error: GruveError) -> None:
+        await self._context.abort(status_code(error), shorten(str(error)), (trailer(error),))
+
+
+def _safe(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A deserializer that never raises: gRPC would answer INTERNAL, and the fault is the client's."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except Exception:  # noqa: BLE001 - protobuf has no one class for bytes that are no message
+            return _Malformed(len(data))
+
+    return parse

@@ -1,0 +1,177 @@
+"""Prometheus metrics on a port of their own. Updated once a call of the backend or a message, never once a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from wsgiref.simple_server import WSGIServer
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gruve import __version__
+from gruve.engine.engine import Call, Engine
+from gruve.engine.sequence import FinishReason
+from gruve.engine.sessions import Sessions
+from gruve.errors import AddressInUse
+
+SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+STEP_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Every metric of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        # A second series for each, which nobody reads.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+        prometheus_client.PlatformCollector(registry)
+        prometheus_client.ProcessCollector(registry=registry)
+        prometheus_client.GCCollector(registry)
+        model = ("model",)
+        self.running = Gauge("gruve_requests_running", "Sequences that hold a slot.", model, registry=registry)
+        self.waiting = Gauge("gruve_requests_waiting", "Sequences that wait for a slot.", model, registry=registry)
+        self.requests = Counter(
+            "gruve_requests", "Streams that ended, by reason.", ("model", "finish_reason"), registry=registry
+        )
+        self.prompt_tokens = Counter("gruve_prompt_tokens", "Prompt tokens accepted.", model, registry=registry)
+        self.tokens = Counter("gruve_generation_tokens", "Tokens generated.", model, registry=registry)
+        self.first_token = Histogram(
+            "gruve_time_to_first_token_seconds",
+            "From the arrival of a request to its first message with tokens.",
+            model,
+            registry=registry,
+            buckets=SHORT_S,
+        )
+        self.gap = Histogram(
+            "gruve_inter_message_seconds",
+            "Between two messages with tokens.",
+            model,
+            registry=registry,
+            buckets=SHORT_S,
+        )
+        self.per_message = Histogram(
+            "gruve_tokens_per_message", "Tokens in a message.", model, registry=registry, buckets=COUNTS
+        )
+        self.queue = Histogram(
+            "gruve_queue_seconds", "From admission to a slot.", model, registry=registry, buckets=SHORT_S
+        )
+        self.step = Histogram(
+            "gruve_step_seconds", "One step of a call's rows.", model, registry=registry, buckets=STEP_S
+        )
+        self.rows = Histogram("gruve_batch_rows", "Rows in a call.", model, registry=registry, buckets=COUNTS)
+        self.backend = Gauge(
+            "gruve_backend_info",
+            "1 for the backend that decodes a model.",
+            ("model", "backend", "numerics_id", "digest"),
+            registry=registry,
+        )
+        calls = ("grpc_type", "grpc_service", "grpc_method")
+        self._started = Counter("grpc_server_started", "RPCs started.", calls, registry=registry)
+        self._handled = Counter("grpc_server_handled", "RPCs ended.", (*calls, "grpc_code"), registry=registry)
+        self._received = Counter("grpc_server_msg_received", "Messages received.", calls, registry=registry)
+        self._sent = Counter("grpc_server_msg_sent", "Messages sent.", calls, registry=registry)
+        self._handling = Histogram(
+            "grpc_server_handling_seconds", "How long RPCs took.", calls, registry=registry, buckets=SHORT_S
+        )
+        Info("gruve_build", "The server's version.", registry=registry).info({"version": __version__})
+
+    def watch_sessions(self, sessions: Sessions) -> None:
+        """Reads the session table whenever it is scraped."""
+        self.registry.register(_SessionTable(sessions))
+
+    def observe_rpc_start(self, labels: tuple[str, str, str]) -> None:
+        """Counts an RPC that begins; labels are type, service and method."""
+        self._started.labels(*labels).inc()
+
+    def observe_rpc_end(
+        self, labels: tuple[str, str, str], code: str, received: int, sent: int, seconds: float
+    ) -> None:
+        """Counts an RPC that has ended, with its messages."""
+        self._handled.labels(*labels, code).inc()
+        self._received.labels(*labels).inc(received)
+        self._sent.labels(*labels).inc(sent)
+        self._handling.labels(*labels).observe(seconds)
+
+    def listen(self, host: str, port: int) -> tuple[WSGIServer, int]:
+        """Serves `/metrics` from a thread of its own and returns the server and its port; 0 takes any free one.
+
+        Raises `AddressInUse`.
+        """
+        try:
+            server, _ = prometheus_client.start_http_server(port, host, self.registry)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise AddressInUse(f"cannot serve metrics on {host}:{port}: {why}") from error
+        return server, server.server_port
+
+
+class ModelMetrics:
+    """The series of one model, which exist from the start, looked up once and not for every message."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._prompt_tokens = metrics.prompt_tokens.labels(model)
+        self._tokens = metrics.tokens.labels(model)
+        self._first_token = metrics.first_token.labels(model)
+        self._gap = metrics.gap.labels(model)
+        self._per_message = metrics.per_message.labels(model)
+        self._queue = metrics.queue.labels(model)
+        self._step = metrics.step.labels(model)
+        self._rows = metrics.rows.labels(model)
+
+    def watch(self, engine: Engine, digest: str) -> None:
+        """Names what decodes the model, and reads how much it has to do whenever it is scraped."""
+        backend = engine.backend
+        self._metrics.backend.labels(self._model, backend.name, backend.numerics_id, digest[:16]).set(1)
+        self._metrics.running.labels(self._model).set_function(lambda: engine.running)
+        self._metrics.waiting.labels(self._model).set_function(lambda: engine.waiting)
+
+    def observe_call(self, call: Call) -> None:
+        """Counts one call of the backend."""
+        if call.rows:
+            self._rows.observe(call.rows)
+            self._step.observe(call.seconds / call.steps)
+            self._tokens.inc(sum(len(p.tokens) - p.forced for p in call.progress))
+
+    def observe_begin(self, prompt_tokens: int) -> None:
+        """Counts an accepted generation."""
+        self._prompt_tokens.inc(prompt_tokens)
+
+    def observe_message(self, tokens: int, since_arrival_s: float, since_last_s: float | None) -> None:
+        """Counts a message with tokens; without one before it, it is the first."""
+        self._per_message.observe(tokens)
+        if since_last_s is None:
+            self._first_token.observe(since_arrival_s)
+        else:
+            self._gap.observe(since_last_s)
+
+    def observe_end(self, reason: FinishReason | None, queue_s: float | None) -> None:
+        """Counts a stream that has ended, without a reason one that failed; `queue_s` is None if it decoded nothing."""
+        self._metrics.requests.labels(self._model, reason.value if reason else "failed").inc()
+        if queue_s is not None:
+            self._queue.observe(queue_s)
+
+
+class _SessionTable(Collector):
+    """Sessions by where they are, what they take, and how many have left."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def collect(self) -> Iterator[Metric]:
+        """Reads the table; called on the scraper's thread, so it only looks at numbers."""
+        where = GaugeMetricFamily("gruve_sessions", "Sessions, by where they are.", labels=["where"])
+        where.add_metric(["memory"], len(self._sessions))
+        yield where
+        yield GaugeMetricFamily(
+            "gruve_session_memory_bytes", "What idle sessions take of their budget.", self._sessions.idle_bytes
+        )
+        moves = CounterMetricFamily("gruve_session_moves", "Sessions that left memory, by reason.", labels=["reason"])
+        moves.add_metric(["expired"], self._sessions.expired)
+        moves.add_metric(["evicted"], self._sessions.evicted)
+        yield moves

@@ -1,0 +1,95 @@
+"""ModelService: what is served, and by what; texts to tokens and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from gruve.errors import NotYet
+from gruve.model.repository import Broken
+from gruve.serve import fields
+from gruve.serve.hosting import Hosted, Models
+from gruve.v1 import model_pb2, model_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+CELLS = {"gru": model_pb2.CELL_GRU, "lstm": model_pb2.CELL_LSTM, "elman": model_pb2.CELL_ELMAN}
+RESETS = {"before": model_pb2.RESET_CONVENTION_BEFORE, "after": model_pb2.RESET_CONVENTION_AFTER}
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Serves `gruve.v1.ModelService`."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def ListModels(
+        self,
+        request: model_pb2.ListModelsRequest,
+        context: Context,
+    ) -> model_pb2.ListModelsResponse:
+        """Lists every entry of the repository."""
+        return model_pb2.ListModelsResponse(models=[_message(entry) for entry in self._models.entries.values()])
+
+    async def GetModel(
+        self,
+        request: model_pb2.GetModelRequest,
+        context: Context,
+    ) -> model_pb2.GetModelResponse:
+        """Shows one entry, serving or broken."""
+        return model_pb2.GetModelResponse(model=_message(self._models.entry(request.name)))
+
+    async def Tokenize(
+        self,
+        request: model_pb2.TokenizeRequest,
+        context: Context,
+    ) -> model_pb2.TokenizeResponse:
+        """Cuts a text into tokens."""
+        ids = await fields.encode(self._models.get(request.model).model.tokenizer, request.text)
+        fields.check_count("text", ids)
+        return model_pb2.TokenizeResponse(token_ids=ids)
+
+    async def Detokenize(
+        self,
+        request: model_pb2.DetokenizeRequest,
+        context: Context,
+    ) -> model_pb2.DetokenizeResponse:
+        """Joins tokens into a text."""
+        tokenizer = self._models.get(request.model).model.tokenizer
+        fields.check_count("token_ids", request.token_ids)
+        fields.check_ids("token_ids", request.token_ids, tokenizer)
+        return model_pb2.DetokenizeResponse(text=tokenizer.decode(request.token_ids))
+
+    async def ReloadModel(self, request: Any, context: Context) -> Any:
+        """Not served by this release."""
+        raise NotYet("ReloadModel is in the contract; this release does not serve it yet. Restart the server")
+
+
+def _message(entry: Hosted | Broken) -> model_pb2.Model:
+    if isinstance(entry, Broken):
+        return model_pb2.Model(name=entry.name, state=model_pb2.MODEL_STATE_BROKEN, state_reason=entry.why)
+    model, config = entry.model, entry.model.config
+    message = model_pb2.Model(
+        name=model.name,
+        digest=model.digest,
+        state=model_pb2.MODEL_STATE_SERVING,
+        load_time=fields.timestamp(entry.load_time_s),
+        cell=CELLS[config.cell],
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        embedding_size=config.embedding_size,
+        vocabulary_size=config.vocabulary_size,
+        parameter_count=config.parameter_count(),
+        tokenizer=model.tokenizer.kind,
+        start_token_id=model.tokenizer.start_id,
+        end_token_id=model.tokenizer.end_id,
+        backend=entry.backend.name,
+        backend_reason=entry.backend.why,
+        precision=config.precision,
+        numerics_id=entry.backend.numerics_id,
+        description=model.description,
+        license=model.license,
+    )
+    if config.reset is not None:
+        message.reset_convention = RESETS[config.reset]
+    return message

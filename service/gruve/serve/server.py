@@ -1,0 +1,253 @@
+"""Wiring: models, engines, sessions, servicers and ports; from start to a drained end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import _async as health_aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from gruve.engine.decode.choose import DecodeConfig, choose_backend
+from gruve.engine.engine import EngineConfig
+from gruve.engine.sessions import Sessions, SessionsConfig
+from gruve.errors import AddressInUse, ModelBroken, ModelUnknown
+from gruve.model.repository import Broken, Model, scan
+from gruve.serve.generation import GenerationServicer
+from gruve.serve.hosting import Hosted, Models
+from gruve.serve.interceptor import Interceptor
+from gruve.serve.metrics import Metrics
+from gruve.serve.model import ModelServicer
+from gruve.serve.session import SessionServicer
+from gruve.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+
+log = logging.getLogger(__name__)
+MAX_REQUEST_BYTES = 1 << 20
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+FLUSH_S = 2.0
+"""How long the last messages of handed over streams may take to be written."""
+SERVICES = (
+    generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
+    model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """How a server is set up. Defaults are the embedded ones: loopback, memory, everything on one machine."""
+
+    models: Path = Path("models")
+    """The model repository."""
+    host: str = "127.0.0.1"
+    """Where gRPC listens."""
+    port: int = 50_051
+    """gRPC's port; 0 takes any free one."""
+    metrics_host: str = "127.0.0.1"
+    """Where `/metrics` listens."""
+    metrics_port: int = 9_464
+    """The port of `/metrics`; 0 takes any free one."""
+    drain_s: float = 30.0
+    """How long running streams may go on after SIGTERM before they are handed over."""
+    session_key: bytes | None = None
+    """Authenticates session ids; None draws one, and ids end with the server."""
+    decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    sessions: SessionsConfig = dataclasses.field(default_factory=SessionsConfig)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Serving:
+    """A server that is ready."""
+
+    port: int
+    metrics_port: int
+    models: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
+
+
+Ending = Literal["drain", "hand_over"]
+
+
+async def serve(config: ServeConfig, ready: Callable[[Serving], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then ends in order; calls `ready` once everything answers.
+
+    SIGTERM lets running streams go on for `drain_s`; SIGINT, or a second signal, hands them over at once. Raises
+    `ModelUnknown` when there is nothing to serve and `AddressInUse` when a port is taken.
+    """
+    # A signal that comes while the last messages are written must not cut them off.
+    with _signals() as asked:
+        async with Server(config) as server:
+            ready(await server.start())
+            ending = await asked.get()
+            await server.drain(ending, asked)
+
+
+class Server:
+    """Everything that runs between start and end. `clock` gives the Unix time by which sessions expire."""
+
+    def __init__(self, config: ServeConfig, *, clock: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.interceptor = Interceptor(self.metrics)
+        self.sessions = Sessions(config.sessions, key=config.session_key, clock=clock)
+        self.health = health_aio.HealthServicer()
+        self.models = Models({})
+        self._grpc: grpc.aio.Server | None = None
+        self._reporting: set[asyncio.Future[None]] = set()
+        self._metrics_server: Any = None
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._close()
+
+    async def start(self) -> Serving:
+        """Loads models, starts engines and listens."""
+        loop = asyncio.get_running_loop()
+        entries: dict[str, Hosted | Broken] = {}
+        for name, entry in (await asyncio.to_thread(scan, self.config.models)).items():
+            entries[name] = entry if isinstance(entry, Broken) else await self._host(entry, loop)
+            if isinstance(found := entries[name], Broken):
+                log.warning("model is broken", extra={"model": name, "why": found.why})
+        self.models = Models(entries)
+        if not self.models.serving:
+            broken = "; ".join(f"{e.name}: {e.why}" for e in entries.values() if isinstance(e, Broken))
+            raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served ({broken or 'it is empty'})")
+        self.metrics.watch_sessions(self.sessions)
+        self._metrics_server, metrics_port = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
+        for hosted in self.models.serving:
+            hosted.engine.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        port = await self._listen()  # last: whoever is answered is served
+        names = tuple(hosted.model.name for hosted in self.models.serving)
+        broken_entries = tuple((e.name, e.why) for e in entries.values() if isinstance(e, Broken))
+        return Serving(port, metrics_port, names, broken_entries)
+
+    async def drain(self, ending: Ending, asked: asyncio.Queue[Ending]) -> None:
+        """Is not ready any more, refuses new work, lets streams finish or hands them over."""
+        log.info("draining", extra={"ending": ending, "running": self._load()})
+        self.interceptor.draining = True
+        await self._set_health(NOT_SERVING)
+        if ending == "drain":
+            again, quiet = asyncio.ensure_future(asked.get()), asyncio.ensure_future(self.interceptor.quiet.wait())
+            _, waiting = await asyncio.wait(
+                (again, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            for future in waiting:
+                future.cancel()
+        log.info("handing over", extra={"running": self._load()})
+
+    async def _close(self) -> None:
+        """Ends engines first: what they hand over still has to be written."""
+        for hosted in self.models.serving:
+            await asyncio.to_thread(hosted.engine.close)
+        if self._grpc is not None:
+            await self._grpc.stop(grace=FLUSH_S)
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.shutdown)
+            self._metrics_server.server_close()
+
+    async def _host(self, model: Model, loop: asyncio.AbstractEventLoop) -> Hosted | Broken:
+        """Puts a model on its backend; one that its backend refuses is broken."""
+        config = self.config
+        try:
+            backend = await asyncio.to_thread(choose_backend, model, config.decode)
+        except ModelBroken as error:
+            return Broken(model.name, str(error))
+        log.info(
+            "model loaded",
+            extra={
+                "model": model.name,
+                "digest": model.digest[:16],
+                "backend": backend.name,
+                "why": backend.why,
+                "numerics_id": backend.numerics_id,
+            },
+        )
+        return Hosted(model, backend, config.engine, self.metrics, loop, self._report_broken)
+
+    async def _listen(self) -> int:
+        """Starts the gRPC server and returns its port."""
+        config = self.config
+        options = [
+            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+            # Two servers on one port would share its connections unawares.
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ]
+        server = grpc.aio.server(interceptors=[self.interceptor], options=options)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(self.models, self.sessions), server
+        )
+        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(self.models, self.sessions), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # its stubs know the sync server alone
+        reflection.enable_server_reflection(
+            (
+                *SERVICES,
+                health.SERVICE_NAME,
+                channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
+                reflection.SERVICE_NAME,
+            ),
+            server,
+        )
+        address = f"[{config.host}]:{config.port}" if ":" in config.host else f"{config.host}:{config.port}"
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise AddressInUse(f"cannot listen on {address}: it is in use or not an address of this machine") from error
+        await server.start()
+        self._grpc = server
+        return int(port)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        """Sets the status of the whole, of each service and of each model that serves."""
+        for name in ("", *SERVICES, *(hosted.model.name for hosted in self.models.serving)):
+            await self.health.set(name, status)
+        for entry in self.models.entries.values():
+            if isinstance(entry, Broken):
+                await self.health.set(entry.name, NOT_SERVING)
+
+    def _report_broken(self, model: str) -> None:
+        """A model whose engine is gone is not ready, and so neither is the server: only a restart brings it back."""
+        for name in (model, ""):
+            self._reporting.add(task := asyncio.ensure_future(self.health.set(name, NOT_SERVING)))
+            task.add_done_callback(self._reporting.discard)
+
+    def _load(self) -> int:
+        return sum(hosted.engine.load for hosted in self.models.serving)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Queue[Ending]]:
+    """SIGTERM and SIGINT as endings to wait for."""
+    loop = asyncio.get_running_loop()
+    asked: asyncio.Queue[Ending] = asyncio.Queue()
+    loop.add_signal_handler(signal.SIGTERM, asked.put_nowait, "drain")
+    loop.add_signal_handler(signal.SIGINT, asked.put_nowait, "hand_over")
+    try:
+        yield asked
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGINT)

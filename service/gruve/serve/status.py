@@ -1,0 +1,91 @@
+"""The one table from errors to gRPC status codes, and the `google.rpc` details that go with them.
+
+A stack trace goes to the log under an incident's id, never to a client.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from gruve import errors
+
+log = logging.getLogger(__name__)
+DOMAIN = "gruve"
+DETAILS_KEY = "grpc-status-details-bin"
+MAX_TEXT_BYTES = 600
+"""Of a message or a metadata value, which may quote what a client or a file said. A client refuses trailers above
+8 KiB, in which a message stands three times, once with up to three bytes for each."""
+
+# Most particular first: the first class that fits decides.
+STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
+    (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.ModelUnknown, grpc.StatusCode.NOT_FOUND),
+    (errors.ModelBroken, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.SessionUnknown, grpc.StatusCode.NOT_FOUND),
+    (errors.SessionExpired, grpc.StatusCode.NOT_FOUND),
+    (errors.SessionBusy, grpc.StatusCode.ABORTED),
+    (errors.TakenOver, grpc.StatusCode.ABORTED),
+    (errors.SessionElsewhere, grpc.StatusCode.UNAVAILABLE),
+    (errors.SessionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.NotYet, grpc.StatusCode.UNIMPLEMENTED),
+    (errors.GruveError, grpc.StatusCode.INTERNAL),
+)
+RETRIES: tuple[type[errors.GruveError], ...] = (
+    errors.SessionBusy,
+    errors.SessionElsewhere,
+    errors.QueueFull,
+    errors.Draining,
+    errors.HandedOver,
+)
+"""The errors after which it pays to come back."""
+
+
+class InternalError(errors.GruveError):
+    """The server is at fault; the log says how."""
+
+    reason = "INTERNAL"
+
+
+def internal_error(error: BaseException, **where: str) -> InternalError:
+    """What a client may know of an error that nobody foresaw; the rest is written to the log."""
+    incident = uuid.uuid4().hex[:12]
+    log.error("failed inside: incident %s", incident, exc_info=error, extra={"incident": incident, **where})
+    return InternalError(f"the server failed; its log has the cause under incident {incident}", incident=incident)
+
+
+def status_code(error: errors.GruveError) -> grpc.StatusCode:
+    """The canonical code of an error."""
+    return next(code for kind, code in STATUS if isinstance(error, kind))
+
+
+def trailer(error: errors.GruveError) -> tuple[str, bytes]:
+    """The trailing metadata that carries ErrorInfo and, where they apply, BadRequest and RetryInfo."""
+    metadata = {key: shorten(value) for key, value in error.metadata.items()}
+    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
+    if isinstance(error, errors.InvalidField):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=shorten(error.why))
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, RETRIES):
+        fraction, whole = math.modf(getattr(error, "retry_after_s", 1.0))
+        delay = duration_pb2.Duration(seconds=int(whole), nanos=int(fraction * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=status_code(error).value[0], message=shorten(str(error)))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return DETAILS_KEY, status.SerializeToString()
+
+
+def shorten(text: str) -> str:
+    """The text, cut where it would overflow the trailers."""
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= MAX_TEXT_BYTES else encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + "…"

@@ -1,0 +1,177 @@
+"""One stream: blocks of tokens come in from the engine, messages go out as fast as their reader takes them.
+
+A message carries everything that is ready when its writer is free, so messages grow by themselves when the reader or
+the loop falls behind, and are single tokens while they keep up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from gruve.engine.generations import Opened, record
+from gruve.engine.sequence import FinishReason, Progress, TokenLogprobs
+from gruve.errors import EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
+from gruve.model.tokenizer import Tokenizer
+from gruve.serve.fields import FINISH, duration, logprobs_message
+from gruve.serve.text import TextAssembler
+from gruve.v1 import generation_pb2
+
+
+class Stream:
+    """One call's view of a generation, and the one who records the generation's progress in its session."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        tokenizer: Tokenizer,
+        start: generation_pb2.GenerationStart,
+        most_tokens: int,
+        on_end: Callable[[Stream], None],
+    ) -> None:
+        self.opened = opened
+        self.generation = opened.generation
+        self.sequence_id: int | None = None
+        self.ended = asyncio.Event()
+        """Set once the engine has let go: the record says all that there is to say."""
+        self.leaving = False
+        """Whether nobody wants it any more, and only the engine has yet to let go; what that still delivers is recorded
+        and sent to nobody."""
+        self.finish: FinishReason | None = None
+        self.queue_s = 0.0
+        self._texts = tokenizer.texts
+        self._start: generation_pb2.GenerationStart | None = start
+        self._most_tokens = most_tokens
+        self._on_end = on_end
+        self._assembler = TextAssembler(tokenizer.texts, opened.stops, opened.generation.min_tokens)
+        self._next = opened.generation.prompt_position
+        # What is ready to be sent: tokens from `_position` on, their text, and log-probabilities if asked for.
+        self._position = opened.first_position
+        self._tokens: list[int] = []
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._error: GruveError | None = None
+        self._sent_end = False
+        self._changed = asyncio.Event()
+        self._opened_s = time.monotonic()
+        self._first_token_s: float | None = None
+        self._last_token_s = self._opened_s
+        self._take_tokens(self._next, opened.known, ())
+        if opened.admission is None:
+            self._end(self.generation.finish_reason or FinishReason.CANCELLED)
+
+    def take(self, progress: Progress) -> None:
+        """Hears from the engine; see `hosting.Listener`."""
+        opened = self.opened
+        if progress.failed is not None:
+            self._error = EngineFailed(progress.failed)
+        drawn = record(opened.session, opened.generation, progress)
+        if drawn:
+            self._last_token_s = time.monotonic()
+            if self._first_token_s is None:
+                self._first_token_s = self._last_token_s
+        self._take_tokens(progress.position, progress.tokens, progress.logprobs)
+        if progress.finish_reason is not None or progress.failed is not None:
+            self.queue_s = progress.queue_s
+            reason = progress.finish_reason
+            if reason is FinishReason.LENGTH:  # or computed again as far as it went: the record knows why it ended
+                reason = self.generation.finish_reason
+            self._end(reason)
+        self._changed.set()
+
+    def fail(self, error: GruveError) -> None:
+        """Hears that `take` has raised; what was recorded before stands."""
+        self._error = error
+        if not self.ended.is_set():
+            self._end(None)
+        self._changed.set()
+
+    def take_over(self) -> None:
+        """Ends this stream for another one that resumes its generation."""
+        self._error = TakenOver(f"generation {self.generation.id!r} was resumed on another stream")
+        self._changed.set()
+
+    async def messages(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        """The messages of the call, the first with `start`, the last with `end`; raises what ends it otherwise."""
+        started = False
+        while not self._sent_end:
+            if self._error is not None:
+                raise self._error
+            if not started or self._tokens or self.finish is not None:
+                started = True
+                yield self._message()
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+        if self.finish is FinishReason.HANDED_OVER:
+            raise HandedOver(self.generation.next_position)
+
+    def _end(self, reason: FinishReason | None) -> None:
+        """The generation produces nothing more for this call; without a reason it has failed."""
+        self.finish = reason
+        generation, first = self.generation, self.opened.first_position
+        if generation.finished and reason is generation.finish_reason:  # else only this call has ended
+            self._text.append(self._assembler.finish())
+            if first > generation.next_position and self._error is None:
+                self._error = PositionMismatch(
+                    f"from_position is {first}; the generation ended at {generation.next_position}",
+                    position=self.opened.session.position,
+                )
+        self.ended.set()
+        self._on_end(self)
+
+    def _take_tokens(self, position: int, tokens: Sequence[int], logprobs: tuple[TokenLogprobs, ...]) -> None:
+        """Takes consecutive tokens, skipping those seen before, and makes ready what is to be sent."""
+        seen = max(0, self._next - position)
+        position, tokens, logprobs = position + seen, tokens[seen:], logprobs[seen:]
+        if not tokens:
+            return
+        feed, texts, start = self._assembler.feed, self._texts, self.generation.start_position
+        pieces = [feed(token) if at >= start else texts[token] for at, token in enumerate(tokens, position)]
+        before = max(0, self.opened.first_position - position)  # these the client has
+        self._tokens += tokens[before:]
+        self._text += pieces[before:]
+        self._logprobs += logprobs[before:]
+        self._next = position + len(tokens)
+
+    def _message(self) -> generation_pb2.GenerateResponse:
+        """Everything that is ready, up to the most a message may hold."""
+        most = self._most_tokens
+        tokens, self._tokens = self._tokens[:most], self._tokens[most:]
+        # The texts that go with the tokens; what the end released goes with the last of them.
+        text, self._text = (self._text[:most], self._text[most:]) if self._tokens else (self._text, [])
+        message = generation_pb2.GenerateResponse(position=self._position, token_ids=tokens, text="".join(text))
+        if self._logprobs:
+            message.logprobs.extend(logprobs_message(entry, self._texts) for entry in self._logprobs[: len(tokens)])
+            del self._logprobs[: len(tokens)]
+        self._position += len(tokens)
+        if self._start is not None:
+            message.start.CopyFrom(self._start)
+            self._start = None
+        if self.finish is not None and not self._tokens:
+            message.end.CopyFrom(self._end_message())
+            self._sent_end = True
+        return message
+
+    def _end_message(self) -> generation_pb2.GenerationEnd:
+        generation = self.generation
+        end = generation_pb2.GenerationEnd(
+            finish_reason=FINISH[self.finish or FinishReason.CANCELLED],
+            next_position=generation.next_position,
+            usage=generation_pb2.Usage(
+                prompt_tokens=generation.start_position - generation.prompt_position,
+                generated_tokens=generation.drawn,
+                queue_time=duration(self.queue_s),
+            ),
+        )
+        if self._first_token_s is not None:
+            end.usage.prompt_time.CopyFrom(duration(max(0.0, self._first_token_s - self._opened_s - self.queue_s)))
+            end.usage.generation_time.CopyFrom(duration(self._last_token_s - self._first_token_s))
+        if self.finish is FinishReason.STOP:
+            matched = self._assembler.matched
+            if isinstance(matched, str):
+                end.stop = matched
+            elif matched is not None:
+                end.stop_token_id = matched
+        return end
