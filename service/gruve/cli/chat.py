@@ -1,0 +1,137 @@
+"""`gruve chat`: a session in the terminal, line by line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from gruve.cli.calls import connected, explain
+from gruve.cli.flags import Parser, add_address, add_command
+from gruve.cli.generate import add_sampling, sampling_options
+from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
+
+if TYPE_CHECKING:
+    from gruve.client import Client, GenerateOptions
+
+HELP = """\
+  TEXT            the model reads the line and goes on from there; an empty line just goes on
+  /temp X         temperature of what follows; 0 is greedy
+  /seed N         seed of what follows
+  /max N          tokens of an answer at most
+  /rate N         tokens per second at most
+  /new            forget all, begin a new session
+  /help, /quit    this text; the end (also Ctrl-D). Ctrl-C stops an answer"""
+DESCRIPTION = """Keep a session with a model and go on line by line.
+
+The model continues a text: it reads each line, with its line feed, and writes on. Ctrl-C stops an answer, Ctrl-D
+ends."""
+EXAMPLES = f"""\
+lines:
+{HELP}
+
+examples:
+  gruve chat shakespeare --max-tokens 300 --rate 60
+  printf 'ROMEO:\\n\\n' | gruve chat shakespeare --seed 1 > scene.txt
+"""
+PROMPT = "> "
+MAX_TOKENS = 200
+COMMANDS: dict[str, tuple[str, type[int] | type[float]]] = {
+    "/temp": ("temperature", float),
+    "/seed": ("seed", int),
+    "/max": ("max_tokens", int),
+    "/rate": ("max_tokens_per_second", float),
+}
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command."""
+    parser = add_command(commands, "chat", DESCRIPTION, EXAMPLES, run)
+    parser.add_argument("model", metavar="MODEL", help="the model's name; `gruve models` lists them")
+    add_address(parser)
+    add_sampling(parser, MAX_TOKENS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads lines until there are no more."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 - gives `input` a history and editing
+    with connected(args.address) as client:
+        chat = Chat(client, args, standard_output())
+        if sys.stdin.isatty():
+            say_note(f"{args.model} at {args.address}; /help says what there is")
+        try:
+            while chat.turn():
+                pass
+        except KeyboardInterrupt:
+            chat.forget()
+            raise
+        chat.forget()
+    return 0
+
+
+class Chat:
+    """A session and what the next answer is told."""
+
+    def __init__(self, client: Client, args: argparse.Namespace, out: TextOut) -> None:
+        self._client = client
+        self._args = args
+        self._out = out
+        self._options: GenerateOptions = sampling_options(args)
+        self._session = client.create_session(args.model).id
+
+    def turn(self) -> bool:
+        """Reads a line and answers it; False when there is none."""
+        try:
+            line = input(PROMPT if sys.stdin.isatty() else "")
+        except EOFError:
+            self._out.end_line()
+            return False
+        if not line.startswith("/"):
+            self._answer(line)
+            return True
+        name, _, value = line.partition(" ")
+        if name == "/quit":
+            return False
+        if name == "/new":
+            self.forget()
+            self._session = self._client.create_session(self._args.model).id
+            say_note("a new session")
+        elif name in COMMANDS:
+            self._set(name, value)
+        else:
+            say_note(HELP)
+        return True
+
+    def forget(self) -> None:
+        """Deletes the session."""
+        self._client.delete_session(self._session)
+
+    def _set(self, name: str, value: str) -> None:
+        option, kind = COMMANDS[name]
+        try:
+            self._options[option] = kind(value)  # type: ignore[literal-required]
+        except ValueError:
+            say_error(f"{name} takes a number, not {value!r}")
+
+    def _answer(self, line: str) -> None:
+        """Streams what follows the line; a refusal or Ctrl-C ends the answer, not the session."""
+        from gruve.client import CallFailed
+
+        prompt = f"{line}\n" if line else None
+        stream = self._client.generate(prompt, session=self._session, **self._options)
+        try:
+            with stream:
+                for chunk in stream:
+                    self._out.write(chunk.text)
+        except KeyboardInterrupt:
+            self._out.end_line()
+            say_note("stopped; an empty line goes on")
+        except CallFailed as error:
+            self._out.end_line()
+            if error.reason in ("SESSION_EXPIRED", "SESSION_UNKNOWN") or error.connection_lost:
+                raise Failure(explain(error, self._args.address)) from error
+            say_error(str(error))
+        # A seed is for one answer; the session goes on drawing from it.
+        self._options["seed"] = None
+        self._out.end_line()

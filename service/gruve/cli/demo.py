@@ -1,0 +1,221 @@
+"""`gruve demo`: a server of its own, and what it streams, watched token by token."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from gruve.cli.calls import connected
+from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.generate import summary, title
+from gruve.cli.terminal import Failure, TextOut, standard_output
+from gruve.cli.tunes import write_tune_files
+from gruve.errors import TuneError
+
+if TYPE_CHECKING:
+    from gruve.client import Client, TokenStream
+
+DESCRIPTION = """Start a server on a free port and watch it: a folk tune, drawn at the end, then a text and its sequel.
+
+It ends by itself. The tune is left in the folder of --out."""
+EXAMPLES = """\
+examples:
+  gruve demo
+  gruve demo --rate 100
+"""
+START_WITHIN_S = 90.0
+END_WITHIN_S = 45.0
+TUNE_MODELS, TEXT_MODELS = ("folk",), ("shakespeare", "tiny")
+"""The models that are shown if they serve, the best first."""
+TUNE_SEEDS = range(1, 6)
+TEXT_PROMPT = "ROMEO:\n"
+TEXT_TOKENS = 300
+TUNE_TOKENS = 600
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command."""
+    parser = add_command(commands, "demo", DESCRIPTION, EXAMPLES, run)
+    add_flag(parser, "--models", Path, "models", "the folder of models", variable="GRUVE_MODELS", metavar="DIR")
+    add_flag(parser, "--out", Path, "demo", "where the tune is written", metavar="DIR")
+    add_flag(parser, "--rate", float, 30.0, "tokens per second", metavar="N")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows everything, and stops the server whatever happens."""
+    out = standard_output()
+    with _ended_by_signals(), _serving(args.models) as (server, told):
+        address = f"localhost:{told['port']}"
+        _say(out, f"A server with {', '.join(told['models'])} is ready on {address}, a process of its own.")
+        with connected(address) as client:
+            _show_tune(client, told["models"], args, out)
+            _show_text(client, told["models"], args, out)
+        before = time.monotonic()
+        _stop(server)
+        _say(out, f"The server got SIGTERM and ended in order after {time.monotonic() - before:.1f} s.")
+    tune, text = _serving_name(TUNE_MODELS, told["models"]), _serving_name(TEXT_MODELS, told["models"])
+    _say(out, "To go on:")
+    out.write("  make serve                 a server on localhost:50051 until Ctrl-C; then, in a second terminal:\n")
+    if tune:
+        out.write(f"  .venv/bin/gruve generate {tune} --rate 30 --out tune.svg\n")
+    if text:
+        out.write(f"  .venv/bin/gruve chat {text}\n")
+    out.write("  .venv/bin/gruve --help     everything else\n")
+    return 0
+
+
+def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out: TextOut) -> None:
+    """Streams a tune and draws it; of one that cannot be drawn says why, and streams the next."""
+    name = _serving_name(TUNE_MODELS, models)
+    if name is None:
+        _say(out, f"There is no model called {' or '.join(TUNE_MODELS)} here, so there is no tune today.")
+        return
+    paths = [args.out / "tune.abc", args.out / "tune.svg"]
+    for seed in TUNE_SEEDS:
+        _say(out, f"A folk tune in ABC notation by {name!r}, seed {seed}, {args.rate:g} tokens per second:")
+        stream = client.generate(
+            model=name, seed=seed, max_tokens=TUNE_TOKENS, max_tokens_per_second=args.rate, max_tokens_per_message=1
+        )
+        text = _stream(stream, out)
+        out.write("\n")
+        try:
+            write_tune_files(text, paths, lambda note: out.write(f"{note}\n"), title=title(stream))
+        except (Failure, TuneError) as error:
+            out.write(f"{error}\n")
+            continue
+        out.write("Open the .svg in any browser: it is this tune.\n")
+        return
+    raise Failure(f"none of {len(TUNE_SEEDS)} tunes by {name!r} could be drawn")
+
+
+def _show_text(client: Client, models: list[str], args: argparse.Namespace, out: TextOut) -> None:
+    """Streams a text, then goes on in the same session."""
+    name = _serving_name(TEXT_MODELS, models)
+    if name is None:
+        _say(out, f"There is no model called {' or '.join(TEXT_MODELS)} here, so there is no text today.")
+        return
+    if name != TEXT_MODELS[0]:
+        _say(out, f"There is no model called {TEXT_MODELS[0]!r} here; {name!r} has to do.")
+    _say(out, f"A passage by {name!r}, seed 1, temperature 0.8; the server keeps it as a session:")
+    out.write(TEXT_PROMPT, "dim")
+    pace: dict[str, Any] = {
+        "max_tokens": TEXT_TOKENS,
+        "max_tokens_per_second": args.rate,
+        "max_tokens_per_message": 1,
+    }
+    first = client.generate(TEXT_PROMPT, model=name, new_session=True, seed=1, temperature=0.8, **pace)
+    _stream(first, out)
+    if first.start is None:
+        raise Failure(f"{name!r} generated nothing")
+    _say(
+        out, "The same session, continued by a second request; the server knows its text, state, seed and temperature:"
+    )
+    _stream(client.generate(session=first.start.session_id, **pace), out)
+    client.delete_session(first.start.session_id)
+
+
+def _serving_name(wanted: tuple[str, ...], models: list[str]) -> str | None:
+    """The best of the wanted models that serves."""
+    return next((name for name in wanted if name in models), None)
+
+
+def _stream(stream: TokenStream, out: TextOut) -> str:
+    """Prints a stream as it comes; returns its text."""
+    before = time.monotonic()
+    parts: list[str] = []
+    with stream:
+        for chunk in stream:
+            parts.append(chunk.text)
+            out.write(chunk.text)
+    out.write("" if "".join(parts).endswith("\n") else "\n")
+    out.write(f"[{summary(stream, time.monotonic() - before)}]\n", "dim")
+    return "".join(parts)
+
+
+def _say(out: TextOut, line: str) -> None:
+    out.write(f"\n{line}\n", "bold")
+
+
+@contextlib.contextmanager
+def _serving(models: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A server process and the line it told when it was ready; it is gone afterwards."""
+    command = [
+        sys.executable,
+        "-m",
+        "gruve.cli",
+        "serve",
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--models",
+        str(models),
+    ]
+    with tempfile.TemporaryFile("w+") as log:
+        # A session of its own: Ctrl-C is for this process, which then ends the server in order.
+        server = subprocess.Popen(  # noqa: S603 - this very program
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+        try:
+            yield server, _ready(server, log)
+        finally:
+            if server.poll() is None:
+                server.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.wait(END_WITHIN_S)
+                server.kill()
+                server.wait()
+
+
+def _ready(server: subprocess.Popen[str], log: IO[str]) -> dict[str, Any]:
+    """Waits for the server's line; raises `Failure` with the last of its log if there is none."""
+    import threading
+
+    assert server.stdout is not None  # noqa: S101 - it is a pipe
+    impatience = threading.Timer(START_WITHIN_S, server.kill)
+    impatience.start()
+    try:
+        line = server.stdout.readline()
+    finally:
+        impatience.cancel()
+    if line:
+        told: dict[str, Any] = json.loads(line)
+        return told
+    server.wait()
+    log.seek(0)
+    last = log.read().strip().rpartition("\n")[2]
+    raise Failure(f"the server did not start: {last or f'it was not ready within {START_WITHIN_S:.0f} s'}")
+
+
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.send_signal(signal.SIGTERM)
+    try:
+        code = server.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired as error:
+        raise Failure(f"the server did not end within {END_WITHIN_S:.0f} s of SIGTERM") from error
+    if code:
+        raise Failure(f"the server ended with exit code {code}")
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end this process as Ctrl-C does: in order."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

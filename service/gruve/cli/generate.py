@@ -1,0 +1,166 @@
+"""`gruve generate`: streams one generation, and writes tunes to files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gruve.cli.calls import connected
+from gruve.cli.flags import Parser, add_address, add_command, add_flag
+from gruve.cli.terminal import Failure, say_note, say_nothing, standard_output
+from gruve.cli.tunes import KINDS, write_tune_files
+
+if TYPE_CHECKING:
+    from gruve.client import Client, GenerateOptions, TokenStream
+
+DESCRIPTION = """Stream what a model makes of a prompt, token by token.
+
+Generated text alone goes to standard output, on a terminal behind the prompt; notes go to standard error. Ctrl-C
+cancels the generation."""
+EXAMPLES = """\
+examples:
+  gruve generate shakespeare "ROMEO:" --max-tokens 400 --temperature 0.8
+  gruve generate shakespeare "ROMEO:" --seed 7 > romeo.txt      the text and nothing else
+  gruve generate folk --rate 30                                 watch a tune being written
+  gruve generate folk --out tune.svg --out tune.mid --key G     draw and play it, in G
+  gruve generate shakespeare "ROMEO:" --session new             keep a session; its id is noted at the end
+  gruve generate shakespeare --session ID                       go on from there
+  fortune | gruve generate shakespeare -                        the prompt from standard input
+"""
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command."""
+    parser = add_command(commands, "generate", DESCRIPTION, EXAMPLES, run)
+    parser.add_argument("model", metavar="MODEL", help="the model's name; `gruve models` lists them")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what it continues; - reads standard input")
+    add_address(parser)
+    add_sampling(parser)
+    add_flag(parser, "--min-tokens", int, None, "tokens before which it does not end", metavar="N")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on where the model would end")
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; may be given up to 16 times"
+    )
+    parser.add_argument("--session", metavar="ID|new", help="continue a session, or keep this one")
+    add_flag(parser, "--timeout", float, None, "give up after so many seconds", metavar="S")
+    parser.add_argument("--echo", action="store_true", help="put the prompt before what is generated")
+    parser.add_argument(
+        "--out",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help=f"also write the tune as ABC notation, drawn or to play: {', '.join(KINDS)}; may be given more than once",
+    )
+    parser.add_argument("--key", metavar="KEY", help="with --out, transpose the tune to this key, such as G or Bb")
+    parser.add_argument("--quiet", action="store_true", help="no notes on standard error")
+
+
+def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
+    """The flags that say how tokens are chosen; a flag that is absent leaves it to the session or the server."""
+    add_flag(parser, "--temperature", float, None, "0 is greedy, 1 the model's own, at most 100", metavar="X")
+    add_flag(parser, "--top-k", int, None, "keep the K most probable tokens", metavar="K")
+    add_flag(parser, "--top-p", float, None, "keep the fewest tokens of this probability, above 0 to 1", metavar="P")
+    add_flag(parser, "--min-p", float, None, "keep tokens this times as probable as the best, 0 to 1", metavar="P")
+    add_flag(parser, "--repetition-penalty", float, None, "1 changes nothing, more avoids repeats", metavar="X")
+    add_flag(parser, "--seed", int, None, "of the draws, 0 to 2^64-1; absent, one is drawn and noted", metavar="N")
+    most = "tokens to generate at most" + ("" if max_tokens else "; absent, 1024")
+    add_flag(parser, "--max-tokens", int, max_tokens, most, metavar="N")
+    add_flag(parser, "--rate", float, None, "tokens per second at most", metavar="N")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Streams, notes, writes."""
+    paths: list[Path] = args.out or []
+    note: Callable[[str], None] = say_nothing if args.quiet else say_note
+    for path in paths:
+        if path.suffix not in KINDS:
+            raise Failure(f"--out is {str(path)!r}; its name must end in one of {', '.join(KINDS)}", exit_code=2)
+    if args.key and not paths:
+        raise Failure("--key transposes what --out writes; there is no --out", exit_code=2)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    with connected(args.address) as client:
+        stream, before = _begin(client, args, prompt), time.monotonic()
+        try:
+            text = _print(stream, prompt, args)
+        except KeyboardInterrupt:
+            note("cancelled")
+            raise
+        note(summary(stream, time.monotonic() - before))
+    if paths:
+        whole = text if args.echo else (prompt or "") + text
+        write_tune_files(whole, paths, note, key=args.key, title=title(stream))
+    return 0
+
+
+def sampling_options(args: argparse.Namespace) -> GenerateOptions:
+    """What the flags of `add_sampling` say."""
+    return {
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
+        "seed": args.seed,
+        "max_tokens": args.max_tokens,
+        "max_tokens_per_second": args.rate,
+    }
+
+
+def summary(stream: TokenStream, seconds: float) -> str:
+    """A stream that has ended, in a line."""
+    start, end = stream.start, stream.end
+    if start is None or end is None:
+        return "nothing was generated"
+    tokens = end.usage.generated_tokens
+    told = [start.model, f"seed {start.sampling.seed}", f"{tokens} tokens in {seconds:.1f} s", stream.finish_reason]
+    if start.session_id:
+        told.append(f"session {start.session_id}")
+    return " · ".join(told)
+
+
+def title(stream: TokenStream) -> str:
+    """What a tune is called that has no name."""
+    return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
+
+
+def _begin(client: Client, args: argparse.Namespace, prompt: str | None) -> TokenStream:
+    session = None if args.session == "new" else args.session
+    if session:
+        kept = client.get_session(session, transcript=False).session.model
+        if kept != args.model:
+            raise Failure(f"session {session} is one of the model {kept!r}, not {args.model!r}")
+    options: GenerateOptions = {
+        **sampling_options(args),
+        "min_tokens": args.min_tokens,
+        "ignore_eos": args.ignore_eos,
+        "stop": args.stop,
+        "echo": args.echo,
+    }
+    return client.generate(
+        prompt or None,
+        model=None if session else args.model,
+        session=session,
+        new_session=args.session == "new",
+        timeout_s=args.timeout,
+        **options,
+    )
+
+
+def _print(stream: TokenStream, prompt: str | None, args: argparse.Namespace) -> str:
+    """Prints the stream as it comes; returns its text."""
+    out = standard_output()
+    parts: list[str] = []
+    try:
+        with stream:
+            if out.is_terminal and prompt and not args.echo:
+                out.write(prompt, "dim")
+            for chunk in stream:
+                parts.append(chunk.text)
+                out.write(chunk.text)
+    finally:
+        out.end_line()
+    return "".join(parts)

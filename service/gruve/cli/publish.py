@@ -1,0 +1,46 @@
+"""`gruve publish`: a finished run into the repository of models, measured, with its card."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.terminal import say_note
+
+DESCRIPTION = """Measure a finished run and put it into a repository of models with its card.
+
+The card's prose comes from a TOML file, every figure in it is measured now: losses on all parts, and of a model of
+tunes how many of --samples free ones are right."""
+EXAMPLES = """\
+example:
+  gruve publish --config models/folk/training.toml --card models/folk/card.toml --corpus abc \\
+    --run runs/folk --out models/folk
+"""
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command."""
+    parser = add_command(commands, "publish", DESCRIPTION, EXAMPLES, run)
+    for name, what in (
+        ("config", "the run's config, in TOML"),
+        ("card", "what the card says that cannot be measured, in TOML"),
+        ("corpus", "the run's corpus: a text, or a folder of ABC books"),
+        ("run", "the run's folder"),
+        ("out", "the model's folder"),
+    ):
+        metavar = "DIR" if name in ("run", "out") else "PATH"
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=what, dest=f"{name}_path")
+    add_flag(parser, "--samples", int, 1000, "free samples to judge", metavar="N")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and writes."""
+    from gruve.training.card import read_card_text
+    from gruve.training.config import read_config
+    from gruve.training.publish import publish
+
+    config, card = read_config(args.config_path), read_card_text(args.card_path)
+    model = publish(config, card, args.corpus_path, args.run_path, args.out_path, samples=args.samples)
+    say_note(f"{model.name} is in {args.out_path}, digest {model.digest}")
+    return 0

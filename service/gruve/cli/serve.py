@@ -1,0 +1,209 @@
+"""`gruve serve`: the server, from flags and `GRUVE_*` variables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.logs import log_to_standard_error
+from gruve.cli.terminal import Failure
+
+if TYPE_CHECKING:
+    from gruve.serve.server import ServeConfig, Serving
+
+DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
+
+When it is ready it prints one line of JSON on standard output, {"event": "serving", "port": ..., "metrics_port": ...,
+"models": [...]}; logs are JSON lines on standard error. SIGTERM lets running streams go on for the time of --drain,
+then hands them over to whoever their clients turn to next; Ctrl-C, or a second signal, hands them over at once."""
+EXAMPLES = """\
+examples:
+  gruve serve                                    ./models on localhost:50051, metrics on localhost:9464
+  gruve serve --host 0.0.0.0 --device cpu        for other machines too; there is no authentication, mind the network
+  gruve serve --port 0 --metrics-port 0          any free ports, as the line on standard output tells
+
+GRUVE_SESSION_KEY authenticates session ids, at least 16 bytes of text; servers that share it accept each other's ids.
+Absent, one is drawn, and ids end with the server. It is no flag because every user of a machine can read flags.
+"""
+MIB = 1 << 20
+SESSION_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", 16
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command."""
+    parser = add_command(commands, "serve", DESCRIPTION, EXAMPLES, run)
+    where = parser.add_argument_group("where")
+    add_flag(where, "--models", Path, "models", "the folder of models", variable="GRUVE_MODELS", metavar="DIR")
+    add_flag(where, "--host", str, "127.0.0.1", "where gRPC listens", variable="GRUVE_HOST", metavar="HOST")
+    add_flag(where, "--port", int, 50051, "gRPC's port, 0 for any free one", variable="GRUVE_PORT", metavar="N")
+    add_flag(
+        where,
+        "--metrics-host",
+        str,
+        "127.0.0.1",
+        "where /metrics listens",
+        variable="GRUVE_METRICS_HOST",
+        metavar="HOST",
+    )
+    add_flag(
+        where,
+        "--metrics-port",
+        int,
+        9464,
+        "the port of /metrics, 0 for any free one",
+        variable="GRUVE_METRICS_PORT",
+        metavar="N",
+    )
+    _add_work(parser.add_argument_group("work"))
+    _add_sessions(parser.add_argument_group("sessions"))
+    add_flag(
+        parser,
+        "--log-level",
+        str,
+        "info",
+        "the least that is logged",
+        variable="GRUVE_LOG_LEVEL",
+        choices=("debug", "info", "warning", "error"),
+    )
+
+
+def _add_work(group: argparse._ArgumentGroup) -> None:
+    add_flag(
+        group,
+        "--device",
+        str,
+        "auto",
+        "what computes; auto takes a GPU where there is one",
+        variable="GRUVE_DEVICE",
+        choices=("auto", "cpu", "cuda"),
+    )
+    add_flag(
+        group,
+        "--threads",
+        int,
+        None,
+        "CPU threads that decode; absent, it chooses",
+        variable="GRUVE_THREADS",
+        metavar="N",
+    )
+    add_flag(
+        group,
+        "--native",
+        str,
+        "1",
+        "0 decodes on a CPU with torch instead of the native kernels, slower",
+        variable="GRUVE_NATIVE",
+        choices=("0", "1"),
+    )
+    add_flag(
+        group,
+        "--isa",
+        str,
+        None,
+        "instructions that the native kernels use; absent, the CPU's fastest",
+        variable="GRUVE_ISA",
+        choices=("avx512", "avx2", "portable"),
+    )
+    add_flag(group, "--slots", int, 1024, "sequences a model decodes at once", variable="GRUVE_SLOTS", metavar="N")
+    add_flag(
+        group,
+        "--max-waiting",
+        int,
+        1024,
+        "sequences that may wait for a slot; one more is refused",
+        variable="GRUVE_MAX_WAITING",
+        metavar="N",
+    )
+    add_flag(
+        group,
+        "--max-call-ms",
+        float,
+        5.0,
+        "milliseconds that a decoding call aims at",
+        variable="GRUVE_MAX_CALL_MS",
+        metavar="MS",
+    )
+    add_flag(
+        group,
+        "--drain",
+        float,
+        30.0,
+        "seconds that streams may go on after SIGTERM",
+        variable="GRUVE_DRAIN_S",
+        metavar="S",
+    )
+
+
+def _add_sessions(group: argparse._ArgumentGroup) -> None:
+    add_flag(
+        group,
+        "--session-ttl",
+        float,
+        3600.0,
+        "seconds that a session may lie idle",
+        variable="GRUVE_SESSION_TTL_S",
+        metavar="S",
+    )
+    add_flag(
+        group,
+        "--session-memory",
+        float,
+        64.0,
+        "MiB for idle sessions; beyond, the least recently used expire",
+        variable="GRUVE_SESSION_MEMORY_MIB",
+        metavar="MIB",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until a signal."""
+    import asyncio
+
+    config = _config(args)
+    log_to_standard_error(args.log_level)
+    from gruve.serve.server import serve
+
+    asyncio.run(serve(config, _tell))
+    return 0
+
+
+def _config(args: argparse.Namespace) -> ServeConfig:
+    key = os.environ.get(SESSION_KEY, "").encode()
+    if key and len(key) < LEAST_KEY_BYTES:
+        raise Failure(f"{SESSION_KEY} has {len(key)} bytes; at least {LEAST_KEY_BYTES} are needed", exit_code=2)
+    for name in ("port", "metrics_port"):
+        if not 0 <= getattr(args, name) <= 65_535:
+            raise Failure(f"--{name.replace('_', '-')} is {getattr(args, name)}; must be 0 to 65535", exit_code=2)
+    if not args.models.is_dir():
+        raise Failure(f"--models is {str(args.models)!r}; there is no such folder")
+    from gruve.engine.decode.choose import DecodeConfig
+    from gruve.engine.engine import EngineConfig
+    from gruve.engine.sessions import SessionsConfig
+    from gruve.serve.server import ServeConfig
+
+    return ServeConfig(
+        models=args.models,
+        host=args.host,
+        port=args.port,
+        metrics_host=args.metrics_host,
+        metrics_port=args.metrics_port,
+        drain_s=args.drain,
+        session_key=key or None,
+        decode=DecodeConfig(args.device, args.slots, args.threads, args.native == "1", args.isa),
+        engine=EngineConfig(max_waiting=args.max_waiting, max_call_ms=args.max_call_ms),
+        sessions=SessionsConfig(idle_ttl_s=args.session_ttl, budget_bytes=int(args.session_memory * MIB)),
+    )
+
+
+def _tell(serving: Serving) -> None:
+    line = {
+        "event": "serving",
+        "port": serving.port,
+        "metrics_port": serving.metrics_port,
+        "models": list(serving.models),
+    }
+    print(json.dumps(line), flush=True)

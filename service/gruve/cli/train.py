@@ -1,0 +1,96 @@
+"""`gruve train`: a corpus and a config in, a model out, with the progress shown."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gruve.cli.flags import Parser, add_command
+from gruve.cli.terminal import say_note
+
+if TYPE_CHECKING:
+    from gruve.training.trainer import Progress
+
+DESCRIPTION = """Train a model on a corpus.
+
+The model, its losses as CSV and as a curve, and checkpoints are left in the folder of --out. The same config, corpus
+and machine give the same model, interrupted or not: after Ctrl-C, --resume goes on from the last checkpoint."""
+EXAMPLES = """\
+examples:
+  gruve train --config models/tiny/training.toml --corpus input.txt --out runs/tiny
+  gruve train --config models/tiny/training.toml --corpus input.txt --out runs/tiny --resume
+
+A run's folder can be served as it is: `gruve serve --models runs`. `gruve evaluate` measures it, `gruve publish` writes
+its card. models/*/training.toml are examples of configs, service/gruve/training/config.py says what each key means.
+"""
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command."""
+    parser = add_command(commands, "train", DESCRIPTION, EXAMPLES, run)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="what to train and how, in TOML")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, metavar="PATH", help="a text in UTF-8, or a folder of ABC books"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the run's folder; its name is the model's"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, shows how far it is."""
+    from gruve.training.config import read_config
+    from gruve.training.trainer import train
+
+    config = read_config(args.config)
+    with _shown(config.schedule.steps) as show:
+        try:
+            model = train(config, args.corpus, args.out, resume=args.resume, progress=show)
+        except KeyboardInterrupt:
+            say_note(f"interrupted; --resume goes on from the last checkpoint in {args.out}")
+            raise
+    say_note(f"{model.name}: {model.config.parameter_count():,} parameters in {args.out}")
+    return 0
+
+
+@contextmanager
+def _shown(steps: int) -> Iterator[Callable[[Progress], None]]:
+    """Shows progress: a bar on a terminal, elsewhere a line for each validation."""
+    if not sys.stderr.isatty():
+        yield _say_validation
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=steps)
+        best = float("inf")
+
+        def show(progress: Progress) -> None:
+            nonlocal best
+            if progress.validation_loss is not None:
+                best = min(best, progress.validation_loss)
+            told = f"{progress.tokens_per_second:,.0f} tokens/s, loss {progress.train_loss:.4f}"
+            known = f", best validation {best:.4f} nats" if best < float("inf") else ""
+            bar.update(task, completed=progress.step, description=told + known)
+
+        yield show
+
+
+def _say_validation(progress: Progress) -> None:
+    if progress.validation_loss is not None:
+        say_note(
+            f"step {progress.step} of {progress.steps}: {progress.tokens_per_second:,.0f} tokens/s, "
+            f"loss {progress.train_loss:.4f}, validation {progress.validation_loss:.4f} nats per token"
+        )
