@@ -35,7 +35,7 @@ class ModelConfig:
     embedding_size: int
     """E, 1 to 4,096."""
     hidden_size: int
-    """H, 8 to 4,096 (a multiple of 8 lets the native backend take it)."""
+    """H, 8 to 4,096."""
     num_layers: int
     """L, 1 to 4."""
     reset: Reset | None = None

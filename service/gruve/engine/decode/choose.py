@@ -14,8 +14,6 @@ from gruve.errors import InvalidField
 from gruve.model.repository import Model
 
 Device = Literal["auto", "cpu", "cuda"]
-NATIVE_WIDTH = 8
-"""Hidden units that the native kernels take at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,8 +45,6 @@ def choose_backend(model: Model, config: DecodeConfig) -> Backend:
         return ReferenceBackend(model, config.slots, "cuda", "torch sees a GPU" if device == "auto" else "asked for")
     why = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
     why_not = native_unavailable() if config.native else "the native backend was not to be used"
-    if why_not is None and model.config.hidden_size % NATIVE_WIDTH:
-        why_not = f"a hidden size of {model.config.hidden_size} is no multiple of {NATIVE_WIDTH}"
     if why_not is None:
         return NativeBackend(model, config.slots, config.threads, why, config.isa)
     # Torch's small operations gain nothing from a second thread, and would take it from the wire.

@@ -7,7 +7,6 @@
 namespace gruve {
 namespace {
 
-constexpr int32_t MATCHED = 1 << 30;
 // Rows a tile takes at most: enough to pay for the weights, few enough that the last tiles of a phase come out even.
 constexpr int32_t TILE_ROWS = 32;
 // A pass over fewer groups at once has fewer streams of weights under way; more threads need more tiles.

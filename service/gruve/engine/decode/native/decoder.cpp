@@ -9,12 +9,10 @@
 
 #include "bounds.h"
 #include "call.h"
-#include "float_control.h"
 
 namespace gruve {
 namespace {
 
-constexpr int32_t MATCHED = 1 << 30;
 size_t slot_floats(const Model& model, size_t layer_floats) {
     // An odd number of cache lines between slots, so that the same unit of many rows does not fall into one cache set.
     const size_t floats = layer_floats * (model.state_tensors() + 1);

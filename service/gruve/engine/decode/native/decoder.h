@@ -3,7 +3,6 @@
 #ifndef GRUVE_NATIVE_DECODER_H
 #define GRUVE_NATIVE_DECODER_H
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -16,7 +15,9 @@
 
 namespace gruve {
 
-// Where gruve.engine.decode.Reason names why a row froze.
+constexpr int32_t MATCHED = 1 << 30;  // gruve.engine.stops.MATCHED
+
+// gruve.engine.decode.Reason: why a row froze.
 enum class Reason : int32_t { running = 0, stop = 1, end_of_sequence = 2, length = 3 };
 
 struct Slot {

@@ -2,8 +2,6 @@
 
 #include <unistd.h>
 
-#include <chrono>
-
 #include "float_control.h"
 
 namespace gruve {
@@ -14,7 +12,6 @@ constexpr uint64_t TILES = (uint64_t{1} << PHASE_SHIFT) - 1;
 constexpr uint64_t ENDED = uint64_t{1} << 63;
 // A tile takes a few microseconds, going to sleep and being woken about ten.
 constexpr auto SPIN = std::chrono::microseconds(20);
-
 constexpr int ALONE_TIMES_WAITED = 32;
 
 inline void pause() {
