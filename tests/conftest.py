@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import torch
 from hypothesis import HealthCheck, settings
 from serving import loop, repository, server, start, stopping, tiny_repository
 
+# A shell ignores SIGINT in what it starts in the background, and the processes that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 settings.register_profile("gruve", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gruve")
