@@ -132,6 +132,11 @@ def test_generated_text_alone_goes_to_a_pipe(address):
     assert re.fullmatch(r"tiny · seed 7 · 80 tokens in [\d.]+ s · LENGTH\n", done.stderr)
 
 
+def test_flags_may_stand_between_the_model_and_its_prompt(address):
+    before = generate(address, "--seed", "7", "--max-tokens", "20", "ROMEO:")
+    assert before.stdout == generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "20").stdout
+
+
 def test_the_prompt_may_come_from_standard_input_and_go_first(address):
     plain = generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "20", "--quiet")
     echoed = generate(address, "-", "--seed", "7", "--max-tokens", "20", "--quiet", "--echo", text="ROMEO:")

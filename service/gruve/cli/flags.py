@@ -18,7 +18,19 @@ class _FromEnvironment(str):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all others are."""
+    """A parser whose complaints are one line, and whose flags may stand anywhere: also between MODEL and PROMPT."""
+
+    _intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Takes positional arguments wherever they stand; argparse alone wants them side by side."""
+        if self._subparsers is not None or self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and ends with the exit code of wrong usage."""
