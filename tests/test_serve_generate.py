@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from nets import CELL_NAMES
-from serving import ABC_TOKENS, HELD, Gate, Read, broken, first, read, refusal, token, until
+from serving import ABC_TOKENS, HELD, PATIENCE_S, Gate, Read, broken, first, read, refusal, token, until
 
 from gruve.engine.sessions import SessionsConfig
 from gruve.model.oracle import Oracle
@@ -350,3 +350,13 @@ def test_a_parameter_means_the_decimal_number_that_was_written(server):
     call = server.generate(max_tokens_per_second=0.01)
     assert token(call).token_ids
     call.cancel()
+
+
+def test_among_many_streams_messages_wait_to_be_fuller_and_the_first_and_last_do_not(server, monkeypatch):
+    monkeypatch.setattr("gruve.serve.hosting.LONGEST_GAP_S", PATIENCE_S)
+    monkeypatch.setattr("gruve.serve.hosting.MESSAGES_PER_S", 1 / PATIENCE_S)
+    neighbour = server.generate(max_tokens_per_second=HELD)
+    first(neighbour, 2)
+    counts = [len(message.token_ids) for message in server.read(text="O", max_tokens=200).messages]
+    assert len([count for count in counts if count]) == 2
+    neighbour.cancel()

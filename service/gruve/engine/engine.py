@@ -32,7 +32,7 @@ MOST_STEPS = 64
 MAX_PACE_DEBT_S = 0.25
 """How far a paced row that was late may catch up."""
 
-_FINISH = {
+_FINISH: dict[int, FinishReason] = {
     Reason.STOP: FinishReason.STOP,
     Reason.END_OF_SEQUENCE: FinishReason.END_OF_SEQUENCE,
     Reason.LENGTH: FinishReason.LENGTH,
@@ -257,6 +257,7 @@ class Engine:
     def _update(self, rows: list[Sequence], block: Block) -> list[Progress]:
         """Moves each sequence past what the block yielded."""
         now = self._clock()
+        columns = block.tokens.T.tolist()
         progress = []
         for i, (sequence, taken, reason) in enumerate(
             zip(rows, block.taken.tolist(), block.reasons.tolist(), strict=True)
@@ -271,11 +272,11 @@ class Engine:
                 sequence.credit -= drawn
             if drawn and (pace := sequence.admission.max_tokens_per_second):
                 sequence.ready_s = max(sequence.ready_s or now, now - MAX_PACE_DEBT_S) + drawn / pace
-            tokens = block.tokens[:taken, i].tolist()
+            tokens = columns[i][:taken]
             logprobs = (
                 () if block.logprobs is None else _logprobs(block.logprobs, sequence.admission.logprobs, i, taken)
             )
-            finish = _FINISH.get(Reason(reason))
+            finish = _FINISH.get(reason)
             progress.append(self._progress(sequence, position, tokens, forced, logprobs, finish))
         return progress
 

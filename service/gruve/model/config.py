@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any, Literal, get_args
@@ -117,7 +118,7 @@ class ModelConfig:
 
     def digest(self) -> str:
         """sha256 over the canonical config, which holds the sha256 of tokenizer and weights."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return _digest(self)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -144,6 +145,12 @@ class ModelConfig:
         if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
             raise ModelBroken("config.json: files must map each file's name to its sha256")
         return cls(**fields, files=tuple(sorted(files.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(config: ModelConfig) -> str:
+    """Every request asks for it."""
+    return hashlib.sha256(config.to_json().encode()).hexdigest()
 
 
 def _check(holds: bool, key: str, value: object, allowed: str) -> None:

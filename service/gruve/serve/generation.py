@@ -171,7 +171,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
         try:
             start = _start_message(hosted, session, opened.generation)
-            stream = Stream(opened, hosted.model.tokenizer, start, most_tokens, lambda end: self._ended(hosted, end))
+            stream = Stream(
+                opened,
+                hosted.model.tokenizer,
+                start,
+                most_tokens,
+                lambda end: self._ended(hosted, end),
+                hosted.message_gap_s,
+            )
             if opened.admission is not None:
                 stream.sequence_id = hosted.admit(opened.admission, stream)
         except BaseException:

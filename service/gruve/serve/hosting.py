@@ -18,6 +18,10 @@ from gruve.model.repository import Broken, Model
 from gruve.serve.metrics import Metrics, ModelMetrics
 from gruve.serve.status import internal_error
 
+MESSAGES_PER_S = 2_000
+"""Of all streams of a model together: beyond, gRPC takes more of the machine than it leaves to the model."""
+LONGEST_GAP_S = 0.25
+
 
 class Listener(Protocol):
     """Whoever admitted a sequence and wants to hear of it."""
@@ -57,6 +61,11 @@ class Hosted:
         self._loop = loop
         self._on_broken = on_broken
         self._listeners: dict[int, Listener] = {}
+
+    def message_gap_s(self) -> float:
+        """How long a stream waits between two messages, so that all of them write `MESSAGES_PER_S` together at most."""
+        streams = len(self._listeners)
+        return 0.0 if streams < 2 else min(LONGEST_GAP_S, streams / MESSAGES_PER_S)
 
     def admit(self, admission: Admission, listener: Listener) -> int:
         """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ MAX_REQUEST_BYTES = 1 << 20
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 FLUSH_S = 2.0
 """How long the last messages of handed over streams may take to be written."""
+SWITCH_S = 0.0005
 SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
@@ -92,6 +94,9 @@ async def serve(config: ServeConfig, ready: Callable[[Serving], None]) -> None:
     SIGTERM lets running streams go on for `drain_s`; SIGINT, or a second signal, hands them over at once. Raises
     `ModelUnknown` when there is nothing to serve and `AddressInUse` when a port is taken.
     """
+    # The engine's thread asks for the GIL once a call, the event loop holds it most of the time: by default it would be
+    # given up after 5 ms, which is as long as a call.
+    sys.setswitchinterval(SWITCH_S)
     # A signal that comes while the last messages are written must not cut them off.
     with _signals() as asked:
         async with Server(config) as server:

@@ -1,7 +1,9 @@
 """One stream: blocks of tokens come in from the engine, messages go out as fast as their reader takes them.
 
 A message carries everything that is ready when its writer is free, so messages grow by themselves when the reader or
-the loop falls behind, and are single tokens while they keep up.
+the loop falls behind. Among many streams a writer also waits a little between its messages: a message costs as much as
+the decoding of a token or two, so fewer and larger ones leave more of the machine to the model. First and last messages
+never wait, nor does a full one.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Stream:
         start: generation_pb2.GenerationStart,
         most_tokens: int,
         on_end: Callable[[Stream], None],
+        gap_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.opened = opened
         self.generation = opened.generation
@@ -54,6 +57,10 @@ class Stream:
         self._error: GruveError | None = None
         self._sent_end = False
         self._changed = asyncio.Event()
+        # Between two messages: how long at least, until when, and what ends the wait.
+        self._gap_s = gap_s
+        self._due_s = 0.0
+        self._wait: asyncio.TimerHandle | None = None
         self._opened_s = time.monotonic()
         self._first_token_s: float | None = None
         self._last_token_s = self._opened_s
@@ -78,6 +85,17 @@ class Stream:
             if reason is FinishReason.LENGTH:  # or computed again as far as it went: the record knows why it ended
                 reason = self.generation.finish_reason
             self._end(reason)
+        wait_s = self._due_s - time.monotonic()
+        if self.ended.is_set() or wait_s <= 0.0 or len(self._tokens) >= self._most_tokens:
+            self._wake()
+        elif self._wait is None:
+            self._wait = asyncio.get_running_loop().call_later(wait_s, self._wake)
+
+    def _wake(self) -> None:
+        """Lets the writer look at what is ready."""
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None
         self._changed.set()
 
     def fail(self, error: GruveError) -> None:
@@ -98,9 +116,12 @@ class Stream:
         while not self._sent_end:
             if self._error is not None:
                 raise self._error
-            if not started or self._tokens or self.finish is not None:
+            if not started or self.finish is not None or (self._tokens and self._wait is None):
                 started = True
-                yield self._message()
+                message = self._message()
+                if message.token_ids:
+                    self._due_s = time.monotonic() + self._gap_s()
+                yield message
             else:
                 self._changed.clear()
                 await self._changed.wait()
