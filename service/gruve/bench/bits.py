@@ -1,0 +1,96 @@
+"""`gruve bench bits`: a digest of 10,000 tokens of every cell on every instruction set, to compare CPUs by eye.
+
+The same digest means the same bits: every token is drawn from logits that another CPU must have made alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gruve.bench.machine import describe_machine, describe_versions
+from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.synthetic import CELLS, Size, make_model
+from gruve.engine.decode import Backend
+from gruve.engine.decode import Row as Admitted
+from gruve.engine.decode.native import NativeBackend, native_unavailable
+from gruve.engine.decode.native.library import library
+from gruve.engine.decode.reference import ReferenceBackend
+from gruve.engine.sessions import START_TOKEN
+from gruve.model.sampling import SamplingParameters
+
+COLUMNS = ("cell", "backend", "isa", "numerics_id", "tokens", "digest")
+ISAS = ("avx512", "avx2", "portable")
+SEQUENCES = 10
+TINY = Size(2, 48)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BitsBenchConfig:
+    """What is digested."""
+
+    size: Size = TINY
+    cells: tuple[str, ...] = CELLS
+    tokens: int = 10_000
+    """Over ten sequences of seeds 0 to 9."""
+
+    @classmethod
+    def quick(cls) -> BitsBenchConfig:
+        """The same: it takes seconds."""
+        return cls()
+
+
+def run_bits(config: BitsBenchConfig, report: Report) -> Result:
+    """Prints a line for every cell and instruction set that this CPU can run."""
+    rows: list[Row] = []
+    skipped: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+        for cell in config.cells:
+            model = make_model(Path(folder) / cell.replace("_", "-"), config.size, cell)
+            for isa in ISAS:
+                if (why := _unavailable(isa)) is None:
+                    rows.append(_row(config, cell, isa, NativeBackend(model, SEQUENCES, 1, isa=isa)))
+                else:
+                    skipped.append({"cell": cell, "isa": isa, "why": why})
+            rows.append(_row(config, cell, "torch", ReferenceBackend(model, SEQUENCES)))
+    for line in table(rows, COLUMNS):
+        report(line)
+    for row in skipped:
+        report(f"{row['cell']} on {row['isa']} was not run: {row['why']}")
+    return Result("bits", describe_machine(), describe_versions(), rows, skipped)
+
+
+def _unavailable(isa: str) -> str | None:
+    why = native_unavailable()
+    if why is None and library().isa(isa) != isa:
+        return "this CPU has it not"
+    return why
+
+
+def _row(config: BitsBenchConfig, cell: str, isa: str, backend: Backend) -> Row:
+    tokens = generate(backend, config.tokens // SEQUENCES)
+    digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()[:16]
+    return {
+        "cell": cell,
+        "backend": backend.name,
+        "isa": isa,
+        "numerics_id": backend.numerics_id,
+        "tokens": int(tokens.size),
+        "digest": digest,
+    }
+
+
+def generate(backend: Backend, tokens: int) -> NDArray[np.int32]:
+    """So many tokens of each of ten sequences (tokens, 10), at temperature 1."""
+    for slot in range(SEQUENCES):
+        start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)
+        backend.admit(slot, Admitted(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=tokens), None)
+    slots = list(range(SEQUENCES))
+    blocks = [backend.decode(slots, [tokens] * SEQUENCES, min(100, tokens - at)) for at in range(0, tokens, 100)]
+    whole: NDArray[np.int32] = np.concatenate([block.tokens for block in blocks])
+    return whole

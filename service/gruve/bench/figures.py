@@ -1,0 +1,158 @@
+"""What the figures mean: percentiles, token lateness, goodput. Pure arithmetic over times; knows no clock.
+
+Times are integer nanoseconds of one monotonic clock. Definitions follow vLLM's `benchmarks/serve.py` where it has one
+(TTFT, gaps between messages), with one difference: in the open loop TTFT counts from the scheduled arrival.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+MS = 1_000_000
+S = 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Objective:
+    """What a stream must hold to count as good."""
+
+    ttft_ms: float = 50.0
+    lateness_ms: float = 50.0
+    tokens_per_s: float = 50.0
+    """The rate at which a stream is played out."""
+
+
+OBJECTIVE = Objective()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One request as its client saw it."""
+
+    scheduled_ns: int
+    """When it was to be sent; in the closed loop, when it was."""
+    sent_ns: int
+    times_ns: tuple[int, ...] = ()
+    """The arrival of each message that holds tokens."""
+    counts: tuple[int, ...] = ()
+    """How many tokens each of them held."""
+    tokens: tuple[int, ...] = ()
+    """What was generated, for comparison with a solo run."""
+    prompt: tuple[int, ...] = ()
+    """Everything the transcript holds before `tokens`, the start token left out."""
+    seed: int = 0
+    failed: str = ""
+    """The status or error that ended it out of order; a refusal is one."""
+
+    @property
+    def ttft_ns(self) -> int | None:
+        """From the scheduled arrival to the first token; None when none came."""
+        return self.times_ns[0] - self.scheduled_ns if self.times_ns else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figures:
+    """One run's figures over its window; latencies in milliseconds, NaN where nothing was seen."""
+
+    requests: int
+    failed: int
+    tokens_per_s: float
+    messages_per_s: float
+    tokens_per_message: float
+    ttft_ms_p50: float
+    ttft_ms_p99: float
+    gap_ms_p50: float
+    gap_ms_p99: float
+    lateness_ms_p99: float
+    goodput_requests_per_s: float
+    slo_attainment: float
+    """The share of requests that were good; those refused or failed are not."""
+    client_lag_ms_p99: float
+    """How late the generator sent; above a few milliseconds the run says little."""
+
+
+def percentile(values: Iterable[float], p: float) -> float:
+    """The nearest-rank percentile: the smallest value that `p` percent of all do not exceed. NaN of nothing."""
+    ordered = sorted(values)
+    if not ordered:
+        return math.nan
+    return ordered[max(0, math.ceil(p / 100 * len(ordered)) - 1)]
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle value, or the mean of the two in the middle. NaN of nothing."""
+    ordered = sorted(values)
+    if not ordered:
+        return math.nan
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def lateness_ns(times_ns: Sequence[int], counts: Sequence[int], tokens_per_s: float) -> list[int]:
+    """How late each token is for playout at a constant rate that begins with the first token's arrival; 0 if in time.
+
+    The tokens of one message arrive together.
+    """
+    period = S / tokens_per_s
+    late: list[int] = []
+    for time_ns, count in zip(times_ns, counts, strict=True):
+        since, first = time_ns - times_ns[0], len(late)
+        late += [max(0, int(since - i * period)) for i in range(first, first + count)]
+    return late
+
+
+def is_good(record: Record, objective: Objective) -> bool:
+    """Whether a request met its objective: answered in full, first token in time, its 99th percentile token in time."""
+    if record.failed or record.ttft_ns is None:
+        return False
+    late = percentile(lateness_ns(record.times_ns, record.counts, objective.tokens_per_s), 99)
+    return record.ttft_ns <= objective.ttft_ms * MS and late <= objective.lateness_ms * MS
+
+
+def figures(records: Sequence[Record], begin_ns: int, end_ns: int, objective: Objective) -> Figures:
+    """The figures of what happened in [begin, end): tokens and gaps by their arrival, requests by their schedule."""
+    window_s = (end_ns - begin_ns) / S
+    ours = [r for r in records if begin_ns <= r.scheduled_ns < end_ns]
+    messages = [
+        (time, count)
+        for r in records
+        for time, count in zip(r.times_ns, r.counts, strict=True)
+        if begin_ns <= time < end_ns
+    ]
+    gaps = [
+        (later - earlier) / MS
+        for r in records
+        for earlier, later in zip(r.times_ns, r.times_ns[1:], strict=False)
+        if begin_ns <= later < end_ns
+    ]
+    late = [ns / MS for r in ours for ns in lateness_ns(r.times_ns, r.counts, objective.tokens_per_s)]
+    ttft = [r.ttft_ns / MS for r in ours if r.ttft_ns is not None]
+    good = sum(is_good(r, objective) for r in ours)
+    tokens = sum(count for _, count in messages)
+    return Figures(
+        requests=len(ours),
+        failed=sum(bool(r.failed) for r in ours),
+        tokens_per_s=tokens / window_s,
+        messages_per_s=len(messages) / window_s,
+        tokens_per_message=tokens / len(messages) if messages else math.nan,
+        ttft_ms_p50=percentile(ttft, 50),
+        ttft_ms_p99=percentile(ttft, 99),
+        gap_ms_p50=percentile(gaps, 50),
+        gap_ms_p99=percentile(gaps, 99),
+        lateness_ms_p99=percentile(late, 99),
+        goodput_requests_per_s=good / window_s,
+        slo_attainment=good / len(ours) if ours else math.nan,
+        client_lag_ms_p99=percentile([(r.sent_ns - r.scheduled_ns) / MS for r in ours], 99),
+    )
+
+
+def slope_per_minute(times_s: Sequence[float], values: Sequence[float]) -> float:
+    """The least-squares slope of `values` over time, a minute. NaN of fewer than two."""
+    n = len(times_s)
+    if n < 2:
+        return math.nan
+    mean_t, mean_v = sum(times_s) / n, sum(values) / n
+    spread = sum((t - mean_t) ** 2 for t in times_s)
+    return 60 * sum((t - mean_t) * (v - mean_v) for t, v in zip(times_s, values, strict=True)) / spread

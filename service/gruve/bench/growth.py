@@ -1,0 +1,143 @@
+"""`gruve bench growth`: what more sessions cost. Active ones share the machine; idle ones should cost memory alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+
+from gruve.bench.figures import OBJECTIVE, S, figures, median
+from gruve.bench.load import Clients, Closed, Open, Workload, soon_ns
+from gruve.bench.machine import describe_machine, describe_versions
+from gruve.bench.plots import plot_growth
+from gruve.bench.processes import Server
+from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.serve import connect
+from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, blueprint, make_model
+from gruve.engine.decode.choose import DecodeConfig
+from gruve.engine.sessions import SessionsConfig
+from gruve.serve.server import ServeConfig
+
+MODEL = "bench"
+COLUMNS = ("state", "sessions", "active", "tokens_per_s", "cpu_s_per_million_tokens", "rss_mb", "idle_session_bytes")
+ACTIVE_BESIDE_IDLE = 64
+AT_ONCE = 250
+"""So many idle sessions are made at a time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GrowthBenchConfig:
+    """How far it grows."""
+
+    size: Size = MEDIUM
+    active: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
+    idle: tuple[int, ...] = (0, 1, 10, 100, 1_000, 10_000)
+    rounds: int = 3
+    warm_s: float = 1.5
+    seconds: float = 5.0
+    idle_tokens: int = 32
+    """How many tokens an idle session has generated, after a prompt of 16."""
+    client_processes: int = 2
+    channels: int = 4
+    decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+    plot: Path | None = None
+
+    @classmethod
+    def quick(cls) -> GrowthBenchConfig:
+        """A few points, in less than 50 seconds."""
+        return cls(active=(1, 64, 256), idle=(0, 100, 1_000), rounds=1, warm_s=1.0, seconds=2.0)
+
+
+def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
+    """Measures active sessions, then idle ones beside 64 active ones, and draws it."""
+    with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+        make_model(Path(folder) / MODEL, config.size)
+        sessions = SessionsConfig(budget_bytes=1 << 30)  # the default would let the last of 10,000 expire
+        server_config = ServeConfig(
+            models=Path(folder),
+            decode=config.decode,
+            sessions=sessions,
+            drain_s=0.0,
+        )
+        with (
+            Server(server_config) as server,
+            Clients(connect(server.target, config.channels), config.client_processes) as clients,
+        ):
+            growth = _Growth(config, server, clients, report)
+            rows = [growth.active(count) for count in config.active]
+            rows += [growth.idle(count) for count in config.idle]
+    if config.plot is not None:
+        config.plot.parent.mkdir(parents=True, exist_ok=True)
+        plot_growth(rows, config.plot)
+    for line in table(rows, COLUMNS):
+        report(line)
+    return Result("growth", describe_machine(), describe_versions(), rows)
+
+
+class _Growth:
+    """One server that is asked for more and more."""
+
+    def __init__(self, config: GrowthBenchConfig, server: Server, clients: Clients, report: Report) -> None:
+        self._config = config
+        self._server = server
+        self._clients = clients
+        self._report = report
+        self._idle = 0
+        self._rss_without_idle_mb = math.nan
+
+    def active(self, sessions: int) -> Row:
+        """So many sessions in the closed loop."""
+        return self._row("active", sessions, sessions, math.nan)
+
+    def idle(self, sessions: int) -> Row:
+        """64 active sessions beside so many idle ones; memory is read while nothing runs."""
+        if math.isnan(self._rss_without_idle_mb):
+            self._load(ACTIVE_BESIDE_IDLE)  # whatever such a load allocates once is there now
+            self._rss_without_idle_mb = self._server.rss_mb()
+        self._make_idle(sessions - self._idle)
+        grown_mb = self._server.rss_mb() - self._rss_without_idle_mb
+        each = 1e6 * grown_mb / sessions if sessions else math.nan
+        return self._row("idle", sessions, ACTIVE_BESIDE_IDLE, each)
+
+    def _make_idle(self, count: int) -> None:
+        """Creates sessions of one generation each, and leaves them."""
+        config = self._config
+        for first in range(0, count, AT_ONCE):
+            at = (soon_ns(),) * min(AT_ONCE, count - first)
+            work = Workload(MODEL, VOCABULARY_SIZE, 16, config.idle_tokens, config.idle_tokens, turns=2)
+            self._clients.play(work, Open(at))
+        self._idle += max(0, count)
+
+    def _row(self, state: str, sessions: int, active: int, idle_session_bytes: float) -> Row:
+        config = self._config
+        found = [self._load(active) for _ in range(config.rounds)]
+        state_bytes = blueprint(config.size).state_bytes
+        row: Row = {
+            "state": state,
+            "sessions": sessions,
+            "active": active,
+            "tokens_per_s": median(tokens for tokens, _, _ in found),
+            "cpu_s_per_million_tokens": median(cpu for _, cpu, _ in found),
+            "rss_mb": median(rss for _, _, rss in found),
+            "idle_session_bytes": idle_session_bytes,
+            "idle_session_bytes_bound": 1.5 * state_bytes + 2 * (17 + config.idle_tokens) + 1_024,
+        }
+        self._report(f"{sessions} {state}: {row['tokens_per_s']:.0f} tokens/s, {row['rss_mb']:.0f} MB")
+        return row
+
+    def _load(self, sessions: int) -> tuple[float, float, float]:
+        """Tokens a second, CPU seconds a million tokens, and resident memory at the end."""
+        config = self._config
+        begin_ns = soon_ns()
+        window_ns = begin_ns + int(config.warm_s * S)
+        end_ns = window_ns + int(config.seconds * S)
+        self._clients.begin(Workload(MODEL, VOCABULARY_SIZE), Closed(sessions, begin_ns, end_ns))
+        time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
+        cpu_s = self._server.cpu_s()
+        time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
+        cpu_s, rss_mb = self._server.cpu_s() - cpu_s, self._server.rss_mb()
+        found = figures(self._clients.finish(), window_ns, end_ns, OBJECTIVE)
+        tokens = found.tokens_per_s * config.seconds
+        return found.tokens_per_s, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb

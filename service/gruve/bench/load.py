@@ -1,0 +1,291 @@
+"""The load generator: client processes that play sessions against a server and keep the time of every message.
+
+Closed loop: so many sessions, each asking again as soon as it has been answered. Open loop: arrivals at times that were
+fixed beforehand, whatever the server does, so that a slow server cannot slow down its own load. A process records bytes
+and times and reads neither until the run is over. Knows transports; knows nothing of engines or models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Self
+
+from gruve.bench.figures import Record, S
+from gruve.bench.transport import Ask, Refused, Transport
+
+SPAWN = multiprocessing.get_context("spawn")
+LEAD_NS = 3 * S // 10
+"""How long before its begin a run is announced to the processes that play it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workload:
+    """What every session asks for."""
+
+    model: str
+    vocabulary_size: int
+    prompt_tokens: int = 16
+    least_tokens: int = 128
+    """The lengths asked for are uniform between the least and the most, drawn from the session's seed."""
+    most_tokens: int = 384
+    turns: int = 4
+    """How many requests a session makes before it is deleted and another takes its place. At 1 nothing is kept."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Closed:
+    """So many sessions at once, from `begin_ns` until no request is begun at `end_ns` any more."""
+
+    sessions: int
+    begin_ns: int
+    end_ns: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Open:
+    """One session of one request for each arrival."""
+
+    arrivals_ns: tuple[int, ...]
+
+
+Run = Closed | Open
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """What one process plays of a run."""
+
+    workload: Workload
+    run: Run
+    first: int
+    """Its place among the processes, and the step from one of its sessions to its next."""
+    step: int
+
+
+def poisson(rate_per_s: float, begin_ns: int, end_ns: int, seed: int) -> tuple[int, ...]:
+    """Arrival times in [begin, end) with exponential gaps."""
+    rng, at, arrivals = random.Random(seed), float(begin_ns), []  # noqa: S311 - a schedule, not a secret
+    while (at := at + rng.expovariate(rate_per_s) * S) < end_ns:
+        arrivals.append(int(at))
+    return tuple(arrivals)
+
+
+class Clients:
+    """Client processes that stand ready; `connect` makes each one's transport, inside of it."""
+
+    def __init__(self, connect: Callable[[], Transport], processes: int) -> None:
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(processes):
+            ours, theirs = SPAWN.Pipe()
+            process = SPAWN.Process(target=_client, args=(connect, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def play(self, workload: Workload, run: Run) -> list[Record]:
+        """Plays a run to its end and returns every request."""
+        self.begin(workload, run)
+        return self.finish()
+
+    def begin(self, workload: Workload, run: Run) -> None:
+        """Announces a run; it begins when its time comes."""
+        for i, pipe in enumerate(self._pipes):
+            pipe.send(Share(workload, run, i, len(self._pipes)))
+
+    def finish(self) -> list[Record]:
+        """Waits for the end of the run and returns every request."""
+        records: list[Record] = []
+        for pipe in self._pipes:
+            answer = pipe.recv()
+            if isinstance(answer, Exception):
+                raise answer
+            records += answer
+        return records
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def soon_ns() -> int:
+    """A begin that every process hears of in time."""
+    return time.monotonic_ns() + LEAD_NS
+
+
+def _client(connect: Callable[[], Transport], pipe: Connection) -> None:
+    """A client process: plays share after share until told to end."""
+    asyncio.run(_serve_shares(connect(), pipe))
+
+
+async def _serve_shares(transport: Transport, pipe: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    await transport.open()
+    try:
+        gc.collect()
+        gc.freeze()
+        pipe.send("ready")
+        while (share := await loop.run_in_executor(None, pipe.recv)) is not None:
+            # Collections would show up as latency of the server.
+            gc.collect()
+            gc.disable()
+            try:
+                answer: list[Record] | Exception = await _play(transport, share)
+            except Exception as error:  # noqa: BLE001 - raised again by the process that can tell of it
+                answer = error
+            gc.enable()
+            pipe.send(answer)
+    finally:
+        await transport.close()
+
+
+async def _play(transport: Transport, share: Share) -> list[Record]:
+    seen: list[_Exchange] = []
+    run, workload = share.run, share.workload
+    if isinstance(run, Closed):
+        async with asyncio.TaskGroup() as group:
+            for i in range(share.first, run.sessions, share.step):
+                group.create_task(_keep_asking(transport, workload, run, i, seen))
+    else:
+        async with asyncio.TaskGroup() as group:
+            for i in range(share.first, len(run.arrivals_ns), share.step):
+                await _until(run.arrivals_ns[i])
+                player = _Session(transport, workload, i)
+                group.create_task(player.ask(run.arrivals_ns[i], seen))
+    return [exchange.record(transport) for exchange in seen]
+
+
+async def _keep_asking(
+    transport: Transport, workload: Workload, run: Closed, index: int, seen: list[_Exchange]
+) -> None:
+    """One place of a closed loop: session after session, request after request, one at least."""
+    await _until(run.begin_ns)
+    seed, over = index, False
+    while not over:
+        session = _Session(transport, workload, seed)
+        for _ in range(workload.turns):
+            answered = await session.ask(None, seen)
+            over = time.monotonic_ns() >= run.end_ns
+            if over or not answered:
+                break
+        await session.forget()
+        seed += run.sessions
+
+
+class _Session:
+    """One session: its seed decides prompts and lengths."""
+
+    def __init__(self, transport: Transport, workload: Workload, seed: int) -> None:
+        self._transport = transport
+        self._workload = workload
+        self._seed = seed
+        self._rng = random.Random(seed)  # noqa: S311 - made-up prompts
+        self._id = ""
+        self._last: _Exchange | None = None
+
+    async def ask(self, scheduled_ns: int | None, seen: list[_Exchange]) -> bool:
+        """One request to its end; whether it was answered in order."""
+        work, rng = self._workload, self._rng
+        prompt = tuple(rng.randrange(1, work.vocabulary_size) for _ in range(work.prompt_tokens))
+        length = rng.randint(work.least_tokens, work.most_tokens)
+        ask = Ask(work.model, prompt, length, self._seed, self._id, keep=work.turns > 1)
+        exchange = _Exchange(ask, self._last if self._id else None, scheduled_ns)
+        seen.append(exchange)
+        await exchange.run(self._transport)
+        if exchange.failed or not exchange.raw:
+            return False
+        self._id = self._id or self._transport.read(exchange.raw[0]).session
+        self._last = exchange
+        return True
+
+    async def forget(self) -> None:
+        """Deletes the session where there is one."""
+        if self._id:
+            await self._transport.forget(self._id)
+
+
+class _Exchange:
+    """One request and everything that came back, as bytes and times."""
+
+    def __init__(self, ask: Ask, last: _Exchange | None, scheduled_ns: int | None) -> None:
+        """`last` is the one that this one's session had before."""
+        self.ask = ask
+        self.last = last
+        self.scheduled_ns = scheduled_ns
+        self.sent_ns = 0
+        self.times_ns: list[int] = []
+        self.raw: list[bytes] = []
+        self.failed = ""
+        self.before: tuple[int, ...] = ()
+        self.generated: tuple[int, ...] = ()
+
+    async def run(self, transport: Transport) -> None:
+        """Sends, then takes what comes."""
+        now, times, raws = time.monotonic_ns, self.times_ns, self.raw
+        self.sent_ns = now()
+        try:
+            async for raw in transport.stream(self.ask):
+                times.append(now())
+                raws.append(raw)
+        except Refused as refused:
+            self.failed = str(refused) or "refused"
+
+    def record(self, transport: Transport) -> Record:
+        """What it comes to, now that the run is over; a message without tokens is none. Earlier ones go first."""
+        held = [(at, m) for at, raw in zip(self.times_ns, self.raw, strict=True) if (m := transport.read(raw).tokens)]
+        self.generated = tuple(token for _, tokens in held for token in tokens)
+        before = () if self.last is None else self.last.before + self.last.generated
+        self.before = before + self.ask.prompt
+        failed = self.failed
+        if not failed and sum(len(tokens) for _, tokens in held) < self.ask.max_tokens:
+            failed = "ended early"
+        return Record(
+            self.sent_ns if self.scheduled_ns is None else self.scheduled_ns,
+            self.sent_ns,
+            tuple(at for at, _ in held),
+            tuple(len(tokens) for _, tokens in held),
+            self.generated,
+            self.before,
+            self.ask.seed,
+            failed,
+        )
+
+
+async def _until(at_ns: int) -> None:
+    await asyncio.sleep(max(0, at_ns - time.monotonic_ns()) / S)
+
+
+def sample(records: Sequence[Record], most_tokens: int, seed: int) -> Iterator[Record]:
+    """Answered requests in random order, until they come to `most_tokens`, prompts included."""
+    rng, left = random.Random(seed), most_tokens  # noqa: S311 - which ones to check
+    whole = [r for r in records if r.tokens and not r.failed]
+    for record in rng.sample(whole, len(whole)):
+        left -= len(record.prompt) + len(record.tokens)
+        if left < 0:
+            return
+        yield record

@@ -1,0 +1,274 @@
+"""`gruve bench peers`: the same model behind gruve and behind what a user would pick instead, in one run.
+
+Every round starts each system in turn, measures it with the same clients and ends it: nothing else runs meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from gruve.bench.figures import OBJECTIVE, Figures, S, figures, median
+from gruve.bench.load import Clients, Closed, Workload, soon_ns
+from gruve.bench.machine import descendants, describe_machine, describe_versions, process_cpu_s, process_rss_mb
+from gruve.bench.peers.environments import NotInstalled, environment
+from gruve.bench.peers.systems import CHANNELS, SYSTEMS, Connect, System
+from gruve.bench.processes import Server
+from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
+from gruve.bench.transport import Ask, GruveTransport, Refused
+from gruve.engine.decode.choose import DecodeConfig
+from gruve.model.network import to_torch_gru
+from gruve.model.repository import Model
+from gruve.serve.server import ServeConfig
+
+OURS = "gruve"
+COLUMNS = ("system", "model", "streams", "tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p99", "rss_mb")
+START_S = 180.0
+END_S = 20.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeersBenchConfig:
+    """What is compared."""
+
+    sizes: tuple[Size, ...] = (SMALL, MEDIUM)
+    streams: tuple[int, ...] = (8, 64, 256)
+    systems: tuple[str, ...] = (OURS, *(system.name for system in SYSTEMS))
+    rounds: int = 3
+    warm_s: float = 3.0
+    seconds: float = 8.0
+    prompt_tokens: int = 16
+    tokens: int = 64
+    """Of every answer: one length for all, which spares those who batch statically."""
+    client_processes: int = 2
+    cache: Path = Path(".bench")
+    """Where the peers' environments are kept."""
+    budget_s: float | None = None
+    """After so long nothing more is started, and nothing is installed at all; None for no bound."""
+
+    @classmethod
+    def quick(cls) -> PeersBenchConfig:
+        """64 streams of 2 x 256, once, of the systems that are installed and started within 50 seconds."""
+        return cls(sizes=(SMALL,), streams=(64,), rounds=1, warm_s=1.5, seconds=2.0, budget_s=47.0)
+
+    @property
+    def workload(self) -> Workload:
+        """What the streams ask for; nothing is kept, because the peers keep nothing."""
+        return Workload(OURS, VOCABULARY_SIZE, self.prompt_tokens, self.tokens, self.tokens, turns=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Running:
+    """A started system."""
+
+    connect: Connect
+    pid: int
+
+
+class NotRunning(Exception):
+    """A system did not come to answer; says why."""
+
+
+def run_peers(config: PeersBenchConfig, report: Report) -> Result:
+    """Measures every system with every model and number of streams, and reports as it goes."""
+    run = _Run(config, report)
+    with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+        run.prepare()
+        for size in config.sizes:
+            place = Path(folder) / str(size)
+            model = make_model(place / "models" / OURS, size)
+            torch.save(torch_weights(model), place / "weights.pt")
+            for i in range(config.rounds):
+                names = list(run.ready)
+                for name in names[i % len(names) :] + names[: i % len(names)]:
+                    run.measure(name, size, place)
+    rows = run.rows()
+    for line in table(rows, COLUMNS):
+        report(line)
+    pins = {system.name: ", ".join(system.requirements[1:]) for system in SYSTEMS}
+    return Result("peers", describe_machine(), {**describe_versions(), **pins}, rows, run.skipped)
+
+
+def torch_weights(model: Model) -> dict[str, torch.Tensor]:
+    """A GRU's weights under the names and in the convention of the peers' `CharRnn`."""
+    w = model.weights
+    out = {name: w[name] for name in ("embedding.weight", "head.weight", "head.bias")}
+    for l in range(model.config.num_layers):
+        ours = (w[f"layers.{l}.{name}"] for name in ("weight_ih", "weight_hh", "bias", "bias_hn"))
+        for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), to_torch_gru(*ours), strict=True):
+            out[f"rnn.{name}_l{l}"] = value
+    return out
+
+
+class _Run:
+    """One run: what was installed, what was measured, what was not."""
+
+    def __init__(self, config: PeersBenchConfig, report: Report) -> None:
+        self._config = config
+        self._report = report
+        self._began_s = time.monotonic()
+        self._longest_s = 0.0
+        self._found: dict[tuple[str, str, int], list[tuple[Figures, float, float]]] = {}
+        self.ready: dict[str, tuple[System, Path] | None] = {}
+        self.skipped: list[Row] = []
+
+    def prepare(self) -> None:
+        """Installs what is to be compared."""
+        for system in (s for s in SYSTEMS if s.name in self._config.systems):
+            try:
+                folder = environment(
+                    self._config.cache,
+                    system.folder,
+                    system.requirements,
+                    install=self._config.budget_s is None,
+                )
+                self.ready[system.name] = (system, folder)
+            except NotInstalled as error:
+                self._skip(system.name, str(error))
+        if OURS in self._config.systems:
+            self.ready = {OURS: None, **self.ready}
+
+    def measure(self, name: str, size: Size, place: Path) -> None:
+        """Starts a system, measures it with every number of streams, and ends it."""
+        config = self._config
+        began_s = time.monotonic()
+        if config.budget_s is not None and began_s - self._began_s + self._longest_s > config.budget_s:
+            self._skip(name, f"no time was left of {config.budget_s:.0f} s", model=str(size))
+            return
+        try:
+            with self._start(name, place) as running, Clients(running.connect, config.client_processes) as clients:
+                for streams in config.streams:
+                    found = self._measure_once(running, clients, streams)
+                    self._found.setdefault((name, str(size), streams), []).append(found)
+                    self._report(
+                        f"{name}, {size}, {streams} streams: {found[0].tokens_per_s:.0f} tokens/s, "
+                        f"TTFT p99 {found[0].ttft_ms_p99:.1f} ms, {found[0].failed} failed"
+                    )
+        except NotRunning as error:
+            self._skip(name, str(error), model=str(size))
+        self._longest_s = max(self._longest_s, time.monotonic() - began_s)
+
+    def rows(self) -> list[Row]:
+        """The medians of the rounds."""
+        return [
+            {
+                "system": name,
+                "model": model,
+                "streams": streams,
+                **{
+                    key: median(getattr(f, key) for f, _, _ in found)
+                    for key in ("tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p50", "gap_ms_p99")
+                },
+                "tokens_per_message": median(f.tokens_per_message for f, _, _ in found),
+                "failed": sum(f.failed for f, _, _ in found),
+                "cpu_s_per_million_tokens": median(cpu for _, cpu, _ in found),
+                "rss_mb": median(rss for _, _, rss in found),
+            }
+            for (name, model, streams), found in self._found.items()
+        ]
+
+    @contextlib.contextmanager
+    def _start(self, name: str, place: Path) -> Iterator[Running]:
+        peer = self.ready[name]
+        if peer is None:
+            with Server(ServeConfig(models=place / "models", decode=DecodeConfig("cpu"), drain_s=0.0)) as server:
+                yield Running(functools.partial(GruveTransport, server.target, CHANNELS), server.pid)
+            return
+        system, folder = peer
+        log = place / f"{folder.name}.log"
+        port = _free_port()
+        with log.open("wb") as out:
+            command = system.command(folder, place, port)
+            process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)  # noqa: S603 - ours
+        try:
+            _wait_until_it_answers(system.connect(port), process, log)
+            yield Running(system.connect(port), process.pid)
+        finally:
+            _end(process)
+
+    def _measure_once(self, running: Running, clients: Clients, streams: int) -> tuple[Figures, float, float]:
+        """One closed loop: its figures, CPU seconds a million tokens, resident memory."""
+        config = self._config
+        begin_ns = soon_ns()
+        window_ns = begin_ns + int(config.warm_s * S)
+        end_ns = window_ns + int(config.seconds * S)
+        clients.begin(config.workload, Closed(streams, begin_ns, end_ns))
+        time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
+        before = _cpu_s(running.pid)
+        time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
+        cpu_s = _cpu_s(running.pid) - before
+        rss_mb = sum(process_rss_mb(pid) for pid in descendants(running.pid))
+        found = figures(clients.finish(), window_ns, end_ns, OBJECTIVE)
+        tokens = found.tokens_per_s * config.seconds
+        return found, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb
+
+    def _skip(self, name: str, why: str, **where: str) -> None:
+        self._report(f"{name} is left out: {why}")
+        self.skipped.append({"system": name, "why": why, **where})
+
+
+def _wait_until_it_answers(connect: Connect, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns when one request was answered; raises `NotRunning` with the end of its log."""
+    deadline_s = time.monotonic() + START_S
+    while not asyncio.run(_answers(connect)):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            ended = f"it ended with {process.returncode}" if process.returncode is not None else "it never answered"
+            lines = log.read_text(errors="replace").strip().splitlines()
+            raise NotRunning(f"{ended}: {next((x for x in reversed(lines) if 'rror' in x), lines[-1:] or '')}")
+        time.sleep(0.2)
+
+
+async def _answers(connect: Connect) -> bool:
+    transport = connect()
+    try:
+        async with asyncio.timeout(5.0):
+            await transport.open()
+            async for _ in transport.stream(Ask(OURS, (1, 2, 3), 2, 0)):
+                pass
+    except (Refused, TimeoutError):
+        return False
+    finally:
+        await transport.close()
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a system and everything it started."""
+    family = descendants(process.pid)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _cpu_s(pid: int) -> float:
+    return sum(process_cpu_s(one) for one in descendants(pid))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def best_peer(rows: Sequence[Row], model: str, streams: int) -> Row | None:
+    """The peer with the most tokens a second, of those that were measured."""
+    peers = [r for r in rows if r["system"] != OURS and r["model"] == model and r["streams"] == streams]
+    return max(peers, key=lambda row: float(row["tokens_per_s"] or 0.0), default=None)

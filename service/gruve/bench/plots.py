@@ -1,0 +1,95 @@
+"""Draws results as pictures. Knows matplotlib; takes rows as they stand in the results' JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from gruve.bench.result import Row, Value
+
+OURS_COLOUR, PEER_COLOURS = "#c1440e", ("#6b7a8f", "#8fa3b5", "#aebfcd", "#ccd7e0")
+
+
+def plot_growth(rows: Sequence[Row], path: Path) -> None:
+    """Tokens a second and memory against sessions, active on the left, idle on the right."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, state in zip(figure.subplots(1, 2), ("active", "idle"), strict=True):
+        chosen = [row for row in rows if row["state"] == state]
+        sessions = [_number(row["sessions"]) for row in chosen]
+        axes.plot(sessions, [_number(row["tokens_per_s"]) for row in chosen], "o-", color=OURS_COLOUR)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(f"{state} sessions")
+        axes.set_ylabel("tokens/s" if state == "active" else "tokens/s of 64 active sessions", color=OURS_COLOUR)
+        memory = axes.twinx()
+        memory.plot(sessions, [_number(row["rss_mb"]) for row in chosen], "s--", color=PEER_COLOURS[0])
+        memory.set_ylim(bottom=0)
+        memory.set_ylabel("resident memory, MB", color=PEER_COLOURS[0])
+        axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def plot_peers(rows: Sequence[Row], path: Path) -> None:
+    """Tokens a second above, TTFT p99 below, one column a model."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    figure = Figure(figsize=(5 * len(models), 6.5), layout="constrained")
+    grid = figure.subplots(2, len(models), squeeze=False)
+    for column, model in enumerate(models):
+        for line, (key, label) in enumerate((("tokens_per_s", "tokens/s"), ("ttft_ms_p99", "TTFT p99, ms"))):
+            axes = grid[line][column]
+            _bars(axes, [row for row in rows if row["model"] == model], systems, key)
+            axes.set_ylabel(label)
+            axes.set_xlabel("streams")
+            axes.set_title(str(model) if line == 0 else "")
+    grid[0][0].legend(fontsize="small")
+    figure.savefig(path)
+
+
+def plot_decode(rows: Sequence[Row], path: Path) -> None:
+    """Tokens a second against batch on one thread, one column a size, beside the probed peak."""
+    sizes = list(dict.fromkeys((row["layers"], row["hidden"]) for row in rows))
+    figure = Figure(figsize=(5 * len(sizes), 4), layout="constrained")
+    for axes, (layers, hidden) in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        chosen = [
+            row
+            for row in rows
+            if (row["layers"], row["hidden"], row["threads"], row["cell"]) == (layers, hidden, 1, "gru")
+        ]
+        for i, name in enumerate(dict.fromkeys(row["backend"] for row in chosen)):
+            mine = [row for row in chosen if row["backend"] == name]
+            colour = OURS_COLOUR if name == "native" else PEER_COLOURS[(i - 1) % len(PEER_COLOURS)]
+            axes.plot(
+                [_number(row["batch"]) for row in mine],
+                [_number(row["tokens_per_s"]) for row in mine],
+                "o-",
+                color=colour,
+                label=str(name),
+            )
+        axes.set(
+            xscale="log", yscale="log", xlabel="batch", ylabel="tokens/s", title=f"{layers} x {hidden}, one thread"
+        )
+        axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def _bars(axes: Any, rows: Sequence[Row], systems: Sequence[Value], key: str) -> None:
+    streams = sorted({int(_number(row["streams"])) for row in rows})
+    width = 0.8 / len(systems)
+    for i, system in enumerate(systems):
+        values = {row["streams"]: _number(row[key]) for row in rows if row["system"] == system}
+        places = [x + (i - (len(systems) - 1) / 2) * width for x in range(len(streams))]
+        colour = OURS_COLOUR if i == 0 else PEER_COLOURS[(i - 1) % len(PEER_COLOURS)]
+        axes.bar(places, [values.get(s, 0.0) for s in streams], width, color=colour, label=str(system))
+    axes.set_xticks(range(len(streams)), [str(s) for s in streams])
+    axes.set_yscale("log")
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _number(value: Value) -> float:
+    return float(value) if value is not None else float("nan")

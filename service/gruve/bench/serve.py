@@ -1,0 +1,312 @@
+"""`gruve bench serve`: the server under load from processes of their own, beside the bare engine in the same run.
+
+A row is one load: a number of sessions in the closed loop, or a rate of arrivals in the open one. Rounds go through all
+of them in turn, and through the bare engine with the same sessions; a row holds the medians of its rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gruve.bench.figures import OBJECTIVE, Figures, Objective, Record, S, figures, median, percentile, slope_per_minute
+from gruve.bench.load import Clients, Closed, Open, Workload, poisson, sample, soon_ns
+from gruve.bench.machine import describe_machine, describe_versions
+from gruve.bench.processes import BareEngine, NullServer, Server
+from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, make_model
+from gruve.bench.transport import GruveTransport
+from gruve.engine.decode.choose import DecodeConfig
+from gruve.serve.server import ServeConfig
+
+MODEL = "bench"
+COLUMNS = (
+    "loop",
+    "sessions",
+    "rate_per_s",
+    "tokens_per_s",
+    "bare_tokens_per_s",
+    "ttft_ms_p50",
+    "ttft_ms_p99",
+    "gap_ms_p50",
+    "gap_ms_p99",
+    "lateness_ms_p99",
+    "tokens_per_message",
+    "slo_attainment",
+    "cpu_s_per_million_tokens",
+    "rss_mb",
+    "mismatched_tokens",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServeBenchConfig:
+    """What is served, and the loads."""
+
+    size: Size = MEDIUM
+    sessions: tuple[int, ...] = (1, 8, 64, 256, 1_000)
+    """Of the closed loop."""
+    open_loads: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
+    """Rates of the open loop, as shares of what the closed loop carried at `open_capacity_sessions`."""
+    open_capacity_sessions: int = 64
+    rounds: int = 5
+    warm_s: float = 2.0
+    seconds: float = 8.0
+    """How long each load is measured, a round."""
+    bursts: int = 20
+    """How often 64 sessions arrive at once, for the bound on TTFT."""
+    client_processes: int = 2
+    channels: int = 4
+    """Connections of each client process."""
+    checked_tokens: int = 20_000
+    """Of each load so many tokens, prompts included, are computed again alone."""
+    soak_minutes: float = 0.0
+    """How long 64 sessions are watched for growing memory; 0 leaves it out."""
+    decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+    objective: Objective = OBJECTIVE
+    prompt_tokens: int = 16
+    seed: int = 1
+
+    @classmethod
+    def quick(cls) -> ServeBenchConfig:
+        """64 sessions in the closed loop, in less than 50 seconds."""
+        return cls(sessions=(64,), open_loads=(), rounds=3, warm_s=1.0, seconds=2.5, bursts=3, checked_tokens=4_000)
+
+    @property
+    def workload(self) -> Workload:
+        """What the sessions ask for."""
+        return Workload(MODEL, VOCABULARY_SIZE, self.prompt_tokens)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """One load in one round."""
+
+    figures: Figures
+    cpu_s_per_million_tokens: float
+    rss_mb: float
+    mismatched_tokens: int
+    checked_tokens: int
+    bare_tokens_per_s: float
+
+
+def run_serve(config: ServeBenchConfig, report: Report) -> Result:
+    """Measures every load and reports as it goes."""
+    with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+        model = make_model(Path(folder) / MODEL, config.size)
+        server_config = ServeConfig(models=Path(folder), decode=config.decode, drain_s=0.0)
+        with (
+            Server(server_config) as server,
+            BareEngine(Path(folder) / model.name, server_config) as bare,
+            Clients(connect(server.target, config.channels), config.client_processes) as clients,
+        ):
+            bench = _Bench(config, server, bare, clients, report)
+            report(f"{config.size} on {bare.backend}, {config.client_processes} client processes on the same machine")
+            rows = [*bench.closed(), *bench.open(), *bench.soak()]
+    for line in table(rows, COLUMNS):
+        report(line)
+    return Result("serve", describe_machine(), describe_versions(), rows)
+
+
+def connect(target: str, channels: int) -> functools.partial[GruveTransport]:
+    """What makes a client process's transport, in a form that can be sent there."""
+    return functools.partial(GruveTransport, target, channels)
+
+
+class _Bench:
+    """One run: the server, the bare engine and the clients stand ready throughout."""
+
+    def __init__(
+        self, config: ServeBenchConfig, server: Server, bare: BareEngine, clients: Clients, report: Report
+    ) -> None:
+        self._config = config
+        self._server = server
+        self._bare = bare
+        self._clients = clients
+        self._report = report
+        self._capacity_tokens_per_s = 0.0
+        self._step_ms = math.nan
+
+    def closed(self) -> list[Row]:
+        """The closed loop, round after round, and the bounds that 64 simultaneous arrivals are held against."""
+        config = self._config
+        rounds: dict[int, list[Measured]] = {sessions: [] for sessions in config.sessions}
+        for i in range(config.rounds):
+            for sessions, measured in rounds.items():
+                bare = self._bare.rate(sessions, config.workload, config.warm_s / 2, config.seconds / 2)
+                if sessions == 64:
+                    self._step_ms = bare.step_ms
+                measured.append(self._closed_once(sessions, bare.tokens_per_s, check=i == 0))
+                self._say(f"closed, {sessions} sessions, round {i + 1}", measured[-1])
+        rows = []
+        for sessions, measured in rounds.items():
+            row = {"loop": "closed", "sessions": sessions, "rate_per_s": None, **_row(measured)}
+            if sessions == 64:
+                row |= self._first_tokens() | self._ceiling(measured)
+            if sessions == config.open_capacity_sessions:
+                self._capacity_tokens_per_s = median(m.figures.tokens_per_s for m in measured)
+            rows.append(row)
+        return rows
+
+    def open(self) -> list[Row]:
+        """The open loop at growing rates."""
+        config, work = self._config, self._config.workload
+        if not config.open_loads:
+            return []
+        if not self._capacity_tokens_per_s:
+            self._capacity_tokens_per_s = self._closed_once(
+                config.open_capacity_sessions, math.nan, check=False
+            ).figures.tokens_per_s
+        capacity = self._capacity_tokens_per_s / ((work.least_tokens + work.most_tokens) / 2)
+        rounds: dict[float, list[Measured]] = {share * capacity: [] for share in config.open_loads}
+        for i in range(config.rounds):
+            for rate, measured in rounds.items():
+                measured.append(self._open_once(rate, config.seed + i, check=i == 0))
+                self._say(f"open, {rate:.0f} arrivals/s, round {i + 1}", measured[-1])
+        rows: list[Row] = []
+        for rate, measured in rounds.items():
+            requests = round(median(m.figures.requests for m in measured))
+            rows.append({"loop": "open", "sessions": requests, "rate_per_s": rate, **_row(measured)})
+        return rows
+
+    def soak(self) -> Iterator[Row]:
+        """64 sessions for minutes: what memory does."""
+        config = self._config
+        if not config.soak_minutes:
+            return
+        begin_ns = soon_ns()
+        end_ns = begin_ns + int((config.warm_s + 60 * config.soak_minutes) * S)
+        window_ns = begin_ns + int(config.warm_s * S)
+        self._clients.begin(config.workload, Closed(64, begin_ns, end_ns))
+        times, sizes = [], []
+        while (now := time.monotonic_ns()) < end_ns:
+            if now >= window_ns:
+                times.append(now / S)
+                sizes.append(self._server.rss_mb())
+            time.sleep(1.0)
+        records = self._clients.finish()
+        found = figures(records, window_ns, end_ns, config.objective)
+        measured = Measured(found, math.nan, sizes[-1], *self._check(records), math.nan)
+        slope = slope_per_minute(times, sizes)
+        self._report(f"soak: {slope:.2f} MB a minute over {config.soak_minutes:g} minutes")
+        yield {
+            "loop": "closed",
+            "sessions": 64,
+            "rate_per_s": None,
+            **_row([measured]),
+            "soak_minutes": config.soak_minutes,
+            "rss_mb_per_minute": slope,
+        }
+
+    def _closed_once(self, sessions: int, bare_tokens_per_s: float, *, check: bool) -> Measured:
+        begin_ns = soon_ns()
+        window_ns = begin_ns + int(self._config.warm_s * S)
+        end_ns = window_ns + int(self._config.seconds * S)
+        return self._measure(Closed(sessions, begin_ns, end_ns), window_ns, end_ns, bare_tokens_per_s, check=check)
+
+    def _open_once(self, rate_per_s: float, seed: int, *, check: bool) -> Measured:
+        begin_ns = soon_ns()
+        window_ns = begin_ns + int(self._config.warm_s * S)
+        end_ns = window_ns + int(self._config.seconds * S)
+        arrivals = Open(poisson(rate_per_s, begin_ns, end_ns, seed))
+        return self._measure(arrivals, window_ns, end_ns, math.nan, check=check)
+
+    def _measure(
+        self, run: Closed | Open, window_ns: int, end_ns: int, bare_tokens_per_s: float, *, check: bool
+    ) -> Measured:
+        """Plays a run and reads the server's CPU and memory at the window's ends."""
+        config = self._config
+        workload = config.workload if isinstance(run, Closed) else dataclasses.replace(config.workload, turns=1)
+        self._clients.begin(workload, run)
+        _sleep_until(window_ns)
+        cpu_s = self._server.cpu_s()
+        _sleep_until(end_ns)
+        cpu_s, rss_mb = self._server.cpu_s() - cpu_s, self._server.rss_mb()
+        records = self._clients.finish()
+        found = figures(records, window_ns, end_ns, config.objective)
+        return Measured(
+            found,
+            cpu_s / (found.tokens_per_s * config.seconds) * 1e6 if found.tokens_per_s else math.nan,
+            rss_mb,
+            *(self._check(records) if check else (0, 0)),
+            bare_tokens_per_s,
+        )
+
+    def _check(self, records: Sequence[Record]) -> tuple[int, int]:
+        """How many tokens differ from a solo run, and of how many."""
+        checked = list(sample(records, self._config.checked_tokens, self._config.seed))
+        return self._bare.mismatches(checked), sum(len(record.tokens) for record in checked)
+
+    def _first_tokens(self) -> Row:
+        """TTFT of 64 arrivals at once, and what it may be: (P + 2) steps of 64 rows, a call, a null server's p99."""
+        config = self._config
+        ours = percentile(self._burst_ttft_ms(self._clients), 99)
+        with NullServer(8) as null, Clients(connect(null.target, config.channels), config.client_processes) as clients:
+            floor = percentile(self._burst_ttft_ms(clients), 99)
+        call_ms = ServeConfig().engine.max_call_ms
+        bound = (config.prompt_tokens + 2) * self._step_ms + call_ms + floor
+        self._report(f"64 at once: TTFT p99 {ours:.1f} ms; bound {bound:.1f} ms, of which a null server {floor:.1f} ms")
+        return {"burst_ttft_ms_p99": ours, "burst_ttft_ms_bound": bound, "null_ttft_ms_p99": floor}
+
+    def _burst_ttft_ms(self, clients: Clients) -> list[float]:
+        short = dataclasses.replace(self._config.workload, least_tokens=8, most_tokens=8, turns=1)
+        found: list[float] = []
+        for i in range(self._config.bursts + 1):
+            at = soon_ns()
+            records = clients.play(short, Open((at,) * 64))
+            if i:  # the first opens connections
+                found += [(r.ttft_ns or math.inf) / 1e6 for r in records]
+        return found
+
+    def _ceiling(self, measured: Sequence[Measured]) -> Row:
+        """What the generator itself can take in: the same load on a server that does nothing."""
+        config = self._config
+        held = max(1, round(median(m.figures.tokens_per_message for m in measured)))
+        with (
+            NullServer(held) as null,
+            Clients(connect(null.target, config.channels), config.client_processes) as clients,
+        ):
+            begin_ns = soon_ns()
+            window_ns = begin_ns + S // 2
+            end_ns = window_ns + int(config.seconds * S)
+            found = figures(
+                clients.play(config.workload, Closed(64, begin_ns, end_ns)), window_ns, end_ns, config.objective
+            )
+        self._report(
+            f"generator's ceiling against a null server: {found.messages_per_s:.0f} messages/s, "
+            f"{found.tokens_per_s:.0f} tokens/s at {held} tokens a message"
+        )
+        return {"ceiling_messages_per_s": found.messages_per_s, "ceiling_tokens_per_s": found.tokens_per_s}
+
+    def _say(self, what: str, measured: Measured) -> None:
+        f = measured.figures
+        self._report(
+            f"{what}: {f.tokens_per_s:.0f} tokens/s (bare {measured.bare_tokens_per_s:.0f}), "
+            f"TTFT p99 {f.ttft_ms_p99:.1f} ms, lateness p99 {f.lateness_ms_p99:.1f} ms, "
+            f"{f.tokens_per_message:.1f} tokens/message, {f.failed} failed, sent {f.client_lag_ms_p99:.1f} ms late"
+        )
+
+
+def _row(measured: Sequence[Measured]) -> Row:
+    """Medians of the rounds; what may not happen at all is summed."""
+    row: Row = {
+        field.name: median(getattr(m.figures, field.name) for m in measured)
+        for field in dataclasses.fields(Figures)
+        if field.name not in ("requests", "failed")
+    }
+    for name in ("bare_tokens_per_s", "cpu_s_per_million_tokens", "rss_mb"):
+        row[name] = median(getattr(m, name) for m in measured)
+    row["requests"] = sum(m.figures.requests for m in measured)
+    row["failed"] = sum(m.figures.failed for m in measured)
+    row["mismatched_tokens"] = sum(m.mismatched_tokens for m in measured)
+    row["checked_tokens"] = sum(m.checked_tokens for m in measured)
+    return row
+
+
+def _sleep_until(at_ns: int) -> None:
+    time.sleep(max(0.0, (at_ns - time.monotonic_ns()) / S))

@@ -1,0 +1,246 @@
+"""What can make a decode step, behind one interface: gruve's backends, and what else could be used on the same weights.
+
+A step takes the last token of every row to its next one: embedding, layers, head, a draw at temperature 1. Every
+stepper keeps its state and its tokens itself, as its own manual would have it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from gruve.bench.machine import optional_package
+from gruve.bench.onnx_step import make_step_graph, onnx
+from gruve.engine.decode import Backend, Row
+from gruve.engine.decode.native import NativeBackend, native_unavailable
+from gruve.engine.decode.reference import ReferenceBackend
+from gruve.engine.sessions import START_TOKEN
+from gruve.model.network import to_torch_gru
+from gruve.model.repository import Model
+from gruve.model.sampling import SamplingParameters
+
+onnxruntime = optional_package("onnxruntime")
+openvino = optional_package("openvino")
+
+BACKENDS = ("native", "reference", "torch", "onnxruntime", "openvino")
+MOST_ROWS = 64
+STEPS_PER_CALL = {"native": 16, "reference": 2}
+"""How many steps gruve's backends are asked for at a time; the others can take one."""
+FOREVER = 1 << 30
+
+
+class Absent(Exception):
+    """The stepper cannot be used here or cannot compute this model; says why."""
+
+
+class Stepper(Protocol):
+    """Something that decodes a batch of one size, one step after another."""
+
+    steps_per_call: int
+
+    def run(self, calls: int) -> None:
+        """Takes all rows `calls` times `steps_per_call` steps further."""
+
+
+@runtime_checkable
+class Peer(Stepper, Protocol):
+    """A stepper of somebody else's, which shows that it computes the same model."""
+
+    def logits(self, token: int) -> NDArray[np.float32]:
+        """Consumes `token` in every row and returns the first row's logits (V,)."""
+
+
+def make_stepper(name: str, model: Model, batch: int, threads: int) -> Stepper:
+    """The stepper of that name; raises `Absent`."""
+    if name in ("native", "reference"):
+        return _BackendStepper(_backend(name, model, batch, threads), batch)
+    if model.config.reset == "before" and name == "torch":
+        raise Absent("torch.nn has no GRU with the reset gate before the product")
+    if name == "torch":
+        torch.set_num_threads(threads)
+        return TorchStepper(model, batch)
+    if model.config.cell != "gru":
+        raise Absent("its GRU is measured, not its other cells")
+    if onnx is None:
+        raise Absent("onnx is not installed: pip install 'gruve[bench]'")
+    if name == "onnxruntime":
+        return OnnxStepper(model, batch, threads)
+    return OpenvinoStepper(model, batch, threads)
+
+
+def _backend(name: str, model: Model, batch: int, threads: int) -> Backend:
+    if name == "reference":
+        torch.set_num_threads(threads)
+        return ReferenceBackend(model, batch, "cpu")
+    if (why := native_unavailable()) is not None:
+        raise Absent(why)
+    return NativeBackend(model, batch, threads)
+
+
+class _BackendStepper:
+    """gruve's own: several steps a call, 64 rows at a time."""
+
+    def __init__(self, backend: Backend, batch: int) -> None:
+        self.steps_per_call = STEPS_PER_CALL[backend.name]
+        self._backend = backend
+        slots = range(batch)
+        self._groups = [list(slots[i : i + MOST_ROWS]) for i in range(0, batch, MOST_ROWS)]
+        for slot in slots:
+            start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)
+            backend.admit(slot, Row(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=FOREVER), None)
+
+    def run(self, calls: int) -> None:
+        """All groups, call by call."""
+        for _, group in itertools.product(range(calls), self._groups):
+            self._backend.decode(group, [FOREVER] * len(group), self.steps_per_call)
+
+
+class TorchStepper:
+    """Embedding, `torch.nn.GRU` (or LSTM, or RNN) and a linear layer, one step at a time."""
+
+    steps_per_call = 1
+
+    def __init__(self, model: Model, batch: int) -> None:
+        config, w = model.config, model.weights
+        kind = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}[config.cell]
+        self._rnn = kind(config.embedding_size, config.hidden_size, config.num_layers).eval()
+        self._embedding, self._head, self._bias = w["embedding.weight"], w["head.weight"], w["head.bias"]
+        with torch.no_grad():
+            for l in range(config.num_layers):
+                for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), _layer(model, l), strict=True):
+                    getattr(self._rnn, f"{name}_l{l}").copy_(value)
+        self._tokens = torch.full((batch,), START_TOKEN)
+        zeros = torch.zeros(config.num_layers, batch, config.hidden_size)
+        self._state: Any = (zeros, zeros.clone()) if config.cell == "lstm" else zeros
+
+    @torch.inference_mode()
+    def run(self, calls: int) -> None:
+        """One step a call."""
+        for _ in range(calls):
+            probabilities = torch.softmax(self._step(self._tokens), dim=1)
+            self._tokens = torch.multinomial(probabilities, 1)[:, 0]
+
+    @torch.inference_mode()
+    def logits(self, token: int) -> NDArray[np.float32]:
+        """See `Peer`."""
+        found: NDArray[np.float32] = self._step(torch.full_like(self._tokens, token))[0].numpy()
+        return found
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        out, self._state = self._rnn(self._embedding[tokens][None], self._state)
+        return nn.functional.linear(out[0], self._head, self._bias)
+
+
+class OnnxStepper:
+    """The step as one ONNX graph, sampling included, its state bound in place, through ONNX Runtime."""
+
+    steps_per_call = 1
+
+    def __init__(self, model: Model, batch: int, threads: int) -> None:
+        if onnxruntime is None:
+            raise Absent("onnxruntime is not installed: pip install 'gruve[bench]'")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self._session = onnxruntime.InferenceSession(
+            make_step_graph(model), options, providers=["CPUExecutionProvider"]
+        )
+        config = model.config
+        shape = (config.num_layers, batch, config.hidden_size)
+        self._state = [self._value(np.zeros(shape, dtype=np.float32)) for _ in range(2)]
+        self._tokens = [self._value(np.full(batch, START_TOKEN, dtype=np.int64)) for _ in range(2)]
+        self._uniform = self._value(np.zeros((batch, 1), dtype=np.float32))
+        self._rng = np.random.default_rng(0)
+        self._batch = batch
+        self._bindings = [self._bind(0, 1), self._bind(1, 0)]
+
+    def run(self, calls: int) -> None:
+        """One step a call, from one half of the buffers to the other."""
+        for _ in range(calls):
+            self._uniform.update_inplace(self._rng.random((self._batch, 1), dtype=np.float32))
+            self._session.run_with_iobinding(self._bindings[0])
+            self._bindings.reverse()
+
+    def logits(self, token: int) -> NDArray[np.float32]:
+        """See `Peer`."""
+        inputs = {
+            "tokens": np.full(self._batch, token, dtype=np.int64),
+            "state": self._state[0].numpy(),
+            "uniform": self._uniform.numpy(),
+        }
+        logits, state = self._session.run(["logits", "state_out"], inputs)
+        self._state[0].update_inplace(state)
+        found: NDArray[np.float32] = logits[0]
+        return found
+
+    def _bind(self, source: int, target: int) -> Any:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("tokens", self._tokens[source])
+        binding.bind_ortvalue_input("state", self._state[source])
+        binding.bind_ortvalue_input("uniform", self._uniform)
+        binding.bind_ortvalue_output("tokens_out", self._tokens[target])
+        binding.bind_ortvalue_output("state_out", self._state[target])
+        return binding
+
+    def _value(self, array: NDArray[Any]) -> Any:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+class OpenvinoStepper:
+    """The same graph through OpenVINO, compiled for its batch, in fp32 as all the others."""
+
+    steps_per_call = 1
+
+    def __init__(self, model: Model, batch: int, threads: int) -> None:
+        if openvino is None:
+            raise Absent("openvino is not installed: pip install 'gruve[bench]'")
+        config = model.config
+        core = openvino.Core()
+        with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+            path = Path(folder) / "step.onnx"
+            path.write_bytes(make_step_graph(model))
+            graph = core.read_model(path)
+        shape = [config.num_layers, batch, config.hidden_size]
+        graph.reshape({"tokens": [batch], "state": shape, "uniform": [batch, 1]})
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        self._request = core.compile_model(graph, "CPU", settings).create_infer_request()
+        self._tokens: Any = np.full(batch, START_TOKEN, dtype=np.int64)
+        self._state: Any = np.zeros(shape, dtype=np.float32)
+        self._rng = np.random.default_rng(0)
+
+    def run(self, calls: int) -> None:
+        """One step a call; inputs are shared, not copied, where OpenVINO allows it."""
+        for _ in range(calls):
+            self._tokens = self._step()["tokens_out"].copy()
+
+    def logits(self, token: int) -> NDArray[np.float32]:
+        """See `Peer`."""
+        self._tokens = np.full_like(self._tokens, token)
+        found: NDArray[np.float32] = self._step()["logits"][0].copy()
+        return found
+
+    def _step(self) -> Any:
+        uniform = self._rng.random((len(self._tokens), 1), dtype=np.float32)
+        inputs = {"tokens": self._tokens, "state": self._state, "uniform": uniform}
+        out = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+        self._state = out["state_out"].copy()
+        return out
+
+
+def _layer(model: Model, l: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One layer's weights in torch's convention."""
+    w = model.weights
+    W, U, b = w[f"layers.{l}.weight_ih"], w[f"layers.{l}.weight_hh"], w[f"layers.{l}.bias"]
+    if model.config.cell != "gru":
+        return W, U, b, torch.zeros_like(b)
+    return to_torch_gru(W, U, b, w[f"layers.{l}.bias_hn"])

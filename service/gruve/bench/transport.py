@@ -1,0 +1,275 @@
+"""How the load generator speaks to what it measures: a request goes out, raw messages come in, nothing is read until
+the run is over. One transport for gruve (and whatever else serves its contract), one for streams over HTTP/1.1, one for
+Triton's gRPC streams. Knows nothing of timing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import struct
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
+
+import grpc
+from grpc.aio import EOF  # type: ignore[attr-defined] # its stubs lack it
+
+from gruve.v1 import generation_pb2, sampling_pb2, session_pb2
+
+GENERATE = "/gruve.v1.GenerationService/Generate"
+DELETE = "/gruve.v1.SessionService/DeleteSession"
+LIMIT_BYTES = 1 << 20
+
+
+class Refused(Exception):
+    """The server ended the request out of order."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked: so many tokens after a prompt, at temperature 1."""
+
+    model: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    session: str = ""
+    """The session to continue; empty for a new one."""
+    keep: bool = False
+    """Whether to make it a session at all, where the system has them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Message:
+    """What a raw message turns out to hold."""
+
+    tokens: tuple[int, ...]
+    session: str = ""
+
+
+class Transport(Protocol):
+    """A way to one server, shared by the streams of one process."""
+
+    async def open(self) -> None:
+        """Connects."""
+
+    def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+        """Sends a request and yields its raw messages; raises `Refused`."""
+
+    def read(self, raw: bytes) -> Message:
+        """What a message holds; called after the run."""
+
+    async def forget(self, session: str) -> None:
+        """Deletes a session."""
+
+    async def close(self) -> None:
+        """Disconnects."""
+
+
+class GruveTransport:
+    """gRPC with bytes in and bytes out, over several connections in turn."""
+
+    def __init__(self, target: str, channels: int) -> None:
+        self._target = target
+        self._count = channels
+        self._channels: list[Any] = []
+        self._turns: Any = None
+
+    async def open(self) -> None:
+        """Opens the channels; without the local pool they would share one connection."""
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        self._channels = [grpc.aio.insecure_channel(self._target, options=options) for _ in range(self._count)]
+        for channel in self._channels:
+            await channel.channel_ready()
+        self._turns = itertools.cycle([channel.unary_stream(GENERATE) for channel in self._channels])
+
+    async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+        """One Generate call."""
+        call = next(self._turns)(_generate_request(ask))
+        try:
+            while (raw := await call.read()) is not EOF:
+                yield raw
+            code = await call.code()
+        except grpc.aio.AioRpcError as error:
+            raise Refused(error.code().name) from None
+        if code is not grpc.StatusCode.OK:
+            raise Refused(code.name)
+
+    def read(self, raw: bytes) -> Message:
+        """A GenerateResponse."""
+        message = generation_pb2.GenerateResponse.FromString(raw)
+        return Message(tuple(message.token_ids), message.start.session_id)
+
+    async def forget(self, session: str) -> None:
+        """DeleteSession."""
+        request = session_pb2.DeleteSessionRequest(session_id=session).SerializeToString()
+        await self._channels[0].unary_unary(DELETE)(request)
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels:
+            await channel.close()
+
+
+class HttpTransport:
+    """POST with a JSON body, answered in chunks, over connections that are kept: as much of HTTP/1.1 as that takes."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        path: str,
+        body: Callable[[Ask], dict[str, object]],
+        tokens: Callable[[bytes], tuple[int, ...]],
+    ) -> None:
+        """`body` makes the JSON of a request; `tokens` reads what one chunk holds."""
+        self._host, self._port, self._path = host, port, path
+        self._body, self._tokens = body, tokens
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def open(self) -> None:
+        """Connections are opened when they are needed."""
+
+    async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+        """One POST; the connection is used again if the answer ended in order."""
+        reader, writer = self._idle.pop() if self._idle else await self._connect()
+        body = json.dumps(self._body(ask)).encode()
+        head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        try:
+            header = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if b" 200 " not in header.split(b"\r\n", 1)[0] or b"transfer-encoding: chunked" not in header:
+                raise Refused(header.split(b"\r\n", 1)[0].decode(errors="replace"))
+            while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
+                yield (await reader.readexactly(size + 2))[:-2]
+            await reader.readexactly(2)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            writer.close()
+            raise Refused(type(error).__name__) from None
+        except BaseException:
+            writer.close()
+            raise
+        self._idle.append((reader, writer))
+
+    def read(self, raw: bytes) -> Message:
+        """One chunk."""
+        return Message(self._tokens(raw))
+
+    async def forget(self, session: str) -> None:
+        """There are none."""
+
+    async def close(self) -> None:
+        """Closes the idle connections."""
+        for _, writer in self._idle:
+            writer.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            return await asyncio.open_connection(self._host, self._port, limit=LIMIT_BYTES)
+        except OSError as error:
+            raise Refused(type(error).__name__) from None
+
+
+class TritonTransport:
+    """Triton's ModelStreamInfer: one gRPC stream for each client, one response for each token.
+
+    The few messages that pass are written by hand: protobuf's wire format is tags, lengths and bytes, and a client that
+    costs less favours the server it measures.
+    """
+
+    def __init__(self, target: str, channels: int) -> None:
+        self._target = target
+        self._count = channels
+        self._channels: list[Any] = []
+        self._idle: list[Any] = []
+        self._turns: Any = None
+
+    async def open(self) -> None:
+        """Opens the channels."""
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        self._channels = [grpc.aio.insecure_channel(self._target, options=options) for _ in range(self._count)]
+        for channel in self._channels:
+            await channel.channel_ready()
+        method = "/inference.GRPCInferenceService/ModelStreamInfer"
+        self._turns = itertools.cycle([channel.stream_stream(method) for channel in self._channels])
+
+    async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+        """One request on a stream of its own; the stream is used again."""
+        call = self._idle.pop() if self._idle else next(self._turns)()
+        try:
+            await call.write(_infer_request(ask))
+            for _ in range(ask.max_tokens):
+                raw = await call.read()
+                if raw is EOF or raw[:1] == ERROR_MESSAGE:
+                    raise Refused("the stream ended" if raw is EOF else raw[2:200].decode(errors="replace"))
+                yield raw
+        except grpc.aio.AioRpcError as error:
+            raise Refused(error.code().name) from None
+        except BaseException:
+            call.cancel()
+            raise
+        self._idle.append(call)
+
+    def read(self, raw: bytes) -> Message:
+        """A ModelStreamInferResponse: its last field is the output's bytes, one int32."""
+        return Message(struct.unpack("<i", raw[-4:]))
+
+    async def forget(self, session: str) -> None:
+        """Sequences end with their request."""
+
+    async def close(self) -> None:
+        """Closes streams and channels."""
+        for call in self._idle:
+            call.cancel()
+        for channel in self._channels:
+            await channel.close()
+
+
+ERROR_MESSAGE = b"\x0a"
+"""The tag of ModelStreamInferResponse.error_message; a response begins with another."""
+
+
+def _generate_request(ask: Ask) -> bytes:
+    request = generation_pb2.GenerateRequest(
+        tokens=sampling_pb2.TokenIds(ids=ask.prompt) if ask.prompt else None, max_tokens=ask.max_tokens
+    )
+    if ask.session:
+        request.session_id = ask.session
+        return bytes(request.SerializeToString())
+    if ask.keep:
+        request.new_session.model = ask.model
+    else:
+        request.model = ask.model
+    request.sampling.temperature = 1.0
+    request.sampling.seed = ask.seed
+    return bytes(request.SerializeToString())
+
+
+def _infer_request(ask: Ask) -> bytes:
+    """ModelInferRequest: model_name 1, inputs 5 (name 1, datatype 2, shape 3), raw_input_contents 7."""
+    values: Sequence[tuple[bytes, Sequence[int]]] = (
+        (b"prompt", ask.prompt),
+        (b"max_tokens", (ask.max_tokens,)),
+        (b"seed", (ask.seed & 0x7FFFFFFF,)),
+    )
+    inputs = b"".join(
+        _field(5, _field(1, name) + _field(2, b"INT32") + _field(3, _varint(1) + _varint(len(value))))
+        for name, value in values
+    )
+    contents = b"".join(_field(7, struct.pack(f"<{len(value)}i", *value)) for _, value in values)
+    return _field(1, ask.model.encode()) + inputs + contents
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,141 @@
+"""`gruve bench`: the benchmarks, each ending in one line of JSON on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gruve.cli.flags import Parser, add_command, add_flag
+
+if TYPE_CHECKING:
+    from gruve.bench.result import Result
+
+DESCRIPTION = """Measure gruve and what it is compared with.
+
+Progress is printed line by line; the last line is one JSON object {"benchmark", "machine", "versions", "rows"}, and
+"skipped" with what could not be measured and why."""
+EXAMPLES = """\
+examples:
+  gruve bench decode --quick                     one decode step beside its peers and the CPU's roofline
+  gruve bench serve --quick                      64 sessions against a server of its own
+  gruve bench peers --plot peers.svg             installs the peers into .bench and compares; half an hour
+  gruve bench bits                               a digest for comparing CPUs
+"""
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command and its benchmarks."""
+    parser = add_command(commands, "bench", DESCRIPTION, EXAMPLES, _choose)
+    kinds = parser.add_subparsers(metavar="BENCHMARK", required=True)
+    decode = _kind(kinds, "decode", "One decode step, sampling included, of gruve's backends and their peers.", _decode)
+    add_flag(decode, "--sizes", _sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
+    add_flag(decode, "--batches", _numbers, None, "rows of a step", metavar="LIST")
+    add_flag(decode, "--threads", _numbers, None, "threads", metavar="LIST")
+    add_flag(decode, "--backends", _words, None, "what to measure", metavar="LIST")
+    _plot(decode)
+    serve = _kind(kinds, "serve", "The server under load from other processes, beside the bare engine.", _serve)
+    add_flag(serve, "--size", _size, None, "the model as LAYERSxHIDDEN", metavar="SIZE")
+    add_flag(serve, "--sessions", _numbers, None, "sessions of the closed loop", metavar="LIST")
+    add_flag(serve, "--threads", int, None, "threads that decode", metavar="N")
+    add_flag(serve, "--soak-minutes", float, None, "how long memory is watched at the end", metavar="N")
+    peers = _kind(kinds, "peers", "The same model behind gruve and behind what else could be picked.", _peers)
+    add_flag(peers, "--sizes", _sizes, None, "models as LAYERSxHIDDEN", metavar="LIST")
+    add_flag(peers, "--streams", _numbers, None, "streams at once", metavar="LIST")
+    add_flag(peers, "--systems", _words, None, "what to measure", metavar="LIST")
+    add_flag(peers, "--cache", Path, None, "where the peers are installed", metavar="DIR")
+    _plot(peers)
+    growth = _kind(kinds, "growth", "Speed and memory against active and idle sessions.", _growth)
+    _plot(growth)
+    _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing CPUs.", _bits)
+
+
+def _kind(kinds: Any, name: str, description: str, run: Any) -> Parser:
+    parser = add_command(kinds, name, description, EXAMPLES, run)
+    parser.add_argument("--quick", action="store_true", help="less of everything, in less than 50 seconds")
+    add_flag(parser, "--output", Path, None, "also write the JSON here", metavar="FILE")
+    return parser
+
+
+def _plot(parser: Parser) -> None:
+    add_flag(parser, "--plot", Path, None, "draw it, in the format of the name's ending", metavar="FILE")
+
+
+def _decode(args: argparse.Namespace) -> int:
+    from gruve.bench.decode import DecodeBenchConfig, run_decode
+    from gruve.bench.plots import plot_decode
+
+    result = run_decode(_config(DecodeBenchConfig, args, "sizes", "batches", "threads", "backends"), _say)
+    if args.plot:
+        plot_decode(result.rows, args.plot)
+    return _end(result, args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from gruve.bench.serve import ServeBenchConfig, run_serve
+
+    config = _config(ServeBenchConfig, args, "size", "sessions", "soak_minutes")
+    config = dataclasses.replace(config, decode=dataclasses.replace(config.decode, threads=args.threads))
+    return _end(run_serve(config, _say), args)
+
+
+def _peers(args: argparse.Namespace) -> int:
+    from gruve.bench.peers.measure import PeersBenchConfig, run_peers
+    from gruve.bench.plots import plot_peers
+
+    result = run_peers(_config(PeersBenchConfig, args, "sizes", "streams", "systems", "cache"), _say)
+    if args.plot and result.rows:
+        plot_peers(result.rows, args.plot)
+    return _end(result, args)
+
+
+def _growth(args: argparse.Namespace) -> int:
+    from gruve.bench.growth import GrowthBenchConfig, run_growth
+
+    return _end(run_growth(_config(GrowthBenchConfig, args, "plot"), _say), args)
+
+
+def _bits(args: argparse.Namespace) -> int:
+    from gruve.bench.bits import BitsBenchConfig, run_bits
+
+    return _end(run_bits(_config(BitsBenchConfig, args), _say), args)
+
+
+def _config(kind: Any, args: argparse.Namespace, *names: str) -> Any:
+    """The quick or the full configuration, with what the flags set."""
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return dataclasses.replace(kind.quick() if args.quick else kind(), **given)
+
+
+def _end(result: Result, args: argparse.Namespace) -> int:
+    if args.output:
+        result.save(args.output)
+    print(result.to_json())
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _choose(_: argparse.Namespace) -> int:
+    raise AssertionError("argparse requires a benchmark")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+def _size(text: str) -> Any:
+    from gruve.bench.synthetic import Size
+
+    return Size.parse(text)
+
+
+def _sizes(text: str) -> tuple[Any, ...]:
+    return tuple(_size(word) for word in text.split(","))

@@ -1,0 +1,101 @@
+"""`gruve bench decode` and `bits`, on models so small that they take no time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from gruve.bench import decode
+from gruve.bench.bits import BitsBenchConfig, generate, run_bits
+from gruve.bench.decode import DecodeBenchConfig, run_decode
+from gruve.bench.roofline import probe_roofline
+from gruve.bench.steppers import Absent, make_stepper
+from gruve.bench.synthetic import Size, make_model
+from gruve.engine.decode.native import native_unavailable
+from gruve.engine.decode.reference import ReferenceBackend
+from gruve.model.oracle import Oracle
+
+TINY = Size(2, 16)
+ROW = {
+    "backend",
+    "cell",
+    "layers",
+    "hidden",
+    "batch",
+    "threads",
+    "step_ms",
+    "tokens_per_s",
+    "gflops",
+    "fma_peak_gflops",
+}
+QUICK = DecodeBenchConfig(
+    sizes=(TINY,), batches=(1, 65), threads=(1,), other_cells=("lstm",), other_batches=(2,), rounds=2, seconds=0.001
+)
+needs_native = pytest.mark.skipif(native_unavailable() is not None, reason=str(native_unavailable()))
+
+
+def test_a_decode_row_has_what_the_issue_names_and_its_figures_agree():
+    result = json.loads(run_decode(QUICK, lambda _: None).to_json())
+    assert result["benchmark"] == "decode"
+    for row in result["rows"]:
+        assert set(row) >= ROW
+        assert row["tokens_per_s"] == pytest.approx(1e3 * row["batch"] / row["step_ms"], rel=1e-4)
+    measured = {(row["backend"], row["cell"], row["batch"]) for row in result["rows"]}
+    assert {("reference", "gru", 65), ("torch", "lstm", 2)} <= measured
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_a_peer_computes_the_model_it_is_compared_on(tmp_path, name):
+    model = make_model(tmp_path / "m", TINY)
+    try:
+        peer = make_stepper(name, model, 3, 1)
+    except Absent as absent:
+        pytest.skip(str(absent))
+    oracle = Oracle(model.config, {key: weight.numpy() for key, weight in model.weights.items()})
+    for token in (0, 3, 100):
+        assert np.abs(peer.logits(token) - oracle.step(token)).max() < 1e-4
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_its_reason(monkeypatch):
+    monkeypatch.setattr("gruve.bench.steppers.onnx", None)
+    config = DecodeBenchConfig(
+        sizes=(TINY,), batches=(1,), threads=(1,), backends=("onnxruntime",), other_cells=(), rounds=1
+    )
+    (left_out,) = run_decode(config, lambda _: None).skipped
+    assert left_out["why"] == "onnx is not installed: pip install 'gruve[bench]'"
+
+
+def test_a_peer_that_computes_something_else_is_no_peer(monkeypatch):
+    monkeypatch.setattr(decode, "LOGIT_BOUND", -1.0)
+    config = DecodeBenchConfig(sizes=(TINY,), batches=(1,), threads=(1,), backends=("torch",), other_cells=(), rounds=1)
+    (left_out,) = run_decode(config, lambda _: None).skipped
+    assert "computes another model" in str(left_out["why"])
+
+
+@needs_native
+def test_two_threads_are_probed_together_and_the_peak_is_above_nothing():
+    roofline = probe_roofline(1 << 16, 2)
+    assert roofline.fma_gflops > 0.0
+    assert roofline.read_gb_s > 0.0
+    assert roofline.clock_ghz > 0.0
+
+
+def test_a_digest_is_printed_for_every_cell():
+    result = run_bits(BitsBenchConfig(size=Size(1, 16), tokens=100), lambda _: None)
+    assert {row["cell"] for row in result.rows} == {"gru", "gru_before", "lstm", "elman"}
+    assert all(len(str(row["digest"])) == 16 and row["tokens"] == 100 for row in result.rows)
+
+
+@needs_native
+def test_every_instruction_set_of_this_cpu_gives_the_same_digest():
+    result = run_bits(BitsBenchConfig(size=Size(1, 16), tokens=200), lambda _: None)
+    digests = {(row["cell"], row["digest"]) for row in result.rows if row["backend"] == "native"}
+    assert len(digests) == 4
+
+
+def test_digested_tokens_are_distinct_sequences(tmp_path):
+    tokens = generate(ReferenceBackend(make_model(tmp_path / "m", TINY), 10), 30)
+    assert tokens.shape == (30, 10)
+    assert len({tuple(column) for column in tokens.T.tolist()}) == 10

@@ -1,0 +1,65 @@
+"""The one line of JSON in which every benchmark ends, and the machine it names."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+from gruve.bench.machine import (
+    descendants,
+    describe_machine,
+    describe_versions,
+    instruction_set,
+    process_cpu_s,
+    process_rss_mb,
+)
+from gruve.bench.result import Result, table
+
+RESULT = Result(
+    "decode", {"cores": 2}, {"gruve": "1"}, [{"backend": "native", "step_ms": 1.23456789, "bare": math.nan}]
+)
+
+
+def test_the_json_is_one_line_of_four_fields():
+    line = RESULT.to_json()
+    assert "\n" not in line
+    assert list(json.loads(line)) == ["benchmark", "machine", "versions", "rows"]
+
+
+def test_a_figure_that_does_not_exist_is_null():
+    assert json.loads(RESULT.to_json())["rows"] == [{"backend": "native", "step_ms": 1.23457, "bare": None}]
+
+
+def test_what_was_left_out_stands_beside_the_rows_with_its_reason():
+    result = Result("decode", {}, {}, [], [{"backend": "openvino", "why": "not installed"}])
+    assert json.loads(result.to_json())["skipped"] == [{"backend": "openvino", "why": "not installed"}]
+
+
+def test_a_saved_result_is_the_same_line(tmp_path):
+    RESULT.save(tmp_path / "new" / "decode.json")
+    assert (tmp_path / "new" / "decode.json").read_text() == RESULT.to_json() + "\n"
+
+
+def test_a_table_is_aligned_under_its_columns():
+    assert table([{"a": 1.5, "b": None}, {"a": 12345.6, "b": "x"}], ["a", "b"]) == ["    a  b", "  1.5  -", "12346  x"]
+
+
+def test_the_machine_and_the_versions_are_named():
+    assert {"cpu", "cores", "isa", "governor", "memory_gb", "system"} <= set(describe_machine())
+    versions = describe_versions("no-such-package")
+    assert versions["torch"]
+    assert versions["no-such-package"] is None
+
+
+def test_the_widest_known_instruction_set_is_named():
+    avx2 = "fma avx2 f16c"
+    assert instruction_set(avx2) == "avx2"
+    assert instruction_set(f"{avx2} avx512f avx512bw avx512dq avx512vl") == "avx512"
+    assert instruction_set(f"{avx2} avx512f") == "avx2"
+
+
+def test_a_process_is_told_from_its_costs():
+    assert process_cpu_s(os.getpid()) > 0.0
+    assert process_rss_mb(os.getpid()) > 1.0
+    assert os.getpid() in descendants(os.getppid())

@@ -1,0 +1,92 @@
+"""`gruve bench serve`, `growth` and `peers`, once and small: that they run, and that their rows say what they must."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from gruve.bench.growth import GrowthBenchConfig, run_growth
+from gruve.bench.peers import measure
+from gruve.bench.peers.environments import NotInstalled, environment
+from gruve.bench.peers.measure import PeersBenchConfig, best_peer, run_peers
+from gruve.bench.peers.systems import SYSTEMS
+from gruve.bench.plots import plot_decode, plot_peers
+from gruve.bench.serve import ServeBenchConfig, run_serve
+from gruve.bench.synthetic import Size
+from gruve.engine.decode.choose import DecodeConfig
+
+TINY = Size(1, 16)
+CPU = DecodeConfig("cpu", threads=1)
+SERVE_ROW = {
+    *("sessions", "loop", "tokens_per_s", "bare_tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p99"),
+    *("tokens_per_message", "rss_mb", "mismatched_tokens"),
+}
+
+
+def test_serve_measures_both_loops_and_finds_no_token_that_differs():
+    config = ServeBenchConfig(
+        size=TINY, sessions=(4,), open_loads=(0.1,), open_capacity_sessions=4, rounds=1, warm_s=0.2, seconds=0.8
+    )
+    config = dataclasses.replace(config, client_processes=1, checked_tokens=2_000, decode=CPU)
+    result = json.loads(run_serve(config, lambda _: None).to_json())
+    assert [row["loop"] for row in result["rows"]] == ["closed", "open"]
+    assert all(set(row) >= SERVE_ROW for row in result["rows"])
+    assert [row["mismatched_tokens"] for row in result["rows"]] == [0, 0]
+    assert all(row["checked_tokens"] > 0 for row in result["rows"])
+
+
+def test_growth_goes_through_active_and_idle_sessions_and_draws_them(tmp_path):
+    config = GrowthBenchConfig(size=TINY, active=(2,), idle=(0, 20), rounds=1, warm_s=0.2, seconds=0.5)
+    config = dataclasses.replace(config, client_processes=1, decode=CPU, plot=tmp_path / "growth.svg")
+    rows = run_growth(config, lambda _: None).rows
+    assert [(row["state"], row["sessions"]) for row in rows] == [("active", 2), ("idle", 0), ("idle", 20)]
+    assert (tmp_path / "growth.svg").stat().st_size > 1_000
+
+
+def test_peers_measures_what_runs_and_tells_why_the_others_do_not(tmp_path, monkeypatch):
+    broken = dataclasses.replace(SYSTEMS[0], name="broken", command=lambda *_: ("sh", "-c", "echo Error: no; exit 3"))
+    monkeypatch.setattr(measure, "SYSTEMS", (broken,))
+    monkeypatch.setattr(measure, "environment", lambda cache, *_, **__: cache)
+    config = PeersBenchConfig(sizes=(TINY,), streams=(2,), systems=("gruve", "broken"), rounds=1, cache=tmp_path)
+    config = dataclasses.replace(config, warm_s=0.2, seconds=0.5, client_processes=1)
+    result = json.loads(run_peers(config, lambda _: None).to_json())
+    (row,) = result["rows"]
+    assert {"system", "model", "streams", "tokens_per_s", "ttft_ms_p99"} <= set(row)
+    assert row["system"] == "gruve"
+    assert "it ended with 3: Error: no" in result["skipped"][0]["why"]
+
+
+def test_quick_installs_nothing(tmp_path):
+    with pytest.raises(NotInstalled, match="not installed yet"):
+        environment(tmp_path, "peer", ("litserve==0.2.19",), install=False)
+
+
+def test_an_environment_is_used_again_while_its_pins_stand(tmp_path):
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer" / "requirements.txt").write_text("litserve==0.2.19\n")
+    assert environment(tmp_path, "peer", ("litserve==0.2.19",), install=False) == tmp_path / "peer"
+    with pytest.raises(NotInstalled):
+        environment(tmp_path, "peer", ("litserve==0.2.20",), install=False)
+
+
+def test_the_best_peer_is_the_fastest_one_that_is_not_ours(tmp_path):
+    rows = [
+        {"system": name, "model": "2x256", "streams": 64, "tokens_per_s": speed, "ttft_ms_p99": 1.0}
+        for name, speed in (("gruve", 9.0), ("a", 1.0), ("b", 2.0))
+    ]
+    assert best_peer(rows, "2x256", 64) == rows[2]
+    assert best_peer(rows, "3x512", 64) is None
+    plot_peers(rows, tmp_path / "peers.svg")
+    assert Path(tmp_path / "peers.svg").stat().st_size > 1_000
+
+
+def test_decode_rows_can_be_drawn(tmp_path):
+    rows = [
+        {"backend": name, "cell": "gru", "layers": 3, "hidden": 512, "batch": 4, "threads": 1, "tokens_per_s": 1e4}
+        for name in ("native", "torch")
+    ]
+    plot_decode(rows, tmp_path / "decode.svg")
+    assert (tmp_path / "decode.svg").stat().st_size > 1_000
