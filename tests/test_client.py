@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -247,3 +248,11 @@ def test_the_client_needs_neither_torch_nor_numpy():
     code = "import sys, gruve.client; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_closing_waits_no_longer_than_it_says_for_a_connection_that_hangs(monkeypatch):
+    monkeypatch.setattr("gruve.client.sync.CLOSE_WITHIN_S", 0.01)
+    client, hangs = Client("localhost:1"), threading.Event()
+    monkeypatch.setattr(client._connections, "close", lambda: [SimpleNamespace(close=hangs.wait)])
+    client.close()
+    hangs.set()

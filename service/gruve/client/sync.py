@@ -15,6 +15,9 @@ from gruve.client.messages import GenerateOptions, Text, add_page, create_reques
 from gruve.client.resume import Chunk, Reconnect, Resumption, cut_short
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
+CLOSE_WITHIN_S = 2.0
+"""How long closing waits for gRPC to let go of a connection."""
+
 
 class Client:
     """Calls the servers at `addresses`, which serve the same models; may be shared by threads.
@@ -121,8 +124,12 @@ class Client:
         """Closes the connections; what is still running ends with CANCELLED."""
         channels = self._connections.close()
         self._closed.set()
-        for channel in channels:
-            channel.close()
+        # gRPC waits for every call it has begun, and for ever where Ctrl-C tore one out of its hands.
+        closing = [threading.Thread(target=channel.close, daemon=True) for channel in channels]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(CLOSE_WITHIN_S)
 
     def __enter__(self) -> Self:
         return self
