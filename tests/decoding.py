@@ -192,7 +192,7 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0):
             if waiting:
                 admission, credit = waiting.pop()
                 admitted[engine.admit(admission, credit)] = admission
-        for id_ in admitted:
+        for id_ in list(admitted):  # another thread is still admitting
             engine.grant(id_, chance.choice([0, 1, 3]))
         if chance.random() < 0.1:
             cancelled.add(victim := chance.choice(list(admitted)))
