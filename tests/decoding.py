@@ -23,14 +23,18 @@ class FakeBackend:
 
     name, why, numerics_id = "fake", "a test", "fake"
 
-    def __init__(self, slots: int = 8, vocabulary_size: int = 13) -> None:
-        self.slots, self.V = slots, vocabulary_size
+    def __init__(self, slots: int = 8, vocabulary_size: int = 13, lanes: int = 1) -> None:
+        self.slots, self.V, self.lanes = slots, vocabulary_size, lanes
+        self.in_use: set[int] = set()
+        self.beside: int = 0
+        """Calls that began while another was under way."""
         self.rows: dict[int, dict] = {}
         self.calls: list[tuple[list[int], list[int], int]] = []
         self.hook = lambda slots: None
 
     def admit(self, slot, row: Row, state):
         assert slot not in self.rows, "a slot that is in use was given away"
+        assert slot not in self.in_use, "a slot was filled while a call had it"
         self.rows[slot] = {
             "row": row,
             "state": 7 if state is None else int(state.flat[0]),
@@ -41,10 +45,20 @@ class FakeBackend:
             "stop": row.stop_state,
         }
 
-    def decode(self, slots, limits, steps):
+    def decode(self, slots, limits, steps, *, alone=False):
         self.calls.append((list(slots), list(limits), steps))
-        self.hook(slots)
         assert len(set(slots)) == len(slots) <= 64
+        assert not self.in_use & set(slots), "two calls had the same slot"
+        assert alone or not self.in_use, "a call that takes the whole machine began beside another"
+        self.beside += bool(self.in_use)
+        self.in_use |= set(slots)
+        try:
+            self.hook(slots)
+            return self._decode(slots, limits, steps)
+        finally:
+            self.in_use -= set(slots)
+
+    def _decode(self, slots, limits, steps):
         tokens = np.full((steps, len(slots)), -1, dtype=np.int32)
         taken, reasons = np.zeros(len(slots), dtype=np.int32), np.zeros(len(slots), dtype=np.int32)
         for i, slot in enumerate(slots):
@@ -75,9 +89,11 @@ class FakeBackend:
         return philox(at["state"], at["row"].sampling.seed & 0xFFFFFFFF, at["position"], 0)[0] % self.V
 
     def snapshot(self, slot):
+        assert slot not in self.in_use
         return np.full((1, 1, 1), self.rows[slot]["state"], dtype=np.float32)
 
     def release(self, slot):
+        assert slot not in self.in_use
         del self.rows[slot]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
-from decoding import Ear, FakeBackend, admission_of, alone, engine_of, random_schedule, row_of
+from decoding import PATIENCE_S, Ear, FakeBackend, admission_of, alone, engine_of, random_schedule, row_of
 
 from gruve.engine.engine import Engine, EngineConfig
 from gruve.engine.sequence import FinishReason
@@ -51,10 +53,41 @@ def test_any_schedule_of_joins_leaves_credit_and_pace_leaves_every_sequence_as_i
     random_schedule(seed, lambda: FakeBackend(slots=7), 13, end_id=1)
 
 
+@pytest.mark.parametrize("lanes", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_schedule_on_several_lanes_leaves_every_sequence_as_it_is_alone(seed, lanes):
+    random_schedule(seed, lambda: FakeBackend(slots=60, lanes=lanes), 13, end_id=1, sequences=100)
+
+
+def test_many_rows_are_decoded_on_all_lanes_at_a_time():
+    backend, met = FakeBackend(slots=32, lanes=2), threading.Barrier(2)
+    backend.hook = lambda slots: met.wait(PATIENCE_S) if len(backend.calls) <= 2 else None
+    engine = Engine(backend, ear := Ear())
+    ids = [engine.admit(admission_of()) for _ in range(32)]
+    engine.start()
+    assert {ear.end(i).finish_reason for i in ids} == {FinishReason.LENGTH}
+    engine.close()
+    assert backend.beside > 0
+
+
+def test_a_sequence_that_is_cancelled_while_a_lane_has_it_ends_when_the_call_returns():
+    backend, entered, leave = FakeBackend(slots=2, lanes=2), threading.Event(), threading.Event()
+    backend.hook = lambda slots: (entered.set(), leave.wait(PATIENCE_S))
+    with engine_of(backend) as (engine, ear):
+        sequence = engine.admit(admission_of(max_tokens=ENDLESS))
+        assert entered.wait(PATIENCE_S)
+        engine.cancel(sequence)
+        nudge(engine)  # the other lane carries the cancellation out
+        leave.set()
+        last = ear.end(sequence)
+    assert last.finish_reason is FinishReason.CANCELLED
+    assert backend.rows == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 200))
 def test_any_schedule_leaves_every_sequence_as_it_is_alone_for_long(seed):
-    random_schedule(seed, lambda: FakeBackend(slots=5 + seed % 90), 13, end_id=1, sequences=150)
+    random_schedule(seed, lambda: FakeBackend(slots=5 + seed % 90, lanes=1 + seed % 4), 13, end_id=1, sequences=150)
 
 
 def test_a_full_queue_refuses_at_once_and_takes_again_when_one_has_left():
@@ -212,11 +245,12 @@ def test_a_state_that_cannot_be_read_fails_that_sequence_alone(caplog):
 
 def test_a_failure_of_the_loop_itself_answers_everybody_and_refuses_the_rest(caplog):
     backend = FakeBackend(slots=2)
-    backend.decode = lambda slots, limits, steps: None  # no block: nobody expects that
+    backend.decode = lambda slots, limits, steps, alone: None  # no block: nobody expects that
     engine = Engine(backend, ear := Ear())
     ids = [engine.admit(admission_of()) for _ in range(5)]
     engine.start()
-    engine._thread.join()
+    for lane in engine._lanes:
+        lane.join()
     (incident,) = {ear.last[i].failed for i in ids}
     assert engine.load == 0
     with pytest.raises(EngineFailed, match=incident):
@@ -294,4 +328,4 @@ def test_the_last_progress_tells_how_long_a_sequence_waited():
 def test_an_idle_engine_ends_when_closed():
     with engine_of(FakeBackend()) as (engine, _):
         pass
-    assert not engine._thread.is_alive()
+    assert not any(lane.is_alive() for lane in engine._lanes)

@@ -1,4 +1,9 @@
-"""The loop: take commands, admit, pick, decode, update, deliver. One thread a model; nobody else touches its backend.
+"""The loop: take commands, admit, pick, decode, update, deliver. Nobody else touches a model's backend.
+
+A lane is a thread that goes round this loop. While the rows are few, one call has them all and the backend shares it out
+over the machine. As soon as they are enough for every lane to have its own, each lane decodes its own rows alone: nobody
+waits for anybody's share of a step, and while one lane is busy with what its call has made, the others decode on. Which
+lane has a row changes nothing of what the row becomes.
 
 Knows threads and the clock; nothing of sessions, text or the wire.
 """
@@ -29,6 +34,8 @@ T = TypeVar("T")
 FEW_ROWS = 4
 """While at most so many rows run, a call takes one step: a stream is watched, and nobody waits for throughput."""
 MOST_STEPS = 64
+LANE_ROWS = 8
+"""From so many rows for each lane on, lanes decode rows of their own: the backend is about as fast as with more."""
 MAX_PACE_DEBT_S = 0.25
 """How far a paced row that was late may catch up."""
 
@@ -48,7 +55,7 @@ class EngineConfig:
     max_call_ms: float = 5.0
     """What a call of the backend aims to last at most; joins, leaves and cancels take effect between calls."""
     micro_batch: int = MICRO_BATCH
-    """Rows a call takes at most."""
+    """Rows a call takes at most; half as many where lanes have rows of their own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,10 +71,11 @@ class Call:
 
 
 class Engine:
-    """Decodes admitted sequences on its own thread until closed.
+    """Decodes admitted sequences on its own threads until closed.
 
-    `deliver` is called on that thread, once a call; it must not block. `on_broken` is called there when the loop itself
-    has failed and will take nothing more. All methods may be called from any thread.
+    `deliver` is called on one of these threads at a time, once a call, and of one sequence in the order of its tokens;
+    it must not block. `on_broken` is called there when the loop itself has failed and will take nothing more. All
+    methods may be called from any thread.
     """
 
     def __init__(
@@ -90,25 +98,33 @@ class Engine:
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
         self._pace = _StepTimes()
-        # Shared with other threads, under the condition's lock.
+        # What stands above is the lanes' own, who take turns at it.
+        self._turn = threading.Lock()
+        # Shared with other threads, under the condition's lock; whoever needs both locks takes this one last.
         self._changed = threading.Condition()
         self._commands: collections.deque[Callable[[], Progress | None]] = collections.deque()
         self._sequences: dict[int, Sequence] = {}
         self._closing = False
         self._broken: str | None = None
-        self._thread = threading.Thread(target=self._run, name=f"gruve-{backend.name}", daemon=True)
+        self._lanes = [
+            threading.Thread(target=self._run, name=f"gruve-{backend.name}-{lane}", daemon=True)
+            for lane in range(backend.lanes)
+        ]
+        self._lanes_open = len(self._lanes)
 
     def start(self) -> None:
         """Starts the loop."""
-        self._thread.start()
+        for lane in self._lanes:
+            lane.start()
 
     def close(self) -> None:
         """Refuses new sequences, hands over those that are left, and returns when the loop has ended."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+            self._changed.notify_all()
+        for lane in self._lanes:
+            if lane.ident is not None:
+                lane.join()
 
     @property
     def load(self) -> int:
@@ -162,36 +178,69 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
+        """One lane: goes round until the engine closes; the last lane to leave hands over what is left."""
         try:
-            while self._take_commands():
-                now = self._clock()
-                self._end_overdue(now)
-                self._give_slots(now)
-                rows = self._scheduler.pick(now)
-                if rows:
-                    self._call(rows)
-            self._publish([self._end(i, FinishReason.HANDED_OVER) for i in list(self._sequences)])
+            while (picked := self._next()) is not None:
+                self._call(*picked)
+            with self._turn:
+                self._lanes_open -= 1
+                if not self._lanes_open and self._broken is None:
+                    self._publish([self._end(i, FinishReason.HANDED_OVER) for i in list(self._sequences)])
         except Exception:
             incident = _incident()
             log.exception("the engine's loop failed: incident %s", incident)
-            self._break(incident)
+            with self._turn:
+                self._break(incident)
+
+    def _next(self) -> tuple[list[Sequence], bool] | None:
+        """The rows of this lane's next call, and whether it is one beside others; None when closing.
+
+        Waits while there is nothing to do. Before that it carries out what other threads have asked for.
+        """
+        while True:
+            with self._turn:
+                if not self._take_commands():
+                    return None
+                now = self._clock()
+                self._end_overdue(now)
+                self._give_slots(now)
+                most, alone = self._share()
+                rows = self._scheduler.pick(now, most) if most else []
+                if rows:
+                    if self._may_pick():
+                        with self._changed:
+                            self._changed.notify()
+                    return rows, alone
+                # Where another lane has all the rows it comes round soon, and looks at the time itself.
+                wakes = (self._scheduler.next_wake_s(), self._next_deadline()) if most else ()
+                wake = min((t for t in wakes if t is not None), default=None)
+            with self._changed:
+                if not self._asked() and (wake is None or wake > self._clock()):
+                    self._changed.wait(None if wake is None else wake - self._clock())
+
+    def _asked(self) -> bool:
+        """Whether there is something for a lane to do, pace and deadlines aside."""
+        return bool(self._commands) or self._closing or self._broken is not None or self._may_pick()
+
+    def _may_pick(self) -> bool:
+        return self._scheduler.ready() and self._share()[0] > 0
+
+    def _share(self) -> tuple[int, bool]:
+        """How many rows the next call may take, 0 for none, and whether it goes on beside calls of other lanes."""
+        scheduler, lanes = self._scheduler, len(self._lanes)
+        rows = scheduler.ready_rows + scheduler.in_flight
+        if lanes == 1 or rows < lanes * LANE_ROWS:
+            return (0 if scheduler.in_flight else scheduler.micro_batch), False
+        return min(max(LANE_ROWS, -(-rows // lanes)), max(2, scheduler.micro_batch // 2)), True
 
     def _take_commands(self) -> bool:
-        """Carries out what other threads asked for, waiting while there is nothing to do; False when closing."""
+        """Carries out what other threads asked for; False when closing."""
         with self._changed:
-            while not (self._commands or self._closing or self._scheduler.ready()):
-                wake = min(
-                    (t for t in (self._scheduler.next_wake_s(), self._next_deadline()) if t is not None), default=None
-                )
-                timeout = None if wake is None else wake - self._clock()
-                if timeout is not None and timeout <= 0:
-                    break
-                self._changed.wait(timeout)
             commands = list(self._commands)
             self._commands.clear()
-            closing = self._closing
+            going_on = not self._closing and self._broken is None
         self._publish([command() for command in commands])
-        return not closing
+        return going_on
 
     def _enter(self, sequence: Sequence) -> None:
         self._scheduler.add(sequence)
@@ -229,28 +278,32 @@ class Engine:
             logprobs=admission.logprobs,
         )
 
-    def _call(self, rows: list[Sequence]) -> None:
+    def _call(self, rows: list[Sequence], alone: bool) -> None:
         """One call of the backend: decode, update, deliver."""
         limits = [sequence.limit() for sequence in rows]
-        steps = min(self._steps(rows), max(limits))
+        steps = min(self._steps(rows, alone), max(limits))
         started = time.perf_counter()
         try:
-            block = self.backend.decode([_slot(sequence) for sequence in rows], limits, steps)
+            block = self.backend.decode([_slot(sequence) for sequence in rows], limits, steps, alone=alone)
         except Exception:
             incident = _incident()
             log.exception("decoding %d rows failed: incident %s", len(rows), incident)
-            self._fail(rows, incident)
+            with self._turn:
+                self._fail(rows, incident)
             return
         seconds = time.perf_counter() - started
-        self._pace.note(len(rows), steps, seconds)
-        progress = self._update(rows, block)
-        self._scheduler.settle(rows)
-        self._publish(progress, len(rows), steps, seconds)
+        with self._turn:
+            if self._broken is not None:  # all have been answered
+                return
+            self._pace.note(len(rows), alone, steps, seconds)
+            progress = self._update(rows, block)
+            self._scheduler.settle(rows)
+            self._publish(progress, len(rows), steps, seconds)
 
-    def _steps(self, rows: list[Sequence]) -> int:
+    def _steps(self, rows: list[Sequence], alone: bool) -> int:
         """How many steps the call takes: what fits into `max_call_ms`, and one while a few rows are watched."""
-        fitting = self._pace.steps_within(len(rows), self.config.max_call_ms / 1e3)
-        if len(rows) <= FEW_ROWS:
+        fitting = self._pace.steps_within(len(rows), alone, self.config.max_call_ms / 1e3)
+        if len(rows) <= FEW_ROWS and not alone:
             return max(1, min(fitting, *(sequence.forced_left for sequence in rows), MOST_STEPS))
         return fitting
 
@@ -276,7 +329,7 @@ class Engine:
             logprobs = (
                 () if block.logprobs is None else _logprobs(block.logprobs, sequence.admission.logprobs, i, taken)
             )
-            finish = _FINISH.get(reason)
+            finish = _FINISH.get(reason, sequence.ending)
             progress.append(self._progress(sequence, position, tokens, forced, logprobs, finish))
         return progress
 
@@ -313,6 +366,9 @@ class Engine:
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
             return None
+        if sequence.in_flight:
+            sequence.ending = reason
+            return None
         progress = self._progress(sequence, sequence.position + 1, [], 0, (), reason)
         self._scheduler.remove(sequence)
         return progress
@@ -330,6 +386,7 @@ class Engine:
 
     def _fail(self, rows: list[Sequence], incident: str) -> None:
         """Answers the rows of a call that raised; the others go on."""
+        self._scheduler.settle([sequence for sequence in rows if sequence.in_flight])
         for sequence in rows:
             self._forget(sequence)
             self._scheduler.remove(sequence)
@@ -339,6 +396,7 @@ class Engine:
         """Answers everybody after a failure that no row can be blamed for; from here on `admit` refuses."""
         with self._changed:
             self._broken = incident
+            self._changed.notify_all()
             left = list(self._sequences.values())
             self._sequences.clear()
         try:
@@ -363,19 +421,19 @@ class Engine:
 
 
 class _StepTimes:
-    """Remembers how long a step takes for so many rows, in groups of 16."""
+    """Remembers how long a step takes for so many rows, in groups of 16, alone or not."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
+        self._seconds: dict[tuple[int, bool], float] = {}
 
-    def note(self, rows: int, steps: int, seconds: float) -> None:
+    def note(self, rows: int, alone: bool, steps: int, seconds: float) -> None:
         """A moving average, quick to follow."""
-        key, each = -(-rows // 16), seconds / steps
+        key, each = (-(-rows // 16), alone), seconds / steps
         self._seconds[key] = 0.7 * self._seconds.get(key, each) + 0.3 * each
 
-    def steps_within(self, rows: int, seconds: float) -> int:
+    def steps_within(self, rows: int, alone: bool, seconds: float) -> int:
         """How many steps fit, at least 1; 1 until a call of that size has been seen."""
-        each = self._seconds.get(-(-rows // 16))
+        each = self._seconds.get((-(-rows // 16), alone))
         return 1 if each is None else max(1, min(MOST_STEPS, int(seconds / max(each, 1e-9))))
 
 

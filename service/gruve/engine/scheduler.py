@@ -3,7 +3,7 @@
 Waiting sequences take free slots in order of arrival. Of the running ones a call takes a micro-batch of at most 64:
 those that have drawn nothing yet go first, but take at most half while others wait, and within each of the two groups
 turns go round. So every group with a ready row gets at least 32 places a call, and none waits more than
-ceil(rows / 32) calls.
+ceil(rows / 32) calls. Several calls may be under way: a row that was picked is out of the turns until it is settled.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ class Scheduler:
         self._decoding: collections.OrderedDict[int, Sequence] = collections.OrderedDict()
         self._paced: list[tuple[float, int, Sequence]] = []
         self._tie = itertools.count()
+        self.in_flight = 0
+        """Rows that were picked and not yet settled."""
+
+    @property
+    def ready_rows(self) -> int:
+        """Running rows that a call could take now, pace aside."""
+        return len(self._prompting) + len(self._decoding)
 
     def add(self, sequence: Sequence) -> None:
         """Lets a sequence wait for a slot."""
@@ -50,28 +57,40 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def pick(self, now_s: float) -> list[Sequence]:
-        """The rows of the next call, in the order of their turns; `settle` puts them at the end of their group."""
+    def pick(self, now_s: float, most: int | None = None) -> list[Sequence]:
+        """The rows of the next call, in the order of their turns; `settle` puts them at the end of their group.
+
+        `most` are taken, if that is less than a micro-batch; at least 2.
+        """
         self._wake(now_s)
-        most = self.micro_batch
+        most = self.micro_batch if most is None else min(most, self.micro_batch)
         prompting = min(len(self._prompting), max(most // 2, most - len(self._decoding)))
         decoding = min(len(self._decoding), most - prompting)
         turns = itertools.chain(
             itertools.islice(self._prompting.values(), prompting), itertools.islice(self._decoding.values(), decoding)
         )
-        return list(turns)
+        rows = list(turns)
+        for sequence in rows:
+            self._unfile(sequence)
+            sequence.in_flight = True
+        self.in_flight += len(rows)
+        return rows
 
     def settle(self, rows: Iterable[Sequence]) -> None:
         """After a call: files each row that took part by what it does next; finished ones leave and free their slot."""
         for sequence in rows:
-            self._unfile(sequence)
+            sequence.in_flight = False
+            self.in_flight -= 1
             if sequence.finish_reason is not None:
                 self.remove(sequence)
             else:
                 self._file(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, waiting or running; its slot is free for the next `admit`. Unknown ones are ignored."""
+        """Takes a sequence out, waiting or running; its slot is free for the next `admit`. Unknown ones are ignored.
+
+        One that is in flight must be settled first.
+        """
         self.waiting.pop(sequence.id, None)
         self._unfile(sequence)
         if self.running.pop(sequence.id, None) is not None and sequence.slot is not None:
@@ -83,7 +102,7 @@ class Scheduler:
             return
         parked = sequence.credit == 0 and sequence.forced_left == 0
         sequence.credit += tokens
-        if parked and sequence.id in self.running:
+        if parked and sequence.id in self.running and not sequence.in_flight:
             self._file(sequence)
 
     def ready(self) -> bool:
@@ -102,9 +121,10 @@ class Scheduler:
             self._turns(sequence)[sequence.id] = sequence
 
     def _is_paced(self, at: float, _tie: int, sequence: Sequence) -> bool:
-        """Whether a heap entry still holds: its sequence runs, waits for that very time and is in no turn."""
+        """Whether a heap entry still holds: its sequence runs, waits for that very time and is in no turn or call."""
         return (
             sequence.id in self.running
+            and not sequence.in_flight
             and sequence.ready_s == at
             and sequence.id not in self._decoding
             and sequence.id not in self._prompting

@@ -106,6 +106,10 @@ class Sequence:
     """When the pace lets the next token be drawn; 0 for at once."""
     started_s: float | None = None
     finish_reason: FinishReason | None = None
+    in_flight: bool = False
+    """Whether a call has it: until that returns nobody else may touch its slot."""
+    ending: FinishReason | None = None
+    """How it is to end when the call that has it returns, unless that ends it otherwise."""
 
     def __post_init__(self) -> None:
         self.forced_left = len(self.admission.forced)

@@ -18,7 +18,7 @@ from gruve.model.repository import Broken, Model
 from gruve.serve.metrics import Metrics, ModelMetrics
 from gruve.serve.status import internal_error
 
-MESSAGES_PER_S = 2_000
+MESSAGES_PER_S = 1_000
 """Of all streams of a model together: beyond, gRPC takes more of the machine than it leaves to the model."""
 LONGEST_GAP_S = 0.25
 

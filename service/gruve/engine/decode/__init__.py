@@ -88,7 +88,7 @@ class Block:
 
 
 class Backend(Protocol):
-    """What computes. One thread calls it; nothing of it is shared."""
+    """What computes. At most `lanes` threads call it at a time, no two of them with the same slot."""
 
     name: str
     """`reference`, `native` or `cuda`."""
@@ -97,12 +97,17 @@ class Backend(Protocol):
     numerics_id: str
     """16 hex digits: the same id means the same bits."""
     slots: int
+    lanes: int
+    """How many calls of `decode` may be under way at a time."""
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; `state` as `snapshot` gave it, None for the zero state."""
 
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Block:
-        """Runs at most `steps` steps, row i at most `limits[i]` of them; at most 64 distinct slots."""
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:
+        """Runs at most `steps` steps, row i at most `limits[i]` of them; at most 64 distinct slots.
+
+        `alone` leaves the rest of the machine to the calls on other lanes; what is computed is the same.
+        """
 
     def snapshot(self, slot: int) -> NDArray[np.float32]:
         """A copy of the slot's state: (state tensors, L, H) fp32."""

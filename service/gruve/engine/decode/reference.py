@@ -40,6 +40,7 @@ class ReferenceBackend:
         config = model.config
         self.why = why
         self.slots = slots
+        self.lanes = 1
         self._config = config
         self._device = torch.device(device)
         self._cell = cell_function(config)
@@ -79,7 +80,7 @@ class ReferenceBackend:
         self._rows[slot] = None
 
     @torch.inference_mode()
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Block:
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
         """Runs a block of steps; see the contract."""
         rows = [self._row(slot) for slot in slots]
         count, padded = len(rows), -(-len(rows) // TILE) * TILE

@@ -27,7 +27,7 @@ struct gruve_model {
 
 struct gruve_decoder {
     gruve::Decoder decoder;
-    std::atomic<bool> busy{false};
+    std::atomic<int32_t> callers{0};
     gruve_decoder(std::shared_ptr<const gruve::Model> model, int32_t slots, int32_t threads)
         : decoder(std::move(model), slots, threads) {}
 };
@@ -48,6 +48,8 @@ int32_t guarded(char* error, size_t error_size, Body body) {
         return GRUVE_OK;
     } catch (const std::invalid_argument& refused) {
         return fail(GRUVE_INVALID, refused.what(), error, error_size);
+    } catch (const Busy& busy) {
+        return fail(GRUVE_BUSY, busy.what(), error, error_size);
     } catch (const std::bad_alloc&) {
         return fail(GRUVE_FAILED, "not enough memory", error, error_size);
     } catch (const std::exception& failed) {
@@ -59,10 +61,9 @@ template <class Body>
 int32_t guarded_decoder(gruve_decoder* decoder, char* error, size_t error_size, Body body) {
     if (decoder == nullptr)
         return fail(GRUVE_INVALID, "there is no decoder, or it was closed", error, error_size);
-    if (decoder->busy.exchange(true, std::memory_order_acquire))
-        return fail(GRUVE_BUSY, "the decoder is in use by another thread", error, error_size);
+    decoder->callers.fetch_add(1, std::memory_order_acquire);
     const int32_t status = guarded(error, error_size, [&] { body(decoder->decoder); });
-    decoder->busy.store(false, std::memory_order_release);
+    decoder->callers.fetch_sub(1, std::memory_order_release);
     return status;
 }
 
@@ -141,7 +142,7 @@ int32_t gruve_decoder_create(
 void gruve_decoder_destroy(gruve_decoder* decoder) {
     if (decoder == nullptr) return;
     // In a forked child a call that was under way in the parent will never end, and nobody is in it.
-    while (!decoder->decoder.forked() && decoder->busy.exchange(true, std::memory_order_acquire))
+    while (!decoder->decoder.forked() && decoder->callers.load(std::memory_order_acquire) > 0)
         std::this_thread::sleep_for(std::chrono::microseconds(100));
     delete decoder;
 }

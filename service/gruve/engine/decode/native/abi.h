@@ -2,8 +2,9 @@
 //
 // Every function that can fail returns a Status and, unless it is OK, writes a sentence into `error` (at most
 // `error_size` bytes with the final 0). Nothing is read past the sizes given; every index is checked before it is used.
-// A model is immutable and may be shared by any number of decoders and threads. A decoder belongs to one caller at a
-// time; a second one is answered BUSY. Array arguments are only read during the call unless said otherwise.
+// A model is immutable and may be shared by any number of decoders and threads. So may a decoder, as long as each slot is
+// used by one caller at a time, and as many calls of decode are under way as it has threads; what goes beyond is answered
+// BUSY and changes nothing. Array arguments are only read during the call unless said otherwise.
 
 #ifndef GRUVE_NATIVE_ABI_H
 #define GRUVE_NATIVE_ABI_H
@@ -11,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRUVE_ABI_VERSION 1
+#define GRUVE_ABI_VERSION 2
 #define GRUVE_MAX_LAYERS 4
 #define GRUVE_MAX_ROWS 64
 #define GRUVE_MAX_STEPS 4096
@@ -88,6 +89,7 @@ typedef struct {
     int32_t rows;              // 1 to GRUVE_MAX_ROWS
     int32_t steps;             // 1 to GRUVE_MAX_STEPS
     int32_t alternatives;      // the third dimension of `top_ids` and `top`: at least what any row asks
+    int32_t alone;             // 1: on the caller's thread, beside other calls; 0: with the decoder's threads, if free
     const int32_t* slots;      // (rows,), distinct
     const int32_t* limits;     // (rows,)
     int32_t* tokens;           // (steps, rows)
@@ -118,7 +120,7 @@ GRUVE_EXPORT size_t gruve_model_bytes(const gruve_model* model);
 // A decoder keeps what it needs of its model: they may be destroyed in any order.
 GRUVE_EXPORT int32_t gruve_decoder_create(
     const gruve_model* model, int32_t slots, int32_t threads, gruve_decoder** decoder, char* error, size_t error_size);
-// Waits for a call that is under way; no other may begin.
+// Waits for calls that are under way; no other may begin.
 GRUVE_EXPORT void gruve_decoder_destroy(gruve_decoder* decoder);
 
 // `state` is (state tensors, L, H), or null for zeros.
@@ -131,7 +133,8 @@ GRUVE_EXPORT int32_t gruve_release(gruve_decoder* decoder, int32_t slot, char* e
 
 // For tests: what the parts of a step do on their own.
 
-// The logits (V,) of row `row` of the last call's last step in which that row drew or asked for log-probabilities.
+// The logits (V,) of row `row` of the last step of the last call to begin, if the row drew or asked for log-probabilities
+// in it; no call may be under way.
 GRUVE_EXPORT int32_t gruve_last_logits(
     gruve_decoder* decoder, int32_t row, float* logits, char* error, size_t error_size);
 // The token that `sampling` draws from `logits` for absolute `position`; `history` oldest first.

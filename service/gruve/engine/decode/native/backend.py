@@ -36,8 +36,8 @@ class NativeBackend:
     """Decodes in C++ on the CPU; see `gruve.engine.decode.Backend` for the contract.
 
     The bits it makes depend on the model, the row and `VERSION` alone: not on the instruction set, the threads, the
-    other rows or how many steps a call takes. One thread calls it; `close` ends its threads. After a fork it goes on
-    working in the child, on the calling thread.
+    other rows or how many steps a call takes. `close` ends its threads. After a fork it goes on working in the child, on
+    the calling thread.
     """
 
     name = "native"
@@ -54,7 +54,7 @@ class NativeBackend:
         config = model.config
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
-        self.threads = threads or available_cores()
+        self.threads = self.lanes = threads or available_cores()
         self.why = f"{why} ({self.isa}, {self.threads} threads)"
         self.numerics_id = hashlib.sha256(f"{self.name} {VERSION} {config.precision}".encode()).hexdigest()[:16]
         self._config = config
@@ -68,11 +68,6 @@ class NativeBackend:
         # What the decoder points into while a slot is taken, and what its row asks.
         self._stops: list[NDArray[np.int32] | None] = [None] * slots
         self._logprobs: list[int | None] = [None] * slots
-        self._call = abi.Call()
-        self._in = np.zeros((2, MAX_ROWS), dtype=np.int32)
-        self._out = np.zeros((2, MAX_ROWS), dtype=np.int32)
-        self._call.slots, self._call.limits = (row.ctypes.data for row in self._in)
-        self._call.taken, self._call.reasons = (row.ctypes.data for row in self._out)
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; see the contract. Raises `ValueError` for what is out of bounds."""
@@ -87,28 +82,35 @@ class NativeBackend:
         self._stops[slot] = keep.stop_table
         self._logprobs[slot] = row.logprobs
 
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Block:
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:
         """Runs a block of steps; see the contract. Raises `ValueError` for what is out of bounds."""
         rows = len(slots)
         if not 1 <= rows <= MAX_ROWS or len(limits) != rows:
             raise ValueError(f"{rows} slots and {len(limits)} limits; a call takes 1 to {MAX_ROWS} of each")
         if not 1 <= steps <= MAX_STEPS:
             raise ValueError(f"steps {steps} is not between 1 and {MAX_STEPS}")
-        self._in[0, :rows], self._in[1, :rows] = slots, limits
+        given = np.array((slots, limits), dtype=np.int32)
+        made = np.empty((2, rows), dtype=np.int32)
         tokens = np.empty((steps, rows), dtype=np.int32)
         logprobs = self._asked_logprobs(slots, steps)
-        call = self._call
-        call.rows, call.steps, call.tokens = rows, steps, tokens.ctypes.data
-        if logprobs is None:
-            call.alternatives, call.chosen, call.top_ids, call.top = 0, None, None, None
-        else:
+        given_at, made_at, row_bytes = given.ctypes.data, made.ctypes.data, rows * given.itemsize
+        call = abi.Call(
+            rows=rows,
+            steps=steps,
+            alone=alone,
+            slots=given_at,
+            limits=given_at + row_bytes,
+            tokens=tokens.ctypes.data,
+            taken=made_at,
+            reasons=made_at + row_bytes,
+        )
+        if logprobs is not None:
             call.alternatives = logprobs.top.shape[2]
             call.chosen, call.top_ids, call.top = (
                 part.ctypes.data for part in (logprobs.chosen, logprobs.top_ids, logprobs.top)
             )
         self._library.call("gruve_decode", self._decoder, ctypes.byref(call))
-        taken, reasons = self._out[:, :rows].copy()
-        return Block(tokens, taken, reasons, logprobs)
+        return Block(tokens, made[0], made[1], logprobs)
 
     def snapshot(self, slot: int) -> NDArray[np.float32]:
         """A copy of the slot's state; see the contract."""

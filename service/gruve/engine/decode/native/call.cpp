@@ -17,7 +17,8 @@ constexpr int64_t SMALL = 1 << 20;
 
 }  // namespace
 
-Call::Call(Decoder& decoder, const gruve_call& call) : decoder_(decoder), model_(decoder.model()), call_(call) {}
+Call::Call(Decoder& decoder, const gruve_call& call, Workplace& place, int32_t threads)
+    : decoder_(decoder), model_(decoder.model()), call_(call), place_(place), threads_(threads) {}
 
 bool Call::is_small() const {
     const int64_t H = model_.hidden_size;
@@ -67,7 +68,7 @@ int32_t Call::begin_layer() {
         view.h = decoder_.h(at, slot.parity) + below;
         view.out = decoder_.h(at, 1 - slot.parity) + below;
         view.c = model_.cell == Cell::lstm ? decoder_.c(at) + below : nullptr;
-        view.update = decoder_.scratch(i);
+        view.update = place_.scratch(i);
         view.reset = view.update + model_.padded_size;
         view.fresh = view.reset + model_.padded_size;
         if (layer_ > 0) {
@@ -95,7 +96,7 @@ int32_t Call::begin_head() {
         view.start = model_.head_bias;
         view.x = decoder_.h(at, 1 - decoder_.slots_[at].parity) +
                  static_cast<size_t>(model_.num_layers - 1) * model_.padded_size;
-        view.out = decoder_.logits(row);
+        view.out = place_.logits(row);
     }
     return view_count_ == 0 ? begin_tokens() : cut(model_.head, view_count_);
 }
@@ -109,7 +110,7 @@ int32_t Call::begin_tokens() {
 int32_t Call::cut(const Matrix& matrix, int32_t rows) {
     rows_ = std::min(rows, TILE_ROWS);
     groups_ = model_.kernels->groups_per_pass(rows, matrix.vectors);
-    const int32_t row_tiles = (rows + rows_ - 1) / rows_, wanted = decoder_.pool_->threads() * TILES_PER_THREAD;
+    const int32_t row_tiles = (rows + rows_ - 1) / rows_, wanted = threads_ * TILES_PER_THREAD;
     const auto tiles = [&] { return (matrix.groups + groups_ - 1) / groups_ * row_tiles; };
     while (groups_ > 1 && tiles() < wanted) groups_ /= 2;
     return tiles();
@@ -119,7 +120,7 @@ void Call::run(int32_t tile, int32_t worker) {
     if (stage_ == Stage::tokens) {
         const FloatControl control(Denormals::ieee);
         const int32_t end = std::min(active_count_, (tile + 1) * TOKEN_ROWS);
-        for (int32_t i = tile * TOKEN_ROWS; i < end; ++i) take_token(active_[i], decoder_.scratches_[worker]);
+        for (int32_t i = tile * TOKEN_ROWS; i < end; ++i) take_token(active_[i], place_.scratches[worker]);
         return;
     }
     const Matrix& matrix = stage_ == Stage::head ? model_.head : model_.tiled(layer_, phase_);
@@ -140,7 +141,7 @@ void Call::take_token(int32_t row, Scratch& scratch) {
     int32_t token;
     if (draws(row)) {
         token = draw(
-            *model_.kernels, decoder_.logits(row), model_.vocabulary_size, slot.sampling, slot.position + 1,
+            *model_.kernels, place_.logits(row), model_.vocabulary_size, slot.sampling, slot.position + 1,
             {slot.history.data(), slot.position, slot.known},
             slot.drawn < slot.min_tokens ? slot.masked_early : slot.masked, scratch);
     } else {
@@ -187,7 +188,7 @@ void Call::advance(int32_t row, int32_t token, bool drawn) {
 void Call::record_logprobs(int32_t row, int32_t token, Scratch& scratch) {
     const int32_t count = decoder_.slots_[call_.slots[row]].logprobs;
     const size_t cell = static_cast<size_t>(step_) * call_.rows + row;
-    log_softmax(decoder_.logits(row), model_.vocabulary_size, scratch);
+    log_softmax(place_.logits(row), model_.vocabulary_size, scratch);
     call_.chosen[cell] = static_cast<float>(scratch.logprobs[token]);
     if (count > 0)
         likeliest(

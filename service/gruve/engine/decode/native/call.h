@@ -13,7 +13,8 @@ namespace gruve {
 
 class Call final : public Job {
 public:
-    Call(Decoder& decoder, const gruve_call& call);
+    // `threads` will share it.
+    Call(Decoder& decoder, const gruve_call& call, Workplace& place, int32_t threads);
 
     // Not worth waking another thread for.
     bool is_small() const;
@@ -38,6 +39,8 @@ private:
     Decoder& decoder_;
     const Model& model_;
     const gruve_call& call_;
+    Workplace& place_;
+    const int32_t threads_;
 
     Stage stage_ = Stage::start;
     int32_t step_ = 0;

@@ -13,29 +13,29 @@
 namespace gruve {
 namespace {
 
-size_t slot_floats(const Model& model, size_t layer_floats) {
-    // An odd number of cache lines between slots, so that the same unit of many rows does not fall into one cache set.
-    const size_t floats = layer_floats * (model.state_tensors() + 1);
-    return floats / LANES % 2 == 0 ? floats + LANES : floats;
-}
-
-size_t row_floats(const Model& model) {
-    const size_t floats = 3 * static_cast<size_t>(model.padded_size) + model.logits_stride;
-    return floats / LANES % 2 == 0 ? floats + LANES : floats;
-}
+// An odd number of cache lines apart, so that the same unit of many rows does not fall into one cache set.
+size_t odd_lines(size_t floats) { return floats / LANES % 2 == 0 ? floats + LANES : floats; }
 
 }  // namespace
+
+Workplace::Workplace(const Model& model, int32_t threads)
+    : row_floats(odd_lines(3 * static_cast<size_t>(model.padded_size) + model.logits_stride)),
+      logits_offset(3 * static_cast<size_t>(model.padded_size)),
+      rows(row_floats * GRUVE_MAX_ROWS * sizeof(float)) {
+    for (int32_t i = 0; i < threads; ++i) scratches.emplace_back(model.vocabulary_size);
+}
 
 Decoder::Decoder(std::shared_ptr<const Model> model, int32_t slots, int32_t threads)
     : model_(std::move(model)),
       layer_floats_(static_cast<size_t>(model_->num_layers) * model_->padded_size),
-      slot_floats_(slot_floats(*model_, layer_floats_)) {
+      slot_floats_(odd_lines(layer_floats_ * (model_->state_tensors() + 1))) {
     check("slots", slots, 1, 1 << 20);
     check("threads", threads, 1, GRUVE_MAX_THREADS);
     slots_.resize(slots);
     states_ = Pages(slot_floats_ * slots * sizeof(float));
-    rows_ = Pages(row_floats(*model_) * GRUVE_MAX_ROWS * sizeof(float));
-    for (int32_t i = 0; i < threads; ++i) scratches_.emplace_back(model_->vocabulary_size);
+    held_ = std::make_unique<std::atomic<bool>[]>(slots);
+    workplaces_.push_back(std::make_unique<Workplace>(*model_, threads));
+    for (int32_t i = 0; i < threads; ++i) workplaces_.push_back(std::make_unique<Workplace>(*model_, 1));
     pool_ = std::make_unique<Pool>(threads);
 }
 
@@ -49,9 +49,31 @@ float* Decoder::h(int32_t slot, int32_t parity) const {
 
 float* Decoder::c(int32_t slot) const { return h(slot, 2); }
 
-float* Decoder::scratch(int32_t row) const { return rows_.at<float>(row_floats(*model_) * row * sizeof(float)); }
+Decoder::Hold::Hold(Decoder& decoder, const int32_t* slots, int32_t count)
+    : decoder_(decoder), slots_(slots), count_(count) {
+    for (int32_t i = 0; i < count; ++i) {
+        if (!decoder.held_[slots[i]].exchange(true, std::memory_order_acquire)) continue;
+        release(i);
+        throw Busy("slot " + std::to_string(slots[i]) + " is in use by another thread");
+    }
+}
 
-float* Decoder::logits(int32_t row) const { return scratch(row) + 3 * static_cast<size_t>(model_->padded_size); }
+Decoder::Hold::~Hold() { release(count_); }
+
+void Decoder::Hold::release(int32_t count) {
+    for (int32_t i = 0; i < count; ++i) decoder_.held_[slots_[i]].store(false, std::memory_order_release);
+}
+
+Decoder::Taken::Taken(Decoder& decoder, bool alone) {
+    const auto& places = decoder.workplaces_;
+    for (size_t i = alone ? 1 : 0; i < places.size(); ++i) {
+        if (places[i]->taken.exchange(true, std::memory_order_acquire)) continue;
+        place = places[i].get();
+        shared = i == 0;
+        return;
+    }
+    throw Busy(std::to_string(places.size() - 1) + " calls are under way, one for each thread");
+}
 
 void Decoder::check_slot(int32_t slot) const {
     check("slot", slot, 0, static_cast<int64_t>(slots_.size()) - 1);
@@ -88,6 +110,7 @@ void Decoder::check_row(const gruve_row& row) const {
 void Decoder::admit(int32_t slot, const gruve_row& row, const float* state) {
     check_slot(slot);
     check_row(row);
+    const Hold hold(*this, &slot, 1);
     Slot next;
     next.sampling = checked(row.sampling, model_->vocabulary_size);
     next.occupied = true;
@@ -124,8 +147,9 @@ void Decoder::admit(int32_t slot, const gruve_row& row, const float* state) {
     slots_[slot] = std::move(next);
 }
 
-void Decoder::snapshot(int32_t slot, float* state) const {
+void Decoder::snapshot(int32_t slot, float* state) {
     check_slot(slot);
+    const Hold hold(*this, &slot, 1);
     const size_t H = model_->hidden_size, L = model_->num_layers;
     for (size_t l = 0; l < L; ++l)
         for (int32_t tensor = 0; tensor < model_->state_tensors(); ++tensor) {
@@ -136,6 +160,7 @@ void Decoder::snapshot(int32_t slot, float* state) const {
 
 void Decoder::release(int32_t slot) {
     check_slot(slot);
+    const Hold hold(*this, &slot, 1);
     Slot empty;
     empty.parity = slots_[slot].parity;
     slots_[slot] = std::move(empty);
@@ -148,12 +173,17 @@ void Decoder::check_call(const gruve_call& call) const {
     check_all("limit", call.limits, call.rows, 0, std::numeric_limits<int32_t>::max());
     check("alternatives", call.alternatives, 0, GRUVE_MAX_LOGPROBS);
     for (const void* output : {call.tokens, call.taken, call.reasons}) check_present("an output array", output);
+    for (int32_t i = 0; i < call.rows; ++i)
+        if (std::find(call.slots, call.slots + i, call.slots[i]) != call.slots + i)
+            throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " is given twice");
+}
+
+// What depends on what the slots hold, which the caller has to hold against other threads.
+void Decoder::check_slots(const gruve_call& call) const {
     for (int32_t i = 0; i < call.rows; ++i) {
         const Slot& slot = slots_[call.slots[i]];
         if (!slot.occupied)
             throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " holds no sequence");
-        if (std::find(call.slots, call.slots + i, call.slots[i]) != call.slots + i)
-            throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " is given twice");
         if (slot.logprobs < 0) continue;
         check("a row's logprobs", slot.logprobs, 0, call.alternatives);
         check_present("chosen", call.chosen);
@@ -165,6 +195,9 @@ void Decoder::check_call(const gruve_call& call) const {
 
 void Decoder::decode(const gruve_call& call) {
     check_call(call);
+    const Hold hold(*this, call.slots, call.rows);
+    check_slots(call);
+    const Taken taken(*this, call.alone != 0);
     std::fill_n(call.tokens, static_cast<size_t>(call.rows) * call.steps, -1);
     std::fill_n(call.taken, call.rows, 0);
     std::fill_n(call.reasons, call.rows, 0);
@@ -173,14 +206,20 @@ void Decoder::decode(const gruve_call& call) {
     if (call.chosen) std::fill_n(call.chosen, cells, nan);
     if (call.top_ids) std::fill_n(call.top_ids, cells * call.alternatives, -1);
     if (call.top) std::fill_n(call.top, cells * call.alternatives, nan);
-    last_rows_ = call.rows;
-    Call job(*this, call);
-    pool_->run(job, job.is_small());
+    taken.place->last_rows = call.rows;
+    last_.store(taken.place, std::memory_order_relaxed);
+    Call job(*this, call, *taken.place, taken.shared ? pool_->threads() : 1);
+    if (taken.shared) {
+        pool_->run(job, job.is_small());
+    } else {
+        run_alone(job);
+    }
 }
 
 void Decoder::last_logits(int32_t row, float* out) const {
-    check("row", row, 0, last_rows_ - 1);
-    std::memcpy(out, logits(row), sizeof(float) * model_->vocabulary_size);
+    const Workplace* last = last_.load(std::memory_order_relaxed);
+    check("row", row, 0, last == nullptr ? -1 : last->last_rows - 1);
+    std::memcpy(out, last->logits(row), sizeof(float) * model_->vocabulary_size);
 }
 
 }  // namespace gruve

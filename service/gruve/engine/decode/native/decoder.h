@@ -3,8 +3,10 @@
 #ifndef GRUVE_NATIVE_DECODER_H
 #define GRUVE_NATIVE_DECODER_H
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "abi.h"
@@ -41,6 +43,26 @@ struct Slot {
     int32_t known = 0;                  // how many of the last tokens `history` has
 };
 
+// A slot, or everything that can decode, is in use by another thread.
+struct Busy : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// What one call computes in: several may be under way at a time.
+struct Workplace {
+    Workplace(const Model& model, int32_t threads);
+
+    float* scratch(int32_t row) const { return rows.at<float>(row_floats * row * sizeof(float)); }
+    float* logits(int32_t row) const { return scratch(row) + logits_offset; }
+
+    size_t row_floats;
+    size_t logits_offset;
+    Pages rows;  // per row of a call: three of the layer's size, then logits
+    std::vector<Scratch> scratches;  // one a thread
+    std::atomic<bool> taken{false};
+    int32_t last_rows = 0;
+};
+
 class Decoder {
 public:
     Decoder(std::shared_ptr<const Model> model, int32_t slots, int32_t threads);
@@ -48,10 +70,11 @@ public:
     Decoder(const Decoder&) = delete;
     Decoder& operator=(const Decoder&) = delete;
 
-    // All of these throw std::invalid_argument and have then changed nothing.
+    // All of these may be called by several threads at a time. They throw std::invalid_argument, or Busy where another
+    // thread uses the slot, and have then changed nothing.
     void admit(int32_t slot, const gruve_row& row, const float* state);
     void decode(const gruve_call& call);
-    void snapshot(int32_t slot, float* state) const;
+    void snapshot(int32_t slot, float* state);
     void release(int32_t slot);
     void last_logits(int32_t row, float* logits) const;
 
@@ -62,24 +85,51 @@ public:
 private:
     friend class Call;
 
+    // Holds slots against other threads.
+    class Hold {
+    public:
+        Hold(Decoder& decoder, const int32_t* slots, int32_t count);
+        ~Hold();
+        Hold(const Hold&) = delete;
+        Hold& operator=(const Hold&) = delete;
+
+    private:
+        void release(int32_t count);
+        Decoder& decoder_;
+        const int32_t* slots_;
+        int32_t count_;
+    };
+
+    // Takes a workplace that is free, the shared one if it may.
+    class Taken {
+    public:
+        Taken(Decoder& decoder, bool alone);
+        ~Taken() { place->taken.store(false, std::memory_order_release); }
+        Taken(const Taken&) = delete;
+        Taken& operator=(const Taken&) = delete;
+
+        Workplace* place = nullptr;
+        bool shared = false;
+    };
+
     // One slot's states: two copies of h, for a step reads the old ones while it writes the new; then c.
     float* h(int32_t slot, int32_t parity) const;
     float* c(int32_t slot) const;
-    float* scratch(int32_t row) const;
-    float* logits(int32_t row) const;
     void check_slot(int32_t slot) const;
     void check_row(const gruve_row& row) const;
     void check_call(const gruve_call& call) const;
+    void check_slots(const gruve_call& call) const;
 
     const std::shared_ptr<const Model> model_;
     const size_t layer_floats_;  // of one state tensor
     const size_t slot_floats_;
     std::vector<Slot> slots_;
     Pages states_;
-    Pages rows_;  // per row of a call: scratch, then logits
-    std::vector<Scratch> scratches_;
+    std::unique_ptr<std::atomic<bool>[]> held_;  // one a slot
+    // The first one's calls are shared out over the pool's threads, the others' run on their caller's thread.
+    std::vector<std::unique_ptr<Workplace>> workplaces_;
+    std::atomic<const Workplace*> last_{nullptr};
     std::unique_ptr<Pool> pool_;
-    int32_t last_rows_ = 0;
 };
 
 }  // namespace gruve

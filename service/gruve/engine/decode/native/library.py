@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from gruve.errors import InvalidField
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
@@ -92,6 +92,7 @@ class Call(ctypes.Structure):
         ("rows", c_int32),
         ("steps", c_int32),
         ("alternatives", c_int32),
+        ("alone", c_int32),
         ("slots", c_void_p),
         ("limits", c_void_p),
         ("tokens", c_void_p),

@@ -24,6 +24,12 @@ inline void pause() {
 
 }  // namespace
 
+void run_alone(Job& job) {
+    const FloatControl control(Denormals::flush);
+    while (const int32_t tiles = job.next_phase())
+        for (int32_t tile = 0; tile < tiles; ++tile) job.run(tile, 0);
+}
+
 Pool::Pool(int32_t threads) : ticket_(ENDED), threads_(threads), process_(getpid()) {
     try {
         for (int32_t worker = 1; worker < threads; ++worker) helpers_.emplace_back([this, worker] { help(worker); });

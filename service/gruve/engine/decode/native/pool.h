@@ -33,6 +33,9 @@ public:
     virtual void run(int32_t tile, int32_t worker) = 0;
 };
 
+// Does a job on this thread.
+void run_alone(Job& job);
+
 class Pool {
 public:
     // Throws std::system_error where a thread cannot be started.
