@@ -170,6 +170,8 @@ class Ear:
 def engine_of(backend, ear=None, *, end_id=None, clock=None, **config):
     ear = ear or Ear()
     more = {} if clock is None else {"clock": clock}
+    if clock is not None:
+        config.setdefault("gather_ms", 0.0)  # a burst under a clock that stands would never end
     engine = Engine(backend, ear, EngineConfig(**config), end_id=end_id, **more)
     engine.start()
     try:

@@ -208,11 +208,11 @@ class Gate:
         self._open = True
         self._permits.release()
 
-    def _held(self, *args: Any) -> Any:
+    def _held(self, *args: Any, **more: Any) -> Any:
         self._arrived += 1
         if not self._open:
             self._permits.acquire(timeout=PATIENCE_S)
-        return self._decode(*args)
+        return self._decode(*args, **more)
 
 
 def write_models(folder: Path) -> None:

@@ -70,6 +70,20 @@ def test_many_rows_are_decoded_on_all_lanes_at_a_time():
     assert backend.beside > 0
 
 
+def test_the_prompts_of_a_burst_are_read_together():
+    clock = Clock()
+    with engine_of(backend := FakeBackend(slots=9), clock=clock, gather_ms=2.0) as (engine, ear):
+        first = engine.admit(admission_of(max_tokens=ENDLESS))
+        ear.begun(first)
+        burst = [engine.admit(admission_of()) for _ in range(8)]
+        clock.now = 0.01
+        nudge(engine)
+        for sequence in burst:
+            ear.end(sequence)
+    sizes = [len(slots) for slots, _, _ in backend.calls]
+    assert set(sizes[: sizes.index(9)]) == {1}
+
+
 def test_a_sequence_that_is_cancelled_while_a_lane_has_it_ends_when_the_call_returns():
     backend, entered, leave = FakeBackend(slots=2, lanes=2), threading.Event(), threading.Event()
     backend.hook = lambda slots: (entered.set(), leave.wait(PATIENCE_S))

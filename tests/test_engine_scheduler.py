@@ -67,6 +67,26 @@ class Simulation:
         self.admit()
         rows = self.scheduler.pick(self.now)
         self.check(rows)
+        self.settle(rows)
+
+    def two_calls(self):
+        self.admit()
+        calls = [self.scheduler.pick(self.now, max(2, self.micro_batch // 2)) for _ in range(2)]
+        ids = [row.id for rows in calls for row in rows]
+        assert len(set(ids)) == len(ids) == self.scheduler.in_flight, "no row is in two calls"
+        self.chance.shuffle(calls)
+        for rows in calls:
+            self.grant_in_flight(rows)
+            self.settle(rows)
+        assert not self.scheduler.in_flight
+        self.waited.clear()  # the bound on waiting is one call's
+
+    def grant_in_flight(self, rows):
+        for row in rows:
+            if row.credit is not None:
+                self.scheduler.grant(row, self.chance.choice([0, 1]))
+
+    def settle(self, rows):
         for row in rows:
             taken = self.chance.randint(1, min(row.limit(), 8))
             forced = min(row.forced_left, taken)
@@ -111,7 +131,7 @@ class Simulation:
             assert self.waited[s.id] <= math.ceil(self.most_running[s.id] / half), "no row waits longer than the bound"
 
 
-def simulate(seed, slots, micro_batch, calls):
+def simulate(seed, slots, micro_batch, calls, *, lanes=False):
     chance = random.Random(seed)
     simulation = Simulation(chance, slots, micro_batch)
     for _ in range(chance.randint(0, 2 * slots)):
@@ -121,12 +141,29 @@ def simulate(seed, slots, micro_batch, calls):
             chance.choice([simulation.join, simulation.join, simulation.leave, simulation.grant])()
         simulation.now += chance.choice([0.0, 0.001, 0.02, 1.0])
         simulation.call()
+        if lanes:
+            simulation.two_calls()
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(2, 9))
 def test_any_schedule_keeps_the_promises(seed, slots, micro_batch):
     simulate(seed, slots, micro_batch, calls=60)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.integers(1, 30), st.integers(2, 9))
+def test_calls_that_are_under_way_together_have_no_row_in_common(seed, slots, micro_batch):
+    simulate(seed, slots, micro_batch, calls=30, lanes=True)
+
+
+def test_prompts_that_are_to_wait_leave_the_call_to_those_who_decode():
+    prompting, decoding = sequence(1, prompt=3), sequence(2)
+    decoding.drawn = 1
+    scheduler = running(prompting, decoding)
+    assert scheduler.pick(0.0, prompts=False) == [decoding]
+    assert not scheduler.ready(prompts=False)
+    assert scheduler.ready()
 
 
 @settings(max_examples=5)

@@ -150,9 +150,9 @@ def test_a_computation_that_fails_ends_its_streams_and_loses_nothing(start, capl
     asked = {"text": "O Romeo", "max_tokens": 30, "stop": ["e~"], "sampling": s.SamplingParameters(seed=6)}
     whole, decode, calls = server.read(**asked), hosted.backend.decode, itertools.count()
 
-    def fail(*args):
+    def fail(*args, **more):
         if next(calls) < 20:
-            return decode(*args)
+            return decode(*args, **more)
         hosted.backend.decode = decode
         raise MemoryError("secret of the house")
 

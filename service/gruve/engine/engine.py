@@ -1,9 +1,9 @@
 """The loop: take commands, admit, pick, decode, update, deliver. Nobody else touches a model's backend.
 
-A lane is a thread that goes round this loop. While the rows are few, one call has them all and the backend shares it out
-over the machine. As soon as they are enough for every lane to have its own, each lane decodes its own rows alone: nobody
-waits for anybody's share of a step, and while one lane is busy with what its call has made, the others decode on. Which
-lane has a row changes nothing of what the row becomes.
+A lane is a thread that goes round this loop. While the rows are few, one call has them all and the backend shares it
+out over the machine. As soon as they are enough for every lane to have its own, each lane decodes its own rows alone:
+nobody waits for anybody's share of a step, and while one lane is busy with what its call has made, the others decode
+on. Which lane has a row changes nothing of what the row becomes.
 
 Knows threads and the clock; nothing of sessions, text or the wire.
 """
@@ -24,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row
+from gruve.engine.pace import MOST_STEPS, Arrivals, StepTimes
 from gruve.engine.scheduler import MICRO_BATCH, Scheduler
 from gruve.engine.sequence import Admission, FinishReason, Progress, Sequence, TokenLogprobs
 from gruve.errors import Draining, EngineFailed, QueueFull
@@ -33,7 +34,6 @@ T = TypeVar("T")
 
 FEW_ROWS = 4
 """While at most so many rows run, a call takes one step: a stream is watched, and nobody waits for throughput."""
-MOST_STEPS = 64
 LANE_ROWS = 8
 """From so many rows for each lane on, lanes decode rows of their own: the backend is about as fast as with more."""
 MAX_PACE_DEBT_S = 0.25
@@ -56,6 +56,10 @@ class EngineConfig:
     """What a call of the backend aims to last at most; joins, leaves and cancels take effect between calls."""
     micro_batch: int = MICRO_BATCH
     """Rows a call takes at most; half as many where lanes have rows of their own."""
+    gather_ms: float = 2.0
+    """So long after the last arrival of a burst prompts wait for the next one; 0 lets none wait."""
+    max_gather_ms: float = 25.0
+    """How long they wait at most while the burst lasts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Call:
     rows: int
     steps: int
     seconds: float
+    drawn: int
+    """Tokens of all rows together, forced ones not counted."""
     running: int
     waiting: int
 
@@ -97,13 +103,14 @@ class Engine:
         self._scheduler = Scheduler(backend.slots, self.config.micro_batch)
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
-        self._pace = _StepTimes()
+        self._pace = StepTimes()
         # What stands above is the lanes' own, who take turns at it.
         self._turn = threading.Lock()
         # Shared with other threads, under the condition's lock; whoever needs both locks takes this one last.
         self._changed = threading.Condition()
         self._commands: collections.deque[Callable[[], Progress | None]] = collections.deque()
         self._sequences: dict[int, Sequence] = {}
+        self._arrivals = Arrivals(self.config.gather_ms / 1e3, self.config.max_gather_ms / 1e3)
         self._closing = False
         self._broken: str | None = None
         self._lanes = [
@@ -158,10 +165,13 @@ class Engine:
                     f"{len(self._sequences)} sequences run or wait; at most {self.backend.slots} run and "
                     f"{self.config.max_waiting} wait"
                 )
-            sequence = Sequence(next(self._ids), admission, self._clock(), credit=credit)
+            now = self._clock()
+            sequence = Sequence(next(self._ids), admission, now, credit=credit)
             self._sequences[sequence.id] = sequence
             self._commands.append(lambda: self._enter(sequence))
-            self._changed.notify()
+            if self._arrivals.gathering_until_s <= now:  # else a lane looks when the burst is over
+                self._changed.notify()
+            self._arrivals.note(now)
         return sequence.id
 
     def cancel(self, sequence_id: int, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -205,7 +215,8 @@ class Engine:
                 self._end_overdue(now)
                 self._give_slots(now)
                 most, alone = self._share()
-                rows = self._scheduler.pick(now, most) if most else []
+                gathered_s = self._arrivals.gathering_until_s
+                rows = self._scheduler.pick(now, most, prompts=gathered_s <= now) if most else []
                 if rows:
                     if self._may_pick():
                         with self._changed:
@@ -214,6 +225,8 @@ class Engine:
                 # Where another lane has all the rows it comes round soon, and looks at the time itself.
                 wakes = (self._scheduler.next_wake_s(), self._next_deadline()) if most else ()
                 wake = min((t for t in wakes if t is not None), default=None)
+                if gathered_s > now:
+                    wake = gathered_s if wake is None else min(wake, gathered_s)
             with self._changed:
                 if not self._asked() and (wake is None or wake > self._clock()):
                     self._changed.wait(None if wake is None else wake - self._clock())
@@ -223,7 +236,8 @@ class Engine:
         return bool(self._commands) or self._closing or self._broken is not None or self._may_pick()
 
     def _may_pick(self) -> bool:
-        return self._scheduler.ready() and self._share()[0] > 0
+        gathering = self._arrivals.gathering_until_s > self._clock()
+        return self._scheduler.ready(prompts=not gathering) and self._share()[0] > 0
 
     def _share(self) -> tuple[int, bool]:
         """How many rows the next call may take, 0 for none, and whether it goes on beside calls of other lanes."""
@@ -298,7 +312,8 @@ class Engine:
             self._pace.note(len(rows), alone, steps, seconds)
             progress = self._update(rows, block)
             self._scheduler.settle(rows)
-            self._publish(progress, len(rows), steps, seconds)
+            drawn = sum([len(p.tokens) - p.forced for p in progress])
+            self._publish(progress, len(rows), steps, seconds, drawn)
 
     def _steps(self, rows: list[Sequence], alone: bool) -> int:
         """How many steps the call takes: what fits into `max_call_ms`, and one while a few rows are watched."""
@@ -412,29 +427,12 @@ class Engine:
             del self._sequences[sequence.id]
 
     def _publish(
-        self, progress: Iterable[Progress | None], rows: int = 0, steps: int = 0, seconds: float = 0.0
+        self, progress: Iterable[Progress | None], rows: int = 0, steps: int = 0, seconds: float = 0.0, drawn: int = 0
     ) -> None:
         told = tuple(p for p in progress if p is not None)
         if told:
             scheduler = self._scheduler
-            self._deliver(Call(told, rows, steps, seconds, len(scheduler.running), len(scheduler.waiting)))
-
-
-class _StepTimes:
-    """Remembers how long a step takes for so many rows, in groups of 16, alone or not."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[int, bool], float] = {}
-
-    def note(self, rows: int, alone: bool, steps: int, seconds: float) -> None:
-        """A moving average, quick to follow."""
-        key, each = (-(-rows // 16), alone), seconds / steps
-        self._seconds[key] = 0.7 * self._seconds.get(key, each) + 0.3 * each
-
-    def steps_within(self, rows: int, alone: bool, seconds: float) -> int:
-        """How many steps fit, at least 1; 1 until a call of that size has been seen."""
-        each = self._seconds.get((-(-rows // 16), alone))
-        return 1 if each is None else max(1, min(MOST_STEPS, int(seconds / max(each, 1e-9))))
+            self._deliver(Call(told, rows, steps, seconds, drawn, len(scheduler.running), len(scheduler.waiting)))
 
 
 def _incident() -> str:

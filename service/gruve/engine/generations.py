@@ -279,12 +279,12 @@ def _admission(
     )
 
 
-def record(session: Session, generation: Generation, progress: Progress) -> tuple[int, ...]:
-    """Writes what a call made into the session and returns the tokens that are new to its transcript.
+def record(session: Session, generation: Generation, progress: Progress) -> int:
+    """Writes what a call made into the session and returns how many tokens are new to its transcript.
 
     With the last progress the state moves along with the transcript; without one the old state stays, and stays true.
     """
-    drawn = tuple(progress.tokens[progress.forced :])
+    drawn = progress.tokens[progress.forced :] if progress.forced else progress.tokens
     session.transcript.extend(drawn)
     generation.next_position += len(drawn)
     if progress.finish_reason is not None:
@@ -294,7 +294,7 @@ def record(session: Session, generation: Generation, progress: Progress) -> tupl
         if not generation.finished:
             generation.finish_reason = progress.finish_reason
             generation.finished = progress.finish_reason in _FINAL
-    return drawn
+    return len(drawn)
 
 
 _FINAL = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.END_OF_SEQUENCE)

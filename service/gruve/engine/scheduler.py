@@ -38,6 +38,10 @@ class Scheduler:
         """Rows that were picked and not yet settled."""
 
     @property
+    def fresh(self) -> bool:
+        return bool(self._prompting)
+
+    @property
     def ready_rows(self) -> int:
         """Running rows that a call could take now, pace aside."""
         return len(self._prompting) + len(self._decoding)
@@ -57,14 +61,15 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def pick(self, now_s: float, most: int | None = None) -> list[Sequence]:
+    def pick(self, now_s: float, most: int | None = None, *, prompts: bool = True) -> list[Sequence]:
         """The rows of the next call, in the order of their turns; `settle` puts them at the end of their group.
 
-        `most` are taken, if that is less than a micro-batch; at least 2.
+        `most` are taken, if that is less than a micro-batch; at least 2. Without `prompts`, those that have drawn
+        nothing yet stay where they are.
         """
         self._wake(now_s)
         most = self.micro_batch if most is None else min(most, self.micro_batch)
-        prompting = min(len(self._prompting), max(most // 2, most - len(self._decoding)))
+        prompting = min(len(self._prompting), max(most // 2, most - len(self._decoding))) if prompts else 0
         decoding = min(len(self._decoding), most - prompting)
         turns = itertools.chain(
             itertools.islice(self._prompting.values(), prompting), itertools.islice(self._decoding.values(), decoding)
@@ -105,9 +110,9 @@ class Scheduler:
         if parked and sequence.id in self.running and not sequence.in_flight:
             self._file(sequence)
 
-    def ready(self) -> bool:
+    def ready(self, *, prompts: bool = True) -> bool:
         """Whether there is something to do, pace aside: a call to make, or a free slot that somebody waits for."""
-        return bool(self._prompting or self._decoding or (self._free and self.waiting))
+        return bool((prompts and self._prompting) or self._decoding or (self._free and self.waiting))
 
     def next_wake_s(self) -> float | None:
         """When the first paced sequence may go on, or None."""

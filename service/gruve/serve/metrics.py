@@ -136,7 +136,7 @@ class ModelMetrics:
         if call.rows:
             self._rows.observe(call.rows)
             self._step.observe(call.seconds / call.steps)
-            self._tokens.inc(sum(len(p.tokens) - p.forced for p in call.progress))
+            self._tokens.inc(call.drawn)
 
     def observe_begin(self, prompt_tokens: int) -> None:
         """Counts an accepted generation."""

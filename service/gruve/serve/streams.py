@@ -2,8 +2,9 @@
 
 A message carries everything that is ready when its writer is free, so messages grow by themselves when the reader or
 the loop falls behind. Among many streams a writer also waits a little between its messages: a message costs as much as
-the decoding of a token or two, so fewer and larger ones leave more of the machine to the model. First and last messages
-never wait, nor does a full one.
+the decoding of a token or two, so fewer and larger ones leave more of the machine to the model. The first tokens never
+wait, nor do the last ones or a full message; what was accepted is told together with the first tokens, unless they take
+longer than that wait.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ class Stream:
         self._on_end = on_end
         self._assembler = TextAssembler(tokenizer.texts, opened.stops, opened.generation.min_tokens)
         self._next = opened.generation.prompt_position
-        # What is ready to be sent: tokens from `_position` on, their text, and log-probabilities if asked for.
+        # What is ready to be sent: tokens from `_position` on, and log-probabilities if asked for. What stands before
+        # has been fed to the assembler.
         self._position = opened.first_position
         self._tokens: list[int] = []
-        self._text: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
         self._error: GruveError | None = None
+        self._finished = False
         self._sent_end = False
         self._changed = asyncio.Event()
         # Between two messages: how long at least, until when, and what ends the wait.
@@ -70,14 +72,13 @@ class Stream:
 
     def take(self, progress: Progress) -> None:
         """Hears from the engine; see `hosting.Listener`."""
-        opened = self.opened
+        opened, now_s = self.opened, time.monotonic()
         if progress.failed is not None:
             self._error = EngineFailed(progress.failed)
-        drawn = record(opened.session, opened.generation, progress)
-        if drawn:
-            self._last_token_s = time.monotonic()
+        if record(opened.session, opened.generation, progress):
+            self._last_token_s = now_s
             if self._first_token_s is None:
-                self._first_token_s = self._last_token_s
+                self._first_token_s = now_s
         self._take_tokens(progress.position, progress.tokens, progress.logprobs)
         if progress.finish_reason is not None or progress.failed is not None:
             self.queue_s = progress.queue_s
@@ -85,11 +86,13 @@ class Stream:
             if reason is FinishReason.LENGTH:  # or computed again as far as it went: the record knows why it ended
                 reason = self.generation.finish_reason
             self._end(reason)
-        wait_s = self._due_s - time.monotonic()
-        if self.ended.is_set() or wait_s <= 0.0 or len(self._tokens) >= self._most_tokens:
+        ended = self.ended.is_set()
+        if not self._tokens and not ended:
+            return
+        if ended or now_s >= self._due_s or len(self._tokens) >= self._most_tokens:
             self._wake()
         elif self._wait is None:
-            self._wait = asyncio.get_running_loop().call_later(wait_s, self._wake)
+            self._wait = asyncio.get_running_loop().call_later(self._due_s - now_s, self._wake)
 
     def _wake(self) -> None:
         """Lets the writer look at what is ready."""
@@ -113,6 +116,10 @@ class Stream:
     async def messages(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """The messages of the call, the first with `start`, the last with `end`; raises what ends it otherwise."""
         started = False
+        if not self._tokens and self.finish is None and (gap_s := self._gap_s()) > 0.0:
+            patience = asyncio.get_running_loop().call_later(gap_s, self._changed.set)
+            await self._changed.wait()
+            patience.cancel()
         while not self._sent_end:
             if self._error is not None:
                 raise self._error
@@ -132,37 +139,44 @@ class Stream:
         """The generation produces nothing more for this call; without a reason it has failed."""
         self.finish = reason
         generation, first = self.generation, self.opened.first_position
-        if generation.finished and reason is generation.finish_reason:  # else only this call has ended
-            self._text.append(self._assembler.finish())
-            if first > generation.next_position and self._error is None:
-                self._error = PositionMismatch(
-                    f"from_position is {first}; the generation ended at {generation.next_position}",
-                    position=self.opened.session.position,
-                )
+        self._finished = generation.finished and reason is generation.finish_reason  # else only this call has ended
+        if self._finished and first > generation.next_position and self._error is None:
+            self._error = PositionMismatch(
+                f"from_position is {first}; the generation ended at {generation.next_position}",
+                position=self.opened.session.position,
+            )
         self.ended.set()
         self._on_end(self)
 
     def _take_tokens(self, position: int, tokens: Sequence[int], logprobs: tuple[TokenLogprobs, ...]) -> None:
         """Takes consecutive tokens, skipping those seen before, and makes ready what is to be sent."""
-        seen = max(0, self._next - position)
-        position, tokens, logprobs = position + seen, tokens[seen:], logprobs[seen:]
+        if seen := max(0, self._next - position):
+            position, tokens, logprobs = position + seen, tokens[seen:], logprobs[seen:]
         if not tokens:
             return
-        feed, texts, start = self._assembler.feed, self._texts, self.generation.start_position
-        pieces = [feed(token) if at >= start else texts[token] for at, token in enumerate(tokens, position)]
-        before = max(0, self.opened.first_position - position)  # these the client has
-        self._tokens += tokens[before:]
-        self._text += pieces[before:]
-        self._logprobs += logprobs[before:]
         self._next = position + len(tokens)
+        if before := max(0, self._position - position):  # these the client has
+            self._texts_of(position, tokens[:before])
+            tokens, logprobs = tokens[before:], logprobs[before:]
+        self._tokens += tokens
+        self._logprobs += logprobs
+
+    def _texts_of(self, position: int, tokens: Sequence[int]) -> str:
+        """The text that these tokens make certain, the first of them being at `position`; each is asked for once."""
+        prompt = max(0, self.generation.start_position - position)
+        pieces = [self._texts[token] for token in tokens[:prompt]]
+        pieces += map(self._assembler.feed, tokens[prompt:])
+        return "".join(pieces)
 
     def _message(self) -> generation_pb2.GenerateResponse:
         """Everything that is ready, up to the most a message may hold."""
         most = self._most_tokens
         tokens, self._tokens = self._tokens[:most], self._tokens[most:]
-        # The texts that go with the tokens; what the end released goes with the last of them.
-        text, self._text = (self._text[:most], self._text[most:]) if self._tokens else (self._text, [])
-        message = generation_pb2.GenerateResponse(position=self._position, token_ids=tokens, text="".join(text))
+        text = self._texts_of(self._position, tokens)
+        last = self.finish is not None and not self._tokens
+        if last and self._finished:
+            text += self._assembler.finish()
+        message = generation_pb2.GenerateResponse(position=self._position, token_ids=tokens, text=text)
         if self._logprobs:
             message.logprobs.extend(logprobs_message(entry, self._texts) for entry in self._logprobs[: len(tokens)])
             del self._logprobs[: len(tokens)]
@@ -170,7 +184,7 @@ class Stream:
         if self._start is not None:
             message.start.CopyFrom(self._start)
             self._start = None
-        if self.finish is not None and not self._tokens:
+        if last:
             message.end.CopyFrom(self._end_message())
             self._sent_end = True
         return message

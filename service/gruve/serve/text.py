@@ -26,9 +26,9 @@ class TextAssembler:
     def feed(self, token: int) -> str:
         """Takes the next drawn token and returns the text that has become certain."""
         text = self._texts[token]
-        self._drawn += 1
         if self._stops is None or self.matched is not None:
             return text
+        self._drawn += 1
         may_stop = self._drawn >= self._min_tokens
         at = 0
         while True:

@@ -36,8 +36,8 @@ class NativeBackend:
     """Decodes in C++ on the CPU; see `gruve.engine.decode.Backend` for the contract.
 
     The bits it makes depend on the model, the row and `VERSION` alone: not on the instruction set, the threads, the
-    other rows or how many steps a call takes. `close` ends its threads. After a fork it goes on working in the child, on
-    the calling thread.
+    other rows or how many steps a call takes. `close` ends its threads. After a fork it goes on working in the child,
+    on the calling thread.
     """
 
     name = "native"
