@@ -195,6 +195,22 @@ class FakeServer(
         self._unary(request, context)
         return session_pb2.DeleteSessionResponse()
 
+    def ForkSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._unary(request, context)
+        return session_pb2.ForkSessionResponse(sessions=[{"id": f"b{i}"} for i in range(len(request.branches))])
+
+    def RewindSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._unary(request, context)
+        return session_pb2.RewindSessionResponse(session={"id": request.session_id, "position": request.to_position})
+
+    def ExportSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._unary(request, context)
+        return session_pb2.ExportSessionResponse(blob=b"packed")
+
+    def ImportSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._unary(request, context)
+        return session_pb2.ImportSessionResponse(session={"id": request.blob.decode()})
+
     def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._unary(request, context)
         return model_pb2.ListModelsResponse(models=[{"name": "made-up"}])

@@ -23,6 +23,7 @@ from gruve.client import CallFailed
 from gruve.client.failure import failure_of
 from gruve.engine.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
+from gruve.engine.store import Store
 from gruve.model.repository import save
 from gruve.model.tokenizer import END, START, Tokenizer
 from gruve.serve.hosting import Hosted
@@ -41,10 +42,16 @@ PATIENCE_S = 60.0
 class Running:
     """A server that runs, with a channel to it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, config: ServeConfig, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: ServeConfig,
+        clock: Callable[[], float],
+        store: Store | None = None,
+    ) -> None:
         self._loop = loop
         self._closing: Future[None] | None = None
-        self.server = Server(config, clock=clock)
+        self.server = Server(config, clock=clock, store=store)
         try:
             self.serving = self.run(self.server.start())
         except BaseException:
@@ -284,10 +291,16 @@ def start(
     """Starts servers of the test's own, which end with it; they serve `tiny` unless told otherwise."""
     started: list[Running] = []
 
-    def start_one(clock: Callable[[], float] = time.time, slots: int = 8, waiting: int = 64, **fields: Any) -> Running:
+    def start_one(
+        clock: Callable[[], float] = time.time,
+        slots: int = 8,
+        waiting: int = 64,
+        shared: Store | None = None,
+        **fields: Any,
+    ) -> Running:
         own = {"decode": DecodeConfig("cpu", slots), "engine": EngineConfig(max_waiting=waiting)}
         config = ServeConfig(**{"models": tiny_repository, "port": 0, "metrics_port": 0, **own, **fields})
-        started.append(Running(loop, config, clock))
+        started.append(Running(loop, config, clock, shared))
         return started[-1]
 
     yield start_one

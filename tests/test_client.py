@@ -212,6 +212,29 @@ def test_the_timeout_bounds_everything(server, client):
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_what_may_be_done_twice_is_tried_again(server, client):
+    calls = {
+        "rewind": lambda: client.rewind_session("s1", 7, seed=3).position == 7,
+        "export": lambda: client.export_session("s1") == b"packed",
+        "import": lambda: client.import_session(b"s2", idle_ttl_s=60).id == "s2",
+    }
+    for name, call in calls.items():
+        server.reset([("reset", 0), ("SESSION_BUSY", 0)])
+        assert call(), name
+        assert len(server.requests) == 3
+
+
+def test_a_fork_that_is_lost_is_not_tried_again(server, client):
+    server.reset([("refused", 0), ("", 0), ("SESSION_BUSY", 0), ("reset", 0)])
+    with pytest.raises(CallFailed, match="Socket closed"):
+        client.fork_session("s1", [3, None])
+    assert [type(request).__name__ for request in server.requests] == ["GetSessionRequest"] * 2 + [
+        "ForkSessionRequest"
+    ] * 2
+    assert [branch.HasField("seed") for branch in server.requests[-1].branches] == [True, False]
+    assert [session.id for session in client.fork_session("s1", [1, 2, 3])] == ["b0", "b1", "b2"]
+
+
 def test_a_repeated_delete_that_finds_nothing_has_done_its_work(server, client):
     server.faults = [("refused", 0), ("SESSION_EXPIRED", 0)]
     client.delete_session("s1")

@@ -57,7 +57,13 @@ def test_a_busy_session_is_waited_for(client):
     assert first.text + rest in client.get_session(session).text
 
 
-def test_both_clients_have_the_same_methods_and_get_the_same_answers(server, client):
+def test_both_clients_have_the_same_methods_and_get_the_same_answers(start):
+    server = start(session_key=bytes(32))
+    with Client(server.address) as client:
+        both_are_answered_alike(server, client)
+
+
+def both_are_answered_alike(server, client):
     async def ask() -> list[object]:
         async with AsyncClient(server.address) as other:
             session = (await other.create_session("tiny", idle_ttl_s=60)).id
@@ -71,6 +77,10 @@ def test_both_clients_have_the_same_methods_and_get_the_same_answers(server, cli
                 await other.models(),
                 session in [kept.id async for kept in other.list_sessions("tiny")],
             ]
+            rewound = await other.rewind_session(session, 20)
+            (branch,) = await other.fork_session(session, [4])
+            copy = await other.import_session(await other.export_session(session), idle_ttl_s=60)
+            answers += [rewound.position, branch.sampling.seed, copy.position]
             await other.delete_session(session)
             return answers
 
@@ -84,6 +94,9 @@ def test_both_clients_have_the_same_methods_and_get_the_same_answers(server, cli
         client.score(PROMPT, model="tiny", logprobs=0),
         client.models(),
         session in [kept.id for kept in client.list_sessions("tiny")],
+        client.rewind_session(session, 20).position,
+        client.fork_session(session, [4])[0].sampling.seed,
+        client.import_session(client.export_session(session), idle_ttl_s=60).position,
     ]
     client.delete_session(session)
     with pytest.raises(CallFailed, match="SESSION_EXPIRED"):

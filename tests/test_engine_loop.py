@@ -115,6 +115,25 @@ def test_a_full_queue_refuses_at_once_and_takes_again_when_one_has_left():
         engine.admit(admission_of())
 
 
+def test_one_who_comes_back_is_taken_although_the_queue_is_full():
+    with engine_of(FakeBackend(slots=1), max_waiting=0) as (engine, ear):
+        first = engine.admit(admission_of(max_tokens=ENDLESS))
+        again = engine.admit(admission_of(max_tokens=3), again=True)
+        engine.cancel(first)
+        assert ear.end(again).finish_reason is FinishReason.LENGTH
+
+
+def test_a_paced_sequence_that_comes_back_draws_nothing_before_its_time():
+    clock = Clock()
+    with engine_of(FakeBackend(), clock=clock) as (engine, ear):
+        early = engine.admit(admission_of([3, 4], max_tokens=1, max_tokens_per_second=1.0, ready_s=7.0))
+        ear.end(engine.admit(admission_of(max_tokens=9)))
+        assert early not in ear.last
+        clock.now = 7.0
+        nudge(engine)
+        assert ear.end(early).finish_reason is FinishReason.LENGTH
+
+
 def test_a_burst_that_the_slots_can_hold_is_not_refused_before_the_loop_has_seen_it():
     engine = Engine(FakeBackend(slots=8), Ear(), EngineConfig(max_waiting=0))
     for _ in range(8):

@@ -217,11 +217,6 @@ def test_a_message_that_quotes_too_much_is_cut(server):
 
 def test_rpcs_of_later_releases_say_so(server):
     later = {
-        "Converse": lambda: server.generation.Converse(iter([g.ConverseRequest()])),
-        "ForkSession": lambda: server.sessions.ForkSession(p.ForkSessionRequest()),
-        "RewindSession": lambda: server.sessions.RewindSession(p.RewindSessionRequest()),
-        "ExportSession": lambda: server.sessions.ExportSession(p.ExportSessionRequest()),
-        "ImportSession": lambda: server.sessions.ImportSession(p.ImportSessionRequest()),
         "ReloadModel": lambda: server.models.ReloadModel(m.ReloadModelRequest()),
     }
     for name, call in later.items():

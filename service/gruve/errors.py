@@ -3,6 +3,7 @@
 GruveError
 ├── InvalidRequest              the caller's fault, whatever the state of the server
 │   ├── InvalidField            a value out of its range; names the field
+│   ├── BlobRefused             an exported session that was altered or comes from elsewhere
 │   └── UnknownCharacter        text the tokenizer has no token for; says where
 ├── TuneError                   ABC that cannot be read; says line and column
 ├── ModelError
@@ -19,12 +20,16 @@ GruveError
 │   ├── PositionMismatch        `expected_position` or `from_position` is not what the session holds
 │   ├── GenerationMismatch      a generation id used before for another request
 │   ├── TakenOver               the same generation was resumed on another stream
-│   └── TranscriptFull          the session has reached its longest transcript
+│   ├── TranscriptFull          the session has reached its longest transcript
+│   ├── ExportKeyMissing        there is no key to sign or verify an exported session with
+│   └── ExportTooLarge          nobody could import it
 ├── NotYet                      the contract has it, this version does not
 └── Unavailable
     ├── QueueFull               every slot and every waiting place is taken; come back
     ├── Draining                the server is shutting down; another may serve
     ├── HandedOver              the server shut down under a running stream; resume elsewhere
+    ├── StoreUnavailable        the store that has the session does not answer
+    ├── StoreBroken             the store cannot be used at all; only when a server starts
     └── EngineFailed            the decode loop failed; the log has the trace under this id
 """
 
@@ -81,6 +86,12 @@ class UnknownCharacter(InvalidRequest):
         self.offset = offset
         self.line = line
         self.column = column
+
+
+class BlobRefused(InvalidRequest):
+    """The bytes of an exported session are not what a server with this key has signed."""
+
+    reason = "BLOB_REFUSED"
 
 
 class TuneError(GruveError):
@@ -151,6 +162,7 @@ class SessionElsewhere(SessionError):
     """Another replica holds the session's lease."""
 
     reason = "SESSION_ELSEWHERE"
+    retry_after_s = 1.0
 
 
 class ModelChanged(SessionError):
@@ -181,6 +193,18 @@ class TranscriptFull(SessionError):
     """The transcript would outgrow its limit."""
 
     reason = "TRANSCRIPT_FULL"
+
+
+class ExportKeyMissing(SessionError):
+    """The server has no key that outlives it, so what it signed nobody could verify."""
+
+    reason = "EXPORT_KEY_MISSING"
+
+
+class ExportTooLarge(SessionError):
+    """The exported session would not fit into a request."""
+
+    reason = "EXPORT_TOO_LARGE"
 
 
 class TakenOver(SessionError):
@@ -235,6 +259,18 @@ class HandedOver(Unavailable):
             next_position=next_position,
         )
         self.next_position = next_position
+
+
+class StoreUnavailable(Unavailable):
+    """The session store cannot be reached, read or written now. `__cause__` says why, for the log."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class StoreBroken(Unavailable):
+    """A session store that a server cannot start with: not a store, of a later version, in use, or not to be opened."""
+
+    reason = "STORE_BROKEN"
 
 
 class EngineFailed(Unavailable):

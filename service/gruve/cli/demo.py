@@ -157,6 +157,8 @@ def _serving(models: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, An
         "0",
         "--metrics-port",
         "0",
+        "--store",
+        "memory",
         "--models",
         str(models),
     ]

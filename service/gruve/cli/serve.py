@@ -18,19 +18,28 @@ if TYPE_CHECKING:
 DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
 
 When it is ready it prints one line of JSON on standard output, {"event": "serving", "port": ..., "metrics_port": ...,
-"models": [...]}; logs are JSON lines on standard error. SIGTERM lets running streams go on for the time of --drain,
-then hands them over to whoever their clients turn to next; Ctrl-C, or a second signal, hands them over at once."""
+"models": [...]}; logs are JSON lines on standard error.
+
+Sessions are kept in --store, so that they outlive the server: in a file of one server, or in a Redis of several,
+any of which then serves any session. SIGTERM hands running streams over at once, to whoever their clients turn to next;
+with --store memory it lets them go on for the time of --drain first. So does Ctrl-C or a second signal, without that
+time."""
 EXAMPLES = """\
 examples:
   gruve serve                                    ./models on localhost:50051, metrics on localhost:9464
   gruve serve --host 0.0.0.0 --device cpu        for other machines too; there is no authentication, mind the network
   gruve serve --port 0 --metrics-port 0          any free ports, as the line on standard output tells
+  gruve serve --store redis://cache:6379/0       sessions that any server with the same --store can go on with
+  gruve serve --store sqlite:/var/lib/gruve/sessions.db --store-sync full
 
 GRUVE_SESSION_KEY authenticates session ids, at least 16 bytes of text; servers that share it accept each other's ids.
-Absent, one is drawn, and ids end with the server. It is no flag because every user of a machine can read flags.
+Absent, the store has one, or without a store one is drawn, and ids end with the server. GRUVE_EXPORT_KEY signs exported
+sessions, and is the same where they are imported; absent, the session key does, unless it was drawn. They are no flags
+because every user of a machine can read flags; a password of Redis is best given by GRUVE_STORE for the same reason.
 """
 MIB = 1 << 20
-SESSION_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", 16
+SESSION_KEY, EXPORT_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", "GRUVE_EXPORT_KEY", 16
+STORED_TTL_S, MEMORY_TTL_S = 30 * 86_400.0, 3_600.0
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -132,7 +141,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--drain",
         float,
         30.0,
-        "seconds that streams may go on after SIGTERM",
+        "seconds that streams may go on after SIGTERM where nothing is stored",
         variable="GRUVE_DRAIN_S",
         metavar="S",
     )
@@ -141,10 +150,37 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
 def _add_sessions(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
+        "--store",
+        str,
+        f"sqlite:{_default_path()}",
+        "what keeps sessions: memory, sqlite, sqlite:PATH, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]",
+        variable="GRUVE_STORE",
+        metavar="STORE",
+    )
+    add_flag(
+        group,
+        "--store-sync",
+        str,
+        "normal",
+        "how SQLite writes; full survives a power cut too, for a disk flush a write",
+        variable="GRUVE_STORE_SYNC",
+        choices=("normal", "full"),
+    )
+    add_flag(
+        group,
+        "--session-key-file",
+        Path,
+        None,
+        "a file with the key that authenticates session ids",
+        variable="GRUVE_SESSION_KEY_FILE",
+        metavar="FILE",
+    )
+    add_flag(
+        group,
         "--session-ttl",
         float,
-        3600.0,
-        "seconds that a session may lie idle",
+        None,
+        "seconds that a session may lie idle; absent, 30 days where it is stored, 1 hour in memory",
         variable="GRUVE_SESSION_TTL_S",
         metavar="S",
     )
@@ -153,7 +189,7 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         "--session-memory",
         float,
         64.0,
-        "MiB for idle sessions; beyond, the least recently used expire",
+        "MiB for idle sessions; beyond, the least recently used leave for the store or, in memory, expire",
         variable="GRUVE_SESSION_MEMORY_MIB",
         metavar="MIB",
     )
@@ -171,15 +207,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config(args: argparse.Namespace) -> ServeConfig:
-    key = os.environ.get(SESSION_KEY, "").encode()
+def _default_path() -> Path:
+    """Where a user's programs keep what is worth keeping, by the XDG base directory specification."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()) / "gruve" / "sessions.db"
+
+
+def _key(variable: str, file: Path | None = None) -> bytes | None:
+    """A key from a file or a variable; None where there is neither."""
+    key = os.environ.get(variable, "").encode()
+    if file is not None:
+        if key:
+            raise Failure(f"--session-key-file and {variable} are both given; one is enough", exit_code=2)
+        key = file.read_bytes().strip()
+        variable = str(file)
+        if not key:
+            raise Failure(f"{variable} is empty; a key has at least {LEAST_KEY_BYTES} bytes", exit_code=2)
     if key and len(key) < LEAST_KEY_BYTES:
-        raise Failure(f"{SESSION_KEY} has {len(key)} bytes; at least {LEAST_KEY_BYTES} are needed", exit_code=2)
+        raise Failure(f"{variable} has {len(key)} bytes; at least {LEAST_KEY_BYTES} are needed", exit_code=2)
+    return key or None
+
+
+def _config(args: argparse.Namespace) -> ServeConfig:
+    session_key, export_key = _key(SESSION_KEY, args.session_key_file), _key(EXPORT_KEY)
     for name in ("port", "metrics_port"):
         if not 0 <= getattr(args, name) <= 65_535:
             raise Failure(f"--{name.replace('_', '-')} is {getattr(args, name)}; must be 0 to 65535", exit_code=2)
     if not args.models.is_dir():
         raise Failure(f"--models is {str(args.models)!r}; there is no such folder")
+    store = f"sqlite:{_default_path()}" if args.store == "sqlite" else args.store
+    ttl_s = args.session_ttl
+    if ttl_s is None:
+        ttl_s = MEMORY_TTL_S if store == "memory" else STORED_TTL_S
     from gruve.engine.decode.choose import DecodeConfig
     from gruve.engine.engine import EngineConfig
     from gruve.engine.sessions import SessionsConfig
@@ -192,10 +251,13 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         metrics_host=args.metrics_host,
         metrics_port=args.metrics_port,
         drain_s=args.drain,
-        session_key=key or None,
+        session_key=session_key,
+        export_key=export_key,
+        store=store,
+        store_synchronous=args.store_sync.upper(),
         decode=DecodeConfig(args.device, args.slots, args.threads, args.native == "1", args.isa),
         engine=EngineConfig(max_waiting=args.max_waiting, max_call_ms=args.max_call_ms),
-        sessions=SessionsConfig(idle_ttl_s=args.session_ttl, budget_bytes=int(args.session_memory * MIB)),
+        sessions=SessionsConfig(idle_ttl_s=ttl_s, budget_bytes=int(args.session_memory * MIB)),
     )
 
 

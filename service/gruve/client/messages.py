@@ -19,11 +19,8 @@ Text = str | Sequence[int]
 """A text, or the ids of its tokens."""
 
 
-class GenerateOptions(TypedDict, total=False):
-    """What a generation may be told beside its source and prompt; see `GenerateRequest` and `SamplingParameters`.
-
-    None is the same as absent: the value of the session, or the contract's default.
-    """
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are chosen; see `SamplingParameters`. None is the same as absent."""
 
     temperature: float | None
     top_k: int | None
@@ -33,6 +30,14 @@ class GenerateOptions(TypedDict, total=False):
     repetition_window: int | None
     logit_bias: Mapping[int, float] | None
     seed: int | None
+
+
+class GenerateOptions(SamplingOptions, total=False):
+    """What a generation may be told beside its source and prompt; see `GenerateRequest` and `SamplingParameters`.
+
+    None is the same as absent: the value of the session, or the contract's default.
+    """
+
     generation_id: str | None
     from_position: int | None
     expected_position: int | None
@@ -94,11 +99,70 @@ def create_request(model: str, idle_ttl_s: float | None) -> session_pb2.CreateSe
     """The request for a new session."""
     request = session_pb2.CreateSessionRequest()
     _set(request.session, "model", model)
-    if idle_ttl_s is not None:
-        try:
-            request.session.idle_ttl.FromTimedelta(datetime.timedelta(seconds=idle_ttl_s))
-        except (OverflowError, ValueError) as error:
-            raise _refused("session.idle_ttl", f"{idle_ttl_s} s is no duration: {error}") from error
+    _set_ttl(request.session, "session.idle_ttl", idle_ttl_s)
+    return request
+
+
+def fork_request(session: str, seeds: Sequence[int | None]) -> session_pb2.ForkSessionRequest:
+    """The request for copies of a session."""
+    request = session_pb2.ForkSessionRequest()
+    _set(request, "session_id", session)
+    for seed in seeds:
+        branch = request.branches.add()
+        if seed is not None:
+            _set(branch, "seed", seed)
+    return request
+
+
+def rewind_session_request(session: str, to_position: int, seed: int | None) -> session_pb2.RewindSessionRequest:
+    """The request to take back the end of a session."""
+    request = session_pb2.RewindSessionRequest()
+    _set(request, "session_id", session)
+    _set(request, "to_position", to_position)
+    if seed is not None:
+        _set(request, "seed", seed)
+    return request
+
+
+def import_request(blob: bytes, idle_ttl_s: float | None) -> session_pb2.ImportSessionRequest:
+    """The request to import a session."""
+    request = session_pb2.ImportSessionRequest()
+    _set(request, "blob", blob)
+    _set_ttl(request, "idle_ttl", idle_ttl_s)
+    return request
+
+
+def change_request(sampling: SamplingOptions, at_position: int | None) -> generation_pb2.ConverseRequest:
+    """The control that changes how tokens are chosen."""
+    request = steer_request("change_parameters", at_position)
+    for name, value in sampling.items():
+        if value is not None:
+            _set(request.change_parameters.sampling, name, value)
+    return request
+
+
+def insert_request(prompt: Text, at_position: int | None) -> generation_pb2.ConverseRequest:
+    """The control that makes the model read something."""
+    request = steer_request("insert_prompt", at_position)
+    _set_text(request.insert_prompt, prompt)
+    return request
+
+
+def rewind_request(to_position: int, seed: int | None) -> generation_pb2.ConverseRequest:
+    """The control that takes back tokens."""
+    request = steer_request("rewind", None)
+    _set(request.rewind, "to_position", to_position)
+    if seed is not None:
+        _set(request.rewind, "seed", seed)
+    return request
+
+
+def steer_request(what: str, at_position: int | None) -> generation_pb2.ConverseRequest:
+    """A control of that name with nothing in it."""
+    request = generation_pb2.ConverseRequest()
+    getattr(request, what).SetInParent()
+    if at_position is not None:
+        _set(request, "at_position", at_position)
     return request
 
 
@@ -108,6 +172,15 @@ def add_page(whole: session_pb2.GetSessionResponse, page: session_pb2.GetSession
     whole.text += page.text
     whole.generations.extend(page.generations)
     whole.next_page_token = page.next_page_token
+
+
+def _set_ttl(message: Any, field: str, idle_ttl_s: float | None) -> None:
+    if idle_ttl_s is None:
+        return
+    try:
+        message.idle_ttl.FromTimedelta(datetime.timedelta(seconds=idle_ttl_s))
+    except (OverflowError, ValueError) as error:
+        raise _refused(field, f"{idle_ttl_s} s is no duration: {error}") from error
 
 
 def _set_text(request: Any, text: Text) -> None:

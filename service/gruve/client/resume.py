@@ -31,6 +31,17 @@ class Reconnect:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a control. Applied, it has a position; refused, the contract's reason and a sentence."""
+
+    control_id: int
+    position: int | None
+    """Where it took effect. Tokens that were read with this position or a later one are no longer part of the text."""
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens that arrived together. `position` is that of the first of them, or of the next token if there are none."""
 
@@ -40,6 +51,8 @@ class Chunk:
     """The text that has become certain; joined over all chunks it is the text of the generation."""
     logprobs: tuple[sampling_pb2.TokenLogprobs, ...] = ()
     """One for each token if they were asked for, otherwise none."""
+    answer: Answer | None = None
+    """In a conversation: what became of a control; then there are no tokens."""
 
 
 class Attempts:
@@ -74,7 +87,8 @@ class Attempts:
 class Resumption:
     """One generation over all the calls that stream it."""
 
-    def __init__(self, request: generation_pb2.GenerateRequest) -> None:
+    def __init__(self, request: generation_pb2.GenerateRequest, *, may_skip: bool = False) -> None:
+        """`may_skip` says that prompts may have been inserted, which are not sent where there is no echo."""
         self.start: generation_pb2.GenerationStart | None = None
         """What the first call was told: its session, the seed, all parameters in force."""
         self.end: generation_pb2.GenerationEnd | None = None
@@ -82,6 +96,7 @@ class Resumption:
         self._request = request
         self._position: int | None = None
         self._expects_start = True
+        self._may_skip = may_skip and not request.echo
 
     @property
     def finish_reason(self) -> str:
@@ -105,20 +120,21 @@ class Resumption:
         Raises `CallFailed` if it does not continue what was received before.
         """
         if self._expects_start:
-            self._begin(response)
-        if response.position != self._position:
-            raise _broken(f"position {response.position} was sent where {self._position} comes next")
-        position = response.position
+            self.begin(response)
+        position, expected = response.position, self._position or 0
+        if position < expected or (position > expected and not self._may_skip):
+            raise broken(f"position {position} was sent where {expected} comes next")
         self._position = position + len(response.token_ids)
-        if response.HasField("end") and not _ends_the_call_alone(response.end):
+        if response.HasField("end") and not ends_the_call_alone(response.end):
             self.end = response.end
         if not (response.token_ids or response.text):
             return None
         return Chunk(position, tuple(response.token_ids), response.text, tuple(response.logprobs))
 
-    def _begin(self, response: generation_pb2.GenerateResponse) -> None:
+    def begin(self, response: generation_pb2.GenerateResponse) -> None:
+        """Takes what the first message of a call says of the generation."""
         if not response.HasField("start"):
-            raise _broken("the first message does not say what was accepted")
+            raise broken("the first message does not say what was accepted")
         self._expects_start = False
         if self.start is None:
             self.start = response.start
@@ -144,9 +160,11 @@ def cut_short() -> CallFailed:
     return CallFailed(grpc.StatusCode.UNAVAILABLE, "the stream ended before its last message")
 
 
-def _ends_the_call_alone(end: generation_pb2.GenerationEnd) -> bool:
+def ends_the_call_alone(end: generation_pb2.GenerationEnd) -> bool:
+    """Whether the generation goes on in another call."""
     return end.finish_reason in (generation_pb2.FINISH_REASON_DEADLINE, generation_pb2.FINISH_REASON_HANDED_OVER)
 
 
-def _broken(why: str) -> CallFailed:
+def broken(why: str) -> CallFailed:
+    """What it is when a server does what the contract forbids."""
     return CallFailed(grpc.StatusCode.INTERNAL, f"the server broke the contract: {why}", reason="INTERNAL")

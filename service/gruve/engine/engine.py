@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row
 from gruve.engine.pace import MOST_STEPS, Arrivals, StepTimes
@@ -148,11 +149,12 @@ class Engine:
         """Sequences that wait for a slot."""
         return max(0, self.load - self.running)
 
-    def admit(self, admission: Admission, credit: int | None = None) -> int:
+    def admit(self, admission: Admission, credit: int | None = None, *, again: bool = False) -> int:
         """Takes a sequence and returns its id.
 
         Raises `QueueFull`, `Draining` or, after a failure of the loop itself, `EngineFailed`, at once, and then has
-        taken nothing. `credit` is how many tokens may be drawn before the first `grant`; None for no bound.
+        taken nothing. `credit` is how many tokens may be drawn before the first `grant`; None for no bound. `again`
+        says that it was taken before and comes back: it waits for a slot as others do, but no queue is too full for it.
         """
         most = self.backend.slots + self.config.max_waiting
         with self._changed:
@@ -160,7 +162,7 @@ class Engine:
                 raise EngineFailed(self._broken)
             if self._closing:
                 raise Draining("the server is shutting down and takes no new sequences")
-            if len(self._sequences) >= most:
+            if len(self._sequences) >= most and not again:
                 raise QueueFull(
                     f"{len(self._sequences)} sequences run or wait; at most {self.backend.slots} run and "
                     f"{self.config.max_waiting} wait"
@@ -359,7 +361,7 @@ class Engine:
     ) -> Progress:
         """What is told of one sequence; with a finish reason it is the last that is told of it."""
         if finish is None:
-            return Progress(sequence.id, position, tokens, forced, logprobs)
+            return Progress(sequence.id, position, tokens, forced, logprobs, state=self._snapshot(sequence))
         sequence.finish_reason = finish
         state = sequence.admission.state
         if sequence.slot is not None:
@@ -375,6 +377,18 @@ class Engine:
         return Progress(
             sequence.id, position, tokens, forced, logprobs, finish, state, None, started - sequence.arrived_s
         )
+
+    def _snapshot(self, sequence: Sequence) -> NDArray[np.float32] | None:
+        """The state in between, if the next call could go further from the last one than was asked for."""
+        every = sequence.admission.snapshot_tokens
+        if every is None or sequence.slot is None or sequence.position + MOST_STEPS <= sequence.snapshot_at + every:
+            return None
+        sequence.snapshot_at = sequence.position
+        try:
+            return self.backend.snapshot(sequence.slot)
+        except Exception:  # one fewer to go back to, no more
+            log.exception("a state could not be read: incident %s", _incident())
+            return None
 
     def _end(self, sequence_id: int, reason: FinishReason) -> Progress | None:
         """Ends a sequence that has not ended by itself."""

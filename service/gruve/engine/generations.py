@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gruve.engine.decode import HISTORY
 from gruve.engine.sequence import Admission, FinishReason, Progress
-from gruve.engine.sessions import START_TOKEN, Generation, Session
+from gruve.engine.sessions import SNAPSHOT_TOKENS, START_TOKEN, Generation, Session
 from gruve.engine.stops import MATCHED, StopTable, compile_stops
 from gruve.errors import (
     GenerationMismatch,
@@ -74,6 +74,7 @@ class Opened:
     """Whether the generation is new."""
     before: _Before
     """What `abandon` puts back."""
+    asked: Asked
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class _Before:
     tokenizer_digest: str
     state: NDArray[np.float32] | None
     consumed: int
+    snapshots: dict[int, NDArray[np.float32]]
+    given: SamplingParameters | None
     position: int
     generations: int
     latest: tuple[FinishReason | None, bool] | None
@@ -98,6 +101,8 @@ class _Before:
             session.tokenizer_digest,
             session.state,
             session.consumed,
+            session.snapshots,
+            session.given,
             session.position,
             len(session.generations),
             None if latest is None else (latest.finish_reason, latest.finished),
@@ -106,7 +111,8 @@ class _Before:
     def put_back(self, session: Session) -> None:
         session.digest, session.numerics_id = self.digest, self.numerics_id
         session.tokenizer_digest = self.tokenizer_digest
-        session.state, session.consumed = self.state, self.consumed
+        session.state, session.consumed, session.snapshots = self.state, self.consumed, self.snapshots
+        session.given = self.given
         del session.transcript[self.position :]
         del session.generations[self.generations :]
         if self.latest is not None:
@@ -123,7 +129,9 @@ def open_generation(
     """
     before = _Before.of(session)
     try:
-        _make_continuable(session, asked, model, numerics_id)
+        make_continuable(
+            session, model, numerics_id, rebase=asked.rebase, allow_numerics_change=asked.allow_numerics_change
+        )
         generation = session.generation(asked.generation_id)
         if generation is not None:
             return _resume(session, generation, asked, model, max_transcript, before)
@@ -138,10 +146,12 @@ def abandon(opened: Opened) -> None:
     opened.before.put_back(opened.session)
 
 
-def _make_continuable(session: Session, asked: Asked, model: Model, numerics_id: str) -> None:
+def make_continuable(
+    session: Session, model: Model, numerics_id: str, *, rebase: bool = False, allow_numerics_change: bool = False
+) -> None:
     """Refuses to go on with other weights or other arithmetic than the session was made with, unless allowed."""
     if session.digest != model.digest:
-        if not asked.rebase:
+        if not rebase:
             raise ModelChanged(
                 f"session {session.id!r} was made with model digest {session.digest[:16]}; "
                 f"{model.name!r} now has {model.digest[:16]}; set rebase to rebuild it from its transcript",
@@ -155,9 +165,10 @@ def _make_continuable(session: Session, asked: Asked, model: Model, numerics_id:
                 model_digest=model.digest,
             )
         session.digest, session.numerics_id = model.digest, numerics_id
-        session.state, session.consumed = None, 0
+        session.forget_states()
+        session.kept.events += 1
     if session.numerics_id != numerics_id:
-        if not asked.allow_numerics_change:
+        if not allow_numerics_change:
             raise NumericsChanged(
                 f"session {session.id!r} was made under numerics {session.numerics_id}, this server has {numerics_id}; "
                 "set allow_numerics_change to go on without bit-for-bit exactness",
@@ -165,6 +176,7 @@ def _make_continuable(session: Session, asked: Asked, model: Model, numerics_id:
                 server_numerics_id=numerics_id,
             )
         session.numerics_id = numerics_id
+        session.kept.events += 1
 
 
 def _begin(session: Session, asked: Asked, model: Model, now_s: float, max_transcript: int, before: _Before) -> Opened:
@@ -174,11 +186,7 @@ def _begin(session: Session, asked: Asked, model: Model, now_s: float, max_trans
             f"expected_position is {asked.expected_position}; the session stands at {position}", position=position
         )
     sampling = inherit(session.sampling, asked)
-    for token, _ in sampling.logit_bias:
-        if token >= model.tokenizer.size:
-            raise InvalidField(
-                "sampling.logit_bias", f"token id {token} does not exist; ids are 0 to {model.tokenizer.size - 1}"
-            )
+    check_bias(sampling.logit_bias, model.tokenizer.size)
     max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     min_tokens = asked.min_tokens or 0
     if min_tokens > max_tokens:
@@ -195,7 +203,7 @@ def _begin(session: Session, asked: Asked, model: Model, now_s: float, max_trans
         )
     stops = compile_stops(asked.stop, asked.stop_token_ids, model.tokenizer.texts)
     if session.generations and not session.generations[-1].finished:
-        session.generations[-1].finish_reason, session.generations[-1].finished = FinishReason.CANCELLED, True
+        session.generations[-1].finish(FinishReason.CANCELLED)
     generation = Generation(
         id=asked.generation_id,
         prompt_position=position + len(restart),
@@ -208,14 +216,16 @@ def _begin(session: Session, asked: Asked, model: Model, now_s: float, max_trans
         stop_token_ids=asked.stop_token_ids,
         created_s=now_s,
         next_position=start_position,
+        digest=session.digest,
+        numerics_id=session.numerics_id,
     )
+    session.given = None
     session.tokenizer_digest = model.tokenizer_digest
     session.transcript.extend(restart + asked.prompt)
     session.generations.append(generation)
-    admission = _admission(session, generation, asked, stops, max_transcript)
-    return Opened(
-        session, generation, stops, _first_position(generation, asked), (), admission, begun=True, before=before
-    )
+    first_position = _first_position(generation, asked)
+    admission = admission_of(session, generation, asked, stops, max_transcript, first_position)
+    return Opened(session, generation, stops, first_position, (), admission, begun=True, before=before, asked=asked)
 
 
 def _resume(
@@ -232,9 +242,11 @@ def _resume(
     again = asked.logprobs is not None and first_position < next_position
     known = () if again else tuple(session.transcript[generation.prompt_position : next_position])
     admission = None
+    if not generation.finished:
+        generation.digest, generation.numerics_id = session.digest, session.numerics_id
     if again or not generation.finished:
-        admission = _admission(session, generation, asked, stops, max_transcript)
-    return Opened(session, generation, stops, first_position, known, admission, begun=False, before=before)
+        admission = admission_of(session, generation, asked, stops, max_transcript, first_position)
+    return Opened(session, generation, stops, first_position, known, admission, begun=False, before=before, asked=asked)
 
 
 def _first_position(generation: Generation, asked: Asked) -> int:
@@ -242,26 +254,28 @@ def _first_position(generation: Generation, asked: Asked) -> int:
     return max(first, asked.from_position or 0)
 
 
-def _admission(
+def admission_of(
     session: Session,
     generation: Generation,
     asked: Asked,
     stops: StopTable | None,
     max_transcript: int,
+    first_position: int,
 ) -> Admission:
     """Feeds the transcript from where the state stands, then draws what the generation has left to draw.
 
-    Where the log-probabilities of tokens are asked for that the state has consumed, everything is fed from the start.
+    Where the log-probabilities of tokens from `first_position` on are asked for that the state has consumed, everything
+    is fed from the start.
     """
-    from_start = asked.logprobs is not None and _first_position(generation, asked) <= session.consumed
+    from_start = asked.logprobs is not None and first_position <= session.consumed
     consumed = 0 if from_start else session.consumed
     end = generation.next_position if generation.finished else session.position
-    most = generation.drawn if generation.finished else max_transcript - generation.start_position
+    most = generation.drawn + (0 if generation.finished else max_transcript - session.position)
     transcript: NDArray[np.int32] = np.array(session.transcript[max(0, consumed + 1 - HISTORY) : end], dtype=np.int32)
     split = min(consumed + 1, HISTORY)
-    drawn_texts = session.transcript[generation.start_position : generation.next_position]
+    matching = session.transcript[generation.matching_position : generation.next_position]
     return Admission(
-        sampling=generation.sampling,
+        sampling=generation.sampling_at(end),
         history=transcript[:split],
         position=consumed,
         forced=transcript[split:],
@@ -270,30 +284,30 @@ def _admission(
         min_tokens=generation.min_tokens,
         ignore_eos=generation.ignore_eos,
         stops=stops,
-        stop_state=0 if stops is None else _stop_state(stops, drawn_texts),
+        stop_state=0 if stops is None else _stop_state(stops, matching),
         drawn=generation.drawn,
         logprobs=asked.logprobs,
         deadline_s=asked.deadline_s,
         max_tokens_per_second=asked.max_tokens_per_second,
         keep_state=bool(session.id) and not generation.finished,
+        snapshot_tokens=SNAPSHOT_TOKENS if session.id and not generation.finished else None,
     )
 
 
 def record(session: Session, generation: Generation, progress: Progress) -> int:
     """Writes what a call made into the session and returns how many tokens are new to its transcript.
 
-    With the last progress the state moves along with the transcript; without one the old state stays, and stays true.
+    With a progress that brings a state, the last one above all, the state moves along with the transcript; without one
+    the old state stays, and stays true.
     """
     drawn = progress.tokens[progress.forced :] if progress.forced else progress.tokens
     session.transcript.extend(drawn)
     generation.next_position += len(drawn)
-    if progress.finish_reason is not None:
-        if progress.state is not None:
-            session.state = progress.state
-            session.consumed = progress.position + len(progress.tokens) - 1
-        if not generation.finished:
-            generation.finish_reason = progress.finish_reason
-            generation.finished = progress.finish_reason in _FINAL
+    if progress.state is not None:
+        session.move(progress.state, progress.position + len(progress.tokens) - 1)
+    if progress.finish_reason is not None and not generation.finished:
+        generation.finish_reason = progress.finish_reason
+        generation.finished = progress.finish_reason in _FINAL
     return len(drawn)
 
 
@@ -306,6 +320,15 @@ def inherit(before: SamplingParameters | None, asked: Asked) -> SamplingParamete
     if before is not None:
         return dataclasses.replace(before, **asked.sampling)
     return SamplingParameters(**{"seed": asked.fresh_seed, **asked.sampling})
+
+
+def check_bias(logit_bias: Iterable[tuple[int, float]], vocabulary_size: int) -> None:
+    """Refuses a bias for a token that does not exist."""
+    for token, _ in logit_bias:
+        if token >= vocabulary_size:
+            raise InvalidField(
+                "sampling.logit_bias", f"token id {token} does not exist; ids are 0 to {vocabulary_size - 1}"
+            )
 
 
 def check_same(session: Session, generation: Generation, asked: Asked) -> None:

@@ -53,8 +53,12 @@ class Admission:
     """Monotonic time at which the sequence ends with DEADLINE, running or waiting."""
     max_tokens_per_second: float | None = None
     """Paces the drawn tokens; the prompt is not paced."""
+    ready_s: float = 0.0
+    """Monotonic time before which the pace lets no token be drawn; 0 for at once."""
     keep_state: bool = False
     """Whether the last event brings the state along, for a session."""
+    snapshot_tokens: int | None = None
+    """Brings the state along in between as well, never more than so many tokens apart."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ class Progress(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     state: NDArray[np.float32] | None = None
-    """With the last progress of a sequence that asked to keep it: what has consumed all tokens but the last."""
+    """What has consumed all tokens but the last: with the last progress of a sequence that asked to keep it, and in
+    between where it asked for snapshots."""
     failed: str | None = None
     """The incident under which the log has what broke the engine; then there is no finish reason."""
     queue_s: float = 0.0
@@ -110,11 +115,14 @@ class Sequence:
     """Whether a call has it: until that returns nobody else may touch its slot."""
     ending: FinishReason | None = None
     """How it is to end when the call that has it returns, unless that ends it otherwise."""
+    snapshot_at: int = 0
+    """The position at which its state was last told."""
 
     def __post_init__(self) -> None:
         self.forced_left = len(self.admission.forced)
         self.drawn = self.admission.drawn
-        self.position = self.admission.position
+        self.ready_s = self.admission.ready_s
+        self.position = self.snapshot_at = self.admission.position
 
     @property
     def prompting(self) -> bool:

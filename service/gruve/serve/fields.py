@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,15 @@ FINISH = {
     FinishReason.DEADLINE: generation_pb2.FINISH_REASON_DEADLINE,
     FinishReason.HANDED_OVER: generation_pb2.FINISH_REASON_HANDED_OVER,
 }
+
+
+@contextlib.contextmanager
+def inside(path: str) -> Iterator[None]:
+    """Names the fields of a message that stands inside another by their path in that."""
+    try:
+        yield
+    except InvalidField as error:
+        raise InvalidField(f"{path}.{error.field}", error.why) from error
 
 
 async def asked_of(
@@ -121,7 +131,7 @@ def sampling_of(message: sampling_pb2.SamplingParameters, vocabulary_size: int) 
 
 
 async def prompt_of(
-    request: generation_pb2.GenerateRequest | generation_pb2.ScoreRequest,
+    request: generation_pb2.GenerateRequest | generation_pb2.ScoreRequest | generation_pb2.InsertPrompt,
     tokenizer: Tokenizer,
     *,
     oneof: str = "prompt",

@@ -11,13 +11,16 @@ from typing import Any
 import grpc
 import numpy as np
 
-from gruve.engine.generations import Asked, abandon, check_same, open_generation
+from gruve.engine.generations import Asked, Opened, abandon, check_same, open_generation
 from gruve.engine.sequence import Admission, FinishReason, Progress, TokenLogprobs
-from gruve.engine.sessions import START_TOKEN, Generation, Session, Sessions
-from gruve.errors import Draining, EngineFailed, GruveError, InvalidField, NotYet
+from gruve.engine.sessions import START_TOKEN, Generation, Session
+from gruve.errors import Draining, EngineFailed, GruveError, InvalidField, SessionElsewhere
 from gruve.model.sampling import SamplingParameters
 from gruve.serve import fields
+from gruve.serve.controls import start_of
+from gruve.serve.converse import Conversation
 from gruve.serve.hosting import Hosted, Models
+from gruve.serve.keeping import Keeper
 from gruve.serve.streams import Stream
 from gruve.v1 import generation_pb2, generation_pb2_grpc
 
@@ -31,35 +34,26 @@ MEASURING = SamplingParameters(temperature=0.0)
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """Serves `gruve.v1.GenerationService`."""
 
-    def __init__(self, models: Models, sessions: Sessions) -> None:
+    def __init__(self, models: Models, keeper: Keeper) -> None:
         self._models = models
-        self._sessions = sessions
+        self._keeper = keeper
+        self._sessions = keeper.sessions
         self._streams: dict[str, Stream] = {}
         """By session, those that the engine still decodes."""
+        self._conversations: set[Conversation] = set()
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams a generation; see the contract."""
-        arrived_s = time.monotonic()
-        hosted, session, new_ttl_s = self._source(request)
-        asked = await fields.asked_of(request, hosted.model.tokenizer, context.time_remaining())
-        most_tokens = fields.tokens_per_message(request)
-        if session is not None:
-            session = await self._settle(hosted, session, asked)
-        stream = self._open(hosted, session, new_ttl_s, asked, most_tokens)
-        written_s: float | None = None
+        times = _MessageTimes()
+        hosted, stream = await self._accept(request, context)
         try:
             async for message in stream.messages():
-                if message.token_ids:
-                    now, before = time.monotonic(), written_s
-                    written_s = now
-                    hosted.metrics.observe_message(
-                        len(message.token_ids), now - arrived_s, None if before is None else now - before
-                    )
+                await self._allow(stream, message)
+                times.observe(hosted, message)
                 yield message
-            if stream.finish is FinishReason.DEADLINE:
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline came; resume from next_position")
+            await _end_overdue(stream, context)
         finally:
             self._cut(hosted, stream)
 
@@ -68,9 +62,30 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_iterator: AsyncIterator[generation_pb2.ConverseRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[generation_pb2.ConverseResponse]:
-        """Not served by this release."""
-        raise NotYet("Converse is in the contract; this release does not serve it yet. Generate does all but steer")
-        yield  # an async generator, as the contract's other streams are
+        """Streams a generation that its client steers; see the contract."""
+        times = _MessageTimes()
+        request, credit = start_of(await anext(request_iterator, None))
+        with fields.inside("start.generate"):
+            hosted, stream = await self._accept(request, context, credit)
+        assert isinstance(stream, Conversation)  # noqa: S101 - there is credit
+        listening = asyncio.create_task(stream.listen(request_iterator))
+        try:
+            async for response in stream.responses():
+                if response.HasField("tokens"):
+                    await self._allow(stream, response.tokens)
+                elif response.HasField("control_applied"):  # whoever hears of it may count on it
+                    await self._keeper.allow(stream.opened.session, response.control_applied.position)
+                times.observe(hosted, response.tokens)
+                yield response
+            await _end_overdue(stream, context)
+        finally:
+            listening.cancel()
+            self._cut(hosted, stream)
+
+    def hand_over(self) -> None:
+        """Ends the conversations that no engine hands over, because they wait for their clients."""
+        for stream in list(self._conversations):
+            stream.let_go(FinishReason.HANDED_OVER)
 
     async def Score(
         self,
@@ -103,19 +118,50 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 await asyncio.sleep(0)
         return response
 
-    def _source(self, request: generation_pb2.GenerateRequest) -> tuple[Hosted, Session | None, float | None]:
-        """What a request continues: its model, the session if there is one, the time to live of one to be created."""
+    async def _accept(
+        self,
+        request: generation_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+        credit: int | None = None,
+    ) -> tuple[Hosted, Stream]:
+        """The stream of a request, with `credit` one that is steered; raises what refuses it."""
+        if request.WhichOneof("source") != "session_id":
+            hosted, new_ttl_s = self._new_source(request)
+            asked = await fields.asked_of(request, hosted.model.tokenizer, context.time_remaining())
+            most_tokens = fields.tokens_per_message(request)
+            return hosted, self._open(hosted, None, new_ttl_s, asked, most_tokens, credit)
+        async with self._keeper.hold(request.session_id) as session:
+            hosted = self._models.get(session.model)
+            asked = await fields.asked_of(request, hosted.model.tokenizer, context.time_remaining())
+            most_tokens = fields.tokens_per_message(request)
+            session = await self._settle(hosted, session, asked)
+            return hosted, self._open(hosted, session, None, asked, most_tokens, credit)
+
+    def _new_source(self, request: generation_pb2.GenerateRequest) -> tuple[Hosted, float | None]:
+        """The model of a request that continues no session, and the time to live of one that is to be created."""
         source = request.WhichOneof("source")
-        if source == "session_id":
-            session = self._sessions.get(request.session_id)
-            return self._models.get(session.model), session, None
         if source == "new_session":
             longest_s = self._sessions.config.idle_ttl_s
             ttl_s = fields.ttl_of(request.new_session, "new_session.idle_ttl", longest_s)
-            return self._models.get(request.new_session.model), None, ttl_s or longest_s
+            return self._models.get(request.new_session.model), ttl_s or longest_s
         if source == "model":
-            return self._models.get(request.model), None, None
+            return self._models.get(request.model), None
         raise InvalidField("source", "absent; one of model, session_id and new_session must be set")
+
+    async def _allow(self, stream: Stream, message: generation_pb2.GenerateResponse) -> None:
+        """Lets a message go once what it depends on is durable, or writes into it how far that has come."""
+        session = stream.opened.session
+        durable = await self._keeper.allow(session, message.position + len(message.token_ids))
+        if durable is not None:
+            message.durable_position = durable
+        if message.end.finish_reason == generation_pb2.FINISH_REASON_HANDED_OVER:
+            await self._keeper.let_go(session)
+
+    def lose(self, session: Session) -> None:
+        """Ends the stream of a session that another server has taken."""
+        stream = self._streams.get(session.id)
+        if stream is not None and stream.opened.session is session:
+            stream.lose(SessionElsewhere(f"another server has taken session {session.id!r} over"))
 
     async def _settle(self, hosted: Hosted, session: Session, asked: Asked) -> Session:
         """Takes over the session's open stream if this request resumes its generation, and waits for one that is
@@ -139,31 +185,39 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         stream.leaving = True
         if stream.sequence_id is not None and not stream.ended.is_set():
             hosted.engine.cancel(stream.sequence_id)
+        elif isinstance(stream, Conversation):
+            stream.let_go()
 
     def _open(
-        self, hosted: Hosted, session: Session | None, new_ttl_s: float | None, asked: Asked, most_tokens: int
+        self,
+        hosted: Hosted,
+        session: Session | None,
+        new_ttl_s: float | None,
+        asked: Asked,
+        most_tokens: int,
+        credit: int | None,
     ) -> Stream:
         """Leases the session, opens the generation and admits what is left to decode; all of it or nothing."""
         model, numerics_id = hosted.model, hosted.backend.numerics_id
         created = None
         if new_ttl_s is not None:
-            session = created = self._sessions.create(model.name, model.digest, numerics_id, new_ttl_s)
+            session = created = self._keeper.create(model.name, model.digest, numerics_id, new_ttl_s)
         elif session is None:
             # A session that nobody keeps: it lives as long as its sequence.
             session = Session("", model.name, model.digest, numerics_id, 0.0, time.time(), time.time())
         self._sessions.lease(session)
         try:
-            stream = self._begin(hosted, session, asked, most_tokens)
+            stream = self._begin(hosted, session, asked, most_tokens, credit)
         except BaseException:
             self._sessions.release(session)
             if created is not None:
-                self._sessions.delete(created)
+                self._keeper.discard(created)
             raise
         if session.id and not stream.ended.is_set():
             self._streams[session.id] = stream
         return stream
 
-    def _begin(self, hosted: Hosted, session: Session, asked: Asked, most_tokens: int) -> Stream:
+    def _begin(self, hosted: Hosted, session: Session, asked: Asked, most_tokens: int, credit: int | None) -> Stream:
         """The stream of a generation that was begun or resumed on a leased session."""
         most_transcript = self._sessions.config.max_transcript_tokens
         opened = open_generation(
@@ -171,21 +225,42 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
         try:
             start = _start_message(hosted, session, opened.generation)
-            stream = Stream(
-                opened,
-                hosted.model.tokenizer,
-                start,
-                most_tokens,
-                lambda end: self._ended(hosted, end),
-                hosted.message_gap_s,
-            )
-            if opened.admission is not None:
-                stream.sequence_id = hosted.admit(opened.admission, stream)
+            if credit is not None:
+                stream = self._converse(hosted, opened, start, most_tokens, credit)
+            else:
+                stream = Stream(
+                    opened,
+                    hosted.model.tokenizer,
+                    start,
+                    most_tokens,
+                    lambda end: self._ended(hosted, end),
+                    hosted.message_gap_s,
+                )
+                if opened.admission is not None:
+                    stream.sequence_id = hosted.admit(opened.admission, stream)
         except BaseException:
             abandon(opened)
             raise
         if opened.begun:
+            session.kept.events += 1
+            self._keeper.note(session)
             hosted.metrics.observe_begin(opened.generation.start_position - opened.generation.prompt_position)
+        return stream
+
+    def _converse(
+        self, hosted: Hosted, opened: Opened, start: generation_pb2.GenerationStart, most_tokens: int, credit: int
+    ) -> Stream:
+        """A stream that is steered."""
+
+        def ended(_: Stream) -> None:
+            self._conversations.discard(stream)
+            self._ended(hosted, stream)
+
+        stream = Conversation(
+            opened, hosted, start, most_tokens, ended, credit, self._sessions.config.max_transcript_tokens
+        )
+        stream.begin()
+        self._conversations.add(stream)
         return stream
 
     def _ended(self, hosted: Hosted, stream: Stream) -> None:
@@ -194,6 +269,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if self._streams.get(session.id) is stream:
             del self._streams[session.id]
         self._sessions.release(session)
+        self._keeper.note(session)
         hosted.metrics.observe_end(stream.finish, stream.queue_s if stream.sequence_id is not None else None)
 
 
@@ -209,6 +285,30 @@ def _start_message(hosted: Hosted, session: Session, generation: Generation) -> 
         sampling=fields.sampling_message(generation.sampling, hosted.model.tokenizer.size),
         max_tokens=generation.max_tokens,
     )
+
+
+class _MessageTimes:
+    """Measures when the messages of one call come."""
+
+    def __init__(self) -> None:
+        self._arrived_s = time.monotonic()
+        self._written_s: float | None = None
+
+    def observe(self, hosted: Hosted, message: generation_pb2.GenerateResponse) -> None:
+        """Counts a message that is about to be written, if it has tokens."""
+        if not message.token_ids:
+            return
+        now, before = time.monotonic(), self._written_s
+        self._written_s = now
+        hosted.metrics.observe_message(
+            len(message.token_ids), now - self._arrived_s, None if before is None else now - before
+        )
+
+
+async def _end_overdue(stream: Stream, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Answers a call whose deadline ended its generation."""
+    if stream.finish is FinishReason.DEADLINE:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline came; resume from next_position")
 
 
 class _Scored:

@@ -67,9 +67,9 @@ class Hosted:
         streams = len(self._listeners)
         return 0.0 if streams < 2 else min(LONGEST_GAP_S, streams / MESSAGES_PER_S)
 
-    def admit(self, admission: Admission, listener: Listener) -> int:
+    def admit(self, admission: Admission, listener: Listener, credit: int | None = None, *, again: bool = False) -> int:
         """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""
-        sequence_id = self.engine.admit(admission)
+        sequence_id = self.engine.admit(admission, credit, again=again)
         self._listeners[sequence_id] = listener
         return sequence_id
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -56,7 +56,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         labels = (kind, service, name)
         deserializer = _safe(handler.request_deserializer)
         if handler.response_streaming:
-            wrapped = self._stream(handler.stream_stream if handler.request_streaming else handler.unary_stream, labels)
+            streaming = handler.request_streaming
+            wrapped = self._stream(handler.stream_stream if streaming else handler.unary_stream, labels, streaming)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
@@ -77,12 +78,17 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
 
         return call
 
-    def _stream(self, behavior: Callable[..., Any], labels: tuple[str, str, str]) -> Callable[..., Any]:
+    def _stream(
+        self, behavior: Callable[..., Any], labels: tuple[str, str, str], streaming: bool
+    ) -> Callable[..., Any]:
         # A coroutine that writes, not a generator: a call that is cut off while it writes must reach the method's
         # `finally` at once, and a generator that gRPC drops is closed when the garbage collector comes by.
         async def call(request: Any, context: Any) -> None:
             async with _Call(self, labels, context) as this:
-                this.check(request)
+                if streaming:
+                    request = this.each(request)
+                else:
+                    this.check(request)
                 async with contextlib.aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         await context.write(response)
@@ -116,14 +122,22 @@ class _Call:
         self._interceptor = interceptor
         self._context = context
 
-    def check(self, request: Any) -> None:
-        """Refuses what arrives while draining, and bytes that are no message."""
-        if self._interceptor.draining:
+    def check(self, request: Any, *, begun: bool = False) -> None:
+        """Refuses bytes that are no message, and while draining what does not belong to a call that had begun."""
+        if self._interceptor.draining and not begun:
             raise Draining("the server is shutting down and takes no new requests")
         if isinstance(request, _Malformed):
             raise InvalidRequest(
                 f"the request's {request.size} bytes are not the message that {self.labels[1]}/{self.labels[2]} takes"
             )
+
+    async def each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Checks the requests of a stream one by one; draining refuses the first alone."""
+        self.received = 0
+        async for request in requests:
+            self.received += 1
+            self.check(request, begun=self.received > 1)
+            yield request
 
     async def __aenter__(self) -> _Call:
         self._interceptor.begin(self.labels)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
@@ -69,6 +70,7 @@ class Metrics:
             ("model", "backend", "numerics_id", "digest"),
             registry=registry,
         )
+        self.store = StoreMetrics(registry)
         calls = ("grpc_type", "grpc_service", "grpc_method")
         self._started = Counter("grpc_server_started", "RPCs started.", calls, registry=registry)
         self._handled = Counter("grpc_server_handled", "RPCs ended.", (*calls, "grpc_code"), registry=registry)
@@ -79,9 +81,9 @@ class Metrics:
         )
         Info("gruve_build", "The server's version.", registry=registry).info({"version": __version__})
 
-    def watch_sessions(self, sessions: Sessions) -> None:
-        """Reads the session table whenever it is scraped."""
-        self.registry.register(_SessionTable(sessions))
+    def watch_sessions(self, sessions: Sessions, keeping: Keeping) -> None:
+        """Reads the session table, and what its keeper knows of the store, whenever it is scraped."""
+        self.registry.register(_SessionTable(sessions, keeping))
 
     def observe_rpc_start(self, labels: tuple[str, str, str]) -> None:
         """Counts an RPC that begins; labels are type, service and method."""
@@ -107,6 +109,43 @@ class Metrics:
             why = getattr(error, "strerror", None) or error
             raise AddressInUse(f"cannot serve metrics on {host}:{port}: {why}") from error
         return server, server.server_port
+
+
+class StoreMetrics:
+    """How the session store does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        operation = ("operation",)
+        self.seconds = Histogram(
+            "gruve_store_seconds", "Calls of the session store.", operation, registry=registry, buckets=SHORT_S
+        )
+        self.errors = Counter(
+            "gruve_store_errors", "Calls in which the session store failed.", operation, registry=registry
+        )
+
+
+class Keeping(Protocol):
+    """What is read of the one who keeps sessions in a store."""
+
+    @property
+    def store(self) -> object | None:
+        """The store; None where sessions live in memory alone."""
+
+    @property
+    def stored(self) -> int:
+        """How many sessions it has."""
+
+    @property
+    def moves(self) -> Mapping[str, int]:
+        """Sessions that went somewhere, by reason."""
+
+    @property
+    def behind(self) -> int:
+        """Sessions of which the store has yet to hear something."""
+
+    @property
+    def failing(self) -> bool:
+        """Whether the store fails."""
 
 
 class ModelMetrics:
@@ -160,18 +199,31 @@ class ModelMetrics:
 class _SessionTable(Collector):
     """Sessions by where they are, what they take, and how many have left."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, keeping: Keeping) -> None:
         self._sessions = sessions
+        self._keeping = keeping
 
     def collect(self) -> Iterator[Metric]:
         """Reads the table; called on the scraper's thread, so it only looks at numbers."""
         where = GaugeMetricFamily("gruve_sessions", "Sessions, by where they are.", labels=["where"])
         where.add_metric(["memory"], len(self._sessions))
+        if self._keeping.store is not None:
+            where.add_metric(["store"], self._keeping.stored)
+            yield GaugeMetricFamily(
+                "gruve_store_behind", "Sessions that the store has yet to hear of.", self._keeping.behind
+            )
+            yield GaugeMetricFamily(
+                "gruve_store_up", "1 while the session store does its part.", int(not self._keeping.failing)
+            )
         yield where
         yield GaugeMetricFamily(
             "gruve_session_memory_bytes", "What idle sessions take of their budget.", self._sessions.idle_bytes
         )
-        moves = CounterMetricFamily("gruve_session_moves", "Sessions that left memory, by reason.", labels=["reason"])
+        moves = CounterMetricFamily(
+            "gruve_session_moves", "Sessions that left memory or came back, by reason.", labels=["reason"]
+        )
         moves.add_metric(["expired"], self._sessions.expired)
         moves.add_metric(["evicted"], self._sessions.evicted)
+        for reason, count in sorted(self._keeping.moves.items()):
+            moves.add_metric([reason], count)
         yield moves

@@ -21,12 +21,15 @@ from grpc_reflection.v1alpha import reflection
 
 from gruve.engine.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
-from gruve.engine.sessions import Sessions, SessionsConfig
-from gruve.errors import AddressInUse, ModelBroken, ModelUnknown
+from gruve.engine.sessions import Session, Sessions, SessionsConfig
+from gruve.engine.store import Store
+from gruve.engine.store.choose import open_store
+from gruve.errors import AddressInUse, ModelBroken, ModelUnknown, Unavailable
 from gruve.model.repository import Broken, Model, scan
 from gruve.serve.generation import GenerationServicer
 from gruve.serve.hosting import Hosted, Models
 from gruve.serve.interceptor import Interceptor
+from gruve.serve.keeping import Keeper
 from gruve.serve.metrics import Metrics
 from gruve.serve.model import ModelServicer
 from gruve.serve.session import SessionServicer
@@ -45,6 +48,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 FLUSH_S = 2.0
 """How long the last messages of handed over streams may take to be written."""
 SWITCH_S = 0.0005
+STORE_HEALTH = "gruve.store"
+"""The health service's name for the session store, which may fail without making the server unready."""
 SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
@@ -69,7 +74,13 @@ class ServeConfig:
     drain_s: float = 30.0
     """How long running streams may go on after SIGTERM before they are handed over."""
     session_key: bytes | None = None
-    """Authenticates session ids; None draws one, and ids end with the server."""
+    """Authenticates session ids; None takes the store's, or without one draws one, and ids end with the server."""
+    export_key: bytes | None = None
+    """Signs exported sessions; None takes the session key, unless that was drawn."""
+    store: str = "memory"
+    """Where sessions outlive memory; see `gruve.engine.store.choose`."""
+    store_synchronous: str = "NORMAL"
+    """How SQLite writes: NORMAL survives the process, FULL the power as well."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     sessions: SessionsConfig = dataclasses.field(default_factory=SessionsConfig)
@@ -91,8 +102,9 @@ Ending = Literal["drain", "hand_over"]
 async def serve(config: ServeConfig, ready: Callable[[Serving], None]) -> None:
     """Serves until SIGTERM or SIGINT, then ends in order; calls `ready` once everything answers.
 
-    SIGTERM lets running streams go on for `drain_s`; SIGINT, or a second signal, hands them over at once. Raises
-    `ModelUnknown` when there is nothing to serve and `AddressInUse` when a port is taken.
+    SIGTERM lets running streams go on for `drain_s`, or, where sessions are stored and so can go on elsewhere, hands
+    them over at once; so do SIGINT and a second signal. Raises `ModelUnknown` when there is nothing to serve,
+    `AddressInUse` when a port is taken, and `StoreBroken` or `StoreUnavailable` when there is no store to begin with.
     """
     # The engine's thread asks for the GIL once a call, the event loop holds it most of the time: by default it would be
     # given up after 5 ms, which is as long as a call.
@@ -106,16 +118,27 @@ async def serve(config: ServeConfig, ready: Callable[[Serving], None]) -> None:
 
 
 class Server:
-    """Everything that runs between start and end. `clock` gives the Unix time by which sessions expire."""
+    """Everything that runs between start and end.
 
-    def __init__(self, config: ServeConfig, *, clock: Callable[[], float] = time.time) -> None:
+    `clock` gives the Unix time by which sessions expire; `store` is used in the place of the one that `config` names.
+    """
+
+    def __init__(
+        self, config: ServeConfig, *, clock: Callable[[], float] = time.time, store: Store | None = None
+    ) -> None:
         self.config = config
         self.metrics = Metrics()
         self.interceptor = Interceptor(self.metrics)
-        self.sessions = Sessions(config.sessions, key=config.session_key, clock=clock)
+        store = store or open_store(config.store, synchronous=config.store_synchronous)
+        key = config.session_key or _key_of(store)
+        self.export_key = config.export_key or key
+        self.sessions = Sessions(config.sessions, key=key, clock=clock, may_leave=self._may_leave)
+        self.keeper = Keeper(self.sessions, store, self.metrics.store)
+        self.keeper.on_failing = self._report_store
         self.health = health_aio.HealthServicer()
         self.models = Models({})
         self._grpc: grpc.aio.Server | None = None
+        self._generations: GenerationServicer | None = None
         self._reporting: set[asyncio.Future[None]] = set()
         self._metrics_server: Any = None
 
@@ -137,7 +160,10 @@ class Server:
         if not self.models.serving:
             broken = "; ".join(f"{e.name}: {e.why}" for e in entries.values() if isinstance(e, Broken))
             raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served ({broken or 'it is empty'})")
-        self.metrics.watch_sessions(self.sessions)
+        if self.keeper.store is not None:
+            log.info("sessions are stored", extra={"store": self.keeper.store.name})
+        await self.keeper.start()
+        self.metrics.watch_sessions(self.sessions, self.keeper)
         self._metrics_server, metrics_port = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
         for hosted in self.models.serving:
             hosted.engine.start()
@@ -148,11 +174,14 @@ class Server:
         return Serving(port, metrics_port, names, broken_entries)
 
     async def drain(self, ending: Ending, asked: asyncio.Queue[Ending]) -> None:
-        """Is not ready any more, refuses new work, lets streams finish or hands them over."""
+        """Is not ready any more, refuses new work, lets streams finish or hands them over.
+
+        Where sessions are stored they go on elsewhere, so nobody waits.
+        """
         log.info("draining", extra={"ending": ending, "running": self._load()})
         self.interceptor.draining = True
         await self._set_health(NOT_SERVING)
-        if ending == "drain":
+        if ending == "drain" and self.keeper.store is None:
             again, quiet = asyncio.ensure_future(asked.get()), asyncio.ensure_future(self.interceptor.quiet.wait())
             _, waiting = await asyncio.wait(
                 (again, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
@@ -165,8 +194,11 @@ class Server:
         """Ends engines first: what they hand over still has to be written."""
         for hosted in self.models.serving:
             await asyncio.to_thread(hosted.engine.close)
+        if self._generations is not None:
+            self._generations.hand_over()
         if self._grpc is not None:
             await self._grpc.stop(grace=FLUSH_S)
+        await self.keeper.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
@@ -201,10 +233,11 @@ class Server:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
         server = grpc.aio.server(interceptors=[self.interceptor], options=options)
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationServicer(self.models, self.sessions), server
-        )
-        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(self.models, self.sessions), server)
+        self._generations = GenerationServicer(self.models, self.keeper)
+        self.keeper.on_lost = self._generations.lose
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._generations, server)
+        sessions = SessionServicer(self.models, self.keeper, self.export_key, MAX_REQUEST_BYTES)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # its stubs know the sync server alone
@@ -228,6 +261,8 @@ class Server:
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Sets the status of the whole, of each service and of each model that serves."""
+        if self.keeper.store is not None:
+            self._report_store(self.keeper.failing)
         for name in ("", *SERVICES, *(hosted.model.name for hosted in self.models.serving)):
             await self.health.set(name, status)
         for entry in self.models.entries.values():
@@ -240,8 +275,28 @@ class Server:
             self._reporting.add(task := asyncio.ensure_future(self.health.set(name, NOT_SERVING)))
             task.add_done_callback(self._reporting.discard)
 
+    def _may_leave(self, session: Session) -> bool:
+        """Whether memory may do without a session: where there is no store it expires, with one it has to be there."""
+        return self.keeper.store is None or not session.unsaved
+
+    def _report_store(self, failing: bool) -> None:
+        status = NOT_SERVING if failing else health_pb2.HealthCheckResponse.SERVING
+        self._reporting.add(task := asyncio.ensure_future(self.health.set(STORE_HEALTH, status)))
+        task.add_done_callback(self._reporting.discard)
+
     def _load(self) -> int:
         return sum(hosted.engine.load for hosted in self.models.serving)
+
+
+def _key_of(store: Store | None) -> bytes | None:
+    """The store's key; a store that does not tell it is let go of."""
+    if store is None:
+        return None
+    try:
+        return store.key()
+    except Unavailable:
+        store.close()
+        raise
 
 
 @contextlib.contextmanager

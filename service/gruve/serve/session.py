@@ -1,19 +1,27 @@
-"""SessionService: creates, shows, lists and deletes sessions."""
+"""SessionService: creates, shows, lists, copies, rewinds, moves and deletes sessions."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-import heapq
+import contextlib
 import re
+import secrets
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from gruve.engine.sessions import Generation, Session, Sessions
-from gruve.errors import InvalidField, NotYet
+from gruve.engine.generations import make_continuable
+from gruve.engine.sessions import Generation, Session, rewind
+from gruve.engine.store import Listed
+from gruve.engine.store.export import export_session, import_session
+from gruve.engine.store.packing import unpack_head
+from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
 from gruve.serve import fields
 from gruve.serve.hosting import Models
+from gruve.serve.keeping import Keeper
 from gruve.v1 import generation_pb2, session_pb2, session_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -23,14 +31,23 @@ LIST_PAGE = re.compile(r"0x[01]\.[0-9a-f]{1,13}p\+\d{1,2}/[a-z2-7]{1,128}")
 DEFAULT_LIST_PAGE, MAX_LIST_PAGE = 100, 1_000
 MAX_PAGE_BYTES = 1 << 20
 """Of the sessions or generations on a page; clients take messages of 4 MiB where nothing else is configured."""
+MAX_BRANCHES = 64
+ENVELOPE_BYTES = 256
+"""What an import's request has beside the exported session."""
+WIDEST_VOCABULARY = 65_535
+"""Stands for the vocabulary of a model that does not serve."""
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     """Serves `gruve.v1.SessionService`."""
 
-    def __init__(self, models: Models, sessions: Sessions) -> None:
+    def __init__(self, models: Models, keeper: Keeper, export_key: bytes | None, most_request_bytes: int) -> None:
+        """Without `export_key` nothing is exported or imported."""
         self._models = models
-        self._sessions = sessions
+        self._keeper = keeper
+        self._sessions = keeper.sessions
+        self._export_key = export_key
+        self._most_blob_bytes = most_request_bytes - ENVELOPE_BYTES
 
     async def CreateSession(
         self,
@@ -42,7 +59,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidField("session", "absent; it must name a model")
         hosted = self._models.get(request.session.model)
         ttl_s = fields.ttl_of(request.session, "session.idle_ttl", self._sessions.config.idle_ttl_s)
-        session = self._sessions.create(hosted.model.name, hosted.model.digest, hosted.backend.numerics_id, ttl_s)
+        session = self._keeper.create(hosted.model.name, hosted.model.digest, hosted.backend.numerics_id, ttl_s)
+        await self._keeper.saved(session)
         return session_pb2.CreateSessionResponse(session=self._message(session))
 
     async def GetSession(
@@ -51,16 +69,16 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.GetSessionResponse:
         """Shows a session and a page of its transcript."""
-        session = self._sessions.get(request.session_id)
         size = _page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, least=0)
+        session, place = await self._keeper.look(request.session_id)
         first = int(_page_start(request.page_token, TRANSCRIPT_PAGE)[0] or 0)
         after = max(first, min(first + size, session.position))
-        response = session_pb2.GetSessionResponse(session=self._message(session), position=first)
+        response = session_pb2.GetSessionResponse(session=self._message(session, place), position=first)
         if size:
-            generations, after = self._generations(session, first, after)
+            generations, after = self._generations(session, response.session.in_use, first, after)
             tokens = session.transcript[first:after].tolist()
             response.token_ids.extend(tokens)
-            response.text = self._models.get(session.model).model.tokenizer.decode(tokens)
+            response.text = self._text(session, tokens)
             response.generations.extend(generations)
             if after < session.position:
                 response.next_page_token = _page_token(str(after))
@@ -75,23 +93,15 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         size = _page_size(request, DEFAULT_LIST_PAGE, MAX_LIST_PAGE, least=1)
         created, last_id = (*_page_start(request.page_token, LIST_PAGE), "")[:2]
         before = (float.fromhex(created), last_id) if created else None
-        matching = heapq.nlargest(
-            size + 1,
-            (
-                s
-                for s in self._sessions
-                if request.model in ("", s.model) and (before is None or (s.created_s, s.id) < before)
-            ),
-            key=lambda s: (s.created_s, s.id),
-        )
+        found = await self._keeper.page(request.model, before, size + 1)
         response = session_pb2.ListSessionsResponse()
         size_bytes = 0
-        for last in matching[:size]:
-            response.sessions.append(self._message(last))
+        for last, place in found[:size]:
+            response.sessions.append(self._message(last, place))
             size_bytes += response.sessions[-1].ByteSize()
             if size_bytes > MAX_PAGE_BYTES:
                 break
-        if len(response.sessions) < len(matching):
+        if len(response.sessions) < len(found):
             response.next_page_token = _page_token(last.created_s.hex(), last.id)
         return response
 
@@ -101,44 +111,112 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.DeleteSessionResponse:
         """Forgets a session."""
-        self._sessions.delete(self._sessions.get(request.session_id))
+        async with self._keeper.hold(request.session_id) as session:
+            await self._keeper.delete(session)
         return session_pb2.DeleteSessionResponse()
 
-    async def ForkSession(self, request: Any, context: Context) -> Any:
-        """Not served by this release."""
-        raise NotYet("ForkSession is in the contract; this release does not serve it yet")
+    async def ForkSession(
+        self, request: session_pb2.ForkSessionRequest, context: Context
+    ) -> session_pb2.ForkSessionResponse:
+        """Copies a session."""
+        if not 1 <= len(request.branches) <= MAX_BRANCHES:
+            raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
+        self._keeper.refuse_without_room()
+        async with self._using(request.session_id) as session:
+            seeds = [b.seed if b.HasField("seed") else secrets.randbits(64) for b in request.branches]
+            branches = [self._sessions.fork(session, seed) for seed in seeds]
+            for branch in branches:
+                self._keeper.begin(branch)
+        await asyncio.gather(*map(self._keeper.saved, branches))
+        return session_pb2.ForkSessionResponse(sessions=[self._message(branch) for branch in branches])
 
-    async def RewindSession(self, request: Any, context: Context) -> Any:
-        """Not served by this release."""
-        raise NotYet("RewindSession is in the contract; this release does not serve it yet")
+    async def RewindSession(
+        self, request: session_pb2.RewindSessionRequest, context: Context
+    ) -> session_pb2.RewindSessionResponse:
+        """Takes back tokens."""
+        if request.to_position < 1:
+            raise InvalidField("to_position", "0 would take back the start token; at least 1")
+        async with self._using(request.session_id) as session:
+            hosted = self._models.get(session.model)
+            make_continuable(session, hosted.model, hosted.backend.numerics_id)
+            if request.to_position > session.position:
+                raise PositionMismatch(
+                    f"to_position is {request.to_position}; the session stands at {session.position}",
+                    position=session.position,
+                )
+            rewind(session, request.to_position, request.seed if request.HasField("seed") else None)
+            await self._keeper.saved(session)
+        return session_pb2.RewindSessionResponse(session=self._message(session))
 
-    async def ExportSession(self, request: Any, context: Context) -> Any:
-        """Not served by this release."""
-        raise NotYet("ExportSession is in the contract; this release does not serve it yet")
+    async def ExportSession(
+        self, request: session_pb2.ExportSessionRequest, context: Context
+    ) -> session_pb2.ExportSessionResponse:
+        """Packs a session into bytes."""
+        key = self._key()
+        async with self._using(request.session_id) as session:
+            return session_pb2.ExportSessionResponse(blob=export_session(session, key, self._most_blob_bytes))
 
-    async def ImportSession(self, request: Any, context: Context) -> Any:
-        """Not served by this release."""
-        raise NotYet("ImportSession is in the contract; this release does not serve it yet")
+    async def ImportSession(
+        self, request: session_pb2.ImportSessionRequest, context: Context
+    ) -> session_pb2.ImportSessionResponse:
+        """Creates a session from such bytes."""
+        longest_s = self._sessions.config.idle_ttl_s
+        ttl_s = fields.ttl_of(request, "idle_ttl", longest_s)
+        exported = import_session(request.blob, self._key())
+        hosted = self._models.get(exported.model)
+        if exported.digest != hosted.model.digest:
+            raise ModelChanged(
+                f"the session was exported from model digest {exported.digest[:16]}; "
+                f"{hosted.model.name!r} here has {hosted.model.digest[:16]}",
+                session_digest=exported.digest,
+                model_digest=hosted.model.digest,
+            )
+        ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
+        session = self._keeper.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
+        session.copy(exported)
+        await self._keeper.saved(session)
+        return session_pb2.ImportSessionResponse(session=self._message(session))
 
-    def _message(self, session: Session) -> session_pb2.Session:
+    def _key(self) -> bytes:
+        if self._export_key is None:
+            raise ExportKeyMissing("this server has no key that outlives it; give it a session key or an export key")
+        return self._export_key
+
+    @contextlib.asynccontextmanager
+    async def _using(self, session_id: str) -> AsyncIterator[Session]:
+        """A session that nobody else uses meanwhile; that is a use of it."""
+        async with self._keeper.hold(session_id) as session:
+            self._sessions.lease(session)
+            try:
+                yield session
+            finally:
+                self._sessions.release(session)
+
+    def _message(self, entry: Session | Listed, place: str = "") -> session_pb2.Session:
+        """What is told of a session that is where `Keeper.look` says."""
+        session = unpack_head(entry) if isinstance(entry, Listed) else entry
         message = session_pb2.Session(
             id=session.id,
             model=session.model,
             model_digest=session.digest,
             numerics_id=session.numerics_id,
-            position=session.position,
+            position=entry.position,
             create_time=fields.timestamp(session.created_s),
             update_time=fields.timestamp(session.used_s),
             expire_time=fields.timestamp(session.used_s + session.idle_ttl_s),
             idle_ttl=fields.duration(session.idle_ttl_s),
-            location=session_pb2.SESSION_LOCATION_MEMORY,
-            in_use=session.in_use,
+            location=LOCATIONS.get(place, session_pb2.SESSION_LOCATION_ELSEWHERE),
+            in_use=session.in_use or place not in LOCATIONS,
         )
         if session.sampling is not None:
             message.sampling.CopyFrom(fields.sampling_message(session.sampling, self._size(session)))
+        if not place and self._keeper.is_behind(session):
+            message.durable_position = max(0, session.kept.durable_position - 1)
         return message
 
-    def _generations(self, session: Session, first: int, after: int) -> tuple[list[session_pb2.Generation], int]:
+    def _generations(
+        self, session: Session, in_use: bool, first: int, after: int
+    ) -> tuple[list[session_pb2.Generation], int]:
         """The generations that begin from `first` to before `after`, and where the page ends that they still fit on."""
         listed: list[session_pb2.Generation] = []
         size_bytes = 0
@@ -148,14 +226,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 continue
             if begins >= after and after < session.position:
                 break
-            listed.append(self._generation(session, generation))
+            listed.append(self._generation(session, in_use, generation))
             size_bytes += listed[-1].ByteSize()
             if size_bytes > MAX_PAGE_BYTES and begins > first:
                 return [g for g in listed if g.prompt_position < begins], begins
         return listed, after
 
-    def _generation(self, session: Session, generation: Generation) -> session_pb2.Generation:
-        streaming = session.in_use and generation is session.generations[-1] and not generation.finished
+    def _generation(self, session: Session, in_use: bool, generation: Generation) -> session_pb2.Generation:
+        streaming = in_use and generation is session.generations[-1] and not generation.finished
         reason = None if streaming else generation.finish_reason
         return session_pb2.Generation(
             id=generation.id,
@@ -166,13 +244,26 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             max_tokens=generation.max_tokens,
             finish_reason=fields.FINISH[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED,
             finished=generation.finished,
-            model_digest=session.digest,
-            numerics_id=session.numerics_id,
+            model_digest=generation.digest or session.digest,
+            numerics_id=generation.numerics_id or session.numerics_id,
             create_time=fields.timestamp(generation.created_s),
         )
 
+    def _text(self, session: Session, tokens: list[int]) -> str:
+        """The tokens' text; none where the model that they are of does not serve any more."""
+        with contextlib.suppress(GruveError):
+            model = self._models.get(session.model).model
+            if session.tokenizer_digest in ("", model.tokenizer_digest):
+                return model.tokenizer.decode(tokens)
+        return ""
+
     def _size(self, session: Session) -> int:
-        return self._models.get(session.model).model.tokenizer.size
+        with contextlib.suppress(GruveError):
+            return self._models.get(session.model).model.tokenizer.size
+        return WIDEST_VOCABULARY
+
+
+LOCATIONS = {"": session_pb2.SESSION_LOCATION_MEMORY, "store": session_pb2.SESSION_LOCATION_STORE}
 
 
 def _page_size(request: Any, default: int, most: int, least: int) -> int:

@@ -44,6 +44,7 @@ RETRIES: tuple[type[errors.GruveError], ...] = (
     errors.QueueFull,
     errors.Draining,
     errors.HandedOver,
+    errors.StoreUnavailable,
 )
 """The errors after which it pays to come back."""
 

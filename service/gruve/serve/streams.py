@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from gruve.engine.generations import Opened, record
 from gruve.engine.sequence import FinishReason, Progress, TokenLogprobs
@@ -50,13 +51,16 @@ class Stream:
         self._on_end = on_end
         self._assembler = TextAssembler(tokenizer.texts, opened.stops, opened.generation.min_tokens)
         self._next = opened.generation.prompt_position
-        # What is ready to be sent: tokens from `_position` on, and log-probabilities if asked for. What stands before
-        # has been fed to the assembler.
+        # What is ready to be sent: tokens from `_position` on, their text, and log-probabilities if asked for.
         self._position = opened.first_position
         self._tokens: list[int] = []
+        self._text: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
+        # Where the next one to make ready stands, prompts in between that are not sent, text that waits for a token.
+        self._first = self._filled = opened.first_position
+        self._gaps: deque[tuple[int, int]] = deque()
+        self._carried = ""
         self._error: GruveError | None = None
-        self._finished = False
         self._sent_end = False
         self._changed = asyncio.Event()
         # Between two messages: how long at least, until when, and what ends the wait.
@@ -68,17 +72,17 @@ class Stream:
         self._last_token_s = self._opened_s
         self._take_tokens(self._next, opened.known, ())
         if opened.admission is None:
-            self._end(self.generation.finish_reason or FinishReason.CANCELLED)
+            self._known_to_its_end()
+
+    def _known_to_its_end(self) -> None:
+        self._end(self.generation.finish_reason or FinishReason.CANCELLED)
 
     def take(self, progress: Progress) -> None:
         """Hears from the engine; see `hosting.Listener`."""
-        opened, now_s = self.opened, time.monotonic()
+        opened = self.opened
         if progress.failed is not None:
             self._error = EngineFailed(progress.failed)
-        if record(opened.session, opened.generation, progress):
-            self._last_token_s = now_s
-            if self._first_token_s is None:
-                self._first_token_s = now_s
+        self._note(record(opened.session, opened.generation, progress))
         self._take_tokens(progress.position, progress.tokens, progress.logprobs)
         if progress.finish_reason is not None or progress.failed is not None:
             self.queue_s = progress.queue_s
@@ -86,13 +90,24 @@ class Stream:
             if reason is FinishReason.LENGTH:  # or computed again as far as it went: the record knows why it ended
                 reason = self.generation.finish_reason
             self._end(reason)
+        self._wake_when_due()
+
+    def _note(self, drawn: int) -> None:
+        if drawn:
+            self._last_token_s = time.monotonic()
+            if self._first_token_s is None:
+                self._first_token_s = self._last_token_s
+
+    def _wake_when_due(self) -> None:
+        """Lets the writer look at what is ready, at once if it has waited long enough since its last message."""
         ended = self.ended.is_set()
         if not self._tokens and not ended:
             return
-        if ended or now_s >= self._due_s or len(self._tokens) >= self._most_tokens:
+        wait_s = self._due_s - time.monotonic()
+        if ended or wait_s <= 0.0 or len(self._tokens) >= self._most_tokens:
             self._wake()
         elif self._wait is None:
-            self._wait = asyncio.get_running_loop().call_later(self._due_s - now_s, self._wake)
+            self._wait = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
     def _wake(self) -> None:
         """Lets the writer look at what is ready."""
@@ -110,7 +125,11 @@ class Stream:
 
     def take_over(self) -> None:
         """Ends this stream for another one that resumes its generation."""
-        self._error = TakenOver(f"generation {self.generation.id!r} was resumed on another stream")
+        self.lose(TakenOver(f"generation {self.generation.id!r} was resumed on another stream"))
+
+    def lose(self, error: GruveError) -> None:
+        """Ends this stream for what has happened to its session."""
+        self._error = error
         self._changed.set()
 
     async def messages(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
@@ -133,18 +152,22 @@ class Stream:
                 self._changed.clear()
                 await self._changed.wait()
         if self.finish is FinishReason.HANDED_OVER:
-            raise HandedOver(self.generation.next_position)
+            raise self._handed_over()
+
+    def _handed_over(self) -> HandedOver:
+        return HandedOver(self.generation.next_position)
 
     def _end(self, reason: FinishReason | None) -> None:
         """The generation produces nothing more for this call; without a reason it has failed."""
         self.finish = reason
-        generation, first = self.generation, self.opened.first_position
-        self._finished = generation.finished and reason is generation.finish_reason  # else only this call has ended
-        if self._finished and first > generation.next_position and self._error is None:
-            self._error = PositionMismatch(
-                f"from_position is {first}; the generation ended at {generation.next_position}",
-                position=self.opened.session.position,
-            )
+        generation, first = self.generation, self._first
+        if generation.finished and reason is generation.finish_reason:  # else only this call has ended
+            self._text.append(self._carried + self._assembler.finish())
+            if first > generation.next_position and self._error is None:
+                self._error = PositionMismatch(
+                    f"from_position is {first}; the generation ended at {generation.next_position}",
+                    position=self.opened.session.position,
+                )
         self.ended.set()
         self._on_end(self)
 
@@ -155,28 +178,70 @@ class Stream:
         if not tokens:
             return
         self._next = position + len(tokens)
-        if before := max(0, self._position - position):  # these the client has
-            self._texts_of(position, tokens[:before])
-            tokens, logprobs = tokens[before:], logprobs[before:]
+        if not self.generation.changes:
+            prompt = max(0, self.generation.start_position - position)
+            pieces = [self._texts[token] for token in tokens[:prompt]] if prompt else []
+            pieces += map(self._assembler.feed, tokens[prompt:])
+            self._fill(position, tokens, pieces, logprobs)
+            return
+        for at, after, drawn in self._runs(position, self._next):
+            run = slice(at - position, after - position)
+            if drawn:
+                pieces = [self._assembler.feed(token) for token in tokens[run]]
+            else:  # no stop is completed across a prompt
+                pieces = [self._texts[token] for token in tokens[run]]
+                self._carried += self._assembler.finish()
+            if drawn or self.opened.asked.echo:
+                pieces[0], self._carried = self._carried + pieces[0], ""
+                self._fill(at, tokens[run], pieces, logprobs[run])
+            else:
+                self._leave_out(at, after)
+
+    def _runs(self, position: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """From where to where tokens are of a prompt or drawn, and whether they are drawn."""
+        prompts = [(self.generation.prompt_position, self.generation.start_position), *self.generation.inserted]
+        for begin, after in prompts:
+            if position < min(begin, end):
+                yield position, min(begin, end), True
+            position = max(position, min(begin, end))
+            if position < min(after, end):
+                yield position, min(after, end), False
+            position = max(position, min(after, end))
+        if position < end:
+            yield position, end, True
+
+    def _fill(
+        self, position: int, tokens: Sequence[int], pieces: list[str], logprobs: tuple[TokenLogprobs, ...]
+    ) -> None:
+        """Makes ready what the client does not have."""
+        if before := max(0, self._filled - position):
+            tokens, pieces, logprobs = tokens[before:], pieces[before:], logprobs[before:]
         self._tokens += tokens
+        self._text += pieces
         self._logprobs += logprobs
+        self._filled = max(self._filled, position + len(tokens))
 
-    def _texts_of(self, position: int, tokens: Sequence[int]) -> str:
-        """The text that these tokens make certain, the first of them being at `position`; each is asked for once."""
-        prompt = max(0, self.generation.start_position - position)
-        pieces = [self._texts[token] for token in tokens[:prompt]]
-        pieces += map(self._assembler.feed, tokens[prompt:])
-        return "".join(pieces)
+    def _leave_out(self, position: int, after: int) -> None:
+        """Has the next token after a prompt that is not sent."""
+        if after <= self._filled:
+            return
+        if self._tokens:
+            self._gaps.append((max(position, self._filled), after))
+        else:
+            self._position = after
+        self._filled = after
 
-    def _message(self) -> generation_pb2.GenerateResponse:
-        """Everything that is ready, up to the most a message may hold."""
-        most = self._most_tokens
+    def _message(self, most: int | None = None) -> generation_pb2.GenerateResponse:
+        """Everything that is ready, up to the most a message may hold, or less."""
+        most = self._most_tokens if most is None else min(most, self._most_tokens)
+        while self._gaps and self._gaps[0][0] == self._position:
+            self._position = self._gaps.popleft()[1]
+        if self._gaps:
+            most = min(most, self._gaps[0][0] - self._position)
         tokens, self._tokens = self._tokens[:most], self._tokens[most:]
-        text = self._texts_of(self._position, tokens)
-        last = self.finish is not None and not self._tokens
-        if last and self._finished:
-            text += self._assembler.finish()
-        message = generation_pb2.GenerateResponse(position=self._position, token_ids=tokens, text=text)
+        # The texts that go with the tokens; what the end released goes with the last of them.
+        text, self._text = (self._text[:most], self._text[most:]) if self._tokens else (self._text, [])
+        message = generation_pb2.GenerateResponse(position=self._position, token_ids=tokens, text="".join(text))
         if self._logprobs:
             message.logprobs.extend(logprobs_message(entry, self._texts) for entry in self._logprobs[: len(tokens)])
             del self._logprobs[: len(tokens)]
@@ -184,7 +249,7 @@ class Stream:
         if self._start is not None:
             message.start.CopyFrom(self._start)
             self._start = None
-        if last:
+        if self.finish is not None and not self._tokens:
             message.end.CopyFrom(self._end_message())
             self._sent_end = True
         return message

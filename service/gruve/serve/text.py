@@ -49,7 +49,27 @@ class TextAssembler:
         released, self._withheld = self._withheld[:certain], self._withheld[certain:]
         return released
 
+    def seek(self, drawn: int, recent: Sequence[int]) -> None:
+        """Stands where it would after `drawn` tokens, of which `recent` are those since the last prompt."""
+        self._state, self._drawn, self._withheld, self.matched = 0, drawn, "", None
+        if self._stops is None:
+            return
+        text = ""
+        longest = max(map(len, self._stops.strings), default=0)
+        for token in reversed(recent):
+            if len(text) >= longest:  # what stands further back can begin no stop any more
+                break
+            text = self._texts[token] + text
+        at = 0
+        while True:  # over the stops that min_tokens had it pass over
+            self._state, _, used = self._stops.walk(self._state, text[at:])
+            if used is None:
+                break
+            at += used
+        self._withheld = text[len(text) - int(self._stops.depth[self._state]) :]
+
     def finish(self) -> str:
-        """What was withheld in vain."""
+        """What was withheld in vain, as no stop can be completed across what follows."""
+        self._state = 0
         released, self._withheld = self._withheld, ""
         return released

@@ -134,9 +134,8 @@ class GenerationServiceServicer:
         controls nothing more: when its credit is used up the generation ends as by a `stop`.
 
         A control that cannot be carried out is answered with `control_refused` and disturbs nothing
-        else. Refuses or ends with what Generate does, with REQUEST_MALFORMED for a message out of order,
-        and with
-        UNIMPLEMENTED        NOT_YET
+        else. Refuses or ends with what Generate does, and with REQUEST_MALFORMED for a message out of
+        order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

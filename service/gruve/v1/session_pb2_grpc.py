@@ -161,7 +161,6 @@ class SessionServiceServicer:
         NOT_FOUND            SESSION_UNKNOWN, SESSION_EXPIRED
         ABORTED              SESSION_BUSY
         UNAVAILABLE          SESSION_ELSEWHERE, STORE_UNAVAILABLE
-        UNIMPLEMENTED        NOT_YET
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,7 +179,6 @@ class SessionServiceServicer:
         FAILED_PRECONDITION  MODEL_NOT_SERVING, MODEL_CHANGED, NUMERICS_CHANGED, POSITION_MISMATCH
         ABORTED              SESSION_BUSY
         UNAVAILABLE          SESSION_ELSEWHERE, STORE_UNAVAILABLE
-        UNIMPLEMENTED        NOT_YET
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,7 +193,6 @@ class SessionServiceServicer:
         FAILED_PRECONDITION  EXPORT_KEY_MISSING, EXPORT_TOO_LARGE
         ABORTED              SESSION_BUSY
         UNAVAILABLE          SESSION_ELSEWHERE, STORE_UNAVAILABLE
-        UNIMPLEMENTED        NOT_YET
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,7 +210,6 @@ class SessionServiceServicer:
         NOT_FOUND            MODEL_UNKNOWN
         FAILED_PRECONDITION  MODEL_NOT_SERVING, MODEL_CHANGED, EXPORT_KEY_MISSING
         UNAVAILABLE          STORE_UNAVAILABLE
-        UNIMPLEMENTED        NOT_YET
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,24 @@
+"""Opens the store that a setting names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gruve.engine.store import Store
+from gruve.engine.store.redis import RedisStore
+from gruve.engine.store.sqlite import SqliteStore
+from gruve.errors import StoreBroken
+
+FORMS = "memory, sqlite:PATH or redis://HOST"
+
+
+def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
+    """The store; None for `memory`, where sessions live as long as the server. Raises `StoreBroken`."""
+    kind, _, rest = where.partition(":")
+    if where == "memory":
+        return None
+    if kind == "sqlite" and rest:
+        return SqliteStore(Path(rest), synchronous=synchronous)
+    if kind in ("redis", "rediss", "unix") and rest:
+        return RedisStore(where)
+    raise StoreBroken(f"{kind[:20]!r} is no session store; there are {FORMS}")

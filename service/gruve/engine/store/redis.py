@@ -1,0 +1,283 @@
+"""Redis: the store that several servers share, so that any of them can serve any session.
+
+A session is one hash, so that it lives on one node of a cluster and expires as a whole: `head`, `created`, `used`,
+`ttl`, `position`, the lease's `owner`, `version` and `until`, and by number `t:` chunks, `g:` generations and `s:`
+states. What must hold together is done by scripts, which Redis runs undisturbed; leases are measured by Redis's own
+clock. Ids stand in sorted sets by the time of creation, one for all and one for each model; sessions that have expired
+leave those later.
+
+Whether a write survives Redis itself is Redis's setting: `appendfsync always` does, `everysec` may lose a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from gruve.engine.store import LEASE_S, Acquired, Listed, Stored, Write
+from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
+
+ANSWER_S = 2.0
+CONNECT_S = 1.0
+LEASE_MS = int(LEASE_S * 1e3)
+LEAST_TTL_MS = 2 * LEASE_MS
+"""A session that is in use does not expire, whatever its own time to live."""
+PREFIX = "gruve:"
+INDEX = PREFIX + "sessions"
+MODELS = PREFIX + "models"
+PAGE = 256
+LISTED = (b"head", b"position", b"created", b"used", b"owner", b"until")
+
+NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
+MINE = """
+local holder = redis.call('HMGET', KEYS[1], 'owner', 'version')
+if holder[1] ~= ARGV[1] or holder[2] ~= ARGV[2] then return 0 end
+"""
+ACQUIRE = (
+    NOW
+    + """
+local owner, known, lease, least = unpack(ARGV)
+local has = redis.call('HMGET', KEYS[1], 'owner', 'until', 'version', 'ttl')
+if not has[3] then return false end
+if has[1] ~= '' and has[1] ~= owner and tonumber(has[2]) > now then return has[1] end
+local version = string.format('%d', has[3] + 1)
+redis.call('HSET', KEYS[1], 'owner', owner, 'until', now + lease, 'version', version)
+redis.call('PEXPIRE', KEYS[1], math.max(has[4], least))
+if has[3] == known then return {version} end
+return {version, redis.call('HGETALL', KEYS[1])}
+"""
+)
+"""Answers nothing where there is no such session, the owner's name where another has it, else version and contents."""
+WRITE = (
+    NOW
+    + """
+local at = 2
+local function given() at = at + 1 return ARGV[at] end
+local create, release, lease, least = given() == '1', given() == '1', given(), given()
+local created, used, ttl, position, head = given(), given(), given(), given(), given()
+if create and redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'version', ARGV[2], 'created', created)
+end
+"""
+    + MINE
+    + """
+local function replace(kind, cut)
+  local n = given() + 0
+  for _ = 1, given() do redis.call('HSET', KEYS[1], kind .. n, given()) n = n + 1 end
+  while cut and redis.call('HDEL', KEYS[1], kind .. n) == 1 do n = n + 1 end
+end
+redis.call('HSET', KEYS[1], 'used', used, 'ttl', ttl, 'position', position,
+  'owner', ARGV[1], 'until', release and 0 or now + lease)
+replace('t:', head ~= '')
+if head ~= '' then
+  redis.call('HSET', KEYS[1], 'head', head)
+  replace('g:', true)
+end
+for _ = 1, given() do redis.call('HDEL', KEYS[1], 's:' .. given()) end
+for _ = 1, given() do redis.call('HSET', KEYS[1], 's:' .. given(), given()) end
+redis.call('PEXPIRE', KEYS[1], release and ttl or math.max(ttl, least))
+return 1
+"""
+)
+"""A lease that is released leaves its owner's name behind, so that a write that comes twice is no other's."""
+RENEW = (
+    NOW
+    + MINE
+    + """
+if redis.call('HGET', KEYS[1], 'until') == '0' then return 0 end
+redis.call('HSET', KEYS[1], 'until', now + ARGV[3])
+redis.call('PEXPIRE', KEYS[1], math.max(redis.call('HGET', KEYS[1], 'ttl'), ARGV[4]))
+return 1
+"""
+)
+DELETE = MINE + "return redis.call('DEL', KEYS[1])"
+
+
+class RedisStore:
+    """See `Store`."""
+
+    shared = True
+
+    def __init__(self, url: str) -> None:
+        """`url` is redis://, rediss:// or unix://, with user and password if need be. Raises `StoreBroken`."""
+        self.name = _without_password(url)
+        try:
+            self._redis: Any = redis.Redis.from_url(
+                url,
+                socket_timeout=ANSWER_S,
+                socket_connect_timeout=CONNECT_S,
+                retry=Retry(NoBackoff(), 1),  # a connection that has died in the meantime
+                health_check_interval=30,
+            )
+        except ValueError as error:
+            raise StoreBroken(f"the session store {self.name} is none: {error}") from None
+        register: Callable[[str], Any] = self._redis.register_script
+        self._acquire, self._write, self._renew, self._delete = map(register, (ACQUIRE, WRITE, RENEW, DELETE))
+        self._swept = 0
+
+    def key(self) -> bytes:
+        """See `Store`."""
+        with _failing():
+            self._redis.set(PREFIX + "key", secrets.token_bytes(32), nx=True)
+            return bytes(self._redis.get(PREFIX + "key"))
+
+    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> Acquired | None:
+        """See `Store`."""
+        with _failing():
+            args = [owner, "" if known is None else known, LEASE_MS, LEAST_TTL_MS]
+            answer = self._acquire(keys=[_name(session_id)], args=args)
+        if answer is None:
+            return None
+        if isinstance(answer, bytes):
+            raise SessionElsewhere(f"another server is using session {session_id!r}")
+        version, *contents = answer
+        if not contents:
+            return Acquired(int(version), None)
+        fields = dict(zip(contents[0][::2], contents[0][1::2], strict=True))
+        return Acquired(int(version), _stored(session_id, fields, 0))
+
+    def read(self, session_id: str, now_s: float) -> Stored | None:
+        """See `Store`."""
+        with _failing():
+            fields = self._redis.hgetall(_name(session_id))
+            return _stored(session_id, fields, self._now_ms()) if fields else None
+
+    def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
+        """See `Store`; each session by itself, in one round trip for all."""
+        with _failing(), self._redis.pipeline(transaction=False) as pipeline:
+            for write in writes:
+                if write.create:
+                    pipeline.sadd(MODELS, write.model)
+                    for index in (INDEX, _index(write.model)):
+                        pipeline.zadd(index, {write.id: write.created_s})
+            for write in writes:
+                self._write(keys=[_name(write.id)], args=_arguments(owner, write), client=pipeline)
+            answers = pipeline.execute()[-len(writes) :] if writes else []
+        return [write.id for write, done in zip(writes, answers, strict=True) if not done]
+
+    def renew(self, owner: str, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """See `Store`."""
+        with _failing(), self._redis.pipeline(transaction=False) as pipeline:
+            for session_id, version in leases:
+                self._renew(keys=[_name(session_id)], args=[owner, version, LEASE_MS, LEAST_TTL_MS], client=pipeline)
+            answers = pipeline.execute()
+        return [session_id for (session_id, _), done in zip(leases, answers, strict=True) if not done]
+
+    def delete(self, session_id: str, owner: str, version: int) -> bool:
+        """See `Store`; the indexes forget it when they are next swept."""
+        with _failing():
+            return bool(self._delete(keys=[_name(session_id)], args=[owner, version]))
+
+    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[Listed]:
+        """See `Store`."""
+        found: list[Listed] = []
+        index, offset = _index(model), 0
+        highest = "+inf" if before is None else repr(before[0])
+        with _failing():
+            now_ms = self._now_ms()
+            while len(found) < size:
+                rows = self._redis.zrevrangebyscore(index, highest, "-inf", offset, PAGE, withscores=True)
+                ids = [i.decode() for i, created in rows if before is None or (created, i.decode()) < before]
+                found += self._heads(ids, now_ms)
+                offset += PAGE
+                if len(rows) < PAGE:
+                    break
+        return found[:size]
+
+    def _heads(self, ids: list[str], now_ms: int) -> list[Listed]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for session_id in ids:
+                pipeline.hmget(_name(session_id), LISTED)
+            answers = pipeline.execute()
+        return [
+            _listed(session_id, dict(zip(LISTED, values, strict=True)), now_ms)
+            for session_id, values in zip(ids, answers, strict=True)
+            if values[0] is not None
+        ]
+
+    def count(self) -> int:
+        """See `Store`."""
+        with _failing():
+            return int(self._redis.zcard(INDEX))
+
+    def expire(self, now_s: float, most: int, spared: Collection[str]) -> int:
+        """See `Store`: Redis has removed them by itself, and this sweeps the indexes, some way further each time."""
+        with _failing():
+            ids = [i.decode() for i in self._redis.zrange(INDEX, self._swept, self._swept + most - 1)]
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for session_id in ids:
+                    pipeline.exists(_name(session_id))
+                gone = [i for i, there in zip(ids, pipeline.execute(), strict=True) if not there]
+            models = [""] + [model.decode() for model in self._redis.smembers(MODELS)] if gone else []
+            for model in models:
+                self._redis.zrem(_index(model), *gone)
+        self._swept = self._swept + len(ids) - len(gone) if len(ids) == most else 0
+        return len(gone)
+
+    def close(self) -> None:
+        """See `Store`."""
+        self._redis.close()
+
+    def _now_ms(self) -> int:
+        seconds, micros = self._redis.time()
+        return int(seconds) * 1_000 + int(micros) // 1_000
+
+
+def _name(session_id: str) -> str:
+    """The session's key; the braces are what a cluster places it by."""
+    return f"{PREFIX}{{{session_id}}}"
+
+
+def _index(model: str) -> str:
+    return f"{INDEX}:{model}" if model else INDEX
+
+
+def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
+    """What `WRITE` reads, in its order."""
+    arguments: list[str | bytes | int] = [owner, write.version, int(write.create), int(write.release)]
+    arguments += [LEASE_MS, LEAST_TTL_MS, repr(write.created_s), repr(write.used_s), int(write.ttl_s * 1e3)]
+    arguments += [write.position, write.head, write.first_chunk, len(write.chunks), *write.chunks]
+    if write.head:
+        arguments += [write.first_generation, len(write.generations), *write.generations]
+    arguments += [len(write.dropped_states), *write.dropped_states, len(write.states)]
+    arguments += [part for state in write.states for part in state]
+    return arguments
+
+
+def _stored(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> Stored:
+    def numbered(kind: bytes) -> list[tuple[int, bytes]]:
+        return sorted((int(name[2:]), value) for name, value in fields.items() if name.startswith(kind))
+
+    return Stored(
+        _listed(session_id, fields, now_ms),
+        b"".join(chunk for _, chunk in numbered(b"t:")),
+        tuple(record.decode() for _, record in numbered(b"g:")),
+        tuple(numbered(b"s:")),
+    )
+
+
+def _listed(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> Listed:
+    owner = fields[b"owner"].decode() if int(fields[b"until"]) > now_ms else ""
+    created_s, used_s = float(fields[b"created"]), float(fields[b"used"])
+    return Listed(session_id, fields[b"head"].decode(), int(fields[b"position"]), created_s, used_s, owner)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreUnavailable("the session store does not answer or refuses to") from error

@@ -1,0 +1,275 @@
+"""One SQLite file, for one server at a time: the store that needs nothing set up.
+
+Write-ahead logging with synchronous NORMAL survives the process at any moment, and keeps the file whole when the power
+fails, though the last writes may then be missing; FULL keeps those as well, for the price of a disk flush a write.
+There are no leases: a lock on the file beside it keeps a second server out for as long as this one lives, and not a
+moment longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import secrets
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from gruve.engine.store import Acquired, Listed, Stored, Write
+from gruve.errors import StoreBroken, StoreUnavailable
+
+BUSY_MS = 1_000
+"""How long somebody else's lock on the database is waited for."""
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE session (
+        number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, model TEXT NOT NULL, created_s REAL NOT NULL,
+        used_s REAL NOT NULL, expires_s REAL NOT NULL, position INTEGER NOT NULL, head TEXT NOT NULL
+    );
+    CREATE INDEX session_created ON session (created_s, id);
+    CREATE INDEX session_of_model ON session (model, created_s, id);
+    CREATE INDEX session_expires ON session (expires_s);
+    CREATE TABLE chunk (session INTEGER, at INTEGER, tokens BLOB NOT NULL, PRIMARY KEY (session, at)) WITHOUT ROWID;
+    CREATE TABLE generation (session INTEGER, at INTEGER, record TEXT NOT NULL, PRIMARY KEY (session, at));
+    CREATE TABLE state (session INTEGER, at INTEGER, state BLOB NOT NULL, PRIMARY KEY (session, at));
+    """,
+)
+"""What takes the schema from each version to the next; PRAGMA user_version counts those that were applied."""
+NUMBER = "(SELECT number FROM session WHERE id = ?)"
+
+
+class SqliteStore:
+    """See `Store`. Raises `StoreBroken` where the file cannot be used at all."""
+
+    shared = False
+
+    def __init__(self, path: Path, *, synchronous: str = "NORMAL", busy_ms: int = BUSY_MS) -> None:
+        """`synchronous` is NORMAL or FULL."""
+        self.name = f"sqlite:{path}"
+        self._lock_file = _lock(path)
+        self._synchronous, self._busy_ms, self._path = synchronous, busy_ms, path
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+        try:
+            self._writer = self._connect()
+            self._migrate()
+            self._reader = self._connect()
+        except sqlite3.Error as error:
+            self._lock_file.close()
+            raise StoreBroken(f"the session store {self.name} cannot be used: {error}") from error
+        except StoreBroken:
+            self._lock_file.close()
+            raise
+
+    def key(self) -> bytes:
+        """See `Store`."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('key', ?)", (secrets.token_bytes(32),))
+            return bytes(db.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()[0])
+
+    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> Acquired | None:
+        """See `Store`; nobody else can have changed it, so any copy is true."""
+        if known is not None:
+            return Acquired(known, None)
+        stored = self.read(session_id, now_s)
+        return None if stored is None else Acquired(1, stored)
+
+    def read(self, session_id: str, now_s: float) -> Stored | None:
+        """See `Store`."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT number, head, position, created_s, used_s FROM session WHERE id = ? AND expires_s > ?",
+                (session_id, now_s),
+            ).fetchone()
+            if row is None:
+                return None
+            of = (row[0],)
+            chunks = db.execute("SELECT tokens FROM chunk WHERE session = ? ORDER BY at", of).fetchall()
+            generations = db.execute("SELECT record FROM generation WHERE session = ? ORDER BY at", of).fetchall()
+            states = db.execute("SELECT at, state FROM state WHERE session = ?", of).fetchall()
+        transcript = b"".join(chunk for (chunk,) in chunks)
+        _, head, position, created_s, used_s = row
+        listed = Listed(session_id, head, position, created_s, used_s, "")
+        return Stored(listed, transcript, tuple(record for (record,) in generations), tuple(states))
+
+    def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
+        """See `Store`; everything in one transaction."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO session (id, model, created_s, used_s, expires_s, position, head) "
+                "VALUES (?, ?, ?, 0, 0, 0, '')",
+                [(w.id, w.model, w.created_s) for w in writes if w.create],
+            )
+            numbers = {w.id: self._number(db, w) for w in writes}
+            known = [(number, w) for w in writes if (number := numbers[w.id]) is not None]
+            _write_contents(db, known)
+        return [w.id for w in writes if numbers[w.id] is None]
+
+    @staticmethod
+    def _number(db: sqlite3.Connection, write: Write) -> int | None:
+        """Writes the session's own row and returns its number, or None if there is none."""
+        row = db.execute(
+            "UPDATE session SET used_s = ?, expires_s = ?, position = ?, head = iif(? = '', head, ?) WHERE id = ? "
+            "RETURNING number",
+            (write.used_s, write.used_s + write.ttl_s, write.position, write.head, write.head, write.id),
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def renew(self, owner: str, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """See `Store`."""
+        return []
+
+    def delete(self, session_id: str, owner: str, version: int) -> bool:
+        """See `Store`."""
+        with self._transaction() as db:
+            return _delete(db, [session_id]) == 1
+
+    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[Listed]:
+        """See `Store`."""
+        where: list[str] = ["expires_s > ?"]
+        values: list[float | str] = [now_s]
+        if model:
+            where, values = [*where, "model = ?"], [*values, model]
+        if before is not None:
+            where, values = [*where, "(created_s, id) < (?, ?)"], [*values, *before]
+        query = (
+            f"SELECT id, head, position, created_s, used_s FROM session WHERE {' AND '.join(where)} "  # noqa: S608 - see above
+            "ORDER BY created_s DESC, id DESC LIMIT ?"
+        )
+        with self._read() as db:
+            rows = db.execute(query, (*values, size)).fetchall()
+        return [Listed(i, head, position, created_s, used_s, "") for i, head, position, created_s, used_s in rows]
+
+    def count(self) -> int:
+        """See `Store`."""
+        with self._read() as db:
+            return int(db.execute("SELECT count(*) FROM session").fetchone()[0])
+
+    def expire(self, now_s: float, most: int, spared: Collection[str]) -> int:
+        """See `Store`."""
+        with self._read() as db:
+            query = "SELECT id FROM session WHERE expires_s <= ? ORDER BY expires_s LIMIT ?"
+            due = [i for (i,) in db.execute(query, (now_s, most + len(spared))) if i not in spared][:most]
+        if not due:
+            return 0
+        with self._transaction() as db:
+            return _delete(db, due)
+
+    def close(self) -> None:
+        """See `Store`."""
+        with self._writing, self._reading:
+            self._reader.close()
+            self._writer.close()
+            self._lock_file.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=self._busy_ms / 1e3, isolation_level=None, check_same_thread=False)
+        self._check(db)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        return db
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        """Refuses what is no store of this version or an earlier one, before anything in it is changed."""
+        version = _version(db)
+        if version > len(MIGRATIONS):
+            raise StoreBroken(
+                f"the session store {self.name} was written by a later version of gruve: it has schema {version}, this "
+                f"version knows {len(MIGRATIONS)}"
+            )
+        if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise StoreBroken(f"{self.name} is a database of something else, not a session store")
+
+    def _migrate(self) -> None:
+        version = _version(self._writer)
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            self._writer.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._writing, _failing():
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        """One view of everything, whatever is written meanwhile."""
+        with self._reading, _failing():
+            self._reader.execute("BEGIN")
+            try:
+                yield self._reader
+            finally:
+                if self._reader.in_transaction:
+                    self._reader.execute("COMMIT")
+
+
+def _write_contents(db: sqlite3.Connection, known: list[tuple[int, Write]]) -> None:
+    eventful = [(n, w) for n, w in known if w.head]  # tokens alone take nothing back
+    db.executemany(
+        "DELETE FROM chunk WHERE session = ? AND at >= ?", [(n, w.first_chunk + len(w.chunks)) for n, w in eventful]
+    )
+    db.executemany(
+        "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)",
+        [(n, at, chunk) for n, w in known for at, chunk in enumerate(w.chunks, w.first_chunk)],
+    )
+    db.executemany(
+        "DELETE FROM generation WHERE session = ? AND at >= ?",
+        [(n, w.first_generation + len(w.generations)) for n, w in eventful],
+    )
+    db.executemany(
+        "INSERT OR REPLACE INTO generation VALUES (?, ?, ?)",
+        [(n, at, record) for n, w in eventful for at, record in enumerate(w.generations, w.first_generation)],
+    )
+    db.executemany(
+        "DELETE FROM state WHERE session = ? AND at = ?", [(n, at) for n, w in known for at in w.dropped_states]
+    )
+    db.executemany(
+        "INSERT OR REPLACE INTO state VALUES (?, ?, ?)", [(n, at, state) for n, w in known for at, state in w.states]
+    )
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _delete(db: sqlite3.Connection, ids: Sequence[str]) -> int:
+    deleted = 0
+    for session_id in ids:
+        for table in ("chunk", "generation", "state"):
+            db.execute(f"DELETE FROM {table} WHERE session = {NUMBER}", (session_id,))  # noqa: S608 - names from here
+        deleted += db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount
+    return deleted
+
+
+def _lock(path: Path) -> IO[str]:
+    """Keeps other servers off the file; the system takes the lock back when this process ends, however it does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # what people wrote is nobody else's business
+        file = open(path.with_name(path.name + ".lock"), "a")  # noqa: SIM115 - held as long as the store
+    except OSError as error:
+        raise StoreBroken(f"the session store sqlite:{path} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise StoreBroken(
+            f"the session store sqlite:{path} is in use by another server; give one of them another --store"
+        ) from error
+    return file
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreUnavailable("the session store cannot be read or written") from error
