@@ -21,7 +21,7 @@ PATIENCE_S = 20.0
 class FakeBackend:
     """Tokens and states by arithmetic: the state is a hash of what was consumed, the token a hash of state and seed."""
 
-    name, why, numerics_id = "fake", "a test", "fake"
+    name, why, numerics_id, most_rows = "fake", "a test", "fake", 64
 
     def __init__(self, slots: int = 8, vocabulary_size: int = 13, lanes: int = 1) -> None:
         self.slots, self.V, self.lanes = slots, vocabulary_size, lanes
@@ -47,7 +47,7 @@ class FakeBackend:
 
     def decode(self, slots, limits, steps, *, alone=False):
         self.calls.append((list(slots), list(limits), steps))
-        assert len(set(slots)) == len(slots) <= 64
+        assert len(set(slots)) == len(slots) <= self.most_rows
         assert not self.in_use & set(slots), "two calls had the same slot"
         assert alone or not self.in_use, "a call that takes the whole machine began beside another"
         self.beside += bool(self.in_use)

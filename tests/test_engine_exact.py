@@ -107,9 +107,9 @@ def test_a_large_vocabulary_needs_no_table_and_gives_the_same(monkeypatch):
     model = model_of(config_of(CELLS[0], H=16))
     admission = admission_of([3], max_tokens=30)
     tokens, _, _ = alone(ReferenceBackend(model, slots=1), admission)
-    monkeypatch.setattr("gruve.engine.decode.reference.MAX_TABLE_ENTRIES", 0)
+    monkeypatch.setattr("gruve.engine.decode.tiles.MAX_TABLE_ENTRIES", 0)
     plain = ReferenceBackend(model, slots=1)
-    assert plain._input_table is None
+    assert plain._tiles.input_table is None
     assert alone(plain, admission)[0] == tokens
 
 
@@ -197,7 +197,7 @@ def test_more_alternatives_than_tokens_give_every_token_once():
 
 
 def test_a_library_whose_rows_depend_on_their_place_is_refused(monkeypatch):
-    monkeypatch.setattr("gruve.engine.decode.reference.linear", lambda x, W, b=None: x @ W.T + x[:1].sum())
+    monkeypatch.setattr("gruve.engine.decode.tiles.linear", lambda x, W, b=None: x @ W.T + x[:1].sum())
     with pytest.raises(ModelBroken, match="cannot be exact here"):
         ReferenceBackend(model_of(config_of(CELLS[0])), slots=1)
 
@@ -217,6 +217,14 @@ def test_the_numerics_depend_on_the_number_of_threads():
 def test_a_width_that_fills_no_vector_register_is_served_exactly(H):
     for cell in CELLS:
         ReferenceBackend(model_of(config_of(cell, V=3, E=5, H=H, tied=H % 2 == 0)), slots=1)
+
+
+def test_a_state_that_was_no_number_leaves_nothing_to_the_slots_next_row():
+    model = model_of(config_of(CELLS[0], H=17))
+    backend, nan = ReferenceBackend(model, slots=1), np.full((1, 2, 17), np.nan, dtype=np.float32)
+    alone(backend, dataclasses.replace(admission_of([1, 2], max_tokens=0), state=nan))
+    admission = dataclasses.replace(admission_of(max_tokens=5), state=np.full((1, 2, 17), 0.5, dtype=np.float32))
+    assert alone(backend, admission)[0] == alone(ReferenceBackend(model, slots=1), admission)[0]
 
 
 def test_an_empty_slot_is_not_decoded():

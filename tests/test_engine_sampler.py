@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gruve.engine.decode import HISTORY, Row
-from gruve.engine.decode.sampler import RowSampling, Sampler, multiply_high, uniform
+from gruve.engine.decode.sampler import RowSampling, Sampler, multiply_high, seen_in_ring, uniform
 from gruve.engine.stops import compile_stops
 from gruve.model import sampling as law
 
@@ -74,12 +74,13 @@ def check(V, made):
     for i, (row, _, _) in enumerate(made):
         places = np.arange(row.position - len(row.history) + 1, row.position + 1) % HISTORY
         ring[i, places] = torch.from_numpy(row.history.astype(np.int64))
+    position = torch.tensor([row.position + 1 for row, _, _ in made])
     tokens = drawer.draw(
         torch.from_numpy(np.stack([logits for _, logits, _ in made])),
         sampling,
-        torch.tensor([row.position + 1 for row, _, _ in made]),
+        position,
         torch.tensor([drawn for _, _, drawn in made]),
-        ring if sampling.penalised else None,
+        seen_in_ring(ring, position, sampling.window, V) if sampling.penalised else None,
     )
     expected = [
         law.draw(logits, row.sampling, position=row.position + 1, history=row.history, masked=masked_of(row, drawn))

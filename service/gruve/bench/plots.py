@@ -78,6 +78,27 @@ def plot_decode(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_gpu(rows: Sequence[Row], path: Path) -> None:
+    """Microseconds of a step against batch on a GPU, one column a size, above the floor of its own rates."""
+    steps = [row for row in rows if row["what"] == "step"]
+    sizes = list(dict.fromkeys(row["size"] for row in steps))
+    figure = Figure(figsize=(5 * max(1, len(sizes)), 4), layout="constrained")
+    for axes, size in zip(figure.subplots(1, max(1, len(sizes)), squeeze=False)[0], sizes, strict=False):
+        chosen = [row for row in steps if row["size"] == size]
+        for i, mode in enumerate(dict.fromkeys(row["mode"] for row in chosen)):
+            mine = [row for row in chosen if row["mode"] == mode]
+            batches = [_number(row["batch"]) for row in mine]
+            colour = OURS_COLOUR if i == 0 else PEER_COLOURS[(i - 1) % len(PEER_COLOURS)]
+            axes.plot(batches, [_number(row["step_us"]) for row in mine], "o-", color=colour, label=str(mode))
+        floor = {_number(row["batch"]): _number(row["floor_us"]) for row in chosen}
+        axes.plot(sorted(floor), [floor[batch] for batch in sorted(floor)], "k:", label="floor")
+        axes.set(xlabel="batch", ylabel="microseconds a step", title=str(size), yscale="log")
+        axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
 def _bars(axes: Any, rows: Sequence[Row], systems: Sequence[Value], key: str) -> None:
     streams = sorted({int(_number(row["streams"])) for row in rows})
     width = 0.8 / len(systems)

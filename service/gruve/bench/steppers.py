@@ -114,7 +114,9 @@ class TorchStepper:
         self._embedding, self._head, self._bias = w["embedding.weight"], w["head.weight"], w["head.bias"]
         with torch.no_grad():
             for l in range(config.num_layers):
-                for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), _layer(model, l), strict=True):
+                for name, value in zip(
+                    ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), torch_layer(model, l), strict=True
+                ):
                     getattr(self._rnn, f"{name}_l{l}").copy_(value)
         self._tokens = torch.full((batch,), START_TOKEN)
         zeros = torch.zeros(config.num_layers, batch, config.hidden_size)
@@ -237,7 +239,7 @@ class OpenvinoStepper:
         return out
 
 
-def _layer(model: Model, l: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def torch_layer(model: Model, l: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One layer's weights in torch's convention."""
     w = model.weights
     W, U, b = w[f"layers.{l}.weight_ih"], w[f"layers.{l}.weight_hh"], w[f"layers.{l}.bias"]

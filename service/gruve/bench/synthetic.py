@@ -65,10 +65,14 @@ def blueprint(size: Size, cell: str = "gru") -> ModelConfig:
 def make_model(folder: Path, size: Size, cell: str = "gru") -> Model:
     """Writes a model into a repository's folder and loads it back."""
     config = blueprint(size, cell)
-    texts = tuple(chr(0x21 + i) for i in range(94)) + tuple(chr(0x100 + i) for i in range(VOCABULARY_SIZE - 95))
-    tokenizer = Tokenizer("characters", (START, *texts), has_end=False)
     weights = {name: torch.from_numpy(_draw(name, shape)) for name, shape in config.shapes().items()}
-    return save(folder, config, tokenizer, weights)
+    return save(folder, config, tokenizer(), weights)
+
+
+def tokenizer() -> Tokenizer:
+    """One for `VOCABULARY_SIZE` tokens, a character each."""
+    texts = tuple(chr(0x21 + i) for i in range(94)) + tuple(chr(0x100 + i) for i in range(VOCABULARY_SIZE - 95))
+    return Tokenizer("characters", (START, *texts), has_end=False)
 
 
 def flop_per_token(config: ModelConfig) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.bench.result import Result
@@ -21,6 +22,7 @@ examples:
   gruve bench decode --quick                     one decode step beside its peers and the CPU's roofline
   gruve bench serve --quick                      64 sessions against a server of its own
   gruve bench peers --plot peers.svg             installs the peers into .bench and compares; half an hour
+  gruve bench gpu --plot gpu.svg                 proves and measures the GPU path, in under 8 minutes
   gruve bench bits                               a digest for comparing CPUs
 """
 
@@ -48,6 +50,10 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     _plot(peers)
     growth = _kind(kinds, "growth", "Speed and memory against active and idle sessions.", _growth)
     _plot(growth)
+    gpu = _kind(kinds, "gpu", "The GPU path: proofs, a step beside its peers and the GPU's floor, the server.", _gpu)
+    add_flag(gpu, "--modes", _words, None, "ways of decoding: triton, graph, eager", metavar="LIST")
+    gpu.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
+    _plot(gpu)
     _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing CPUs.", _bits)
 
 
@@ -94,6 +100,20 @@ def _growth(args: argparse.Namespace) -> int:
     from gruve.bench.growth import GrowthBenchConfig, run_growth
 
     return _end(run_growth(_config(GrowthBenchConfig, args, "plot"), _say), args)
+
+
+def _gpu(args: argparse.Namespace) -> int:
+    from gruve.bench.gpu import GpuBenchConfig, held, run_gpu, sees_gpu
+    from gruve.bench.plots import plot_gpu
+
+    if not args.dry_run and not sees_gpu():
+        raise Failure("torch sees no GPU: there is nothing to prove or to measure here")
+    config = GpuBenchConfig.dry() if args.dry_run else _config(GpuBenchConfig, args, "modes")
+    result = run_gpu(config, _say, dry=args.dry_run)
+    if args.plot and not args.dry_run:
+        plot_gpu(result.rows, args.plot)
+    _end(result, args)
+    return 0 if held(result) else 1
 
 
 def _bits(args: argparse.Namespace) -> int:

@@ -117,6 +117,15 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         variable="GRUVE_ISA",
         choices=("avx512", "avx2", "portable"),
     )
+    add_flag(
+        group,
+        "--cuda",
+        str,
+        "auto",
+        "how a GPU decodes; auto takes the first of the others that works",
+        variable="GRUVE_CUDA",
+        choices=("auto", "triton", "graph", "eager"),
+    )
     add_flag(group, "--slots", int, 1024, "sequences a model decodes at once", variable="GRUVE_SLOTS", metavar="N")
     add_flag(
         group,
@@ -255,7 +264,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         export_key=export_key,
         store=store,
         store_synchronous=args.store_sync.upper(),
-        decode=DecodeConfig(args.device, args.slots, args.threads, args.native == "1", args.isa),
+        decode=DecodeConfig(args.device, args.slots, args.threads, args.native == "1", args.isa, args.cuda),
         engine=EngineConfig(max_waiting=args.max_waiting, max_call_ms=args.max_call_ms),
         sessions=SessionsConfig(idle_ttl_s=ttl_s, budget_bytes=int(args.session_memory * MIB)),
     )

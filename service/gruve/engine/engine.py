@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row
 from gruve.engine.pace import MOST_STEPS, Arrivals, StepTimes
-from gruve.engine.scheduler import MICRO_BATCH, Scheduler
+from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, FinishReason, Progress, Sequence, TokenLogprobs
 from gruve.errors import Draining, EngineFailed, QueueFull
 
@@ -55,8 +55,8 @@ class EngineConfig:
     """Sequences that may wait for a slot; one more is refused at once."""
     max_call_ms: float = 5.0
     """What a call of the backend aims to last at most; joins, leaves and cancels take effect between calls."""
-    micro_batch: int = MICRO_BATCH
-    """Rows a call takes at most; half as many where lanes have rows of their own."""
+    micro_batch: int | None = None
+    """Rows a call takes at most, None for as many as the backend takes; half as many where lanes have their own."""
     gather_ms: float = 2.0
     """So long after the last arrival of a burst prompts wait for the next one; 0 lets none wait."""
     max_gather_ms: float = 25.0
@@ -101,7 +101,7 @@ class Engine:
         self._deliver = deliver
         self._end_id = end_id
         self._clock = clock
-        self._scheduler = Scheduler(backend.slots, self.config.micro_batch)
+        self._scheduler = Scheduler(backend.slots, self.config.micro_batch or backend.most_rows)
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
         self._pace = StepTimes()

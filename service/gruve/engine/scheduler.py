@@ -1,9 +1,10 @@
 """Decides who takes part in the next call. Knows nothing of tensors, threads or clocks: time is a number it is given.
 
-Waiting sequences take free slots in order of arrival. Of the running ones a call takes a micro-batch of at most 64:
-those that have drawn nothing yet go first, but take at most half while others wait, and within each of the two groups
-turns go round. So every group with a ready row gets at least 32 places a call, and none waits more than
-ceil(rows / 32) calls. Several calls may be under way: a row that was picked is out of the turns until it is settled.
+Waiting sequences take free slots in order of arrival. Of the running ones a call takes a micro-batch (of at most 64 on
+a CPU): those that have drawn nothing yet go first, but take at most half while others wait, and within each of the two
+groups turns go round. So every group with a ready row gets at least half of the places a call, and none waits more
+than ceil(rows / half) calls. Several calls may be under way: a row that was picked is out of the turns until it is
+settled.
 """
 
 from __future__ import annotations

@@ -99,12 +99,14 @@ class Backend(Protocol):
     slots: int
     lanes: int
     """How many calls of `decode` may be under way at a time."""
+    most_rows: int
+    """How many rows a call takes; the engine offers no more."""
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; `state` as `snapshot` gave it, None for the zero state."""
 
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:
-        """Runs at most `steps` steps, row i at most `limits[i]` of them; at most 64 distinct slots.
+        """Runs at most `steps` steps, row i at most `limits[i]` of them; at most `most_rows` distinct slots.
 
         `alone` leaves the rest of the machine to the calls on other lanes; what is computed is the same.
         """

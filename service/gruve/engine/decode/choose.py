@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from gruve.engine.decode import Backend
+from gruve.engine.decode.cuda import CudaMode, cuda_backend
 from gruve.engine.decode.native import NativeBackend, native_unavailable
 from gruve.engine.decode.reference import ReferenceBackend
 from gruve.errors import InvalidField
@@ -30,6 +31,8 @@ class DecodeConfig:
     """Whether the native backend may be used on a CPU; without it, it is the reference."""
     isa: str | None = None
     """The instruction set that the native backend uses, of those that the CPU has; None for the fastest."""
+    cuda: CudaMode = "auto"
+    """How a GPU computes: `triton`, `graph` or `eager`; `auto` takes the first of these that works."""
 
 
 def choose_backend(model: Model, config: DecodeConfig) -> Backend:
@@ -42,7 +45,8 @@ def choose_backend(model: Model, config: DecodeConfig) -> Backend:
     if device == "cuda" and not cuda:
         raise InvalidField("device", "cuda was asked for and torch sees no GPU")
     if device == "cuda" or (device == "auto" and cuda):
-        return ReferenceBackend(model, config.slots, "cuda", "torch sees a GPU" if device == "auto" else "asked for")
+        why = "torch sees a GPU" if device == "auto" else "a GPU was asked for"
+        return cuda_backend(model, config.slots, config.cuda, why)
     why = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
     why_not = native_unavailable() if config.native else "the native backend was not to be used"
     if why_not is None:

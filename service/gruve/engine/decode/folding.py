@@ -1,4 +1,4 @@
-"""A model's weights as the reference backend multiplies with them: padded to whole vectors, linear maps folded.
+"""A model's weights as the torch and CUDA backends multiply with them: padded to whole vectors, linear maps folded.
 
 Padding is what keeps rows exact at every width: where a row does not fill whole vector registers, a library computes
 its remainder by other means, and not at every place of the tile. A padded unit has no weights, so its state stays 0 in
@@ -17,14 +17,14 @@ WIDTH = 16
 """fp32 numbers in the widest vector register."""
 
 
-def padded_size(size: int) -> int:
+def padded_size(size: int, width: int = WIDTH) -> int:
     """The size rounded up to whole vectors."""
-    return -(-size // WIDTH) * WIDTH
+    return -(-size // width) * width
 
 
-def padded_weights(model: Model) -> dict[str, Tensor]:
+def padded_weights(model: Model, width: int = WIDTH) -> dict[str, Tensor]:
     """The weights with E and H rounded up to whole vectors, zeros in what is added."""
-    return {name: _padded(name, weight, model.config) for name, weight in model.weights.items()}
+    return {name: _padded(name, weight, model.config, width) for name, weight in model.weights.items()}
 
 
 def input_table(weights: dict[str, Tensor]) -> Tensor:
@@ -42,17 +42,17 @@ def head(weights: dict[str, Tensor]) -> Tensor:
     return weights["embedding.weight"]
 
 
-def _padded(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+def _padded(name: str, weight: Tensor, config: ModelConfig, width: int) -> Tensor:
     if name == "head.bias":
         return weight
     if name.startswith("layers"):  # each gate's block of units by itself
-        weight = _grown(weight.reshape(-1, config.hidden_size, *weight.shape[1:]), 1).flatten(0, 1)
+        weight = _grown(weight.reshape(-1, config.hidden_size, *weight.shape[1:]), 1, width).flatten(0, 1)
     elif name == "head.projection":
-        weight = _grown(weight, 0)
-    return _grown(weight, 1) if weight.dim() == 2 else weight
+        weight = _grown(weight, 0, width)
+    return _grown(weight, 1, width) if weight.dim() == 2 else weight
 
 
-def _grown(weight: Tensor, dim: int) -> Tensor:
+def _grown(weight: Tensor, dim: int, width: int) -> Tensor:
     """`weight` with zeros at the end of one dimension."""
-    more = padded_size(weight.shape[dim]) - weight.shape[dim]
+    more = padded_size(weight.shape[dim], width) - weight.shape[dim]
     return pad(weight, [0, 0] * (weight.dim() - 1 - dim) + [0, more])

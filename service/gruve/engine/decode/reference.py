@@ -1,7 +1,6 @@
 """The plain backend: rows of torch operations on any device. The fp32 twin of the oracle, and the fallback.
 
-Exact through fixed tiles: every matrix product has exactly 16 rows, padded, because a library that may choose another
-kernel for another batch size may also round differently. Knows torch; nothing of sequences, sessions or requests.
+Exact through fixed tiles (`tiles.py`). Knows torch; nothing of sequences, sessions or requests.
 """
 
 from __future__ import annotations
@@ -15,20 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear
 
 from gruve.engine.decode import HISTORY, Block, Logprobs, Reason, Row
-from gruve.engine.decode.folding import head, input_table, padded_size, padded_weights
-from gruve.engine.decode.sampler import RowSampling, Sampler
+from gruve.engine.decode.folding import padded_size
+from gruve.engine.decode.sampler import RowSampling, Sampler, seen_in_ring
+from gruve.engine.decode.tiles import Tiles
 from gruve.engine.stops import MATCHED
-from gruve.errors import ModelBroken
-from gruve.model.cells import cell_function
 from gruve.model.repository import Model
 
-TILE = 16
 VERSION = 1
-MAX_TABLE_ENTRIES = 1 << 24
-"""Beyond so many entries (64 MiB) the input projection is computed, not looked up."""
 
 
 class ReferenceBackend:
@@ -43,12 +37,8 @@ class ReferenceBackend:
         self.lanes = 1
         self._config = config
         self._device = torch.device(device)
-        self._cell = cell_function(config)
-        weights = padded_weights(model)
-        small = config.vocabulary_size * config.gates * config.hidden_size <= MAX_TABLE_ENTRIES
-        self._w = {name: weight.to(self._device) for name, weight in weights.items()}
-        self._input_table = input_table(weights).to(self._device) if small else None
-        self._head = head(weights).to(self._device)
+        self._tiles = Tiles(model, self._device)
+        self.most_rows = max(64, self._tiles.rows)
         # One slab of states for all slots: (state tensors, L, slots, H), H padded.
         self._states = torch.zeros(
             config.state_tensors, config.num_layers, slots, padded_size(config.hidden_size), device=self._device
@@ -57,12 +47,13 @@ class ReferenceBackend:
         self._history = torch.zeros(slots, HISTORY, dtype=torch.int64, device=self._device)
         self._sampler = Sampler(config.vocabulary_size, self._device)
         self.numerics_id = self._numerics_id()
-        self._check_exactness()
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; see the contract."""
         H = self._config.hidden_size
-        self._states[:, :, slot, :H] = 0.0 if state is None else torch.from_numpy(state).to(self._device)
+        self._states[:, :, slot] = 0.0  # the padding as well, where a state that was no number left none either
+        if state is not None:
+            self._states[:, :, slot, :H] = torch.from_numpy(state).to(self._device)
         self._rows[slot] = _Slot(row, self._device)
         recent = row.history[-HISTORY:]
         places = np.arange(row.position - len(recent) + 1, row.position + 1) % HISTORY
@@ -83,7 +74,7 @@ class ReferenceBackend:
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
         """Runs a block of steps; see the contract."""
         rows = [self._row(slot) for slot in slots]
-        count, padded = len(rows), -(-len(rows) // TILE) * TILE
+        count, padded = len(rows), self._tiles.padded(len(rows))
         index = torch.tensor([*slots] + [slots[0]] * (padded - count), device=self._device)
         state = tuple(slab[:, index] for slab in self._states)  # each (L, padded, H), compact for this call
         call = _Call(rows, limits, steps, self._device)
@@ -110,32 +101,13 @@ class ReferenceBackend:
         """One step of every tile: logits (padded, V) and the new state."""
         tokens = torch.zeros(padded, dtype=torch.int64, device=self._device)
         tokens[: pending.shape[0]] = pending
-        tiles = [
-            self._tile(tokens[t : t + TILE], tuple(s[:, t : t + TILE] for s in state)) for t in range(0, padded, TILE)
-        ]
-        logits = torch.cat([tile[0] for tile in tiles])
-        return logits, tuple(torch.cat(parts, dim=1) for parts in zip(*(tile[1] for tile in tiles), strict=True))
-
-    def _tile(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """16 rows through every layer and the head."""
-        layers = []
-        x = tokens
-        for l in range(self._config.num_layers):
-            W, b = self._w[f"layers.{l}.weight_ih"], self._w[f"layers.{l}.bias"]
-            if l == 0 and self._input_table is not None:
-                gates = self._input_table[tokens]
-            else:
-                gates = linear(self._w["embedding.weight"][tokens] if l == 0 else x, W, b)
-            U, b_hn = self._w[f"layers.{l}.weight_hh"], self._w.get(f"layers.{l}.bias_hn")
-            layers.append(self._cell(gates, tuple(s[l].contiguous() for s in state), U, b_hn))
-            x = layers[-1][0]
-        return linear(x, self._head, self._w["head.bias"]), tuple(
-            torch.stack(tensors) for tensors in zip(*layers, strict=True)
-        )
+        return self._tiles.step(tokens, state)
 
     def _draw(self, logits: Tensor, sampling: RowSampling, call: _Call, slots: Tensor) -> Tensor:
-        history = self._history[slots] if sampling.penalised else None
-        return self._sampler.draw(logits, sampling, call.position + 1, call.drawn, history)
+        position, seen = call.position + 1, None
+        if sampling.penalised:
+            seen = seen_in_ring(self._history[slots], position, sampling.window, self._config.vocabulary_size)
+        return self._sampler.draw(logits, sampling, position, call.drawn, seen)
 
     def _advance(self, call: _Call, token: Tensor, active: Tensor, slots: Tensor, k: int) -> None:
         """Moves every active row past `token`: position, counts, stops, history, and whether it freezes."""
@@ -175,30 +147,10 @@ class ReferenceBackend:
         device = (
             f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
             if self._device.type == "cpu"
-            else f"{torch.cuda.get_device_name(self._device)} CUDA {torch.version.cuda}"
+            else f"{torch.cuda.get_device_name(self._device)} CUDA {torch.version.cuda} tiles of {self._tiles.rows}"
         )
         text = f"{self.name} {VERSION} fp32 torch {torch.__version__.split('+')[0]} {device}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @torch.inference_mode()
-    def _check_exactness(self) -> None:
-        """Refuses a library whose rows depend on their neighbours: the promise would be empty."""
-        generator = torch.Generator().manual_seed(1)
-        config = self._config
-        tokens = torch.randint(config.vocabulary_size, (TILE,), generator=generator).to(self._device)
-        shape = (config.num_layers, TILE, padded_size(config.hidden_size))
-        state = tuple((torch.rand(shape, generator=generator) * 2 - 1).to(self._device) for _ in self._states)
-        logits, after = self._tile(tokens, state)
-        turn = torch.arange(TILE, device=self._device).roll(5)
-        logits_turned, after_turned = self._tile(tokens[turn], tuple(s[:, turn] for s in state))
-        same = torch.equal(logits[turn], logits_turned) and all(
-            torch.equal(a[:, turn], b) for a, b in zip(after, after_turned, strict=True)
-        )
-        if not same:
-            raise ModelBroken(
-                f"torch {torch.__version__} on {self._device} gives a row of a 16-row tile other bits at another "
-                "place; the reference backend cannot be exact here"
-            )
 
 
 class _Slot:

@@ -83,15 +83,13 @@ class Sampler:
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         self._ids = torch.arange(vocabulary_size, device=device)
 
-    def draw(
-        self, logits: Tensor, rows: RowSampling, position: Tensor, drawn: Tensor, history: Tensor | None
-    ) -> Tensor:
+    def draw(self, logits: Tensor, rows: RowSampling, position: Tensor, drawn: Tensor, seen: Tensor | None) -> Tensor:
         """logits (rows, V) -> tokens (rows,) for absolute `position` (rows,).
 
-        `drawn` (rows,) is how many tokens each row has drawn before; `history` (rows, 1024) the last tokens by position
-        modulo 1024, given when `rows.penalised`.
+        `drawn` (rows,) is how many tokens each row has drawn before; `seen` (rows, V) which tokens stand in its
+        repetition window, given when `rows.penalised`.
         """
-        adjusted = self._adjust(logits, rows, position, history)
+        adjusted = self._adjust(logits, rows, seen)
         allowed = self._allowed(adjusted, rows, drawn)
         candidates = adjusted if allowed is None else adjusted.masked_fill(~allowed, -torch.inf)
         # argmax promises nothing about ties: the lowest id among the highest.
@@ -109,17 +107,10 @@ class Sampler:
         sampled = (cumulative <= target[:, None]).sum(dim=1)
         return torch.where(rows.greedy[:, 0], greedy, sampled)
 
-    def _adjust(self, logits: Tensor, rows: RowSampling, position: Tensor, history: Tensor | None) -> Tensor:
-        if history is not None:
-            # place p holds the newest position with that remainder; its age tells whether it is in the window.
-            places = torch.arange(HISTORY, device=logits.device)[None, :]
-            age = (position[:, None] - 1 - places) % HISTORY
-            inside = (age < rows.window) & (age < position[:, None])
-            seen = torch.zeros_like(logits, dtype=torch.int8).scatter_reduce_(
-                1, history, inside.to(torch.int8), reduce="amax"
-            )
+    def _adjust(self, logits: Tensor, rows: RowSampling, seen: Tensor | None) -> Tensor:
+        if seen is not None:
             penalised = torch.where(logits > 0, logits * rows.inverse, logits * rows.penalty)
-            logits = torch.where((seen > 0) & (rows.penalty != 1.0), penalised, logits)
+            logits = torch.where(seen & (rows.penalty != 1.0), penalised, logits)
         return logits if rows.bias is None else logits + rows.bias
 
     def _allowed(self, logits: Tensor, rows: RowSampling, drawn: Tensor) -> Tensor | None:
@@ -143,6 +134,19 @@ class Sampler:
         kept &= inside | (rows.top_p < 0)
         kept &= ranked << law.SHARE_BITS >= rows.min_p << law.WEIGHT_BITS
         return torch.zeros_like(w).scatter_(1, order, ranked * kept)
+
+
+def seen_in_ring(history: Tensor, position: Tensor, window: Tensor, vocabulary_size: int) -> Tensor:
+    """Which tokens stand in the window (rows, 1) before `position` (rows,): bool (rows, V).
+
+    `history` (rows, 1024) holds the last tokens by position modulo 1024.
+    """
+    # place p holds the newest position with that remainder; its age tells whether it is in the window.
+    places = torch.arange(HISTORY, device=history.device)[None, :]
+    age = (position[:, None] - 1 - places) % HISTORY
+    inside = (age < window) & (age < position[:, None])
+    seen = torch.zeros(len(history), vocabulary_size, dtype=torch.int8, device=history.device)
+    return seen.scatter_reduce_(1, history, inside.to(torch.int8), reduce="amax") > 0
 
 
 def weights(logits: Tensor, highest: Tensor, scale: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class NativeBackend:
     """
 
     name = "native"
+    most_rows = MAX_ROWS
 
     def __init__(
         self,

@@ -1,0 +1,289 @@
+"""`gruve bench gpu`: proves the GPU path on the GPU that is there, then measures it beside its peers and its roofline.
+
+Every way of decoding is held against the oracle, against the law of sampling and against itself in other company;
+a way that fails its proofs is still measured, and the command ends in failure. What there is no time left for is
+skipped and named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from gruve.bench.figures import OBJECTIVE, S, figures
+from gruve.bench.gpu_bed import Bed, DryBed, GpuBed
+from gruve.bench.gpu_proofs import BOUNDS, Extent, fresh_model, prove_draws, prove_mixes, prove_oracle
+from gruve.bench.gpu_steps import PEERS, Ours, Peer, Timing, probe_bytes_per_s, probe_flop_per_s, step_s
+from gruve.bench.load import Clients, Closed, Workload, soon_ns
+from gruve.bench.machine import describe_machine, describe_versions
+from gruve.bench.processes import Server
+from gruve.bench.result import Report, Result, Row
+from gruve.bench.serve import connect
+from gruve.bench.synthetic import (
+    CELLS,
+    LARGE,
+    MEDIUM,
+    VOCABULARY_SIZE,
+    Size,
+    flop_per_token,
+    make_model,
+    streamed_bytes,
+)
+from gruve.engine.decode.cuda.backend import CudaBackend
+from gruve.engine.decode.cuda.modes import MODES, CudaMode
+from gruve.engine.sessions import START_TOKEN
+from gruve.model.config import Precision
+from gruve.model.oracle import Oracle
+from gruve.model.repository import Model
+from gruve.serve.server import ServeConfig
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
+PROOF_SIZE, EXTENT, TIMING = Size(2, 192), Extent(), Timing()
+PEER_BOUND = 5e-2
+"""How far an fp16 peer's logits may lie from the oracle's: it computes the same model or it is no peer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GpuBenchConfig:
+    """What is proved and measured."""
+
+    sizes: tuple[Size, ...] = (MEDIUM, LARGE)
+    batches: tuple[int, ...] = (1, 8, 64, 256, 1_024, 4_096)
+    modes: tuple[CudaMode, ...] = MODES
+    eager_batches: tuple[int, ...] = (1, 64, 1_024)
+    """The eager way is slow, and only its shape is of interest."""
+    cells: tuple[str, ...] = CELLS
+    proof_size: Size = PROOF_SIZE
+    """Proved for every cell; the sizes measured are proved for the GRU."""
+    extent: Extent = EXTENT
+    timing: Timing = TIMING
+    matrix: int = 8_192
+    copy_bytes: int = 1 << 31
+    sessions: tuple[int, ...] = (64, 1_024, 4_096)
+    """Of the server's closed loop."""
+    client_processes: int = 8
+    server_s: float = 8.0
+    time_limit_s: float = 450.0
+    """After so long nothing new is begun."""
+
+    @classmethod
+    def quick(cls) -> GpuBenchConfig:
+        """3 x 512 and no server, in about two minutes."""
+        return cls(sizes=(MEDIUM,), extent=Extent(mixes=(1, 65, 1_024)), sessions=())
+
+    @classmethod
+    def dry(cls) -> GpuBenchConfig:
+        """Everything at toy sizes, to try the command on a CPU."""
+        return cls(
+            sizes=(Size(2, 16),),
+            batches=(1, 5),
+            eager_batches=(1,),
+            cells=("gru_before",),
+            proof_size=Size(1, 16),
+            extent=Extent(tokens=3, steps=3, probes=2, mixes=(2, 3)),
+            timing=Timing(rounds=1, steps_per_call=1),
+            matrix=16,
+            copy_bytes=1 << 10,
+            sessions=(2,),
+            client_processes=1,
+            server_s=0.5,
+        )
+
+
+def run_gpu(config: GpuBenchConfig, report: Report, *, dry: bool = False) -> Result:
+    """Runs everything and reports as it goes; `ok` in the rows says whether a proof held."""
+    bed: Bed = DryBed() if dry else GpuBed()
+    with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+        bench = _Bench(config, bed, report, Path(folder))
+        rows = [*bench.prove(), *bench.probe(), *bench.measure(), *bench.serve(), *bench.measure_peers()]
+    name = "gpu-dry-run" if dry else "gpu"
+    machine = describe_machine() | bed.describe()
+    return Result(name, machine, describe_versions("triton"), rows, bench.skipped)
+
+
+def sees_gpu() -> bool:
+    """Whether there is anything to measure."""
+    return torch.cuda.is_available()
+
+
+def held(result: Result) -> bool:
+    """Whether nothing that was to be proved failed, and the best way works."""
+    failed = [row for row in result.rows if row.get("ok") is False]
+    return not failed and not any(row.get("mode") == MODES[0] for row in result.skipped)
+
+
+class _Bench:
+    """One run, and what it had to leave out."""
+
+    def __init__(self, config: GpuBenchConfig, bed: Bed, report: Report, folder: Path) -> None:
+        self._config = config
+        self._bed = bed
+        self._report = report
+        self._folder = folder
+        self._rng = np.random.default_rng()
+        self._until = time.monotonic() + config.time_limit_s
+        self._flop_per_s = self._bytes_per_s = math.nan
+        self.skipped: list[Row] = []
+
+    def prove(self) -> Iterator[Row]:
+        """Every way with every cell, then with the GRU in the sizes that are measured."""
+        config = self._config
+        tasks: list[tuple[Size, str, Precision]] = [
+            (config.proof_size, cell, p) for cell in config.cells for p in PRECISIONS
+        ]
+        tasks += [(size, "gru", "float16") for size in config.sizes]
+        for size, cell, precision in tasks:
+            model = fresh_model(size, cell, self._rng, precision)
+            for mode in config.modes:
+                if mode != "triton" and precision == "float32":
+                    continue  # torch operations are in fp32 whatever the weights
+                named: Row = {"mode": mode, "cell": cell, "size": str(size), "precision": precision}
+                found = self._attempt({"what": "proof", **named}, functools.partial(self._prove, model, mode))
+                rows = [named | row for row in found or ()]
+                for row in rows:
+                    verdict = "held" if row["ok"] else "FAILED"
+                    worst = f"{row['worst']:.3g} of at most {row['bound']:g} in {row['checked']}"
+                    self._report(f"{mode}, {cell} {size} {precision}: {row['what']} {verdict}, {worst}")
+                yield from rows
+
+    def probe(self) -> Iterator[Row]:
+        """What the device's own rates are, for the floor under every step."""
+        self._flop_per_s = probe_flop_per_s(self._bed, self._config.matrix)
+        self._bytes_per_s = probe_bytes_per_s(self._bed, self._config.copy_bytes)
+        self._report(f"fp16 products {self._flop_per_s / 1e12:.0f} TFLOP/s, copies {self._bytes_per_s / 1e12:.2f} TB/s")
+        yield {"what": "roofline", "tflop_per_s": self._flop_per_s / 1e12, "tb_per_s": self._bytes_per_s / 1e12}
+
+    def measure(self) -> Iterator[Row]:
+        """Step times of ours."""
+        for size in self._config.sizes:
+            model = make_model(self._folder / str(size), size)
+            for mode in self._config.modes:
+                batches = self._config.eager_batches if mode == "eager" else self._config.batches
+                yield from self._steps(mode, model, batches, functools.partial(self._time_ours, model, mode))
+
+    def measure_peers(self) -> Iterator[Row]:
+        """Step times of what else there is; last, because compiling them takes what time is left."""
+        for size in self._config.sizes:
+            model = make_model(self._folder / f"{size}-peers", size)
+            for name in PEERS:
+                batches = self._config.batches
+                yield from self._steps(name, model, batches, functools.partial(self._time_peer, name, model))
+
+    def serve(self) -> list[Row]:
+        """The server under as many sessions as fill its slots, from client processes."""
+        if not self._config.sessions:
+            return []
+        return self._attempt({"what": "server"}, self._serve) or []
+
+    def _serve(self) -> list[Row]:
+        config, bed, size = self._config, self._bed, str(self._config.sizes[0])
+        model = make_model(self._folder / "models" / "bench", config.sizes[0])
+        settings = ServeConfig(models=self._folder / "models", decode=bed.decode, drain_s=0.0)
+        began = time.monotonic()
+        with Server(settings) as server:
+            started_s = time.monotonic() - began if bed.measures else math.nan
+            self._report(f"the server was ready after {started_s:.1f} s")
+            rows: list[Row] = [{"what": "start", "size": size, "seconds": started_s}]
+            with Clients(connect(server.target, 4), config.client_processes) as clients:
+                for sessions in config.sessions:
+                    named: Row = {"what": "server", "size": size, "sessions": sessions}
+                    found = self._attempt(named, functools.partial(self._load, clients, model.name, sessions))
+                    if found is not None:
+                        self._report(f"{sessions} sessions: {found['tokens_per_s']} tokens/s")
+                        rows.append(named | found)
+        return rows
+
+    def _prove(self, model: Model, mode: CudaMode) -> list[Row]:
+        config, rng = self._config, self._rng
+        slots = max(config.extent.mixes)
+        backend = self._bed.backend(model, slots if mode != "eager" else min(slots, 256), mode)
+        precision = model.config.precision if mode == "triton" else "float32"
+        rows = [prove_oracle(backend, model, config.extent, rng, BOUNDS[precision])]
+        if isinstance(backend, CudaBackend):
+            rows.append(prove_draws(backend, model.config, config.extent, rng))
+        few = dataclasses.replace(config.extent, mixes=config.extent.mixes[:5])
+        return [*rows, prove_mixes(backend, model.config, few if mode == "eager" else config.extent, rng)]
+
+    def _steps(
+        self, mode: str, model: Model, batches: Sequence[int], time_batch: Callable[[int], float]
+    ) -> Iterator[Row]:
+        """A row for every batch; its floor is the longer of its products at the rate of large ones and the weights at
+        the rate of a copy."""
+        size = f"{model.config.num_layers}x{model.config.hidden_size}"
+        for batch in batches:
+            named: Row = {"what": "step", "mode": mode, "size": size, "batch": batch}
+            seconds = self._attempt(named, functools.partial(time_batch, batch))
+            if seconds is None:
+                continue
+            products_s = flop_per_token(model.config) * batch / self._flop_per_s
+            floor_s = max(products_s, streamed_bytes(model.config) / self._bytes_per_s)
+            times, each = {"step_us": 1e6 * seconds, "tokens_per_s": batch / seconds}, seconds / floor_s
+            self._report(
+                f"{mode}, {size}, batch {batch}: {1e6 * seconds:.1f} us a step, {batch / seconds:.0f} tokens/s, "
+                f"{each:.2f} times the floor"
+            )
+            yield named | times | {"floor_us": 1e6 * floor_s, "times_floor": each}
+
+    def _time_ours(self, model: Model, mode: CudaMode, batch: int) -> float:
+        return step_s(
+            Ours(self._bed.backend(model, batch, mode), batch, self._config.timing.steps_per_call),
+            self._bed,
+            self._config.timing,
+        )
+
+    def _time_peer(self, name: str, model: Model, batch: int) -> float:
+        """Times a peer that computes the model; another is no peer."""
+        peer = Peer(name, model, batch, self._bed)
+        oracle = Oracle(model.config, model.weights)
+        for token in (START_TOKEN, 5, 17, 99):
+            found, expected = peer.logits(token).numpy(), oracle.step(token)
+        worst = float(np.abs(found - expected).max())
+        if not worst <= PEER_BOUND:
+            raise ValueError(f"it computes another model: its logits differ from the oracle's by {worst:.2g}")
+        return step_s(peer, self._bed, self._config.timing)
+
+    def _load(self, clients: Clients, name: str, sessions: int) -> Row:
+        """One run of the closed loop, a quarter of it to warm up; no figures where nothing is measured."""
+        config = self._config
+        begin_ns = soon_ns()
+        window_ns = begin_ns + int(config.server_s * S) // 4
+        end_ns = begin_ns + int(config.server_s * S)
+        workload = Workload(name, VOCABULARY_SIZE)
+        found = figures(clients.play(workload, Closed(sessions, begin_ns, end_ns)), window_ns, end_ns, OBJECTIVE)
+        if found.failed:
+            raise ValueError(f"{found.failed} requests failed")
+        kept = ("tokens_per_s", "tokens_per_message", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p99")
+        return {key: getattr(found, key) if self._bed.measures else math.nan for key in kept}
+
+    def _attempt(self, named: Row, work: Callable[[], T]) -> T | None:
+        """What `work` gives; None, and why in `skipped`, where it cannot or no time is left."""
+        why = None
+        if time.monotonic() > self._until:
+            why = "no time was left"
+        else:
+            try:
+                return work()
+            except Exception as error:
+                log.exception("%s did not work", named)
+                why = f"{type(error).__name__}: {error}"
+            finally:
+                gc.collect()
+                if self._bed.measures:
+                    torch.cuda.empty_cache()
+        self._report(f"skipped {named}: {why}")
+        self.skipped.append(named | {"why": why})
+        return None

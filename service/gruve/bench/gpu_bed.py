@@ -1,0 +1,118 @@
+"""What `gruve bench gpu` runs on: the GPU, or, to try the whole command without one, this CPU, which measures nothing.
+
+On the CPU every time is NaN, so that nothing of a dry run can be taken for a measurement.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from gruve.bench.result import Value
+from gruve.engine.decode import Backend
+from gruve.engine.decode.choose import DecodeConfig
+from gruve.engine.decode.cuda.backend import CudaBackend, CudaConfig
+from gruve.engine.decode.cuda.device import CpuDevice, Device, GpuDevice, Work
+from gruve.engine.decode.cuda.modes import TORCH_CONFIG, CudaMode, make_step
+from gruve.engine.decode.reference import ReferenceBackend
+from gruve.model.repository import Model
+
+SMALL = CudaConfig(sizes=(4, 16), pieces=(4, 2, 1))
+
+
+class Bed(Protocol):
+    """Where everything of a run is computed."""
+
+    kind: torch.device
+    measures: bool
+    """Whether times mean anything here."""
+    decode: DecodeConfig
+    """What the server decodes with."""
+
+    def describe(self) -> dict[str, Value]:
+        """The device, for the result."""
+
+    def backend(self, model: Model, slots: int, mode: CudaMode) -> Backend:
+        """A backend of that mode; raises what keeps it from working."""
+
+    def time_s(self, work: Work, run: Callable[[Work], None]) -> float:
+        """How long the device takes for `work`, which was done before; `run` does something in the same order."""
+
+
+class GpuBed:
+    """The current GPU, timed with CUDA events. Not run on one yet."""
+
+    measures = True
+
+    def __init__(self) -> None:
+        self.kind = torch.device("cuda")
+        self.decode = DecodeConfig("cuda", 4_096)
+
+    def describe(self) -> dict[str, Value]:
+        """See `Bed`."""
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "gpu": properties.name,
+            "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
+            "gpu_multiprocessors": properties.multi_processor_count,
+            "gpu_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+        }
+
+    def backend(self, model: Model, slots: int, mode: CudaMode) -> Backend:
+        """See `Bed`."""
+        return _backend(model, slots, mode, GpuDevice(), TORCH_CONFIG if mode == "graph" else CudaConfig())
+
+    def time_s(self, work: Work, run: Callable[[Work], None]) -> float:
+        """See `Bed`: from event to event, on the stream that works."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        run(begin.record)
+        work()
+        run(end.record)
+        torch.cuda.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+
+class DryBed:
+    """This CPU, at toy sizes: everything is done and nothing is timed."""
+
+    measures = False
+
+    def __init__(self) -> None:
+        self.kind = torch.device("cpu")
+        self.decode = DecodeConfig("cpu", 16, threads=1)
+
+    def describe(self) -> dict[str, Value]:
+        """See `Bed`."""
+        return {"gpu": None, "dry_run": True}
+
+    def backend(self, model: Model, slots: int, mode: CudaMode) -> Backend:
+        """See `Bed`."""
+        return _backend(model, slots, mode, CpuDevice(), SMALL)
+
+    def time_s(self, work: Work, run: Callable[[Work], None]) -> float:  # noqa: ARG002 - nothing is timed
+        """See `Bed`."""
+        work()
+        return math.nan
+
+
+def _backend(model: Model, slots: int, mode: CudaMode, device: Device, config: CudaConfig) -> Backend:
+    torch.set_float32_matmul_precision("highest")
+    if mode == "eager":
+        return ReferenceBackend(model, slots, device.kind.type)
+    return CudaBackend(model, slots, make_step(model, mode, device), device, "a benchmark", config)
+
+
+def _driver() -> str | None:
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - fixed arguments
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.splitlines()[0].strip() or None

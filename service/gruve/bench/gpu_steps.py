@@ -1,0 +1,212 @@
+"""What takes a step on a GPU, timed: gruve's ways, and on the same weights what torch offers for it.
+
+The peers have fp16 weights and operands like gruve's kernels, the whole step on the device and nothing on the host but
+the call: embedding, layers, head, a draw at temperature 1 by `torch.multinomial`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from gruve.bench.figures import median
+from gruve.bench.gpu_bed import Bed
+from gruve.bench.steppers import torch_layer
+from gruve.engine.decode import Backend, Row
+from gruve.engine.decode.cuda.backend import CudaBackend, Ticket
+from gruve.engine.decode.cuda.device import Work
+from gruve.engine.decode.cuda.records import MAX_POSITION
+from gruve.engine.sessions import START_TOKEN
+from gruve.model.cells import cell_function
+from gruve.model.repository import Model
+from gruve.model.sampling import SamplingParameters
+
+PEERS = ("eager torch", "nn.GRU", "torch.compile")
+AHEAD = 2
+"""Calls submitted before the first one's result is asked for."""
+
+
+class Stepper(Protocol):
+    """Takes steps of a batch, in the order that `run` keeps as well."""
+
+    def steps(self, calls: int) -> int:
+        """Takes `calls` calls' worth of steps and returns how many those were; they may be under way still."""
+
+    def run(self, work: Work) -> None:
+        """Does `work` after them."""
+
+
+class Ours:
+    """A backend with a sequence in every slot that never ends, called as an engine would: one call ahead."""
+
+    def __init__(self, backend: Backend, batch: int, steps_per_call: int) -> None:
+        self._backend = backend
+        self._steps = steps_per_call
+        self._groups = [
+            list(range(first, min(first + backend.most_rows, batch))) for first in range(0, batch, backend.most_rows)
+        ]
+        for slot in range(batch):
+            start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)
+            row = Row(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=MAX_POSITION)
+            backend.admit(slot, row, None)
+
+    def steps(self, calls: int) -> int:
+        """See `Stepper`."""
+        backend = self._backend
+        under_way: list[Ticket] = []
+        for _ in range(calls):
+            for group in self._groups:
+                if not isinstance(backend, CudaBackend):
+                    backend.decode(group, [self._steps] * len(group), self._steps)
+                    continue
+                under_way.append(backend.submit(group, [self._steps] * len(group), self._steps))
+                if len(under_way) > AHEAD:
+                    backend.result(under_way.pop(0))
+        for ticket in under_way:
+            backend.result(ticket)  # type: ignore[attr-defined]
+        return calls * self._steps
+
+    def run(self, work: Work) -> None:
+        """See `Stepper`."""
+        if isinstance(self._backend, CudaBackend):
+            self._backend.run(work)
+        else:
+            work()
+
+
+class Peer:
+    """A step of torch's, one call a step."""
+
+    def __init__(self, name: str, model: Model, batch: int, bed: Bed) -> None:
+        self._dtype = torch.float16 if bed.measures else torch.float32
+        config = model.config
+        self._weights = {key: weight.to(bed.kind, self._dtype) for key, weight in model.weights.items()}
+        self._tokens = torch.full((batch,), START_TOKEN, device=bed.kind)
+        self._state = torch.zeros(config.num_layers, batch, config.hidden_size, device=bed.kind, dtype=self._dtype)
+        self._forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+        if name == "nn.GRU":
+            self._forward = _GruStep(model, self._weights, bed.kind, self._dtype)
+        else:
+            self._forward = _EagerStep(model, self._weights)
+        self._next: Callable[[Tensor, Tensor], Any] = self._draw
+        # On a CPU it would need a compiler for C++ and a minute.
+        self._compiled = name == "torch.compile" and bed.measures
+        if self._compiled:
+            self._next = torch.compile(self._draw, mode="reduce-overhead")
+
+    @torch.inference_mode()
+    def steps(self, calls: int) -> int:
+        """See `Stepper`."""
+        for _ in range(calls):
+            if self._compiled:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            tokens, state = self._next(self._tokens, self._state)
+            # What a compiled step returns lives in its graph's memory, which the next one overwrites.
+            self._tokens.copy_(tokens)
+            self._state.copy_(state)
+        return calls
+
+    def run(self, work: Work) -> None:
+        """See `Stepper`."""
+        work()
+
+    @torch.inference_mode()
+    def logits(self, token: int) -> Tensor:
+        """Consumes `token` in every row and returns the first row's logits (V,) in fp32, on the CPU."""
+        logits, state = self._forward(torch.full_like(self._tokens, token), self._state)
+        self._state.copy_(state)
+        return logits[0].float().cpu()
+
+    def _draw(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        logits, state = self._forward(tokens, state)
+        return torch.multinomial(torch.softmax(logits.float(), dim=1), 1)[:, 0], state
+
+
+class _EagerStep:
+    """The equations of `cells.py`, operation by operation."""
+
+    def __init__(self, model: Model, weights: dict[str, Tensor]) -> None:
+        self._w, self._layers, self._cell = weights, model.config.num_layers, cell_function(model.config)
+
+    def __call__(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        w, x, after = self._w, self._w["embedding.weight"][tokens], []
+        for l in range(self._layers):
+            gates = linear(x, w[f"layers.{l}.weight_ih"], w[f"layers.{l}.bias"])
+            (x,) = self._cell(gates, (state[l],), w[f"layers.{l}.weight_hh"], w[f"layers.{l}.bias_hn"])
+            after.append(x)
+        return linear(x, w["head.weight"], w["head.bias"]), torch.stack(after)
+
+
+class _GruStep:
+    """`torch.nn.GRU` over a sequence of one."""
+
+    def __init__(self, model: Model, weights: dict[str, Tensor], kind: torch.device, dtype: torch.dtype) -> None:
+        config = model.config
+        self._w = weights
+        self._gru = nn.GRU(config.embedding_size, config.hidden_size, config.num_layers).to(kind, dtype).eval()
+        with torch.no_grad():
+            for l in range(config.num_layers):
+                names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                for name, value in zip(names, torch_layer(model, l), strict=True):
+                    getattr(self._gru, f"{name}_l{l}").copy_(value)
+
+    def __call__(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        out, after = self._gru(self._w["embedding.weight"][tokens][None], state)
+        return linear(out[0], self._w["head.weight"], self._w["head.bias"]), after
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timing:
+    """How long is measured."""
+
+    rounds: int = 5
+    seconds: float = 0.05
+    """Of one round at least."""
+    steps_per_call: int = 32
+    """Of gruve's own."""
+
+
+def step_s(stepper: Stepper, bed: Bed, timing: Timing) -> float:
+    """The median seconds of a step; NaN on a bed that does not measure."""
+    calls, found = 1, bed.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
+    found = bed.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
+    if found > 0.0:
+        calls = max(1, round(timing.seconds / found))
+    rounds = []
+    for _ in range(timing.rounds):
+        taken: list[int] = []
+        seconds = bed.time_s(lambda taken=taken: taken.append(stepper.steps(calls)), stepper.run)  # type: ignore[misc]
+        rounds.append(seconds / taken[0])
+    return median(rounds)
+
+
+def probe_flop_per_s(bed: Bed, size: int) -> float:
+    """What a product of two (size, size) fp16 matrices of random numbers reaches, the best of five."""
+    a, b = (torch.randn(size, size, device=bed.kind, dtype=torch.float16) for _ in range(2))
+    out = torch.empty_like(a)
+    torch.mm(a, b, out=out)
+    times = [bed.time_s(lambda: _ignore(torch.mm(a, b, out=out)), _here) for _ in range(5)]
+    return 2.0 * size**3 / min(times)
+
+
+def probe_bytes_per_s(bed: Bed, size: int) -> float:
+    """What a copy within the device reaches, bytes read and written, the best of five."""
+    a = torch.empty(size, device=bed.kind, dtype=torch.uint8).random_()
+    b = torch.empty_like(a)
+    b.copy_(a)
+    times = [bed.time_s(lambda: _ignore(b.copy_(a)), _here) for _ in range(5)]
+    return 2.0 * size / min(times)
+
+
+def _here(work: Work) -> None:
+    work()
+
+
+def _ignore(_: object) -> None:
+    """For what gives something that nobody wants."""

@@ -1,0 +1,248 @@
+"""The head and everything after it as one Triton kernel: logits, `model/sampling.py` in integers, stops, freezing.
+
+A program takes a few rows and their whole distribution, which must fit into its registers: `MOST_TOKENS` of the
+vocabulary at most. Top-k and top-p need no order, only the key of the last token that stays: it is found bit by bit,
+each a count or a sum, which are integers and so the same in whatever order they are taken. Launch with
+`enable_fp_fusion=False`: a product and a sum of the law are rounded each by itself.
+"""
+
+import triton
+import triton.language as tl
+
+from gruve.engine.decode import Reason
+from gruve.engine.decode.cuda import memory, records
+from gruve.engine.decode.cuda.records import Field, Real
+from gruve.engine.stops import MATCHED as _MATCHED
+from gruve.model import sampling as law
+
+MOST_TOKENS = 512
+
+FIELDS, REALS = tl.constexpr(records.FIELDS), tl.constexpr(records.REALS)
+PENDING, POSITION, DRAWN = (tl.constexpr(int(f)) for f in (Field.PENDING, Field.POSITION, Field.DRAWN))
+STOP_STATE, REASON = tl.constexpr(int(Field.STOP_STATE)), tl.constexpr(int(Field.REASON))
+KEY_LOW, KEY_HIGH, GREEDY = (tl.constexpr(int(f)) for f in (Field.KEY_LOW, Field.KEY_HIGH, Field.GREEDY))
+TOP_K, TOP_P, MIN_P, WINDOW = (tl.constexpr(int(f)) for f in (Field.TOP_K, Field.TOP_P, Field.MIN_P, Field.WINDOW))
+MAX_TOKENS, MIN_TOKENS = tl.constexpr(int(Field.MAX_TOKENS)), tl.constexpr(int(Field.MIN_TOKENS))
+END_ID, STOP_BASE, DENSE = (tl.constexpr(int(f)) for f in (Field.END_ID, Field.STOP_BASE, Field.DENSE))
+LOGPROBS, TAKEN, LIMIT = (tl.constexpr(int(f)) for f in (Field.LOGPROBS, Field.TAKEN, Field.LIMIT))
+FORCED, ACTIVE = tl.constexpr(int(Field.FORCED)), tl.constexpr(int(Field.ACTIVE))
+SCALE, PENALTY, INVERSE = (tl.constexpr(int(r)) for r in (Real.SCALE, Real.PENALTY, Real.INVERSE))
+BIASED, MASKED = tl.constexpr(records.BIASED), tl.constexpr(records.MASKED)
+ALWAYS, EARLY = tl.constexpr(records.ALWAYS), tl.constexpr(records.EARLY)
+NEVER, MATCHED = tl.constexpr(records.NEVER), tl.constexpr(_MATCHED)
+SLOT, INBOX, OUTBOX = tl.constexpr(memory.SLOT), tl.constexpr(memory.INBOX), tl.constexpr(memory.OUTBOX)
+STOP, LENGTH = tl.constexpr(int(Reason.STOP)), tl.constexpr(int(Reason.LENGTH))
+END_OF_SEQUENCE = tl.constexpr(int(Reason.END_OF_SEQUENCE))
+WEIGHT_BITS, SHARE_BITS = tl.constexpr(law.WEIGHT_BITS), tl.constexpr(law.SHARE_BITS)
+EXPONENT_BITS, PART_SHIFT = tl.constexpr(law.EXPONENT_BITS), tl.constexpr(32 - law.EXPONENT_BITS)
+PART_MASK = tl.constexpr((1 << law.EXPONENT_BITS) - 1)
+POWER_SHIFT = tl.constexpr(30 - law.WEIGHT_BITS)
+LOWEST = tl.constexpr(float(law.LOWEST_EXPONENT << law.EXPONENT_BITS))
+C0, C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in law.EXP2)
+LOW16 = tl.constexpr((1 << 16) - 1)
+KEY_BITS = tl.constexpr(48)
+
+
+@triton.jit
+def _uniform(key_low, key_high, position):
+    """The first word of philox4x32-10, as uint32 (Salmon et al. 2011)."""
+    k0, k1 = key_low.to(tl.uint32), key_high.to(tl.uint32)
+    c0, c1 = position.to(tl.uint32), (position >> 32).to(tl.uint32)
+    c2, c3 = c0 ^ c0, c0 ^ c0
+    m0, m1 = c2 + 0xD2511F53, c2 + 0xCD9E8D57
+    w0, w1 = c2 + 0x9E3779B9, c2 + 0xBB67AE85
+    for _ in tl.static_range(10):
+        high0, high1 = tl.umulhi(m0, c0), tl.umulhi(m1, c2)
+        low0, low1 = m0 * c0, m1 * c2
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + w0, k1 + w1
+    return c0
+
+
+@triton.jit
+def _weights(scores, allowed, highest, scale):
+    """The law's integer weights; 0 where not allowed."""
+    steps = tl.where(allowed, (scores - highest[:, None]) * scale[:, None], LOWEST)
+    exponents = tl.maximum(steps, LOWEST).to(tl.int32)
+    whole = exponents >> EXPONENT_BITS
+    # (power * part) >> EXPONENT_BITS is the high word of power * (part << PART_SHIFT).
+    part = ((exponents & PART_MASK) << PART_SHIFT).to(tl.uint32)
+    power = tl.umulhi((part ^ part) + C5, part) + C4
+    power = tl.umulhi(power, part) + C3
+    power = tl.umulhi(power, part) + C2
+    power = tl.umulhi(power, part) + C1
+    power = tl.umulhi(power, part) + C0
+    shift = tl.minimum(-whole + POWER_SHIFT, 31)  # what is shifted by more than 31 is 0 as well
+    return tl.where(allowed, power.to(tl.int32) >> shift, 0)
+
+
+@triton.jit
+def _keys(scores, allowed, ids):
+    """Numbers in the order of the law: greater for a higher logit, then for a lower id; -1 where not allowed."""
+    bits = (scores + 0.0).to(tl.int32, bitcast=True)  # -0 and 0 are the same logit
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + (1 << 31)
+    return tl.where(allowed, (ordered << 16) + (-ids[None, :] + LOW16), -1)
+
+
+@triton.jit
+def _truncate(w, scores, allowed, ids, top_k, top_p, min_p):
+    """Zeroes the weights that top-k, top-p and min-p drop."""
+    keys = _keys(scores, allowed, ids)
+    one = tl.full((), 1, tl.int64)
+    least = top_k ^ top_k
+    for b in range(KEY_BITS):
+        next_ = least | (one << (-b + KEY_BITS - 1))
+        count = tl.sum((keys >= next_[:, None]).to(tl.int64), axis=1)
+        least = tl.where(count >= top_k, next_, least)
+    w = tl.where(keys >= least[:, None], w, 0)
+    bound = top_p * tl.sum(w.to(tl.int64), axis=1)
+    least = top_k ^ top_k
+    for b in range(KEY_BITS):
+        next_ = least | (one << (-b + KEY_BITS - 1))
+        before = tl.sum(tl.where(keys >= next_[:, None], w, 0).to(tl.int64), axis=1)
+        least = tl.where((before << SHARE_BITS) >= bound, next_, least)
+    least = tl.where(top_p >= 0, least, 0)
+    w = tl.where(keys >= least[:, None], w, 0)
+    return tl.where((w.to(tl.int64) << SHARE_BITS) >= (min_p << WEIGHT_BITS)[:, None], w, 0)
+
+
+@triton.jit
+def _draw(scores, allowed, ids, record, real, active):
+    """The token that the law draws for each row."""
+    candidates = tl.where(allowed, scores, float("-inf"))
+    highest = tl.max(candidates, axis=1)
+    greedy = tl.min(tl.where(candidates == highest[:, None], ids[None, :], LOW16), axis=1)
+    w = _weights(scores, allowed, highest, tl.load(real + SCALE, mask=active, other=1.0))
+    top_k = tl.load(record + TOP_K, mask=active, other=0)
+    top_p = tl.load(record + TOP_P, mask=active, other=-1)
+    min_p = tl.load(record + MIN_P, mask=active, other=0)
+    asks = active & ((top_p >= 0) | (min_p > 0) | (top_k < tl.sum(allowed.to(tl.int64), axis=1)))
+    if tl.max(asks.to(tl.int32), axis=0) > 0:
+        w = _truncate(w, scores, allowed, ids, top_k, top_p, min_p)
+    cumulative = tl.cumsum(w.to(tl.int64), axis=1)
+    total = tl.sum(w.to(tl.int64), axis=1)
+    low, high = tl.load(record + KEY_LOW, mask=active, other=0), tl.load(record + KEY_HIGH, mask=active, other=0)
+    u = _uniform(low, high, tl.load(record + POSITION, mask=active, other=0) + 1).to(tl.int64)
+    # floor(u * total / 2**32) for total < 2**39
+    target = (u * (total >> 16) + ((u * (total & LOW16)) >> 16)) >> 16
+    sampled = tl.sum((cumulative <= target[:, None]).to(tl.int32), axis=1)
+    return tl.where(tl.load(record + GREEDY, mask=active, other=1) != 0, greedy, sampled)
+
+
+@triton.jit
+def _adjusted(logits, ids, slot, record, real, seen, bias, active, V: tl.constexpr):
+    """The logits after repetition penalty and bias."""
+    scores = logits
+    place = slot[:, None] * V + ids[None, :]
+    window = tl.load(record + WINDOW, mask=active, other=0)
+    if tl.max(window, axis=0) > 0:
+        looks = (active & (window > 0))[:, None] & (ids < V)[None, :]
+        last = tl.load(seen + place, mask=looks, other=NEVER).to(tl.int64)
+        first = tl.load(record + POSITION, mask=active, other=0) - window
+        inverse = tl.load(real + INVERSE, mask=active, other=1.0)[:, None]
+        penalty = tl.load(real + PENALTY, mask=active, other=1.0)[:, None]
+        penalised = tl.where(scores > 0.0, scores * inverse, scores * penalty)
+        scores = tl.where((last > first[:, None]) & (last != NEVER), penalised, scores)
+    biased = active & ((tl.load(record + DENSE, mask=active, other=0) & BIASED) != 0)
+    if tl.max(biased.to(tl.int32), axis=0) > 0:
+        scores += tl.load(bias + place, mask=biased[:, None] & (ids < V)[None, :], other=0.0)
+    return scores
+
+
+@triton.jit
+def _allowed(ids, slot, record, masks, active, V: tl.constexpr, ROWS: tl.constexpr):
+    """Which tokens may be drawn."""
+    allowed = tl.broadcast_to((ids < V)[None, :], (ROWS, ids.shape[0]))
+    masked = active & ((tl.load(record + DENSE, mask=active, other=0) & MASKED) != 0)
+    if tl.max(masked.to(tl.int32), axis=0) > 0:
+        place = slot[:, None] * V + ids[None, :]
+        bits = tl.load(masks + place, mask=masked[:, None] & (ids < V)[None, :], other=0).to(tl.int32)
+        early = tl.load(record + DRAWN, mask=active, other=0) < tl.load(record + MIN_TOKENS, mask=active, other=0)
+        dropped = ((bits & ALWAYS) != 0) | (((bits & EARLY) != 0) & early[:, None])
+        allowed = allowed & (dropped == 0)
+    return allowed
+
+
+@triton.jit
+def _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, size, V: tl.constexpr):
+    """Position, counts, stops, and whether a row freezes."""
+    taken = tl.load(record + TAKEN, mask=active, other=0)
+    tl.store(outbox + (OUTBOX + taken) * size + rows, token.to(tl.int32), mask=active)
+    position = tl.load(record + POSITION, mask=active, other=0) + 1
+    window = tl.load(record + WINDOW, mask=active, other=0)
+    tl.store(seen + slot * V + token, position.to(tl.int32), mask=active & (window > 0))
+    drawn_now = active & (prompted == 0)
+    drawn = tl.load(record + DRAWN, mask=active, other=0) + drawn_now.to(tl.int64)
+    base = tl.load(record + STOP_BASE, mask=active, other=-1)
+    walking = drawn_now & (base >= 0)
+    state = tl.load(record + STOP_STATE, mask=active, other=0)
+    entry = tl.load(stops + base + state * V + token, mask=walking, other=0)
+    ended = drawn_now & (token == tl.load(record + END_ID, mask=active, other=-1))
+    early = drawn < tl.load(record + MIN_TOKENS, mask=active, other=0)
+    stopped = walking & (entry >= MATCHED) & (early == 0) & (ended == 0)
+    prompt_left = taken + 1 < tl.load(record + FORCED, mask=active, other=0)
+    full = active & (drawn >= tl.load(record + MAX_TOKENS, mask=active, other=0)) & (prompt_left == 0)
+    reason = tl.where(ended, END_OF_SEQUENCE, tl.where(stopped, STOP, tl.where(full, LENGTH, 0)))
+    running = (reason == 0) & (taken + 1 < tl.load(record + LIMIT, mask=active, other=0))
+    tl.store(record + PENDING, token.to(tl.int64), mask=active)
+    tl.store(record + POSITION, position, mask=active)
+    tl.store(record + DRAWN, drawn, mask=active)
+    tl.store(record + TAKEN, taken + 1, mask=active)
+    tl.store(record + STOP_STATE, (entry & (MATCHED - 1)).to(tl.int64), mask=walking)
+    tl.store(record + REASON, reason.to(tl.int64), mask=active)
+    tl.store(record + ACTIVE, running.to(tl.int64), mask=active)
+
+
+@triton.jit
+def head_and_draw(
+    integers,
+    reals,
+    inbox,
+    outbox,
+    logits_kept,
+    seen,
+    bias,
+    masks,
+    stops,
+    operand,
+    W,
+    b,
+    size,
+    kept,
+    V: tl.constexpr,
+    H: tl.constexpr,
+    BR: tl.constexpr,
+    BV: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The last layer's operand (B, H) and the head's weights (BV, H), b (BV,) -> every active row's next token.
+
+    A program for BR rows. Of rows that asked for log-probabilities the logits of step k stay in `logits_kept`
+    (kept, B, V) at k modulo kept.
+    """
+    rows = tl.program_id(0) * BR + tl.arange(0, BR)
+    ids = tl.arange(0, BV)
+    record, real = integers + rows * FIELDS, reals + rows * REALS
+    active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
+        return
+    logits = tl.zeros((BR, BV), tl.float32)
+    for k in range(0, H, BK):
+        ks = k + tl.arange(0, BK)
+        x = tl.load(operand + rows[:, None] * H + ks[None, :], mask=active[:, None], other=0.0)
+        logits = tl.dot(x, tl.load(W + ids[None, :] * H + ks[:, None]), logits, input_precision=PRECISION)
+    logits += tl.load(b + ids)[None, :]
+    slot = tl.load(inbox + SLOT * size + rows, mask=active, other=0)
+    taken = tl.load(record + TAKEN, mask=active, other=0)
+    asked = active & (tl.load(record + LOGPROBS, mask=active, other=0) != 0)
+    if tl.max(asked.to(tl.int32), axis=0) > 0:
+        at = ((taken % kept) * size + rows)[:, None] * V + ids[None, :]
+        tl.store(logits_kept + at, logits, mask=asked[:, None] & (ids < V)[None, :])
+    scores = _adjusted(logits, ids, slot, record, real, seen, bias, active, V)
+    allowed = _allowed(ids, slot, record, masks, active, V, BR)
+    drawn = tl.minimum(_draw(scores, allowed, ids, record, real, active), V - 1)
+    prompted = active & (taken < tl.load(record + FORCED, mask=active, other=0))
+    forced = tl.load(inbox + (INBOX + taken) * size + rows, mask=prompted, other=0)
+    token = tl.where(prompted, forced, drawn)
+    _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, size, V)

@@ -1,0 +1,56 @@
+"""Proves at the start that a row's bits do not depend on its place, its company or the size of the call.
+
+The promise would be empty on a device, or with a compiler, that makes them depend on these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gruve.engine.decode import Row
+from gruve.engine.decode.cuda.backend import CudaBackend
+from gruve.errors import ModelBroken
+from gruve.model.config import ModelConfig
+from gruve.model.sampling import SamplingParameters
+
+STEPS = 3
+
+
+def check_exact(backend: CudaBackend, config: ModelConfig) -> None:
+    """Raises `ModelBroken` unless one row, alone and at every place among rows that are no numbers, makes the same.
+
+    Overwrites every slot: nobody may be in them yet.
+    """
+    state = np.random.default_rng(1).uniform(-1, 1, (config.state_tensors, config.num_layers, config.hidden_size))
+    given = state.astype(np.float32)
+    alone, tokens = _run(backend, [0], given, [0])
+    for size in backend.sizes:
+        slots = range(min(size, backend.slots))
+        for which in (slots[::2], slots[1::2]):
+            after, drawn = _run(backend, slots, given, which)
+            for slot in which:
+                same_state = np.array_equal(after[:, :, slot], alone[:, :, 0])
+                if not (same_state and np.array_equal(drawn[:, slot], tokens[:, 0])):
+                    raise ModelBroken(
+                        f"a row at place {slot} of {len(slots)} makes other bits than alone; this way of decoding "
+                        "cannot be exact here"
+                    )
+
+
+def _run(
+    backend: CudaBackend, slots: Sequence[int], state: NDArray[np.float32], which: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Steps the row in `which` of the slots, and no numbers in the others: the states of all slots, and the tokens."""
+    start, nothing = np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int32)
+    row = Row(start, 0, nothing, SamplingParameters(seed=1), max_tokens=STEPS + 1)
+    ours, nan = set(which), np.full_like(state, np.nan)
+    for slot in slots:
+        backend.admit(slot, row, state if slot in ours else nan)
+    tokens = backend.decode(slots, [STEPS] * len(slots), STEPS).tokens
+    states = backend.states(slots)
+    for slot in slots:
+        backend.release(slot)
+    return states, tokens

@@ -1,0 +1,223 @@
+"""The layers as Triton kernels: a tile of rows by a tile of units, every gate of a unit in the same program.
+
+A gate's sum runs over the state below and the state before in one fixed order, in fp32, in the same program whatever
+the batch: so a row's bits do not depend on the others. The state is fp32 and only its own program touches it; what
+other programs read of it is the operand, rounded to what the products take, in two copies that steps alternate
+between. A program none of whose rows is active returns at once; an operand of a row that is not active is never read.
+
+Legend: `H` hidden units, padded; `K` what x has, padded; weights (G, H, K) and (G, H, H), biases (G, H), all row after
+row. `X` says where x comes from: the layer below, the embedding, or a table that has the whole product (V, G, H).
+"""
+
+import triton
+import triton.language as tl
+
+from gruve.engine.decode.cuda.records import FIELDS as _FIELDS
+from gruve.engine.decode.cuda.records import Field
+
+FIELDS = tl.constexpr(_FIELDS)
+PENDING = tl.constexpr(int(Field.PENDING))
+ACTIVE = tl.constexpr(int(Field.ACTIVE))
+BELOW, EMBEDDING, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+GRU, LSTM, ELMAN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def _sigmoid(a):
+    return 1.0 / (1.0 + tl.exp(-a))
+
+
+@triton.jit
+def _tanh(a):
+    return 2.0 / (1.0 + tl.exp(-2.0 * a)) - 1.0
+
+
+@triton.jit
+def _products(
+    a, active, w, gate, s0, s1, s2, s3, K: tl.constexpr, G: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Adds a @ w.T of G gates to s0, s1, s2, s3: `a` (BM, 1) and `w` (1, BU) point at rows of K, gates `gate` apart."""
+    for k in range(0, K, BK):
+        ks = k + tl.arange(0, BK)
+        x = tl.load(a + ks[None, :], mask=active[:, None], other=0.0)
+        s0 = tl.dot(x, tl.load(w + ks[:, None]), s0, input_precision=PRECISION)
+        if G > 1:
+            s1 = tl.dot(x, tl.load(w + gate + ks[:, None]), s1, input_precision=PRECISION)
+        if G > 2:
+            s2 = tl.dot(x, tl.load(w + 2 * gate + ks[:, None]), s2, input_precision=PRECISION)
+        if G > 3:
+            s3 = tl.dot(x, tl.load(w + 3 * gate + ks[:, None]), s3, input_precision=PRECISION)
+    return s0, s1, s2, s3
+
+
+@triton.jit
+def _rows_of_x(x, rows, record, active, K: tl.constexpr, X: tl.constexpr):
+    """Where each row's x begins."""
+    if X == BELOW:
+        return x + rows * K
+    return x + tl.load(record + PENDING, mask=active, other=0) * K
+
+
+@triton.jit
+def layer(
+    integers,
+    x,
+    W,
+    U,
+    bias,
+    bias_hn,
+    h,
+    c,
+    operand,
+    operand_after,
+    size,
+    CELL: tl.constexpr,
+    X: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BU: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One layer of a GRU with reset=after, an LSTM or an Elman network; a program for (BU units, BM rows)."""
+    units = tl.program_id(0) * BU + tl.arange(0, BU)
+    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    record = integers + rows * FIELDS
+    active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
+        return
+    G: tl.constexpr = 3 if CELL == GRU else (4 if CELL == LSTM else 1)
+    zero = tl.zeros((BM, BU), tl.float32)
+    before = operand + rows[:, None] * H
+    s0, s1, s2, s3 = _products(
+        before, active, U + units[None, :] * H, H * H, zero, zero, zero, zero, H, G, BK, PRECISION
+    )
+    # The GRU's reset gate multiplies what the state gives to n, and nothing else.
+    x2 = zero if CELL == GRU else s2
+    if X == TABLE:
+        token = tl.load(record + PENDING, mask=active, other=0)
+        entry = x + token[:, None] * (G * H) + units[None, :]
+        s0 += tl.load(entry, mask=active[:, None], other=0.0)
+        if G > 1:
+            s1 += tl.load(entry + H, mask=active[:, None], other=0.0)
+        if G > 2:
+            x2 += tl.load(entry + 2 * H, mask=active[:, None], other=0.0)
+        if G > 3:
+            s3 += tl.load(entry + 3 * H, mask=active[:, None], other=0.0)
+    else:
+        below = _rows_of_x(x, rows, record, active, K, X)[:, None]
+        s0, s1, x2, s3 = _products(below, active, W + units[None, :] * K, H * K, s0, s1, x2, s3, K, G, BK, PRECISION)
+        s0 += tl.load(bias + units)[None, :]
+        if G > 1:
+            s1 += tl.load(bias + H + units)[None, :]
+        if G > 2:
+            x2 += tl.load(bias + 2 * H + units)[None, :]
+        if G > 3:
+            s3 += tl.load(bias + 3 * H + units)[None, :]
+    mine = rows[:, None] * H + units[None, :]
+    if CELL == GRU:
+        old = tl.load(h + mine, mask=active[:, None], other=0.0)
+        n = _tanh(x2 + _sigmoid(s0) * (s2 + tl.load(bias_hn + units)[None, :]))
+        new = old + _sigmoid(s1) * (n - old)
+    elif CELL == LSTM:
+        cell = tl.load(c + mine, mask=active[:, None], other=0.0)
+        cell = _sigmoid(s1) * cell + _sigmoid(s0) * _tanh(x2)
+        tl.store(c + mine, cell, mask=active[:, None])
+        new = _sigmoid(s3) * _tanh(cell)
+    else:
+        new = _tanh(s0)
+    tl.store(h + mine, new, mask=active[:, None])
+    tl.store(operand_after + mine, new.to(operand_after.dtype.element_ty), mask=active[:, None])
+
+
+@triton.jit
+def reset_and_update(
+    integers,
+    x,
+    W,
+    U,
+    bias,
+    h,
+    operand,
+    reset,
+    update,
+    size,
+    X: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BU: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The first half of a GRU with reset=before: r*h, as an operand, and z."""
+    units = tl.program_id(0) * BU + tl.arange(0, BU)
+    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    record = integers + rows * FIELDS
+    active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
+        return
+    zero = tl.zeros((BM, BU), tl.float32)
+    before = operand + rows[:, None] * H
+    r, z, _, _ = _products(before, active, U + units[None, :] * H, H * H, zero, zero, zero, zero, H, 2, BK, PRECISION)
+    if X == TABLE:
+        token = tl.load(record + PENDING, mask=active, other=0)
+        entry = x + token[:, None] * (3 * H) + units[None, :]
+        r += tl.load(entry, mask=active[:, None], other=0.0)
+        z += tl.load(entry + H, mask=active[:, None], other=0.0)
+    else:
+        below = _rows_of_x(x, rows, record, active, K, X)[:, None]
+        r, z, _, _ = _products(below, active, W + units[None, :] * K, H * K, r, z, zero, zero, K, 2, BK, PRECISION)
+        r += tl.load(bias + units)[None, :]
+        z += tl.load(bias + H + units)[None, :]
+    mine = rows[:, None] * H + units[None, :]
+    old = tl.load(h + mine, mask=active[:, None], other=0.0)
+    tl.store(reset + mine, (_sigmoid(r) * old).to(reset.dtype.element_ty), mask=active[:, None])
+    tl.store(update + mine, _sigmoid(z), mask=active[:, None])
+
+
+@triton.jit
+def candidate(
+    integers,
+    x,
+    W,
+    U,
+    bias,
+    h,
+    reset,
+    update,
+    operand_after,
+    size,
+    X: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BU: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The second half of a GRU with reset=before: n of r*h, and the new state."""
+    units = tl.program_id(0) * BU + tl.arange(0, BU)
+    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    record = integers + rows * FIELDS
+    active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
+    if tl.max(active.to(tl.int32), axis=0) == 0:
+        return
+    zero = tl.zeros((BM, BU), tl.float32)
+    before = reset + rows[:, None] * H
+    n_row = U + 2 * H * H + units[None, :] * H
+    n, _, _, _ = _products(before, active, n_row, H * H, zero, zero, zero, zero, H, 1, BK, PRECISION)
+    if X == TABLE:
+        token = tl.load(record + PENDING, mask=active, other=0)
+        n += tl.load(x + token[:, None] * (3 * H) + 2 * H + units[None, :], mask=active[:, None], other=0.0)
+    else:
+        below = _rows_of_x(x, rows, record, active, K, X)[:, None]
+        w_row = W + 2 * H * K + units[None, :] * K
+        n, _, _, _ = _products(below, active, w_row, H * K, n, zero, zero, zero, K, 1, BK, PRECISION)
+        n += tl.load(bias + 2 * H + units)[None, :]
+    mine = rows[:, None] * H + units[None, :]
+    old = tl.load(h + mine, mask=active[:, None], other=0.0)
+    new = old + tl.load(update + mine, mask=active[:, None], other=0.0) * (_tanh(n) - old)
+    tl.store(h + mine, new, mask=active[:, None])
+    tl.store(operand_after + mine, new.to(operand_after.dtype.element_ty), mask=active[:, None])

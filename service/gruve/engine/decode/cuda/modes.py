@@ -1,0 +1,79 @@
+"""The ways to decode on a GPU, best first, and which of them works here.
+
+`triton` is fused kernels in CUDA graphs; `graph` torch operations in CUDA graphs; `eager` the reference backend, one
+operation after the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from typing import Literal
+
+import torch
+
+from gruve.engine.decode import Backend
+from gruve.engine.decode.cuda.backend import CudaBackend, CudaConfig, Step
+from gruve.engine.decode.cuda.device import Device, GpuDevice
+from gruve.engine.decode.cuda.exact import check_exact
+from gruve.engine.decode.cuda.torch_step import TorchStep
+from gruve.engine.decode.reference import ReferenceBackend
+from gruve.errors import ModelBroken
+from gruve.model.repository import Model
+
+log = logging.getLogger(__name__)
+
+CudaMode = Literal["auto", "triton", "graph", "eager"]
+MODES: tuple[CudaMode, ...] = ("triton", "graph", "eager")
+LEAST_CAPABILITY = (8, 0)
+TORCH_CONFIG = CudaConfig(sizes=(256, 1_024, 4_096), pieces=(8, 2, 1))
+"""Torch operations come in tiles of 256 rows, and a graph of them has some hundred nodes a step."""
+
+
+def cuda_backend(model: Model, slots: int, mode: CudaMode, why: str) -> Backend:
+    """A backend on the current GPU: of the mode asked for, or of the best that works, with `why` saying so.
+
+    Raises `ModelBroken` when no mode works, or the one asked for does not.
+    """
+    reasons = [why]
+    for candidate in MODES if mode == "auto" else (mode,):
+        try:
+            return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]))
+        except Exception as error:
+            log.exception("%s does not work on this GPU", candidate)
+            reasons.append(f"{candidate} does not work here: {error}")
+    raise ModelBroken("; ".join(reasons))
+
+
+def make_step(model: Model, mode: CudaMode, device: Device) -> Step:
+    """The step of `triton` or `graph`; raises `ModelBroken` where it cannot be."""
+    if mode == "graph":
+        return TorchStep(model, device.kind)
+    if (why_not := triton_unavailable()) is not None:
+        raise ModelBroken(why_not)
+    # Imported here because Triton is not there without a CUDA build of torch.
+    module = importlib.import_module("gruve.engine.decode.cuda.triton_step")
+    step: Step = module.TritonStep(model, device.kind)
+    return step
+
+
+def triton_unavailable() -> str | None:
+    """Why the fused kernels cannot be used with this installation and GPU, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: it comes with torch's CUDA builds, or pip install 'triton>=3.6,<4'"
+    if torch.cuda.is_available() and (found := torch.cuda.get_device_capability()) < LEAST_CAPABILITY:
+        return f"the GPU's compute capability is {found[0]}.{found[1]}; the kernels need {LEAST_CAPABILITY[0]}.0"
+    return None
+
+
+def _make(model: Model, slots: int, mode: CudaMode, why: str) -> Backend:
+    # TF32 would round the torch operations' operands.
+    torch.set_float32_matmul_precision("highest")
+    if mode == "eager":
+        return ReferenceBackend(model, slots, "cuda", why)
+    device = GpuDevice()
+    config = TORCH_CONFIG if mode == "graph" else CudaConfig()
+    backend = CudaBackend(model, slots, make_step(model, mode, device), device, why, config)
+    check_exact(backend, model.config)
+    return backend

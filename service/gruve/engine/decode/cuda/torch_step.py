@@ -1,0 +1,139 @@
+"""One step of a call's rows in torch operations of fixed shapes, which a CUDA graph can hold.
+
+The network is the reference backend's, in fp32 tiles; the draw is its sampler's. Knows the call's memory; nothing of
+streams, graphs or the host.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gruve.engine.decode import Reason
+from gruve.engine.decode.cuda.memory import INBOX, OUTBOX, Memory, Rows
+from gruve.engine.decode.cuda.pool import StopPool
+from gruve.engine.decode.cuda.records import ALWAYS, BIASED, EARLY, MASKED, NEVER, Field, Real
+from gruve.engine.decode.folding import padded_size
+from gruve.engine.decode.sampler import RowSampling, Sampler
+from gruve.engine.decode.tiles import Tiles
+from gruve.engine.stops import MATCHED
+from gruve.model.repository import Model
+
+
+class TorchStep:
+    """Steps in torch operations; see `gruve.engine.decode.cuda.backend.Step`."""
+
+    kinds: tuple[bool, ...] = (True, False)
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.hidden_size = padded_size(model.config.hidden_size)
+        self.tiles = Tiles(model, device)
+        self.description = f"fp32 torch {torch.__version__.split('+')[0]} tiles of {self.tiles.rows}"
+
+    def attach(self, memory: Memory, stops: StopPool) -> None:
+        """See `Step`."""
+        self._tail = TorchTail(memory, stops)
+
+    def begin(self, rows: Rows) -> None:
+        """See `Step`."""
+
+    def poison(self) -> None:
+        """See `Step`; it keeps nothing."""
+
+    def step(self, rows: Rows, parity: int, *, plain: bool) -> None:  # noqa: ARG002 - one buffer, no sides
+        """See `Step`."""
+        padding = self.tiles.padded(rows.size) - rows.size
+        tokens = torch.nn.functional.pad(rows.integers[:, Field.PENDING], (0, padding))
+        states = tuple(torch.nn.functional.pad(tensor, (0, 0, 0, padding)) for tensor in rows.states)
+        logits, after = self.tiles.step(tokens, states)
+        active = rows.integers[:, Field.ACTIVE] != 0
+        for tensor, new in zip(rows.states, after, strict=True):
+            tensor.copy_(torch.where(active[None, :, None], new[:, : rows.size], tensor))
+        self._tail.step(rows, logits[: rows.size], plain=plain)
+
+
+class TorchTail:
+    """What comes after the logits: the draw, the stops, and where every row stands then."""
+
+    def __init__(self, memory: Memory, stops: StopPool) -> None:
+        self._memory = memory
+        self._stops = stops
+        self._sampler = Sampler(memory.seen.shape[1], memory.seen.device)
+
+    def step(self, rows: Rows, logits: Tensor, *, plain: bool) -> None:
+        """Moves every active row past its next token; `plain` says that no row of the call asks for more than
+        temperature, seed and stops."""
+        i = rows.integers
+        sampling = _Columns(rows, self._memory, plain=plain)
+        seen = None if plain else sampling.seen(self._memory, rows)
+        drawn = self._sampler.draw(logits, sampling, i[:, Field.POSITION] + 1, i[:, Field.DRAWN], seen)
+        # A place without a row, or a state that is no number, has nothing to draw from; it may not lead out of bounds.
+        drawn = drawn.clamp_max(logits.shape[1] - 1)
+        taken = i[:, Field.TAKEN]
+        if not plain:
+            kept = rows.logits.shape[0]
+            rows.logits.index_put_((taken % kept, torch.arange(rows.size, device=logits.device)), logits)
+        prompted = taken < i[:, Field.FORCED]
+        at = taken.clamp_max(rows.inbox.shape[0] - INBOX - 1)[None]
+        token = torch.where(prompted, rows.inbox[INBOX:].gather(0, at)[0].to(torch.int64), drawn)
+        active = i[:, Field.ACTIVE] != 0
+        rows.outbox[OUTBOX:].scatter_(0, at, torch.where(active, token, -1).to(torch.int32)[None])
+        self._advance(rows, token, active, active & ~prompted)
+        if not plain:
+            seen_at = self._memory.seen[rows.slots, token]
+            now = torch.where(active, i[:, Field.POSITION].to(torch.int32), seen_at)
+            self._memory.seen.index_put_((rows.slots, token), now)
+
+    def _advance(self, rows: Rows, token: Tensor, active: Tensor, drawn_now: Tensor) -> None:
+        """Position, counts, stops, and whether the row freezes."""
+        i = rows.integers
+        i[:, Field.POSITION] += active
+        i[:, Field.DRAWN] += drawn_now
+        i[:, Field.TAKEN] += active
+        i[:, Field.PENDING] = torch.where(active, token, i[:, Field.PENDING])
+        drawn, vocabulary_size = i[:, Field.DRAWN], self._memory.seen.shape[1]
+        walking = drawn_now & (i[:, Field.STOP_BASE] >= 0)
+        place = i[:, Field.STOP_BASE] + i[:, Field.STOP_STATE] * vocabulary_size + token
+        entry = self._stops.entries[torch.where(walking, place, 0)].to(torch.int64)
+        i[:, Field.STOP_STATE] = torch.where(walking, entry & (MATCHED - 1), i[:, Field.STOP_STATE])
+        ended = drawn_now & (token == i[:, Field.END_ID])
+        stopped = walking & (entry >= MATCHED) & (drawn >= i[:, Field.MIN_TOKENS]) & ~ended
+        prompt_left = i[:, Field.TAKEN] < i[:, Field.FORCED]
+        full = active & (drawn >= i[:, Field.MAX_TOKENS]) & ~prompt_left & ~ended & ~stopped
+        for reason, frozen in ((Reason.END_OF_SEQUENCE, ended), (Reason.STOP, stopped), (Reason.LENGTH, full)):
+            i[:, Field.REASON] = torch.where(frozen, int(reason), i[:, Field.REASON])
+        running = (i[:, Field.REASON] == int(Reason.RUNNING)) & (i[:, Field.TAKEN] < i[:, Field.LIMIT])
+        i[:, Field.ACTIVE] = active & running
+
+
+class _Columns(RowSampling):
+    """The sampler's columns out of the rows' records; everything is there unless the call is plain."""
+
+    def __init__(self, rows: Rows, memory: Memory, *, plain: bool) -> None:
+        def column(field: Field) -> Tensor:
+            return rows.integers[:, field : field + 1]
+
+        self.greedy = column(Field.GREEDY) != 0
+        self.scale = rows.reals[:, Real.SCALE : Real.SCALE + 1]
+        self.key_low, self.key_high = rows.integers[:, Field.KEY_LOW], rows.integers[:, Field.KEY_HIGH]
+        self.min_tokens = rows.integers[:, Field.MIN_TOKENS]
+        self.any_sampled = True
+        self.truncated = self.penalised = not plain
+        self.bias = self.masked = self.masked_early = None
+        if plain:
+            return
+        self.top_k, self.top_p, self.min_p = column(Field.TOP_K), column(Field.TOP_P), column(Field.MIN_P)
+        self.penalty = rows.reals[:, Real.PENALTY : Real.PENALTY + 1]
+        self.inverse = rows.reals[:, Real.INVERSE : Real.INVERSE + 1]
+        self.window = column(Field.WINDOW)
+        dense = column(Field.DENSE)
+        self.bias = torch.where(dense & BIASED != 0, memory.bias[rows.slots], 0.0)
+        masks = torch.where(dense & MASKED != 0, memory.masks[rows.slots], 0)
+        self.masked, self.masked_early = masks & ALWAYS != 0, masks & EARLY != 0
+
+    def seen(self, memory: Memory, rows: Rows) -> Tensor:
+        """Which tokens stand in each row's window: bool (rows, V)."""
+        last = memory.seen[rows.slots].to(torch.int64)
+        # A slot's numbers are stale where its row does not look at them.
+        inside = (last > rows.integers[:, Field.POSITION, None] - self.window) & (last != NEVER)
+        return inside & (self.window > 0)
