@@ -19,6 +19,7 @@ from requiring import need_program
 from test_engine_sampler import parameters
 
 from gruve.engine.decode import Reason
+from gruve.engine.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.decode.native import NativeBackend, backend, library, native_unavailable
 from gruve.engine.stops import compile_stops
 from gruve.errors import InvalidField
@@ -265,7 +266,7 @@ def test_it_says_why_it_cannot_be_used(monkeypatch, tmp_path):
 
 def test_a_library_of_another_version_or_layout_is_refused(monkeypatch):
     monkeypatch.setattr(library, "ABI_VERSION", 99)
-    with pytest.raises(ImportError, match="its ABI version is 2, this package's 99"):
+    with pytest.raises(ImportError, match="its ABI version is 3, this package's 99"):
         library.Library(library.LIBRARY)
     monkeypatch.undo()
     monkeypatch.setattr(library, "STRUCTS", (library.Weights, library.Sampling, library.Call, library.NativeRow))
@@ -276,7 +277,15 @@ def test_a_library_of_another_version_or_layout_is_refused(monkeypatch):
 def test_it_says_what_it_runs_on():
     native = NativeBackend(MODEL, 1, 2, why="no GPU", isa="portable")
     assert (native.name, native.isa, native.why) == ("native", "portable", "no GPU (portable, 2 threads)")
+    assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int16").why.endswith("(portable, 2 threads, int16)")
     assert backend.available_cores() >= 1
+
+
+def test_int16_is_chosen_where_it_can_be_and_refused_where_the_native_backend_is_not_used():
+    chosen = choose_backend(MODEL, DecodeConfig("cpu", slots=1, arithmetic="int16"))
+    assert chosen.numerics_id == NativeBackend(MODEL, 1, arithmetic="int16").numerics_id
+    with pytest.raises(InvalidField, match="int16 needs the native backend; here it is reference: a CPU was asked for"):
+        choose_backend(MODEL, DecodeConfig("cpu", 1, torch.get_num_threads(), native=False, arithmetic="int16"))
 
 
 def test_only_the_objects_made_for_them_hold_wide_instructions():

@@ -63,7 +63,13 @@ def test_every_gruve_command_runs(line, address, tmp_path):
 
 
 def test_the_python_example_streams_and_goes_on(address, tmp_path):
-    (code,) = blocks("python")
+    code, _ = blocks("python")
+    text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
+    assert len(text) == 300
+
+
+def test_the_python_example_steers_and_forks(address, tmp_path):
+    _, code = blocks("python")
     text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
     assert len(text) == 300
 

@@ -29,7 +29,7 @@ from gruve.model.sampling import SamplingParameters
 onnxruntime = optional_package("onnxruntime")
 openvino = optional_package("openvino")
 
-BACKENDS = ("native", "reference", "torch", "onnxruntime", "openvino")
+BACKENDS = ("native", "native_int16", "reference", "torch", "onnxruntime", "openvino")
 MOST_ROWS = 64
 STEPS_PER_CALL = {"native": 16, "reference": 2}
 """How many steps gruve's backends are asked for at a time; the others can take one."""
@@ -59,7 +59,7 @@ class Peer(Stepper, Protocol):
 
 def make_stepper(name: str, model: Model, batch: int, threads: int) -> Stepper:
     """The stepper of that name; raises `Absent`."""
-    if name in ("native", "reference"):
+    if name in ("native", "native_int16", "reference"):
         return _BackendStepper(_backend(name, model, batch, threads), batch)
     if model.config.reset == "before" and name == "torch":
         raise Absent("torch.nn has no GRU with the reset gate before the product")
@@ -81,7 +81,7 @@ def _backend(name: str, model: Model, batch: int, threads: int) -> Backend:
         return ReferenceBackend(model, batch, "cpu")
     if (why := native_unavailable()) is not None:
         raise Absent(why)
-    return NativeBackend(model, batch, threads)
+    return NativeBackend(model, batch, threads, arithmetic="int16" if name == "native_int16" else "float32")
 
 
 class _BackendStepper:

@@ -126,6 +126,15 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         variable="GRUVE_CUDA",
         choices=("auto", "triton", "graph", "eager"),
     )
+    add_flag(
+        group,
+        "--arithmetic",
+        str,
+        "float32",
+        "what the native kernels multiply in; int16 is faster, rounds more, and has tokens of its own",
+        variable="GRUVE_ARITHMETIC",
+        choices=("float32", "int16"),
+    )
     add_flag(group, "--slots", int, 1024, "sequences a model decodes at once", variable="GRUVE_SLOTS", metavar="N")
     add_flag(
         group,
@@ -264,7 +273,15 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         export_key=export_key,
         store=store,
         store_synchronous=args.store_sync.upper(),
-        decode=DecodeConfig(args.device, args.slots, args.threads, args.native == "1", args.isa, args.cuda),
+        decode=DecodeConfig(
+            device=args.device,
+            slots=args.slots,
+            threads=args.threads,
+            native=args.native == "1",
+            isa=args.isa,
+            arithmetic=args.arithmetic,
+            cuda=args.cuda,
+        ),
         engine=EngineConfig(max_waiting=args.max_waiting, max_call_ms=args.max_call_ms),
         sessions=SessionsConfig(idle_ttl_s=ttl_s, budget_bytes=int(args.session_memory * MIB)),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ from gruve.model.sampling import SamplingParameters
 
 HISTORY = 1_024
 """How many of the last tokens a slot remembers for the repetition penalty: the longest window."""
+
+
+Arithmetic = Literal["float32", "int16"]
+"""What products with a state are made of and summed in."""
 
 
 class Reason(enum.IntEnum):

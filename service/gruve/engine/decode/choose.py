@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from gruve.engine.decode import Backend
+from gruve.engine.decode import Arithmetic, Backend
 from gruve.engine.decode.cuda import CudaMode, cuda_backend
 from gruve.engine.decode.native import NativeBackend, native_unavailable
 from gruve.engine.decode.reference import ReferenceBackend
@@ -31,6 +31,8 @@ class DecodeConfig:
     """Whether the native backend may be used on a CPU; without it, it is the reference."""
     isa: str | None = None
     """The instruction set that the native backend uses, of those that the CPU has; None for the fastest."""
+    arithmetic: Arithmetic = "float32"
+    """What the layers multiply in. `int16` is the native backend's alone, faster and less exact; tokens differ."""
     cuda: CudaMode = "auto"
     """How a GPU computes: `triton`, `graph` or `eager`; `auto` takes the first of these that works."""
 
@@ -38,9 +40,17 @@ class DecodeConfig:
 def choose_backend(model: Model, config: DecodeConfig) -> Backend:
     """The best backend for `model` on this machine.
 
-    Raises `InvalidField` when `device` asks for a GPU that torch does not see, or `isa` for what the CPU has not;
-    `ModelBroken` when no backend can keep its promises with this model.
+    Raises `InvalidField` when `device` asks for a GPU that torch does not see, `isa` for what the CPU has not, or
+    `arithmetic` for int16 where the native backend is not used; `ModelBroken` when no backend can keep its promises
+    with this model.
     """
+    backend = _choose(model, config)
+    if config.arithmetic == "int16" and not isinstance(backend, NativeBackend):
+        raise InvalidField("arithmetic", f"int16 needs the native backend; here it is {backend.name}: {backend.why}")
+    return backend
+
+
+def _choose(model: Model, config: DecodeConfig) -> Backend:
     device, cuda = config.device, torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise InvalidField("device", "cuda was asked for and torch sees no GPU")
@@ -50,7 +60,7 @@ def choose_backend(model: Model, config: DecodeConfig) -> Backend:
     why = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
     why_not = native_unavailable() if config.native else "the native backend was not to be used"
     if why_not is None:
-        return NativeBackend(model, config.slots, config.threads, why, config.isa)
+        return NativeBackend(model, config.slots, config.threads, why, config.isa, config.arithmetic)
     # Torch's small operations gain nothing from a second thread, and would take it from the wire.
     torch.set_num_threads(config.threads or 1)
     return ReferenceBackend(model, config.slots, "cpu", f"{why}; {why_not}")

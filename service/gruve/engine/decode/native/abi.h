@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRUVE_ABI_VERSION 2
+#define GRUVE_ABI_VERSION 3
 #define GRUVE_MAX_LAYERS 4
 #define GRUVE_MAX_ROWS 64
 #define GRUVE_MAX_STEPS 4096
@@ -37,6 +37,7 @@ typedef struct {
     int32_t hidden_size;
     int32_t num_layers;
     int32_t half;  // 1: every weight matrix holds fp16 values and may be stored so
+    int32_t whole; // 1: the layers multiply states in int16 and sum integers; 0: all in fp32
     const float* embedding;                      // (V, E)
     const float* weight_ih[GRUVE_MAX_LAYERS];    // (G*H, E or H)
     const float* weight_hh[GRUVE_MAX_LAYERS];    // (G*H, H)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gruve.engine.decode import HISTORY, Block, Logprobs, Row
+from gruve.engine.decode import HISTORY, Arithmetic, Block, Logprobs, Row
 from gruve.engine.decode.native import library as abi
 from gruve.engine.stops import StopTable
 from gruve.errors import ModelBroken
@@ -35,9 +35,12 @@ CELLS = {("gru", "after"): 0, ("gru", "before"): 1, ("lstm", None): 2, ("elman",
 class NativeBackend:
     """Decodes in C++ on the CPU; see `gruve.engine.decode.Backend` for the contract.
 
-    The bits it makes depend on the model, the row and `VERSION` alone: not on the instruction set, the threads, the
-    other rows or how many steps a call takes. `close` ends its threads. After a fork it goes on working in the child,
-    on the calling thread.
+    The bits it makes depend on the model, the row, the arithmetic and `VERSION` alone: not on the instruction set, the
+    threads, the other rows or how many steps a call takes. `close` ends its threads. After a fork it goes on working in
+    the child, on the calling thread.
+
+    In `int16` what multiplies a state is rounded: states to 1/4096, weights to as many steps as leave every sum of
+    products below 2**31. Tables, biases, gates, states and the head are as in `float32`.
     """
 
     name = "native"
@@ -50,17 +53,20 @@ class NativeBackend:
         threads: int | None = None,
         why: str = "asked for",
         isa: str | None = None,
+        arithmetic: Arithmetic = "float32",
     ) -> None:
         """`threads` None takes as many as this process may use cores; `isa` None what `chosen_isa` says."""
         config = model.config
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
         self.threads = self.lanes = threads or available_cores()
-        self.why = f"{why} ({self.isa}, {self.threads} threads)"
-        self.numerics_id = hashlib.sha256(f"{self.name} {VERSION} {config.precision}".encode()).hexdigest()[:16]
+        whole = arithmetic == "int16"
+        self.why = f"{why} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
+        numerics = f"{self.name} {VERSION} {config.precision}{' int16' if whole else ''}"
+        self.numerics_id = hashlib.sha256(numerics.encode()).hexdigest()[:16]
         self._config = config
         self._library = abi.library()
-        self._packed = packed_weights(model, self.isa)
+        self._packed = packed_weights(model, self.isa, whole=whole)
         decoder = ctypes.c_void_p()
         self._library.call("gruve_decoder_create", self._packed.model, slots, self.threads, ctypes.byref(decoder))
         self._decoder: ctypes.c_void_p | None = decoder
@@ -232,12 +238,12 @@ def _stop_arrays(stops: StopTable | None, vocabulary_size: int) -> tuple[NDArray
 class PackedWeights:
     """A model's weights as the library holds them: immutable, shared by every backend of the same model."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str) -> None:
+    def __init__(self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str, *, whole: bool) -> None:
         self._library = abi.library()
         # The library reads embedding rows from here where the input projection is no table.
         self._embedding = weights["embedding.weight"]
         self.model = ctypes.c_void_p()
-        given = _weights_struct(config, weights)
+        given = _weights_struct(config, weights, whole=whole)
         self._library.call("gruve_model_create", ctypes.byref(given), isa.encode(), ctypes.byref(self.model))
         weakref.finalize(self, self._library.plain, "gruve_model_destroy", self.model).atexit = False
 
@@ -251,16 +257,19 @@ _packed: weakref.WeakValueDictionary[str, PackedWeights] = weakref.WeakValueDict
 _packing = threading.Lock()
 
 
-def packed_weights(model: Model, isa: str) -> PackedWeights:
-    """The packed weights of a model, made once while anybody uses them: the same content is the same object."""
+def packed_weights(model: Model, isa: str, *, whole: bool = False) -> PackedWeights:
+    """The packed weights of a model, made once while anybody uses them: the same content is the same object.
+
+    `whole` packs what multiplies states as int16.
+    """
     weights = {name: _array(tensor) for name, tensor in model.weights.items()}
-    key = hashlib.sha256(f"{isa} {model.config.to_json()}".encode())
+    key = hashlib.sha256(f"{isa} {whole} {model.config.to_json()}".encode())
     for name in model.config.shapes():
         key.update(weights[name].data)
     with _packing:
         packed = _packed.get(key.hexdigest())
         if packed is None:
-            packed = _packed[key.hexdigest()] = PackedWeights(model.config, weights, isa)
+            packed = _packed[key.hexdigest()] = PackedWeights(model.config, weights, isa, whole=whole)
         return packed
 
 
@@ -268,7 +277,7 @@ def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
 
 
-def _weights_struct(config: ModelConfig, weights: dict[str, NDArray[np.float32]]) -> abi.Weights:
+def _weights_struct(config: ModelConfig, weights: dict[str, NDArray[np.float32]], *, whole: bool) -> abi.Weights:
     for name, shape in config.shapes().items():
         if weights[name].shape != shape:
             raise ModelBroken(f"{name} has shape {weights[name].shape}; expected {shape}")
@@ -283,6 +292,7 @@ def _weights_struct(config: ModelConfig, weights: dict[str, NDArray[np.float32]]
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         half=config.precision == "float16",
+        whole=whole,
         embedding=address("embedding.weight"),
         head_weight=address("head.weight"),
         head_projection=address("head.projection"),

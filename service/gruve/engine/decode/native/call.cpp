@@ -81,9 +81,19 @@ int32_t Call::begin_layer() {
             view.start = model_.bias[0];
             view.x = model_.embedding + static_cast<size_t>(model_.embedding_size) * slot.pending;
         }
+        if (model_.whole) make_whole(view, place_.whole(i));
     }
     view_count_ = active_count_;
     return cut(model_.tiled(layer_, phase_), view_count_);
+}
+
+// The inputs of int16 products of this phase, into `to`.
+void Call::make_whole(RowView& view, int16_t* to) const {
+    const int32_t size = model_.padded_size;
+    view.whole_h = to;
+    view.whole_x = to + size;
+    model_.kernels->to_steps(phase_ == 0 ? view.h : view.reset, size, to);
+    if (phase_ == 0 && layer_ > 0) model_.kernels->to_steps(view.x, size, to + size);
 }
 
 int32_t Call::begin_head() {

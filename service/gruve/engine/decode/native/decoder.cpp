@@ -19,8 +19,9 @@ size_t odd_lines(size_t floats) { return floats / LANES % 2 == 0 ? floats + LANE
 }  // namespace
 
 Workplace::Workplace(const Model& model, int32_t threads)
-    : row_floats(odd_lines(3 * static_cast<size_t>(model.padded_size) + model.logits_stride)),
+    : row_floats(odd_lines((model.whole ? 4 : 3) * static_cast<size_t>(model.padded_size) + model.logits_stride)),
       logits_offset(3 * static_cast<size_t>(model.padded_size)),
+      logits_stride(model.logits_stride),
       rows(row_floats * GRUVE_MAX_ROWS * sizeof(float)) {
     for (int32_t i = 0; i < threads; ++i) scratches.emplace_back(model.vocabulary_size);
 }

@@ -54,10 +54,12 @@ struct Workplace {
 
     float* scratch(int32_t row) const { return rows.at<float>(row_floats * row * sizeof(float)); }
     float* logits(int32_t row) const { return scratch(row) + logits_offset; }
+    int16_t* whole(int32_t row) const { return reinterpret_cast<int16_t*>(logits(row) + logits_stride); }
 
     size_t row_floats;
     size_t logits_offset;
-    Pages rows;  // per row of a call: three of the layer's size, then logits
+    size_t logits_stride;
+    Pages rows;  // per row of a call: three of the layer's size, then logits, then two inputs of int16 products
     std::vector<Scratch> scratches;  // one a thread
     std::atomic<bool> taken{false};
     int32_t last_rows = 0;

@@ -13,6 +13,12 @@ namespace gruve {
 
 enum class Cell : int32_t { gru_after, gru_before, lstm, elman };
 
+// How a matrix's weights stand in memory. int16 ones are whole steps of their row's own size, two of K side by side.
+enum class Number : int32_t { fp32, fp16, int16 };
+
+// The inputs of an int16 product, all between -1 and 1, are whole steps of 1/4096.
+constexpr int32_t INPUT_STEPS = 4096;
+
 // A weight matrix cut into groups of `vectors` columns of vectors, each group laid out [K][vectors][width]. The last
 // group has `last_vectors`. Of a gated cell a group is one vector of units with all its gates side by side.
 struct Matrix {
@@ -21,7 +27,8 @@ struct Matrix {
     int32_t vectors = 0;
     int32_t groups = 0;
     int32_t last_vectors = 0;
-    bool half = false;  // fp16 in memory, else fp32
+    Number number = Number::fp32;
+    const float* steps = nullptr;  // int16: what a sum of products is worth, for each column as the groups have them
 };
 
 // One recurrent layer. A row's chain starts from its `start` (table row or bias) and adds x, then h, in the order of k.
@@ -38,6 +45,8 @@ struct RowView {
     const float* start;  // packed like the groups
     const float* x;
     const float* h;      // the layer's old state
+    const int16_t* whole_x;  // where the matrices are int16: x in steps,
+    const int16_t* whole_h;  // and h, or r * h for the second phase of reset=before
     float* out;          // its new state, or the logits
     float* c;            // LSTM: read and written
     float* update;       // GRU with reset=before, between its phases: z,
@@ -56,6 +65,8 @@ struct Kernels {
     void (*head)(const Matrix&, int32_t first, int32_t count, const RowView* rows, int32_t row_count);
     // out[n] = float(init[n] + sum over k of a[k] * b[k][n]) in float64, k in order. `sums` is scratch of n.
     void (*fold)(const float* a, int32_t k, const float* b, int32_t n, const float* init, double* sums, float* out);
+    // out[i] = x[i] in steps, the nearest, ties to even; what is beyond -1 or 1, or NaN, becomes one of them.
+    void (*to_steps)(const float* x, int32_t n, int16_t* out);
     float (*highest)(const float* logits, int32_t n);
     // sampling.weights; returns their sum.
     uint64_t (*weights)(const float* logits, int32_t n, float highest, float scale, int32_t* weights);

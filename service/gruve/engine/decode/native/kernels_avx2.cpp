@@ -14,6 +14,7 @@ struct Avx2 {
     static constexpr bool half = true;
 
     using Float = __m256;
+    using Int = __m256i;
 
     static Float load(const float* p) { return _mm256_loadu_ps(p); }
     static Float load_half(const uint16_t* p) {
@@ -28,6 +29,19 @@ struct Avx2 {
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+    static Int zero() { return _mm256_setzero_si256(); }
+    static Int load_pairs(const int16_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+    static Int set_pair(const int16_t* p) {
+        int32_t pair;
+        __builtin_memcpy(&pair, p, sizeof pair);
+        return _mm256_set1_epi32(pair);
+    }
+    static Int add_products(Int a, Int b, Int c) {
+        // Not _mm256_add_epi32: GCC 12 would keep the sums in two registers each, or in memory.
+        __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)));
+        return c;
+    }
+    static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
     static Float power(Float shifted) {
         const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
         return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(0x3F800000)));
@@ -68,7 +82,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 
 constexpr Kernels kernels = {
     "avx2", Avx2::width, Avx2::half, groups_per_pass<Avx2>, run_layer<Avx2>, run_head<Avx2>,
-    fold, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
+    fold, to_steps, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
 };
 
 }  // namespace

@@ -14,6 +14,7 @@ struct Avx512 {
     static constexpr bool half = true;
 
     using Float = __m512;
+    using Int = __m512i;
 
     static Float load(const float* p) { return _mm512_loadu_ps(p); }
     static Float load_half(const uint16_t* p) {
@@ -28,6 +29,19 @@ struct Avx512 {
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+    static Int zero() { return _mm512_setzero_si512(); }
+    static Int load_pairs(const int16_t* p) { return _mm512_load_si512(p); }
+    static Int set_pair(const int16_t* p) {
+        int32_t pair;
+        __builtin_memcpy(&pair, p, sizeof pair);
+        return _mm512_set1_epi32(pair);
+    }
+    static Int add_products(Int a, Int b, Int c) {
+        // Not _mm512_add_epi32: GCC 12 would keep the sums in two registers each, or in memory.
+        __asm__("vpaddd %1, %0, %0" : "+v"(c) : "v"(_mm512_madd_epi16(a, b)));
+        return c;
+    }
+    static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
     static Float power(Float shifted) {
         const __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
         return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(0x3F800000)));
@@ -63,7 +77,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 
 constexpr Kernels kernels = {
     "avx512", Avx512::width, Avx512::half, groups_per_pass<Avx512>, run_layer<Avx512>, run_head<Avx512>,
-    fold, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
+    fold, to_steps, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
 };
 
 }  // namespace

@@ -1,15 +1,17 @@
 // The kernels, written once over a vector type `V` and compiled once per instruction set.
 //
 // Exact by construction: every output is one chain of fused multiply-adds in the order of k, whatever the tile, and
-// everything else is a fixed sequence of fp32 operations on one element. Which outputs share a vector, a tile or a
-// thread changes nothing. This file is compiled with -ffp-contract=off: an operation is fused where it says fma.
+// everything else is a fixed sequence of fp32 operations on one element. Where weights are int16, the chain of one
+// matrix is an exact sum of integers instead. Which outputs share a vector, a tile or a thread changes nothing. This file
+// is compiled with -ffp-contract=off: an operation is fused where it says fma.
 //
 // Included by one source file per instruction set, inside an anonymous namespace in one of its own name, so that the
 // linker can never take a function compiled for a wide CPU where a narrow one needs it. Hence no standard containers or
 // algorithms either.
 //
 // V has: Float, `width`, `accumulators` (sums held in registers), load, load_half, store, set, add, sub, mul, div, fma,
-// min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23).
+// min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23). For int16: Int,
+// zero, load_pairs (two of K a lane), set_pair, add_products (c + a[0] * b[0] + a[1] * b[1], exactly) and to_float.
 
 constexpr int32_t MAX_BLOCK = 8;  // rows that one pass takes at most
 
@@ -56,60 +58,83 @@ inline typename V::Float tanh(typename V::Float x) {
 
 // ---- products
 
-template <class V>
-inline typename V::Float load_weights(const float* p) {
-    return V::load(p);
-}
+// What a product does with weights of type W: `together` of K side by side, summed as `Sum`.
+template <class V, class W>
+struct Arithmetic {
+    using Input = float;
+    using Sum = typename V::Float;
+    static constexpr int together = 1;
 
+    static Sum begin(const float* acc) { return V::load(acc); }
+    static Sum weights(const float* p) { return V::load(p); }
+    static Sum weights(const uint16_t* p) { return V::load_half(p); }
+    static Sum input(const float* x) { return V::set(*x); }
+    static Sum add(Sum weights, Sum input, Sum sum) { return V::fma(weights, input, sum); }
+    static void end(float* acc, Sum sum, const float*) { V::store(acc, sum); }
+};
+
+// Integers are added in any order; `Packer::whole_scale` keeps the sums below 2**31. They become fp32 once.
 template <class V>
-inline typename V::Float load_weights(const uint16_t* p) {
-    return V::load_half(p);
-}
+struct Arithmetic<V, int16_t> {
+    using Input = int16_t;
+    using Sum = typename V::Int;
+    static constexpr int together = 2;
+
+    static Sum begin(const float*) { return V::zero(); }
+    static Sum weights(const int16_t* p) { return V::load_pairs(p); }
+    static Sum input(const int16_t* x) { return V::set_pair(x); }
+    static Sum add(Sum weights, Sum input, Sum sum) { return V::add_products(weights, input, sum); }
+    static void end(float* acc, Sum sum, const float* step) {
+        V::store(acc, V::fma(V::to_float(sum), V::load(step), V::load(acc)));
+    }
+};
 
 // acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart.
 template <class V, class W, int MR, int NR, int P>
-void product(float* __restrict acc, const void* weights, size_t group, const float* const* x, int32_t depth) {
-    constexpr int C = P * NR;
-    typename V::Float sum[MR][C];
-    const float* row[MR];
+void product(
+    float* __restrict acc, const void* weights, size_t group, const void* const* x, int32_t depth, const float* steps) {
+    using A = Arithmetic<V, W>;
+    constexpr int C = P * NR, width = A::together * V::width;
+    typename A::Sum sum[MR][C];
+    const typename A::Input* row[MR];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
-        row[r] = x[r];
+        row[r] = static_cast<const typename A::Input*>(x[r]);
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) sum[r][c] = V::load(acc + (r * C + c) * V::width);
+        for (int c = 0; c < C; ++c) sum[r][c] = A::begin(acc + (r * C + c) * V::width);
     }
     const W* w = static_cast<const W*>(weights);
-    for (int32_t k = 0; k < depth; ++k, w += NR * V::width) {
+    for (int32_t k = 0; k < depth; k += A::together, w += NR * width) {
         if constexpr (MR <= C) {
-            typename V::Float b[MR];
+            typename A::Sum b[MR];
 #pragma GCC unroll 8
-            for (int r = 0; r < MR; ++r) b[r] = V::set(row[r][k]);
+            for (int r = 0; r < MR; ++r) b[r] = A::input(row[r] + k);
 #pragma GCC unroll 16
             for (int c = 0; c < C; ++c) {
-                const auto v = load_weights<V>(w + (c / NR) * group + (c % NR) * V::width);
+                const auto v = A::weights(w + (c / NR) * group + (c % NR) * width);
 #pragma GCC unroll 8
-                for (int r = 0; r < MR; ++r) sum[r][c] = V::fma(v, b[r], sum[r][c]);
+                for (int r = 0; r < MR; ++r) sum[r][c] = A::add(v, b[r], sum[r][c]);
             }
         } else {
-            typename V::Float v[C];
+            typename A::Sum v[C];
 #pragma GCC unroll 16
-            for (int c = 0; c < C; ++c) v[c] = load_weights<V>(w + (c / NR) * group + (c % NR) * V::width);
+            for (int c = 0; c < C; ++c) v[c] = A::weights(w + (c / NR) * group + (c % NR) * width);
 #pragma GCC unroll 8
             for (int r = 0; r < MR; ++r) {
-                const auto b = V::set(row[r][k]);
+                const auto b = A::input(row[r] + k);
 #pragma GCC unroll 16
-                for (int c = 0; c < C; ++c) sum[r][c] = V::fma(v[c], b, sum[r][c]);
+                for (int c = 0; c < C; ++c) sum[r][c] = A::add(v[c], b, sum[r][c]);
             }
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) V::store(acc + (r * C + c) * V::width, sum[r][c]);
+        for (int c = 0; c < C; ++c) A::end(acc + (r * C + c) * V::width, sum[r][c], steps + c * V::width);
     }
 }
 
-using Product = void (*)(float*, const void*, size_t, const float* const*, int32_t);
+using Product = void (*)(float*, const void*, size_t, const void* const*, int32_t, const float*);
 
 // The most rows a pass may take with NR vectors, and the most groups beside so many rows.
 template <class V>
@@ -188,16 +213,29 @@ struct Pass {
                         sums.at + cell(r, p) + c * V::width, V::load(rows[r].start + start_of(p) + c * V::width));
     }
 
-    void multiply(Sums<V>& sums, const Matrix& matrix, const float* const* x) const {
-        const size_t group = static_cast<size_t>(matrix.depth) * matrix.vectors * V::width;
-        if (matrix.half) {
-            if constexpr (V::half)
-                find_product<V, uint16_t>(row_count, vectors, groups)(
-                    sums.at, static_cast<const uint16_t*>(matrix.data) + first * group, group, x, matrix.depth);
-        } else {
-            find_product<V, float>(row_count, vectors, groups)(
-                sums.at, static_cast<const float*>(matrix.data) + first * group, group, x, matrix.depth);
+    // Adds the product with each row's `x`, or, where the matrix is int16, with its `whole`.
+    template <class X>
+    void multiply(Sums<V>& sums, const Matrix& matrix, X RowView::*x, const int16_t* RowView::*whole) const {
+        const void* at[MAX_BLOCK];
+        for (int r = 0; r < row_count; ++r)
+            at[r] = matrix.number == Number::int16 ? static_cast<const void*>(rows[r].*whole) : rows[r].*x;
+        switch (matrix.number) {
+            case Number::fp32: return multiply_as<float>(sums, matrix, at);
+            case Number::fp16:
+                if constexpr (V::half) multiply_as<uint16_t>(sums, matrix, at);
+                return;
+            case Number::int16: return multiply_as<int16_t>(sums, matrix, at);
         }
+    }
+
+    template <class W>
+    void multiply_as(Sums<V>& sums, const Matrix& matrix, const void* const* x) const {
+        constexpr int together = Arithmetic<V, W>::together;
+        const size_t depth = static_cast<size_t>((matrix.depth + together - 1) / together * together);
+        const size_t group = depth * matrix.vectors * V::width;
+        find_product<V, W>(row_count, vectors, groups)(
+            sums.at, static_cast<const W*>(matrix.data) + first * group, group, x, matrix.depth,
+            matrix.steps == nullptr ? nullptr : matrix.steps + start_of(0));
     }
 };
 
@@ -227,20 +265,9 @@ inline void for_each_pass(
 }
 
 template <class V>
-struct Inputs {
-    const float* at[MAX_BLOCK];
-    Inputs(const Pass<V>& pass, const float* RowView::*which) {
-        for (int r = 0; r < pass.row_count; ++r) at[r] = pass.rows[r].*which;
-    }
-    Inputs(const Pass<V>& pass, float* RowView::*which) {
-        for (int r = 0; r < pass.row_count; ++r) at[r] = pass.rows[r].*which;
-    }
-};
-
-template <class V>
 inline void begin_with_input(const Pass<V>& pass, const Layer& layer, Sums<V>& sums) {
     pass.begin(sums);
-    if (layer.x.depth > 0) pass.multiply(sums, layer.x, Inputs<V>(pass, &RowView::x).at);
+    if (layer.x.depth > 0) pass.multiply(sums, layer.x, &RowView::x, &RowView::whole_x);
 }
 
 // h + z * (n - h)
@@ -259,7 +286,7 @@ void gru_after(const Pass<V>& pass, const Layer& layer) {
             V::store(fresh.at + pass.cell(r, p), V::load(s));
             V::store(s, V::load(layer.bias_hn + (pass.first + p) * V::width));
         }
-    pass.multiply(sums, layer.h, Inputs<V>(pass, &RowView::h).at);
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = sums.at + pass.cell(r, p);
@@ -284,7 +311,7 @@ void gru_before_gates(const Pass<V>& pass, const Layer& layer) {
             V::store(gates.at + two.cell(r, p) + V::width, V::load(s + V::width));
             V::store(pass.rows[r].fresh + (pass.first + p) * V::width, V::load(s + 2 * V::width));
         }
-    two.multiply(gates, layer.h, Inputs<V>(pass, &RowView::h).at);
+    two.multiply(gates, layer.h, &RowView::h, &RowView::whole_h);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = gates.at + two.cell(r, p);
@@ -303,7 +330,7 @@ void gru_before_state(const Pass<V>& pass, const Layer& layer) {
                 V::store(
                     sums.at + pass.cell(r, p) + c * V::width,
                     V::load(pass.rows[r].fresh + pass.start_of(p) + c * V::width));
-    pass.multiply(sums, layer.n, Inputs<V>(pass, &RowView::reset).at);
+    pass.multiply(sums, layer.n, &RowView::reset, &RowView::whole_h);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p)
             for (int c = 0; c < pass.vectors; ++c) {
@@ -318,7 +345,7 @@ template <class V>
 void lstm(const Pass<V>& pass, const Layer& layer) {
     Sums<V> sums;
     begin_with_input(pass, layer, sums);
-    pass.multiply(sums, layer.h, Inputs<V>(pass, &RowView::h).at);
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = sums.at + pass.cell(r, p);
@@ -337,7 +364,7 @@ template <class V>
 void elman(const Pass<V>& pass, const Layer& layer) {
     Sums<V> sums;
     begin_with_input(pass, layer, sums);
-    pass.multiply(sums, layer.h, Inputs<V>(pass, &RowView::h).at);
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p)
             for (int c = 0; c < pass.vectors; ++c)
@@ -371,7 +398,7 @@ void run_head(const Matrix& matrix, int32_t first, int32_t count, const RowView*
     for_each_pass<V>(matrix, first, count, rows, row_count, [&](const Pass<V>& pass) {
         Sums<V> sums;
         pass.begin(sums);
-        pass.multiply(sums, matrix, Inputs<V>(pass, &RowView::x).at);
+        pass.multiply(sums, matrix, &RowView::x, &RowView::whole_x);
         for (int r = 0; r < pass.row_count; ++r)
             for (int p = 0; p < pass.groups; ++p)
                 for (int c = 0; c < pass.vectors; ++c)
@@ -392,6 +419,16 @@ inline void fold(const float* a, int32_t k, const float* b, int32_t n, const flo
         for (int32_t i = 0; i < n; ++i) sums[i] += factor * static_cast<double>(row[i]);
     }
     for (int32_t i = 0; i < n; ++i) out[i] = static_cast<float>(sums[i]);
+}
+
+inline void to_steps(const float* x, int32_t n, int16_t* out) {
+    constexpr float most = INPUT_STEPS, magic = 0x1.8p23f;
+    for (int32_t i = 0; i < n; ++i) {
+        float steps = x[i] * most;
+        steps = steps < most ? steps : most;
+        steps = steps > -most ? steps : -most;
+        out[i] = static_cast<int16_t>(static_cast<int32_t>((steps + magic) - magic));
+    }
 }
 
 template <class V>

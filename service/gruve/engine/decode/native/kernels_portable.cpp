@@ -17,6 +17,9 @@ struct Portable {
     struct Float {
         float lane[width];
     };
+    struct Int {
+        int32_t lane[2 * width];  // a sum takes the first half, pairs of int16 take it all
+    };
 
     template <class Each>
     static Float make(Each each) {
@@ -43,6 +46,23 @@ struct Portable {
     static Float max(Float a, Float b) {
         return make([&](int32_t i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
     }
+    static Int zero() { return {}; }
+    static Int load_pairs(const int16_t* p) {
+        Int result;
+        for (int32_t i = 0; i < 2 * width; ++i) result.lane[i] = p[i];
+        return result;
+    }
+    static Int set_pair(const int16_t* p) {
+        Int result;
+        for (int32_t i = 0; i < 2 * width; ++i) result.lane[i] = p[i % 2];
+        return result;
+    }
+    static Int add_products(Int a, Int b, Int c) {
+        for (int32_t i = 0; i < width; ++i)
+            c.lane[i] += a.lane[2 * i] * b.lane[2 * i] + a.lane[2 * i + 1] * b.lane[2 * i + 1];
+        return c;
+    }
+    static Float to_float(Int a) { return make([&](int32_t i) { return static_cast<float>(a.lane[i]); }); }
     static Float power(Float shifted) {
         return make([&](int32_t i) {
             uint32_t bits;
@@ -68,7 +88,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 
 constexpr Kernels kernels = {
     "portable", Portable::width, Portable::half, groups_per_pass<Portable>, run_layer<Portable>, run_head<Portable>,
-    fold, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
+    fold, to_steps, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from gruve.errors import InvalidField
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
@@ -31,6 +31,7 @@ class Weights(ctypes.Structure):
         ("hidden_size", c_int32),
         ("num_layers", c_int32),
         ("half", c_int32),
+        ("whole", c_int32),
         ("embedding", c_void_p),
         ("weight_ih", c_void_p * MAX_LAYERS),
         ("weight_hh", c_void_p * MAX_LAYERS),

@@ -1,8 +1,10 @@
 #include "model.h"
 
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace gruve {
@@ -86,9 +88,14 @@ private:
         return unit < model_.hidden_size ? (first_gate + vector) * model_.hidden_size + unit : -1;
     }
 
-    // Packs rows of `weights` (rows, depth), `row(group, vector, lane)` says which, -1 for zeros.
+    // Of K, so many stand side by side.
+    template <class W>
+    static constexpr int32_t together = std::is_same_v<W, int16_t> ? 2 : 1;
+
+    // Packs rows of `weights` (rows, depth), `row(group, vector, lane)` says which, -1 for zeros. `steps` is for int16.
     template <class W, class Row>
-    void fill(W* out, const Matrix& matrix, const float* weights, Row row) {
+    void fill(W* out, float* steps, const Matrix& matrix, const float* weights, Row row) {
+        constexpr int32_t T = together<W>;
         for (int32_t g = 0; g < matrix.groups; ++g) {
             const int32_t vectors = g == matrix.groups - 1 ? matrix.last_vectors : matrix.vectors;
             for (int32_t v = 0; v < vectors; ++v)
@@ -96,58 +103,90 @@ private:
                     const int32_t r = row(g, v, lane);
                     if (r < 0) continue;  // pages begin as zeros
                     const float* from = weights + static_cast<size_t>(r) * matrix.depth;
-                    W* to = out + v * kernels_.width + lane;
-                    for (int32_t k = 0; k < matrix.depth; ++k, to += vectors * kernels_.width) put(*to, from[k]);
+                    const size_t column = static_cast<size_t>(v) * kernels_.width + lane;
+                    const double scale = T == 1 ? 1.0 : whole_scale(from, matrix.depth);
+                    if (T > 1) steps[column] = static_cast<float>(1.0 / (scale * INPUT_STEPS));
+                    W* to = out + column * T;
+                    for (int32_t k = 0; k < matrix.depth; ++k)
+                        put(to[k / T * (vectors * kernels_.width * T) + k % T], from[k], scale);
                 }
-            out += static_cast<size_t>(matrix.depth) * vectors * kernels_.width;
+            out += round_up(matrix.depth, T) * vectors * kernels_.width;
+            if (T > 1) steps += vectors * kernels_.width;
         }
     }
 
-    static void put(float& to, float value) { to = value; }
-    static void put(uint16_t& to, float value) {
+    // How many steps 1.0 is in a row of weights: as many as leave each weight in int16 and, rounding included, the sum
+    // of the largest possible products in int32.
+    static double whole_scale(const float* row, int32_t depth) {
+        double most = 0.0, sum = 0.0;
+        for (int32_t k = 0; k < depth; ++k) {
+            const double size = std::fabs(static_cast<double>(row[k]));
+            most = size > most ? size : most;
+            sum += size;
+        }
+        if (!std::isfinite(sum)) throw std::invalid_argument("a weight is not finite, and int16 has no such number");
+        if (most == 0.0) return 1.0;
+        const double room = (2147483647.0 / INPUT_STEPS - 0.5 * depth) / sum;
+        return std::fmin(32767.0 / most, room);
+    }
+
+    static void put(float& to, float value, double) { to = value; }
+    static void put(int16_t& to, float value, double scale) {
+        to = static_cast<int16_t>(std::nearbyint(value * scale));
+    }
+    static void put(uint16_t& to, float value, double) {
         if (!to_half(value, to))
             throw std::invalid_argument(
                 "the weights are said to be float16 and hold " + std::to_string(value) + ", which is none");
     }
 
     template <class Row>
-    Matrix matrix(const float* weights, int32_t depth, int32_t vectors, int32_t all_vectors, bool half, Row row) {
+    Matrix matrix(const float* weights, int32_t depth, int32_t vectors, int32_t all_vectors, Number number, Row row) {
         Matrix result;
         result.depth = depth;
         result.vectors = vectors;
         result.groups = (all_vectors + vectors - 1) / vectors;
         result.last_vectors = all_vectors - (result.groups - 1) * vectors;
-        result.half = half && kernels_.half;
-        const size_t count = static_cast<size_t>(depth) * all_vectors * kernels_.width;
-        if (result.half) {
-            auto* out = layout_.take<uint16_t>(count);
-            result.data = out;
-            if (!layout_.counting()) fill(out, result, weights, row);
-        } else {
-            auto* out = layout_.take<float>(count);
-            result.data = out;
-            if (!layout_.counting()) fill(out, result, weights, row);
+        result.number = number == Number::fp16 && !kernels_.half ? Number::fp32 : number;
+        const size_t columns = static_cast<size_t>(all_vectors) * kernels_.width;
+        switch (result.number) {
+            case Number::fp32: place<float>(result, columns, weights, row); break;
+            case Number::fp16: place<uint16_t>(result, columns, weights, row); break;
+            case Number::int16: place<int16_t>(result, columns, weights, row); break;
         }
         return result;
     }
 
-    Matrix gated_matrix(const float* weights, int32_t depth, int32_t first_gate, int32_t gates) {
+    template <class W, class Row>
+    void place(Matrix& matrix, size_t columns, const float* weights, Row row) {
+        W* out = layout_.take<W>(round_up(matrix.depth, together<W>) * columns);
+        float* steps = together<W> == 1 ? nullptr : layout_.take<float>(columns);
+        matrix.data = out;
+        matrix.steps = steps;
+        if (!layout_.counting()) fill(out, steps, matrix, weights, row);
+    }
+
+    // How weights stand that are as the model says, and those among them that multiply states of the layers.
+    Number stored() const { return in_.half ? Number::fp16 : Number::fp32; }
+    Number recurrent() const { return model_.whole ? Number::int16 : stored(); }
+
+    Matrix gated_matrix(const float* weights, int32_t depth, int32_t first_gate, int32_t gates, Number number) {
         return matrix(
-            weights, depth, gates, gates * groups(), in_.half,
+            weights, depth, gates, gates * groups(), number,
             [&](int32_t g, int32_t v, int32_t lane) { return gated_row(first_gate, g, v, lane); });
     }
 
-    Matrix plain_matrix(const float* weights, int32_t rows, int32_t depth, bool half) {
+    Matrix plain_matrix(const float* weights, int32_t rows, int32_t depth, Number number) {
         return matrix(
-            weights, depth, PLAIN_VECTORS, vectors_of(rows), half, [&](int32_t g, int32_t v, int32_t lane) {
+            weights, depth, PLAIN_VECTORS, vectors_of(rows), number, [&](int32_t g, int32_t v, int32_t lane) {
                 const int32_t row = (g * PLAIN_VECTORS + v) * kernels_.width + lane;
                 return row < rows ? row : -1;
             });
     }
 
-    Matrix layer_matrix(const float* weights, int32_t depth) {
-        return gated() ? gated_matrix(weights, depth, 0, model_.gates)
-                       : plain_matrix(weights, model_.hidden_size, depth, in_.half);
+    Matrix layer_matrix(const float* weights, int32_t depth, Number number) {
+        return gated() ? gated_matrix(weights, depth, 0, model_.gates, number)
+                       : plain_matrix(weights, model_.hidden_size, depth, number);
     }
 
     // Where row r of (G*H,) stands in a packed row of `table_stride`.
@@ -176,13 +215,15 @@ private:
         const int32_t H = model_.hidden_size;
         layer.cell = model_.cell;
         // A layer that starts from a table has no product with x: depth 0, which still says how it is tiled.
-        layer.x = layer_matrix(in_.weight_ih[l], has_table ? 0 : l == 0 ? model_.embedding_size : H);
+        // Embeddings may be beyond 1, and stay as they are.
+        layer.x = layer_matrix(
+            in_.weight_ih[l], has_table ? 0 : l == 0 ? model_.embedding_size : H, l == 0 ? stored() : recurrent());
         if (!has_table) model_.bias[l] = packed_bias(in_.bias[l]);
         if (model_.cell == Cell::gru_before) {
-            layer.h = gated_matrix(in_.weight_hh[l], H, 0, 2);
-            layer.n = plain_matrix(in_.weight_hh[l] + size_t{2} * H * H, H, H, in_.half);
+            layer.h = gated_matrix(in_.weight_hh[l], H, 0, 2, recurrent());
+            layer.n = plain_matrix(in_.weight_hh[l] + size_t{2} * H * H, H, H, recurrent());
         } else {
-            layer.h = layer_matrix(in_.weight_hh[l], H);
+            layer.h = layer_matrix(in_.weight_hh[l], H, recurrent());
         }
         if (model_.cell == Cell::gru_after) layer.bias_hn = padded(in_.bias_hn[l], H, model_.padded_size);
     }
@@ -225,7 +266,7 @@ private:
                     folded.data() + static_cast<size_t>(token) * H);
             weights = folded.data();
         }
-        model_.head = plain_matrix(weights, V, H, in_.half && !projected);
+        model_.head = plain_matrix(weights, V, H, projected ? Number::fp32 : stored());
         model_.logits_stride = round_up(static_cast<size_t>(vectors_of(V)) * kernels_.width, LANES);
         model_.head_bias = padded(in_.head_bias, V, model_.logits_stride);
     }
@@ -262,6 +303,7 @@ void pack(const gruve_weights& weights, const Kernels& kernels, Model& model) {
     model.padded_size = static_cast<int32_t>(round_up(weights.hidden_size, LANES));
     model.num_layers = weights.num_layers;
     model.gates = model.cell == Cell::lstm ? 4 : model.cell == Cell::elman ? 1 : 3;
+    model.whole = weights.whole != 0;
     model.kernels = &kernels;
     const size_t bytes = Packer(weights, kernels, model, nullptr).run();
     model.pages = Pages(bytes);
