@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 from redis_server import redis_server
 from serving import loop, repository, server, start, stopping, tiny_repository
 
+# Before anything imports Triton, which looks at this once: its kernels are interpreted here.
+os.environ["TRITON_INTERPRET"] = "1"
 # A shell ignores SIGINT in what it starts in the background, and the processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import importlib.util
-import os
 
 import numpy as np
 import torch
@@ -85,7 +84,6 @@ def triton_backend(model, slots=5, device=None, precision="float16", config=SMAL
 
 
 def need_triton() -> None:
-    """Skips, or fails where GRUVE_REQUIRE names triton; and lets Triton interpret, which it decides when imported."""
+    """Skips, or fails where GRUVE_REQUIRE names triton; conftest.py has it interpret."""
     present = importlib.util.find_spec("triton") is not None
     need("triton", present=present, install="pip install 'triton>=3.6,<4'")
-    os.environ["TRITON_INTERPRET"] = "1"

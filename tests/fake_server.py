@@ -124,7 +124,9 @@ class FakeServer(
         seed = request.sampling.seed if request.sampling.HasField("seed") else SERVER_SEED
         tokens = self.text or transcript(seed, self.length)
         first = max(1, request.from_position) - 1
+        gone = threading.Event()
         if self.hold:
+            context.add_callback(gone.set)
             context.add_callback(self.cancelled.set)
         yield self._start(request, seed, first + 1)
         position = self.length + 1
@@ -136,7 +138,7 @@ class FakeServer(
             text = certain(tokens[:upto])[len(certain(tokens[:at])) :]
             yield generation_pb2.GenerateResponse(position=at + 1 + self.shift, token_ids=tokens[at:upto], text=text)
             if self.hold:
-                self.cancelled.wait()
+                gone.wait()
                 return
         if fault in BARE:
             context.abort(BARE[fault], "Socket closed")

@@ -15,6 +15,7 @@ from serving import Gate, broken, read, refusal, until
 
 from gruve import errors
 from gruve.engine.decode.reference import ReferenceBackend
+from gruve.engine.decode.tiles import Tiles
 from gruve.serve import streams
 from gruve.serve.status import RETRIES, status_code, trailer
 from gruve.v1 import error_pb2
@@ -170,14 +171,14 @@ def test_a_computation_that_fails_ends_its_streams_and_loses_nothing(start, capl
 
 
 def test_a_backend_that_cannot_be_exact_makes_its_model_broken_and_no_other(start, repository, monkeypatch):
-    check = ReferenceBackend._check_exactness
+    check = Tiles._check_exactness
 
     def refuse(self):
         if self._config.cell == "lstm":
             raise errors.ModelBroken("not exact here")
         check(self)
 
-    monkeypatch.setattr(ReferenceBackend, "_check_exactness", refuse)
+    monkeypatch.setattr(Tiles, "_check_exactness", refuse)
     monkeypatch.setattr(
         "gruve.serve.server.choose_backend", lambda model, config: ReferenceBackend(model, config.slots)
     )
