@@ -120,7 +120,7 @@ def test_a_stored_session_expires_and_a_deleted_one_is_gone(start, sqlite):
 def test_a_model_that_is_gone_leaves_its_sessions_to_be_read(start, sqlite, repository, tiny_repository):
     server = start(store=sqlite, models=repository)
     session = server.create("lstm")
-    server.read(session_id=session, max_tokens=3, sampling=s.SamplingParameters(top_k=5))
+    server.read(session_id=session, max_tokens=3, ignore_eos=True, sampling=s.SamplingParameters(top_k=5))
     stop(server)
     server = start(store=sqlite, models=tiny_repository)
     page = get(server, session)
