@@ -93,9 +93,10 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Continues a prompt or a session and streams the tokens as they are made.
 
-        The first message carries `start` as soon as the request is accepted, which may be before there
+        The first message carries `start` soon after the request is accepted, which may be before there
         are tokens; the last one carries `end`. A message holds every token that is ready when it is
-        written.
+        written. Where many streams are open, those after the first tokens are held back a little, a
+        quarter of a second at most, so as to hold more.
 
         The tokens depend on model digest, numerics_id, transcript, parameters and seed alone: not on
         other requests, on batching, on interruptions, or on the replica.
