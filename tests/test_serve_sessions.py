@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 
 import grpc
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import HELD, Gate, Read, broken, first, refusal, token, until
 
-from gruve.engine.sessions import SessionsConfig
+from gruve.engine.sessions import Session, SessionsConfig
 from gruve.serve.generation import GenerationServicer
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import sampling_pb2 as s
@@ -53,6 +54,14 @@ class Clock:
 
     def __call__(self):
         return self.now_s
+
+
+def test_a_deleted_session_leaves_nothing_behind(server):
+    session = server.create()
+    server.read(session_id=session, max_tokens=3)
+    server.sessions.DeleteSession(p.DeleteSessionRequest(session_id=session))
+    # The calls' own frames go a moment after their answers.
+    until(lambda: gc.collect() >= 0 and not any(type(o) is Session and o.id == session for o in gc.get_objects()))
 
 
 def test_a_new_session_holds_the_start_token_alone(server):

@@ -499,6 +499,7 @@ class Sessions:
 
     def _drop(self, session: Session) -> None:
         del self._table[session.id]
+        self._busy.pop(session.id, None)  # one that is deleted was leased for it
         self._idle_bytes -= session.idle_bytes
         if len(self._expiries) > 2 * len(self._table) + STALE_EXPIRIES:
             self._expiries = [entry for entry in self._expiries if entry[1] in self._table]
