@@ -34,7 +34,7 @@ ALONE_MAY_KNOW = {
     "redis": ("engine/store",),
     "rich": ("cli",),
     "safetensors": ("model", "training"),
-    "sqlite3": ("engine/store",),
+    "sqlite3": ("engine/store", "bench/breaking"),
     "threading": ("engine", "bench", "cli", "client"),
     "torch": ("model", "training", "engine/decode", "bench"),
     "triton": ("engine/decode",),

@@ -65,6 +65,17 @@ def test_everything_of_a_session_survives_a_restart(start, sqlite):
     )
 
 
+def test_who_has_heard_the_end_of_a_generation_finds_all_of_it_in_the_store(start):
+    store = MemoryStore()
+    store.shared = False  # so that nothing is written sooner because somebody may wait for a lease
+    server = start(shared=store)
+    session = server.create()
+    for tokens in (6, 17, 40):
+        asked = {"max_tokens": tokens, "max_tokens_per_second": 500.0, "ignore_eos": True}
+        end = server.read(session_id=session, **asked).end
+        assert store.read(session, time.time()).listed.position == end.next_position
+
+
 def test_a_killed_servers_streams_go_on_bit_for_bit_after_its_restart(tiny_repository, start, sqlite):
     plain, heads, rests = start(slots=32), [], []
     asked = [{"text": "O" * (1 + i), "max_tokens": 400, "ignore_eos": True, "sampling": seeded(i)} for i in range(8)]
@@ -268,6 +279,23 @@ def test_a_session_is_used_on_one_server_at_a_time_and_on_any(start):
     until(lambda: not one.session(session).in_use)
     assert one.session(session).position == 14
     assert one.read(session_id=session, max_tokens=3).end.next_position == 17
+
+
+class Slow(MemoryStore):
+    """Takes its time to write, though not so long that it would be called failing."""
+
+    def write(self, owner, writes):
+        time.sleep(0.4)
+        return super().write(owner, writes)
+
+
+def test_a_new_session_is_known_to_every_server_however_slow_the_store(start):
+    store = Slow()
+    one, two = start(shared=store), start(shared=store)
+    session = one.create()
+    assert two.session(session).position == 1
+    (branch,) = fork(one, session, 3)
+    assert two.session(branch.id).position == 1
 
 
 def test_sessions_of_all_servers_are_listed_once(start):

@@ -17,11 +17,16 @@ DESCRIPTION = """Measure gruve and what it is compared with.
 
 Progress is printed line by line; the last line is one JSON object {"benchmark", "machine", "versions", "rows"}, and
 "skipped" with what could not be measured and why."""
+CHAOS = """Kill servers, stop them and take their store away while streams run, and compare every token.
+
+One line of JSON for each scenario; the exit code is 1 where a token differs, is lost or comes twice, or a stream fails.
+A scenario that needs Redis or HAProxy is skipped where they are not installed, and its line says so."""
 EXAMPLES = """\
 examples:
   gruve bench decode --quick                     one decode step beside its peers and the CPU's roofline
   gruve bench serve --quick                      64 sessions against a server of its own
   gruve bench peers --plot peers.svg             installs the peers into .bench and compares; half an hour
+  gruve bench chaos --quick                      kills servers under 64 streams and compares every token
   gruve bench gpu --plot gpu.svg                 proves and measures the GPU path, in under 8 minutes
   gruve bench bits                               a digest for comparing CPUs
 """
@@ -50,11 +55,53 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     _plot(peers)
     growth = _kind(kinds, "growth", "Speed and memory against active and idle sessions.", _growth)
     _plot(growth)
+    sessions = _kind(kinds, "sessions", "What keeping sessions costs: durable, evicted, rewound, many.", _sessions)
+    add_flag(sessions, "--stored", int, None, "sessions that one server serves", metavar="N")
+    chaos = _kind(kinds, "chaos", CHAOS, _chaos)
+    add_flag(chaos, "--scenarios", _words, None, "what is done", metavar="LIST")
     gpu = _kind(kinds, "gpu", "The GPU path: proofs, a step beside its peers and the GPU's floor, the server.", _gpu)
     add_flag(gpu, "--modes", _words, None, "ways of decoding: triton, graph, eager", metavar="LIST")
     gpu.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     _plot(gpu)
     _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing CPUs.", _bits)
+
+
+def _sessions(args: argparse.Namespace) -> int:
+    from gruve.bench.sessions import SessionsBenchConfig, run_sessions
+
+    return _end(run_sessions(_config(SessionsBenchConfig, args, "stored"), _say), args)
+
+
+def _chaos(args: argparse.Namespace) -> int:
+    import asyncio
+    import json
+    import signal
+
+    from gruve.bench.chaos import SCENARIOS, ChaosBenchConfig, run_chaos
+
+    config = _config(ChaosBenchConfig, args, "scenarios")
+    if unknown := set(config.scenarios) - set(SCENARIOS):
+        raise Failure(f"--scenarios names {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}", exit_code=2)
+    lines: list[str] = []
+
+    def tell(row: dict[str, object]) -> None:
+        lines.append(json.dumps(row))
+        _say(lines[-1])
+
+    async def run() -> bool:
+        # Ended in order by SIGTERM as well, so that no server is left behind.
+        task = asyncio.current_task()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel if task else lambda: None)
+        return await run_chaos(config, tell, _say)
+
+    try:
+        passed = asyncio.run(run())
+    except asyncio.CancelledError:
+        raise Failure("ended by SIGTERM", exit_code=128 + signal.SIGTERM) from None
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text("\n".join(lines) + "\n")
+    return 0 if passed else 1
 
 
 def _kind(kinds: Any, name: str, description: str, run: Any) -> Parser:

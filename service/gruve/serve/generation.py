@@ -151,6 +151,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def _allow(self, stream: Stream, message: generation_pb2.GenerateResponse) -> None:
         """Lets a message go once what it depends on is durable, or writes into it how far that has come."""
         session = stream.opened.session
+        if message.HasField("end") and session.unsaved:
+            # What comes next depends on all of it, and nobody who has heard the end asks for the last tokens again.
+            session.kept.events += 1
         durable = await self._keeper.allow(session, message.position + len(message.token_ids))
         if durable is not None:
             message.durable_position = durable

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 0.2
 """How long a message waits for what it depends on to become durable."""
+NEW_S = 2.0
+"""How long a new session waits to be durable before its id is told: to other servers it is one that has expired."""
 BEHIND_TOKENS, BEHIND_S = 64, 0.2
 """How far the store may be behind before messages say so."""
 WRITE_TOKENS, WRITE_S = 32, 0.1

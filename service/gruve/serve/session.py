@@ -21,7 +21,7 @@ from gruve.engine.store.packing import unpack_head
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
 from gruve.serve import fields
 from gruve.serve.hosting import Models
-from gruve.serve.keeping import Keeper
+from gruve.serve.keeping import NEW_S, Keeper
 from gruve.v1 import generation_pb2, session_pb2, session_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -60,7 +60,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         hosted = self._models.get(request.session.model)
         ttl_s = fields.ttl_of(request.session, "session.idle_ttl", self._sessions.config.idle_ttl_s)
         session = self._keeper.create(hosted.model.name, hosted.model.digest, hosted.backend.numerics_id, ttl_s)
-        await self._keeper.saved(session)
+        await self._keeper.saved(session, NEW_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
 
     async def GetSession(
@@ -127,7 +127,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             branches = [self._sessions.fork(session, seed) for seed in seeds]
             for branch in branches:
                 self._keeper.begin(branch)
-        await asyncio.gather(*map(self._keeper.saved, branches))
+        await asyncio.gather(*(self._keeper.saved(branch, NEW_S) for branch in branches))
         return session_pb2.ForkSessionResponse(sessions=[self._message(branch) for branch in branches])
 
     async def RewindSession(
@@ -174,7 +174,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
         session = self._keeper.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
         session.copy(exported)
-        await self._keeper.saved(session)
+        await self._keeper.saved(session, NEW_S)
         return session_pb2.ImportSessionResponse(session=self._message(session))
 
     def _key(self) -> bytes:

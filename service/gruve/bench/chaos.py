@@ -1,0 +1,315 @@
+"""`gruve bench chaos`: what becomes of streams when servers are killed, stopped and robbed of their store.
+
+Real `gruve serve` processes, a real Redis and HAProxy, SIGKILL, and `gruve.client` that reconnects by itself; every
+stream is compared with its twin on a server that nobody disturbed. Something is done only while at least `LEAST`
+streams are in the middle of a generation and have received a token since the last time something was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+from gruve.bench.breaking import BREAKS
+from gruve.bench.replicas import Proxy, Redis, Replica, find_program
+from gruve.bench.result import Report
+from gruve.bench.streams import STEERED_TOKENS, Plan, Stream, Streams, Twins
+from gruve.bench.synthetic import Size, make_model
+from gruve.engine.store import LEASE_S, Store
+from gruve.engine.store.choose import open_store
+
+MODEL, TINY = "bench", Size(1, 64)
+LEAST = 32
+WAIT_S, FINISH_S = 60.0, 90.0
+"""How long streams may take to flow again, and to end."""
+SHORT = Plan(MODEL, STEERED_TOKENS, 400)
+LONG = Plan(MODEL, 6_000, 6_000, ends=False)
+"""One turn that outlasts any outage: what a failing store has not taken of earlier ones would be gone."""
+SERVER_KILLS = ("sqlite-kill", "redis-haproxy-kill")
+REDIS_TROUBLES = ("redis-sigstop", "redis-restart", "redis-drop", "redis-rolling")
+SCENARIOS = (*SERVER_KILLS, *REDIS_TROUBLES, *BREAKS)
+Row = dict[str, object]
+Transcript = tuple[Stream, Sequence[int], int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChaosBenchConfig:
+    """What is done, and how often."""
+
+    scenarios: tuple[str, ...] = SCENARIOS
+    streams: int = 64
+    kills: int = 20
+    """Of the server on SQLite."""
+    replica_kills: int = 8
+    """Of either replica on Redis."""
+    troubles: int = 4
+    """How often each other thing is done."""
+    at_once: int = 1
+    """Scenarios that run at the same time."""
+    tokens_per_s: float = 50.0
+    """The pace of each stream."""
+    longest_wait_s: float = 1.5
+    """Something is done after a random time up to this, once the streams flow."""
+    size: Size = TINY
+    clients: int = 4
+    """Connections of the streams."""
+    seed: int = 1
+
+    @classmethod
+    def quick(cls) -> ChaosBenchConfig:
+        """A kill of everything that can be killed, in less than 60 seconds."""
+        scenarios = ("sqlite-kill", "redis-haproxy-kill", "store-locked")
+        return cls(scenarios=scenarios, kills=3, replica_kills=1, troubles=1, at_once=3, tokens_per_s=30.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Missing(Exception):
+    """A scenario needs what this machine does not have."""
+
+    why: str
+
+
+async def run_chaos(config: ChaosBenchConfig, told: Callable[[Row], None], report: Report) -> bool:
+    """Goes through the scenarios and tells a row for each; returns whether nothing was lost anywhere."""
+    with tempfile.TemporaryDirectory(prefix="gruve-chaos-") as name:
+        folder = Path(name)
+        make_model(folder / "models" / MODEL, config.size)
+        twins = Twins(Replica(folder, "undisturbed", folder / "models", "memory"))
+        turns = asyncio.Semaphore(config.at_once)
+
+        async def one(scenario: str) -> bool:
+            async with turns:
+                (folder / scenario).mkdir()
+                row = await _Chaos(config, folder / scenario, folder / "models", twins, report).run(scenario)
+            told(row)
+            return passed(row)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(scenario)) for scenario in config.scenarios]
+            return all(task.result() for task in tasks)
+        finally:
+            await twins.close()
+
+
+def passed(row: Row) -> bool:
+    """Whether a scenario found nothing wrong; one that was skipped found nothing at all."""
+    wrong = ("differing_tokens", "lost_tokens", "repeated_tokens", "failed_streams")
+    return "error" not in row and not any(row.get(name) for name in wrong)
+
+
+class _Chaos:
+    """One scenario."""
+
+    def __init__(self, config: ChaosBenchConfig, folder: Path, models: Path, twins: Twins, report: Report) -> None:
+        self._config = config
+        self._folder = folder
+        self._models = models
+        self._twins = twins
+        self._report = report
+        self._random = random.Random(config.seed)  # noqa: S311 - moments, not secrets
+        self._at_kill: list[int] = []
+        self._last_s = 0.0
+        """When something was done last."""
+        self._more: dict[str, int] = {}
+        self._transcripts: list[Transcript] = []
+        self._scenario = ""
+
+    async def run(self, scenario: str) -> Row:
+        """The scenario's row."""
+        self._scenario = scenario
+        began_s = time.monotonic()
+        kinds: dict[str, Callable[[], Awaitable[Streams]]] = {
+            "sqlite-kill": self._sqlite_kill,
+            **dict.fromkeys(("redis-haproxy-kill", *REDIS_TROUBLES), self._on_redis),
+            **dict.fromkeys(BREAKS, self._broken_store),
+        }
+        try:
+            streams = await kinds[scenario]()
+        except _Missing as missing:
+            return {"benchmark": "chaos", "scenario": scenario, "skipped": missing.why}
+        except (ChildProcessError, TimeoutError) as error:
+            why = str(error) or "something took too long"
+            return {
+                "benchmark": "chaos", "scenario": scenario, "streams_at_kill": list(self._at_kill), "error": why,
+            }  # fmt: skip
+        found = await self._twins.compare(streams, self._transcripts)
+        failures = [stream.failure for stream in streams.all if stream.failure]
+        for failure in failures + found.places:
+            self._report(f"{scenario}: {failure}")
+        return {
+            "benchmark": "chaos",
+            "scenario": scenario,
+            "streams": len(streams.all),
+            "kills": len(self._at_kill),
+            "streams_at_kill": list(self._at_kill),
+            "tokens": found.tokens,
+            "differing_tokens": found.differing,
+            "lost_tokens": found.lost,
+            "repeated_tokens": found.repeated,
+            "failed_streams": len(failures),
+            **self._more,
+            "seconds": round(time.monotonic() - began_s, 1),
+        }
+
+    @contextlib.asynccontextmanager
+    async def _streams(self, plan: Plan, address: str) -> AsyncIterator[Streams]:
+        config = self._config
+        async with Streams(plan, config.streams, address, config.clients, config.tokens_per_s) as streams:
+            self._last_s = time.monotonic()
+            yield streams
+
+    async def _wait(self, streams: Streams) -> None:
+        """Waits for a random moment at which enough streams are in the middle of a generation, and takes note of it."""
+        while True:
+            await streams.until(lambda: streams.flowing(self._last_s) >= LEAST, WAIT_S)
+            await asyncio.sleep(self._random.uniform(0.0, self._config.longest_wait_s))
+            if (flowing := streams.flowing(self._last_s)) >= LEAST:
+                self._at_kill.append(flowing)
+                return
+
+    def _done(self, what: str) -> None:
+        self._last_s = time.monotonic()
+        self._report(f"{self._scenario}: {what}, {self._at_kill[-1]} streams in the middle of a generation")
+
+    async def _end(self, streams: Streams) -> None:
+        """Lets the streams end, and reads what the server has of them."""
+        await streams.finish(FINISH_S)
+        for stream in streams.all:
+            if not stream.failure:
+                kept = (await streams.client().get_session(stream.session, timeout_s=WAIT_S)).token_ids
+                ended = stream.plan.ends
+                self._transcripts.append((stream, kept, stream.end if ended else 0))
+
+    async def _sqlite_kill(self) -> Streams:
+        store = f"sqlite:{self._folder / 'sessions.db'}"
+        async with (
+            Replica(self._folder, "server", self._models, store) as server,
+            self._streams(SHORT, server.address) as streams,
+        ):
+            for _ in range(self._config.kills):
+                await self._wait(streams)
+                await server.kill()
+                await server.start()
+                self._done("server killed")
+            await self._end(streams)
+            return streams
+
+    async def _on_redis(self) -> Streams:
+        """Two replicas on one Redis, behind HAProxy."""
+        redis = Redis(self._folder, _program("redis-server"))
+        haproxy = _program("haproxy")
+        replicas = [Replica(self._folder, name, self._models, redis.url) for name in ("one", "two")]
+        proxy = Proxy(self._folder, haproxy, replicas)
+        count = self._config.replica_kills if self._scenario == "redis-haproxy-kill" else self._config.troubles
+        async with redis, replicas[0], replicas[1], proxy, self._streams(SHORT, proxy.address) as streams:
+            for _ in range(count):
+                await self._wait(streams)
+                await self._trouble(redis, replicas, proxy, streams)
+            await self._end(streams)
+            return streams
+
+    async def _trouble(self, redis: Redis, replicas: list[Replica], proxy: Proxy, streams: Streams) -> None:
+        replica = self._random.choice(replicas)
+        match self._scenario:
+            case "redis-haproxy-kill":
+                await replica.kill()
+                self._done(f"replica {replica.name} killed")
+                await replica.start()
+            case "redis-sigstop":
+                replica.send(signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(LEASE_S + 3.0)
+                finally:
+                    replica.send(signal.SIGCONT)
+                self._done(f"replica {replica.name} stopped for {LEASE_S + 3.0:.0f} s")
+            case "redis-restart":
+                await redis.kill()
+                await redis.start()
+                self._done("Redis killed and started")
+            case "redis-drop":
+                await proxy.kill()
+                await proxy.start()
+                self._done("all connections dropped")
+            case "redis-rolling":
+                for each in replicas:
+                    await each.terminate()
+                    await each.start()
+                    await streams.until(lambda: streams.flowing(time.monotonic() - 1.0) >= LEAST, WAIT_S)
+                self._done("both replicas restarted in turn")
+
+    async def _broken_store(self) -> Streams:
+        """The store fails, the streams go on; then the server is killed, and the store repaired before it starts."""
+        redis = Redis(self._folder, _program("redis-server")) if self._scenario == "store-unreachable" else None
+        path = self._folder / "sessions.db"
+        where = redis.url if redis is not None else f"sqlite:{path}"
+        server = Replica(self._folder, "server", self._models, where)
+        async with contextlib.AsyncExitStack() as stack:
+            if redis is not None:
+                await stack.enter_async_context(redis)
+            await stack.enter_async_context(server)
+            streams = await stack.enter_async_context(self._streams(LONG, server.address))
+            await streams.until(lambda: all(s.position > STEERED_TOKENS for s in streams.all), WAIT_S)
+            broken = BREAKS[self._scenario](path, redis, server)
+            async with broken:
+                await self._suffer(server, streams)
+                durable = await self._durable(streams)
+                await self._wait(streams)
+                await server.kill()
+                self._done("server killed")
+            store = await asyncio.to_thread(open_store, where)
+            assert store is not None  # noqa: S101 - it is no memory
+            self._read_durable(store, durable)
+            await server.start()
+            await streams.until(lambda: streams.flowing(self._last_s) >= len(streams.all), WAIT_S)
+            await self._end(streams)
+            return streams
+
+    async def _suffer(self, server: Replica, streams: Streams) -> None:
+        """Waits until the failure is reported, and until every stream has gone on regardless."""
+        async with asyncio.timeout(WAIT_S):
+            while not (errors := await server.metric("gruve_store_errors_total")):  # noqa: ASYNC110 - scraped
+                await asyncio.sleep(0.1)
+        positions = {stream: stream.position for stream in streams.all}
+        await streams.until(lambda: all(s.position > p + MORE for s, p in positions.items()), WAIT_S)
+        self._more = {"store_errors": int(errors)}
+
+    async def _durable(self, streams: Streams) -> dict[Stream, int]:
+        """The last position that each stream's session would keep, as far as the server says that it is behind."""
+        durable = {}
+        for stream in streams.all:
+            session = (await streams.client().get_session(stream.session, transcript=False)).session
+            if session.HasField("durable_position"):
+                durable[stream] = session.durable_position
+        self._more["streams_behind"] = len(durable)
+        if len(durable) < len(streams.all):
+            raise ChildProcessError(f"the store fails, and {len(streams.all) - len(durable)} sessions do not say so")
+        return durable
+
+    def _read_durable(self, store: Store, durable: dict[Stream, int]) -> None:
+        """Reads from the store alone what it has of every session."""
+        try:
+            for stream, position in durable.items():
+                stored = store.read(stream.session, time.time())
+                tokens = () if stored is None else memoryview(stored.transcript).cast("H")
+                self._transcripts.append((stream, tokens, position + 1))
+        finally:
+            store.close()
+
+
+MORE = 70
+"""How many tokens a stream must receive to be called unharmed; more than a store may be behind in good health."""
+
+
+def _program(name: str) -> str:
+    found = find_program(name)
+    if found is None:
+        raise _Missing(f"{name} is not installed")
+    return found

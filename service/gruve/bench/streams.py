@@ -1,0 +1,340 @@
+"""Streams whose every token is known beforehand: what each is asked for, what it has received, and its twin.
+
+A stream plays one session, turn after turn, through `gruve.client`; some are steered at fixed positions. Its twin is
+the same turns on a server that nobody disturbs. Knows nothing of what is done to servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from gruve.bench.replicas import Replica
+from gruve.bench.synthetic import VOCABULARY_SIZE
+from gruve.client import AsyncClient, AsyncTokenStream, CallFailed, Chunk, GenerateOptions, Reconnect
+
+PROMPT_TOKENS = 5
+WINDOW = 64
+STEERED_TOKENS = 150
+"""A turn is steered within its first so many tokens."""
+MORE_TOKENS = 40
+"""A turn that need not be finished goes on for so many tokens after the last disturbance."""
+PATIENT = Reconnect(max_reconnects=40, backoff_max_s=1.0)
+"""Servers that are killed every few seconds hardly ever have time for everybody."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rewind:
+    """When a reader has got so far it goes back; both count from the turn's first generated token."""
+
+    read: int
+    to: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Turn:
+    """One generation."""
+
+    prompt: tuple[int, ...]
+    seed: int
+    max_tokens: int
+    changes: tuple[tuple[int, float], ...] = ()
+    """After how many tokens which temperature."""
+    rewind: Rewind | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What streams do, wherever they run."""
+
+    model: str
+    least_tokens: int
+    most_tokens: int
+    ends: bool = True
+    """Whether a turn that has begun is always read to its end."""
+    seed: int = 1
+
+    def turn(self, stream: int, number: int) -> Turn:
+        """Of four streams one changes its temperature at three positions, one changes it and then goes back."""
+        rng = random.Random(f"{self.seed} {stream} {number}")  # noqa: S311 - a plan that can be repeated
+        turn = Turn(
+            prompt=tuple(rng.randrange(1, VOCABULARY_SIZE) for _ in range(PROMPT_TOKENS)),
+            seed=rng.getrandbits(64),
+            max_tokens=rng.randint(self.least_tokens, self.most_tokens),
+        )
+        if stream % 4 == 2:
+            at = sorted(rng.sample(range(1, STEERED_TOKENS), 3))
+            return dataclasses.replace(turn, changes=tuple((i, rng.choice((0.5, 0.8, 1.3))) for i in at))
+        if stream % 4 == 3:
+            rewind = Rewind(read=rng.randint(60, 90), to=rng.randint(30, 59), seed=rng.getrandbits(64))
+            return dataclasses.replace(turn, changes=((rng.randint(1, 30), 1.3),), rewind=rewind)
+        return turn
+
+
+@dataclasses.dataclass(slots=True)
+class Heard:
+    """What came of one turn."""
+
+    tokens: dict[int, int] = dataclasses.field(default_factory=dict)
+    """The tokens by their positions; those that were taken back are not among them."""
+    repeated: int = 0
+    ended: bool = False
+
+    def take(self, chunk: Chunk) -> None:
+        """Takes what a stream says; raises `CallFailed` where a control was refused."""
+        answer = chunk.answer
+        if answer is not None and answer.position is None:
+            raise ValueError(f"control {answer.control_id} was refused: {answer.reason}: {answer.message}")
+        if answer is not None and answer.position is not None:
+            self.tokens = {at: token for at, token in self.tokens.items() if at < answer.position}
+        for at, token in enumerate(chunk.token_ids, chunk.position):
+            self.repeated += at in self.tokens
+            self.tokens[at] = token
+
+
+async def play(
+    client: AsyncClient,
+    session: str,
+    turn: Turn,
+    first: int,
+    heard: Heard,
+    *,
+    tokens_per_s: float | None = None,
+    after: Callable[[Chunk], bool] = lambda _: True,
+) -> None:
+    """Plays a turn whose first token has position `first`; `after` each chunk says whether to read on."""
+    with contextlib.closing(_ask(client, session, turn, first, tokens_per_s)) as stream:
+        rewind, unanswered = turn.rewind, len(turn.changes)
+        async for chunk in stream:
+            heard.take(chunk)
+            unanswered -= chunk.answer is not None
+            # A change takes back what was sent before it was heard of, so until it is answered nothing is settled.
+            settled = chunk.position + len(chunk.token_ids) if not unanswered else first
+            if rewind is not None and settled >= first + rewind.read:
+                stream.rewind(first + rewind.to, seed=rewind.seed)  # type: ignore[attr-defined] # a conversation
+                rewind = None
+            if not after(chunk):
+                return
+        heard.ended = True
+
+
+def _ask(client: AsyncClient, session: str, turn: Turn, first: int, tokens_per_s: float | None) -> AsyncTokenStream:
+    options: GenerateOptions = {
+        "max_tokens": turn.max_tokens,
+        "seed": turn.seed,
+        "temperature": 1.0,
+        "ignore_eos": True,
+        "max_tokens_per_second": tokens_per_s,
+    }
+    if not (turn.changes or turn.rewind):
+        return client.generate(turn.prompt, session=session, **options)
+    conversation = client.converse(turn.prompt, session=session, window=WINDOW, **options)
+    for at, temperature in turn.changes:
+        conversation.change(temperature=temperature, at_position=first + at)
+    return conversation
+
+
+class Stream:
+    """One session under way."""
+
+    def __init__(self, plan: Plan, number: int) -> None:
+        self.number = number
+        self.session = ""
+        self.turns: list[Heard] = []
+        self.streaming = False
+        """Whether a generation has begun and not ended."""
+        self.heard_s = 0.0
+        """When it last received a token."""
+        self.failure = ""
+        self.plan = plan
+        self._position = 1
+        self._left = MORE_TOKENS
+
+    @property
+    def position(self) -> int:
+        """Where its reader stands in the generation, counted from the first generated token."""
+        return len(self.turns[-1].tokens) if self.turns else 0
+
+    @property
+    def end(self) -> int:
+        """Where its transcript ends after its last turn."""
+        return self._position
+
+    async def run(self, client: AsyncClient, tokens_per_s: float, crowd: Streams) -> None:
+        """Plays turns as long as `crowd` says so."""
+        self._left = MORE_TOKENS
+        try:
+            while not crowd.ending:
+                turn, heard = self.plan.turn(self.number, len(self.turns)), Heard()
+                self.turns.append(heard)
+                first = self._position + len(turn.prompt)
+                hear = functools.partial(self._hear, crowd)
+                await play(client, self.session, turn, first, heard, tokens_per_s=tokens_per_s, after=hear)
+                self._position = first + turn.max_tokens
+                self.streaming = False
+        except (CallFailed, ValueError) as error:
+            self.failure = f"stream {self.number}, turn {len(self.turns) - 1}, {self.position} tokens: {error}"
+        finally:
+            self.streaming = False
+            crowd.moved.set()
+
+    def _hear(self, crowd: Streams, chunk: Chunk) -> bool:
+        """Takes note of a chunk and says whether to read on."""
+        if chunk.token_ids:
+            self.heard_s, self.streaming = time.monotonic(), True
+        if crowd.ending and not self.plan.ends:
+            self._left -= len(chunk.token_ids)
+        crowd.moved.set()
+        return self._left > 0
+
+
+@dataclasses.dataclass(slots=True)
+class Difference:
+    """Where streams are not what their twins are."""
+
+    tokens: int = 0
+    """How many were compared."""
+    differing: int = 0
+    lost: int = 0
+    repeated: int = 0
+    places: list[str] = dataclasses.field(default_factory=list)
+    """Where it is, for people."""
+
+    def compare(self, what: str, heard: Heard, twin: Heard) -> None:
+        """Compares one turn; one that was left early has lost nothing after its last token."""
+        end = max(heard.tokens, default=0) if not heard.ended else max(twin.tokens)
+        self.tokens += len(heard.tokens)
+        self.repeated += heard.repeated
+        differing = [at for at, token in heard.tokens.items() if twin.tokens.get(at) != token]
+        self._add(what, differing, [at for at in twin.tokens if at <= end and at not in heard.tokens])
+
+    def compare_record(self, what: str, kept: Sequence[int], twin: Sequence[int], least: int) -> None:
+        """Compares a transcript that a server or a store has, and that must have `least` tokens."""
+        differing = [at for at, (a, b) in enumerate(zip(kept, twin, strict=False)) if a != b]
+        self._add(what, differing, range(len(kept), least))
+
+    def _add(self, what: str, differing: Sequence[int], lost: Sequence[int]) -> None:
+        self.differing += len(differing)
+        self.lost += len(lost)
+        if differing:
+            self.places.append(f"{what}: {len(differing)} tokens differ, from {min(differing)} on")
+        if lost:
+            self.places.append(f"{what}: {len(lost)} tokens are lost, from {min(lost)} on")
+
+
+class Streams:
+    """All streams of a scenario, and a word from each whenever it moves."""
+
+    def __init__(self, plan: Plan, count: int, addresses: Sequence[str], clients: int, tokens_per_s: float) -> None:
+        self.plan = plan
+        self.all = [Stream(plan, i) for i in range(count)]
+        self._clients = [AsyncClient(addresses, reconnect=PATIENT) for _ in range(clients)]
+        self._tokens_per_s = tokens_per_s
+        self.moved = asyncio.Event()
+        """Set whenever a stream moves."""
+        self.ending = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for stream in self.all:
+            client = self._clients[stream.number % len(self._clients)]
+            stream.session = (await client.create_session(self.plan.model)).id
+            self._tasks.append(asyncio.create_task(stream.run(client, self._tokens_per_s, self)))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self._clients:
+            await client.close()
+
+    def client(self) -> AsyncClient:
+        """One of the clients."""
+        return self._clients[0]
+
+    def flowing(self, since_s: float) -> int:
+        """How many are in the middle of a generation and have received a token since then."""
+        return sum(stream.streaming and stream.heard_s > since_s for stream in self.all)
+
+    async def until(self, condition: Callable[[], bool], within_s: float) -> None:
+        """Waits until something holds; raises `TimeoutError`, or what ended the streams."""
+        async with asyncio.timeout(within_s):
+            while not condition():
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
+                failed = [stream.failure for stream in self.all if stream.failure]
+                if len(failed) == len(self.all):
+                    raise ChildProcessError(f"every stream has failed; the first: {failed[0]}")
+                self.moved.clear()
+                await self.moved.wait()
+
+    async def finish(self, within_s: float) -> None:
+        """Lets every stream end its turn; one that does not has failed."""
+        self.ending = True
+        _, late = await asyncio.wait(self._tasks, timeout=within_s)
+        for stream, task in zip(self.all, self._tasks, strict=True):
+            if task in late:
+                stream.failure = f"stream {stream.number} did not end within {within_s:.0f} s"
+
+
+class Twins:
+    """The same turns on a server that nobody disturbs; each is played once, whoever asks."""
+
+    def __init__(self, replica: Replica) -> None:
+        """`replica` is started when it is first needed."""
+        self._replica = replica
+        self._client = AsyncClient(replica.address)
+        self._played: dict[tuple[Plan, int], _Twin] = {}
+        self._playing = asyncio.Lock()
+
+    async def compare(self, streams: Streams, transcripts: Sequence[tuple[Stream, Sequence[int], int]]) -> Difference:
+        """Compares every turn of every stream, and transcripts of which the first so many tokens must be there."""
+        difference = Difference()
+        async with self._playing:
+            if not self._replica.pid:
+                await self._replica.start()
+            await asyncio.gather(*(self._play(stream) for stream in streams.all))
+        for stream in streams.all:
+            twin = self._played[stream.plan, stream.number]
+            for number, (heard, undisturbed) in enumerate(zip(stream.turns, twin.turns, strict=False)):
+                difference.compare(f"stream {stream.number}, turn {number}", heard, undisturbed)
+        for stream, kept, least in transcripts:
+            twin = self._played[stream.plan, stream.number]
+            difference.compare_record(f"stream {stream.number}, its record", kept, twin.transcript, least)
+        return difference
+
+    async def close(self) -> None:
+        """Closes the connection and ends the server."""
+        await self._client.close()
+        await self._replica.kill()
+
+    async def _play(self, stream: Stream) -> None:
+        """Goes as far as the stream has gone."""
+        twin = self._played.setdefault((stream.plan, stream.number), _Twin())
+        twin.session = twin.session or (await self._client.create_session(stream.plan.model)).id
+        if len(twin.turns) >= len(stream.turns):
+            return
+        for number in range(len(twin.turns), len(stream.turns)):
+            turn, heard = stream.plan.turn(stream.number, number), Heard()
+            first = twin.position + len(turn.prompt)
+            await play(self._client, twin.session, turn, first, heard)
+            twin.turns.append(heard)
+            twin.position = first + turn.max_tokens
+        twin.transcript = (await self._client.get_session(twin.session)).token_ids
+
+
+@dataclasses.dataclass(slots=True)
+class _Twin:
+    session: str = ""
+    position: int = 1
+    turns: list[Heard] = dataclasses.field(default_factory=list)
+    transcript: Sequence[int] = ()
