@@ -131,3 +131,16 @@ def test_the_high_word_of_a_product_is_exact_at_the_edges(u, total):
 def test_the_smallest_top_p_keeps_the_likeliest_token(top_p):
     logits = np.array([0.0, 2.0, 1.0], dtype=np.float32)
     assert {law.draw(logits, law.SamplingParameters(top_p=top_p), position=p) for p in range(20)} == {1}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_give_some_token_and_leave_the_neighbours_theirs(temperature):
+    V, cpu = 7, torch.device("cpu")
+    row = Row(
+        np.zeros(1, np.int32), 0, np.empty(0, np.int32), law.SamplingParameters(temperature, seed=3), max_tokens=9
+    )
+    logits = torch.stack([torch.arange(V) * 0.5, torch.full((V,), torch.nan)])
+    nothing = torch.zeros(2, dtype=torch.int64)
+    good, bad = Sampler(V, cpu).draw(logits, RowSampling([row, row], V, cpu), nothing + 1, nothing, None).tolist()
+    assert good == law.draw(logits[0].numpy(), row.sampling, position=1)
+    assert 0 <= bad < V

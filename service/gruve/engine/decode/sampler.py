@@ -94,7 +94,9 @@ class Sampler:
         candidates = adjusted if allowed is None else adjusted.masked_fill(~allowed, -torch.inf)
         # argmax promises nothing about ties: the lowest id among the highest.
         highest = candidates.amax(dim=1, keepdim=True)
-        greedy = torch.where(candidates == highest, self._ids, self._ids.shape[0]).amin(dim=1)
+        # Where no logit is a number none is the highest: some token all the same, or the row would break the call.
+        last = self._ids.shape[0] - 1
+        greedy = torch.where(candidates == highest, self._ids, last).amin(dim=1)
         if not rows.any_sampled:
             return greedy
         w = weights(candidates, highest, rows.scale)
@@ -104,7 +106,7 @@ class Sampler:
             w = self._truncate(w, candidates, rows)
         cumulative = w.cumsum(dim=1)
         target = multiply_high(uniform(rows.key_low, rows.key_high, position), cumulative[:, -1])
-        sampled = (cumulative <= target[:, None]).sum(dim=1)
+        sampled = (cumulative <= target[:, None]).sum(dim=1).clamp_max(last)
         return torch.where(rows.greedy[:, 0], greedy, sampled)
 
     def _adjust(self, logits: Tensor, rows: RowSampling, seen: Tensor | None) -> Tensor:
