@@ -22,6 +22,7 @@ class FakeBackend:
     """Tokens and states by arithmetic: the state is a hash of what was consumed, the token a hash of state and seed."""
 
     name, why, numerics_id, most_rows = "fake", "a test", "fake", 64
+    enough_rows, nice = 16, 0
 
     def __init__(self, slots: int = 8, vocabulary_size: int = 13, lanes: int = 1) -> None:
         self.slots, self.V, self.lanes = slots, vocabulary_size, lanes
@@ -170,8 +171,6 @@ class Ear:
 def engine_of(backend, ear=None, *, end_id=None, clock=None, **config):
     ear = ear or Ear()
     more = {} if clock is None else {"clock": clock}
-    if clock is not None:
-        config.setdefault("gather_ms", 0.0)  # a burst under a clock that stands would never end
     engine = Engine(backend, ear, EngineConfig(**config), end_id=end_id, **more)
     engine.start()
     try:

@@ -193,6 +193,10 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
+LANES = 64
+"""More than any machine has."""
+
+
 class Gate:
     """Holds a model's backend before each call until that is let through."""
 
@@ -213,7 +217,7 @@ class Gate:
     def open(self) -> None:
         """Holds nothing any more."""
         self._open = True
-        self._permits.release()
+        self._permits.release(LANES)
 
     def _held(self, *args: Any, **more: Any) -> Any:
         self._arrived += 1

@@ -1,9 +1,9 @@
 """The loop: take commands, admit, pick, decode, update, deliver. Nobody else touches a model's backend.
 
-A lane is a thread that goes round this loop. While the rows are few, one call has them all and the backend shares it
-out over the machine. As soon as they are enough for every lane to have its own, each lane decodes its own rows alone:
-nobody waits for anybody's share of a step, and while one lane is busy with what its call has made, the others decode
-on. Which lane has a row changes nothing of what the row becomes.
+A lane is a thread that goes round this loop. One row by itself gets the whole machine: the backend shares each step out
+over it. As soon as there are two, each lane decodes rows of its own: nobody waits for anybody's share of a step, and
+while one lane is busy with what its call has made, the others decode on. Which lane has a row changes nothing of what
+the row becomes.
 
 Knows threads and the clock; nothing of sessions, text or the wire.
 """
@@ -15,6 +15,8 @@ import dataclasses
 import heapq
 import itertools
 import logging
+import os
+import sys
 import threading
 import time
 import uuid
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row
-from gruve.engine.pace import MOST_STEPS, Arrivals, StepTimes
+from gruve.engine.pace import MOST_STEPS, StepTimes
 from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, FinishReason, Progress, Sequence, TokenLogprobs
 from gruve.errors import Draining, EngineFailed, QueueFull
@@ -34,9 +36,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FEW_ROWS = 4
-"""While at most so many rows run, a call takes one step: a stream is watched, and nobody waits for throughput."""
-LANE_ROWS = 8
-"""From so many rows for each lane on, lanes decode rows of their own: the backend is about as fast as with more."""
+"""A call with the whole machine and at most so many rows takes one step: a stream is watched, nobody else waits."""
 MAX_PACE_DEBT_S = 0.25
 """How far a paced row that was late may catch up."""
 
@@ -56,11 +56,7 @@ class EngineConfig:
     max_call_ms: float = 5.0
     """What a call of the backend aims to last at most; joins, leaves and cancels take effect between calls."""
     micro_batch: int | None = None
-    """Rows a call takes at most, None for as many as the backend takes; half as many where lanes have their own."""
-    gather_ms: float = 2.0
-    """So long after the last arrival of a burst prompts wait for the next one; 0 lets none wait."""
-    max_gather_ms: float = 25.0
-    """How long they wait at most while the burst lasts."""
+    """Rows a call takes at most; None for as many as make it fast."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,6 +98,7 @@ class Engine:
         self._end_id = end_id
         self._clock = clock
         self._scheduler = Scheduler(backend.slots, self.config.micro_batch or backend.most_rows)
+        self._lane_rows = self.config.micro_batch or backend.enough_rows
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
         self._pace = StepTimes()
@@ -111,7 +108,6 @@ class Engine:
         self._changed = threading.Condition()
         self._commands: collections.deque[Callable[[], Progress | None]] = collections.deque()
         self._sequences: dict[int, Sequence] = {}
-        self._arrivals = Arrivals(self.config.gather_ms / 1e3, self.config.max_gather_ms / 1e3)
         self._closing = False
         self._broken: str | None = None
         self._lanes = [
@@ -167,13 +163,10 @@ class Engine:
                     f"{len(self._sequences)} sequences run or wait; at most {self.backend.slots} run and "
                     f"{self.config.max_waiting} wait"
                 )
-            now = self._clock()
-            sequence = Sequence(next(self._ids), admission, now, credit=credit)
+            sequence = Sequence(next(self._ids), admission, self._clock(), credit=credit)
             self._sequences[sequence.id] = sequence
             self._commands.append(lambda: self._enter(sequence))
-            if self._arrivals.gathering_until_s <= now:  # else a lane looks when the burst is over
-                self._changed.notify()
-            self._arrivals.note(now)
+            self._changed.notify()
         return sequence.id
 
     def cancel(self, sequence_id: int, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -191,6 +184,7 @@ class Engine:
 
     def _run(self) -> None:
         """One lane: goes round until the engine closes; the last lane to leave hands over what is left."""
+        _be_nice(self.backend.nice)
         try:
             while (picked := self._next()) is not None:
                 self._call(*picked)
@@ -217,8 +211,7 @@ class Engine:
                 self._end_overdue(now)
                 self._give_slots(now)
                 most, alone = self._share()
-                gathered_s = self._arrivals.gathering_until_s
-                rows = self._scheduler.pick(now, most, prompts=gathered_s <= now) if most else []
+                rows = self._scheduler.pick(now, most) if most else []
                 if rows:
                     if self._may_pick():
                         with self._changed:
@@ -227,8 +220,6 @@ class Engine:
                 # Where another lane has all the rows it comes round soon, and looks at the time itself.
                 wakes = (self._scheduler.next_wake_s(), self._next_deadline()) if most else ()
                 wake = min((t for t in wakes if t is not None), default=None)
-                if gathered_s > now:
-                    wake = gathered_s if wake is None else min(wake, gathered_s)
             with self._changed:
                 if not self._asked() and (wake is None or wake > self._clock()):
                     self._changed.wait(None if wake is None else wake - self._clock())
@@ -238,16 +229,15 @@ class Engine:
         return bool(self._commands) or self._closing or self._broken is not None or self._may_pick()
 
     def _may_pick(self) -> bool:
-        gathering = self._arrivals.gathering_until_s > self._clock()
-        return self._scheduler.ready(prompts=not gathering) and self._share()[0] > 0
+        return self._scheduler.ready() and self._share()[0] > 0
 
     def _share(self) -> tuple[int, bool]:
         """How many rows the next call may take, 0 for none, and whether it goes on beside calls of other lanes."""
         scheduler, lanes = self._scheduler, len(self._lanes)
         rows = scheduler.ready_rows + scheduler.in_flight
-        if lanes == 1 or rows < lanes * LANE_ROWS:
-            return (0 if scheduler.in_flight else scheduler.micro_batch), False
-        return min(max(LANE_ROWS, -(-rows // lanes)), max(2, scheduler.micro_batch // 2)), True
+        if lanes > 1 and rows > 1:
+            return min(-(-rows // lanes), self._lane_rows), True
+        return (0 if scheduler.in_flight else self._lane_rows), False
 
     def _take_commands(self) -> bool:
         """Carries out what other threads asked for; False when closing."""
@@ -318,11 +308,14 @@ class Engine:
             self._publish(progress, len(rows), steps, seconds, drawn)
 
     def _steps(self, rows: list[Sequence], alone: bool) -> int:
-        """How many steps the call takes: what fits into `max_call_ms`, and one while a few rows are watched."""
+        """How many steps the call takes: what fits into `max_call_ms`, but no further than to what is waited for.
+
+        That is the next token while a few rows are watched, and the first one of those that have none.
+        """
         fitting = self._pace.steps_within(len(rows), alone, self.config.max_call_ms / 1e3)
         if len(rows) <= FEW_ROWS and not alone:
             return max(1, min(fitting, *(sequence.forced_left for sequence in rows), MOST_STEPS))
-        return fitting
+        return min(fitting, *[sequence.forced_left + 1 for sequence in rows if sequence.prompting], MOST_STEPS)
 
     def _update(self, rows: list[Sequence], block: Block) -> list[Progress]:
         """Moves each sequence past what the block yielded."""
@@ -336,6 +329,7 @@ class Engine:
             forced = min(sequence.forced_left, taken)
             sequence.position += taken
             sequence.forced_left -= forced
+            sequence.read = forced
             drawn = taken - forced
             sequence.drawn += drawn
             if sequence.credit is not None:
@@ -447,6 +441,15 @@ class Engine:
         if told:
             scheduler = self._scheduler
             self._deliver(Call(told, rows, steps, seconds, drawn, len(scheduler.running), len(scheduler.waiting)))
+
+
+def _be_nice(nice: int) -> None:
+    """Has this thread give way to those who take requests in and send tokens out: what they do is short and waited for.
+
+    On Linux alone a thread has a nice value of its own.
+    """
+    if sys.platform == "linux" and nice:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)
 
 
 def _incident() -> str:

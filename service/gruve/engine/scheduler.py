@@ -1,10 +1,11 @@
 """Decides who takes part in the next call. Knows nothing of tensors, threads or clocks: time is a number it is given.
 
-Waiting sequences take free slots in order of arrival. Of the running ones a call takes a micro-batch (of at most 64 on
-a CPU): those that have drawn nothing yet go first, but take at most half while others wait, and within each of the two
-groups turns go round. So every group with a ready row gets at least half of the places a call, and none waits more
-than ceil(rows / half) calls. Several calls may be under way: a row that was picked is out of the turns until it is
-settled.
+Waiting sequences take free slots in order of arrival. Of the running ones a call takes a micro-batch: those that have
+drawn nothing yet go first, and within each of the two groups turns go round, but a prompt that is nearly read is read
+to its end. While both groups want places, prompts may be `MOST_AHEAD` places ahead of their half: a burst is read at
+once and who decodes gets back later what it waited for, a flood gets half. So no prompt waits more than ceil(3 rows /
+half) calls, and no decoding row more than ceil((rows + MOST_AHEAD) / half). Several calls may be under way: a row that
+was picked is out of the turns until it is settled.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import collections
 import heapq
 import itertools
-from collections.abc import Iterable
 
 from gruve.engine.sequence import Sequence
 
 MICRO_BATCH = 64
+MOST_AHEAD = 128
+"""How many places prompts may have beyond their half before who decodes has got back as many."""
 
 
 class Scheduler:
@@ -35,12 +37,10 @@ class Scheduler:
         self._decoding: collections.OrderedDict[int, Sequence] = collections.OrderedDict()
         self._paced: list[tuple[float, int, Sequence]] = []
         self._tie = itertools.count()
+        self._ahead = 0
+        """Places that decoding rows would have had if prompts had kept to their half, and have not got back yet."""
         self.in_flight = 0
         """Rows that were picked and not yet settled."""
-
-    @property
-    def fresh(self) -> bool:
-        return bool(self._prompting)
 
     @property
     def ready_rows(self) -> int:
@@ -62,16 +62,19 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def pick(self, now_s: float, most: int | None = None, *, prompts: bool = True) -> list[Sequence]:
+    def pick(self, now_s: float, most: int | None = None) -> list[Sequence]:
         """The rows of the next call, in the order of their turns; `settle` puts them at the end of their group.
 
-        `most` are taken, if that is less than a micro-batch; at least 2. Without `prompts`, those that have drawn
-        nothing yet stay where they are.
+        `most` are taken, if that is less than a micro-batch.
         """
         self._wake(now_s)
         most = self.micro_batch if most is None else min(most, self.micro_batch)
-        prompting = min(len(self._prompting), max(most // 2, most - len(self._decoding))) if prompts else 0
+        half = max(1, most // 2)
+        allowed = max(min(most, half + MOST_AHEAD - self._ahead), most - len(self._decoding))
+        prompting = min(len(self._prompting), allowed)
         decoding = min(len(self._decoding), most - prompting)
+        due = min(len(self._decoding), most - half)
+        self._ahead = max(0, self._ahead + due - decoding) if decoding < len(self._decoding) else 0
         turns = itertools.chain(
             itertools.islice(self._prompting.values(), prompting), itertools.islice(self._decoding.values(), decoding)
         )
@@ -82,8 +85,11 @@ class Scheduler:
         self.in_flight += len(rows)
         return rows
 
-    def settle(self, rows: Iterable[Sequence]) -> None:
-        """After a call: files each row that took part by what it does next; finished ones leave and free their slot."""
+    def settle(self, rows: list[Sequence]) -> None:
+        """After a call: files each row that took part by what it does next; finished ones leave and free their slot.
+
+        A prompt that two more calls will finish goes on first: all of a burst would be done last otherwise.
+        """
         for sequence in rows:
             sequence.in_flight = False
             self.in_flight -= 1
@@ -91,6 +97,9 @@ class Scheduler:
                 self.remove(sequence)
             else:
                 self._file(sequence)
+        for sequence in reversed(rows):
+            if sequence.id in self._prompting and sequence.forced_left < 2 * sequence.read:
+                self._prompting.move_to_end(sequence.id, last=False)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, waiting or running; its slot is free for the next `admit`. Unknown ones are ignored.
@@ -111,9 +120,9 @@ class Scheduler:
         if parked and sequence.id in self.running and not sequence.in_flight:
             self._file(sequence)
 
-    def ready(self, *, prompts: bool = True) -> bool:
+    def ready(self) -> bool:
         """Whether there is something to do, pace aside: a call to make, or a free slot that somebody waits for."""
-        return bool((prompts and self._prompting) or self._decoding or (self._free and self.waiting))
+        return bool(self._prompting or self._decoding or (self._free and self.waiting))
 
     def next_wake_s(self) -> float | None:
         """When the first paced sequence may go on, or None."""

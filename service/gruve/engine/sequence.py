@@ -102,6 +102,8 @@ class Sequence:
     arrived_s: float = 0.0
     slot: int | None = None
     forced_left: int = 0
+    read: int = 0
+    """How much of its prompt the last call read."""
     drawn: int = 0
     position: int = 0
     """Of the pending token."""

@@ -103,8 +103,12 @@ class Backend(Protocol):
     slots: int
     lanes: int
     """How many calls of `decode` may be under way at a time."""
+    nice: int
+    """How much its lanes give way to other threads, as a nice value: 0 where they do not compute themselves."""
     most_rows: int
     """How many rows a call takes; the engine offers no more."""
+    enough_rows: int
+    """With more rows than so many on a lane, a step takes longer in proportion: they can as well take turns."""
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; `state` as `snapshot` gave it, None for the zero state."""

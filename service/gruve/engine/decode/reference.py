@@ -35,10 +35,11 @@ class ReferenceBackend:
         self.why = why
         self.slots = slots
         self.lanes = 1
+        self.nice = 10 if device == "cpu" else 0
         self._config = config
         self._device = torch.device(device)
         self._tiles = Tiles(model, self._device)
-        self.most_rows = max(64, self._tiles.rows)
+        self.most_rows = self.enough_rows = max(64, self._tiles.rows)
         # One slab of states for all slots: (state tensors, L, slots, H), H padded.
         self._states = torch.zeros(
             config.state_tensors, config.num_layers, slots, padded_size(config.hidden_size), device=self._device

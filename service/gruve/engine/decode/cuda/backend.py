@@ -93,6 +93,7 @@ class CudaBackend:
     """Decodes on `device` with `step`; see `gruve.engine.decode.Backend` for the contract."""
 
     name = "cuda"
+    nice = 0
 
     def __init__(
         self, model: Model, slots: int, step: Step, device: Device, why: str, config: CudaConfig | None = None
@@ -109,7 +110,7 @@ class CudaBackend:
         self._step = step
         fitting = [s for s in self._config.sizes if s * model.config.vocabulary_size <= MOST_LOGITS]
         self.sizes = _enough(fitting or [min(self._config.sizes)], slots)
-        self.most_rows = self.sizes[-1]
+        self.most_rows = self.enough_rows = self.sizes[-1]
         self.memory = Memory(model.config, slots, self.sizes[-1], step.hidden_size, device.kind)
         self._stops = StopPool(device)
         step.attach(self.memory, self._stops)

@@ -45,6 +45,8 @@ class NativeBackend:
 
     name = "native"
     most_rows = MAX_ROWS
+    enough_rows = 16
+    nice = 10
 
     def __init__(
         self,
