@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,7 +61,7 @@ async def asked_of(
     deadline_s = None
     if time_remaining_s is not None:
         deadline_s = time.monotonic() + max(0.0, time_remaining_s - DEADLINE_MARGIN_S)
-    generation_id = request.generation_id if request.HasField("generation_id") else uuid.uuid4().hex
+    generation_id = request.generation_id if request.HasField("generation_id") else secrets.token_hex(16)
     _length("generation_id", generation_id, 1, MAX_GENERATION_ID)
     max_tokens = _optional(request, "max_tokens", 1, MAX_MAX_TOKENS)
     min_tokens = _optional(request, "min_tokens", 0, MAX_MAX_TOKENS)
@@ -80,7 +80,7 @@ async def asked_of(
         generation_id=generation_id,
         prompt=await prompt_of(request, tokenizer),
         sampling=sampling,
-        fresh_seed=secrets.randbits(64),
+        fresh_seed=0 if "seed" in sampling else secrets.randbits(64),
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         ignore_eos=request.ignore_eos,
@@ -232,6 +232,7 @@ def _shown(value: float) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
+@functools.lru_cache(1_024)
 def _decimal(value: float) -> float:
     """The number that was meant by a 32-bit float: the shortest decimal that rounds to it.
 

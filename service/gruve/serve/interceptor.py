@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from gruve.errors import Draining, GruveError, InvalidRequest
-from gruve.serve.metrics import Metrics
+from gruve.serve.metrics import Metrics, RpcMetrics
 from gruve.serve.status import internal_error, shorten, status_code, trailer
 
 OWN_SERVICES = "/gruve.v1."
@@ -28,11 +28,21 @@ class _Malformed:
     size: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Rpc:
+    """One method of the server."""
+
+    method: str
+    metrics: RpcMetrics
+
+
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in its stubs alone
     """Wraps every method of every service; refuses gruve's own once `draining` is set."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._wrapped: dict[str, Any] = {}
+        """Handlers by method, wrapped when it was first called."""
         self._open = 0
         self.draining = False
         self.quiet = asyncio.Event()
@@ -45,19 +55,26 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Returns the method's handler, wrapped."""
-        handler = await continuation(handler_call_details)
         method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(OWN_SERVICES):
             return handler
+        wrapped = self._wrapped[method] = self._wrap(handler, method)
+        return wrapped
+
+    def _wrap(self, handler: Any, method: str) -> Any:
         _, service, name = method.split("/", 2)
         kind = ("unary", "client_stream", "server_stream", "bidi_stream")[
             2 * handler.response_streaming + handler.request_streaming
         ]
-        labels = (kind, service, name)
+        rpc = _Rpc(f"{service}/{name}", self._metrics.rpc(kind, service, name))
         deserializer = _safe(handler.request_deserializer)
         if handler.response_streaming:
             streaming = handler.request_streaming
-            wrapped = self._stream(handler.stream_stream if streaming else handler.unary_stream, labels, streaming)
+            wrapped = self._stream(handler.stream_stream if streaming else handler.unary_stream, rpc, streaming)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
@@ -65,12 +82,12 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
             )
             return make(wrapped, deserializer, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, labels), deserializer, handler.response_serializer
+            self._unary(handler.unary_unary, rpc), deserializer, handler.response_serializer
         )
 
-    def _unary(self, behavior: Callable[..., Any], labels: tuple[str, str, str]) -> Callable[..., Any]:
+    def _unary(self, behavior: Callable[..., Any], rpc: _Rpc) -> Callable[..., Any]:
         async def call(request: Any, context: Any) -> Any:
-            async with _Call(self, labels, context) as this:
+            async with _Call(self, rpc, context) as this:
                 this.check(request)
                 response = await behavior(request, context)
                 this.sent += 1
@@ -78,13 +95,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
 
         return call
 
-    def _stream(
-        self, behavior: Callable[..., Any], labels: tuple[str, str, str], streaming: bool
-    ) -> Callable[..., Any]:
+    def _stream(self, behavior: Callable[..., Any], rpc: _Rpc, streaming: bool) -> Callable[..., Any]:
         # A coroutine that writes, not a generator: a call that is cut off while it writes must reach the method's
         # `finally` at once, and a generator that gRPC drops is closed when the garbage collector comes by.
         async def call(request: Any, context: Any) -> None:
-            async with _Call(self, labels, context) as this:
+            async with _Call(self, rpc, context) as this:
                 if streaming:
                     request = this.each(request)
                 else:
@@ -102,20 +117,20 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         if not self._open:
             self.quiet.set()
         seconds = time.monotonic() - call.started_s
-        self._metrics.observe_rpc_end(call.labels, code, call.received, call.sent, seconds)
+        call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)
 
-    def begin(self, labels: tuple[str, str, str]) -> None:
+    def begin(self, rpc: _Rpc) -> None:
         """Counts a call that begins."""
         self._open += 1
         self.quiet.clear()
-        self._metrics.observe_rpc_start(labels)
+        rpc.metrics.started.inc()
 
 
 class _Call:
     """One call: counts it, and turns what it raises into its status."""
 
-    def __init__(self, interceptor: Interceptor, labels: tuple[str, str, str], context: Any) -> None:
-        self.labels = labels
+    def __init__(self, interceptor: Interceptor, rpc: _Rpc, context: Any) -> None:
+        self.rpc = rpc
         self.started_s = time.monotonic()
         self.received = 1
         self.sent = 0
@@ -127,9 +142,7 @@ class _Call:
         if self._interceptor.draining and not begun:
             raise Draining("the server is shutting down and takes no new requests")
         if isinstance(request, _Malformed):
-            raise InvalidRequest(
-                f"the request's {request.size} bytes are not the message that {self.labels[1]}/{self.labels[2]} takes"
-            )
+            raise InvalidRequest(f"the request's {request.size} bytes are not the message that {self.rpc.method} takes")
 
     async def each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """Checks the requests of a stream one by one; draining refuses the first alone."""
@@ -140,7 +153,7 @@ class _Call:
             yield request
 
     async def __aenter__(self) -> _Call:
-        self._interceptor.begin(self.labels)
+        self._interceptor.begin(self.rpc)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -155,7 +168,7 @@ class _Call:
                 code = "CANCELLED"
             elif error is not None:
                 code = "INTERNAL"
-                await self._abort(internal_error(error, method="/".join(self.labels[1:])))
+                await self._abort(internal_error(error, method=self.rpc.method))
         finally:
             self._interceptor.observe(self, code)
 

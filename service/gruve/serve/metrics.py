@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 from wsgiref.simple_server import WSGIServer
 
@@ -85,18 +87,16 @@ class Metrics:
         """Reads the session table, and what its keeper knows of the store, whenever it is scraped."""
         self.registry.register(_SessionTable(sessions, keeping))
 
-    def observe_rpc_start(self, labels: tuple[str, str, str]) -> None:
-        """Counts an RPC that begins; labels are type, service and method."""
-        self._started.labels(*labels).inc()
-
-    def observe_rpc_end(
-        self, labels: tuple[str, str, str], code: str, received: int, sent: int, seconds: float
-    ) -> None:
-        """Counts an RPC that has ended, with its messages."""
-        self._handled.labels(*labels, code).inc()
-        self._received.labels(*labels).inc(received)
-        self._sent.labels(*labels).inc(sent)
-        self._handling.labels(*labels).observe(seconds)
+    def rpc(self, kind: str, service: str, method: str) -> RpcMetrics:
+        """The series of one method, kind being the type that gRPC's metrics call it."""
+        labels = (kind, service, method)
+        return RpcMetrics(
+            self._started.labels(*labels),
+            self._received.labels(*labels),
+            self._sent.labels(*labels),
+            self._handling.labels(*labels),
+            functools.cache(lambda code: self._handled.labels(*labels, code)),
+        )
 
     def listen(self, host: str, port: int) -> tuple[WSGIServer, int]:
         """Serves `/metrics` from a thread of its own and returns the server and its port; 0 takes any free one.
@@ -109,6 +109,25 @@ class Metrics:
             why = getattr(error, "strerror", None) or error
             raise AddressInUse(f"cannot serve metrics on {host}:{port}: {why}") from error
         return server, server.server_port
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RpcMetrics:
+    """The series of one method, looked up once and not for every call."""
+
+    started: Counter
+    received: Counter
+    sent: Counter
+    handling: Histogram
+    handled: Callable[[str], Counter]
+    """By the name of the code."""
+
+    def observe_end(self, code: str, received: int, sent: int, seconds: float) -> None:
+        """Counts a call that has ended, with its messages."""
+        self.handled(code).inc()
+        self.received.inc(received)
+        self.sent.inc(sent)
+        self.handling.observe(seconds)
 
 
 class StoreMetrics:
