@@ -20,6 +20,7 @@ from test_serve_sessions import Clock, delete, get, listed
 from gruve.engine.sessions import SessionsConfig
 from gruve.engine.store.memory import MemoryStore
 from gruve.errors import StoreUnavailable
+from gruve.serve import keeping
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, session_pb2_grpc
 from gruve.v1 import sampling_pb2 as s
@@ -296,6 +297,31 @@ def test_a_new_session_is_known_to_every_server_however_slow_the_store(start):
     assert two.session(session).position == 1
     (branch,) = fork(one, session, 3)
     assert two.session(branch.id).position == 1
+
+
+class Counting(MemoryStore):
+    """Remembers how many sessions each write was for."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes = []
+
+    def write(self, owner, writes):
+        self.writes.append(len(writes))
+        return super().write(owner, writes)
+
+
+def test_what_many_streams_depend_on_is_written_together(start, monkeypatch):
+    monkeypatch.setattr(keeping, "PAUSE_S", 0.15)
+    monkeypatch.setattr(keeping, "PAUSE_EACH_S", 0.15)
+    server = start(shared=(store := Counting()), slots=32)
+    asked = {"new_session": g.NewSession(model="tiny"), "text": "O", "max_tokens": 100}
+    calls = [server.generate(max_tokens_per_second=HELD, **asked) for _ in range(24)]
+    for call in calls:
+        token(call)
+    assert max(store.writes) >= 12
+    for call in calls:
+        call.cancel()
 
 
 def test_sessions_of_all_servers_are_listed_once(start):

@@ -378,6 +378,11 @@ class Sessions:
         return list(self._busy.values())
 
     @property
+    def in_use(self) -> int:
+        """How many are in use."""
+        return len(self._busy)
+
+    @property
     def idle_bytes(self) -> int:
         """What idle sessions take of the budget."""
         return self._idle_bytes

@@ -36,12 +36,14 @@ NEW_S = 2.0
 """How long a new session waits to be durable before its id is told: to other servers it is one that has expired."""
 BEHIND_TOKENS, BEHIND_S = 64, 0.2
 """How far the store may be behind before messages say so."""
-WRITE_TOKENS, WRITE_S = 32, 0.1
+WRITE_TOKENS, WRITE_S = 48, 0.1
 """After so many tokens, or after so long, what could be generated again is written."""
-FEWEST_TOKENS = 16
+FEWEST_TOKENS = 32
 """A session with fewer new ones is left out of a write that others have asked for."""
-PAUSE_S = 0.01
+PAUSE_S = 0.02
 """Between two writes that only tokens have asked for."""
+PAUSE_EACH_S = 0.0003
+"""Between any two writes, for each session in use, up to `PAUSE_S`: a write for many costs little more than for one."""
 RETRY_S, LONGEST_RETRY_S = 0.05, 2.0
 MOST_AT_ONCE = 256
 """Sessions in one write."""
@@ -348,8 +350,10 @@ class Keeper:
             try:
                 await self._write_some()
                 retry_s = RETRY_S
+                pause_s = min(PAUSE_S, PAUSE_EACH_S * self.sessions.in_use)
+                await asyncio.sleep(pause_s)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PAUSE_S):
+                    async with asyncio.timeout(PAUSE_S - pause_s):
                         await self._urgent.wait()
             except StoreUnavailable:
                 self._wanted.set()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import functools
 import json
 import struct
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ PLAIN_GENERATION = tuple(
     for field in dataclasses.fields(Generation)
     if field.name not in ("sampling", "changes", "finish_reason", "stop", "stop_token_ids")
 )
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def hand_over(session: Session, *, release: bool = False) -> Handed:
 
 def pack_head(session: Session) -> str:
     """What is said of a session beside its contents."""
-    return json.dumps(
+    return _encode(
         {
             "model": session.model,
             "digest": session.digest,
@@ -95,9 +98,8 @@ def pack_head(session: Session) -> str:
             "idle_ttl_s": session.idle_ttl_s,
             "created_s": session.created_s,
             "given": session.given is not None,
-            "sampling": None if session.sampling is None else dataclasses.asdict(session.sampling),
-        },
-        separators=(",", ":"),
+            "sampling": None if session.sampling is None else _plain(session.sampling),
+        }
     )
 
 
@@ -147,16 +149,15 @@ def pack_generation(generation: Generation) -> str:
     """A generation's record."""
     samplings = list(dict.fromkeys([generation.sampling, *(change.sampling for change in generation.changes)]))
     plain: dict[str, Any] = {name: getattr(generation, name) for name in PLAIN_GENERATION}
-    return json.dumps(
+    return _encode(
         plain
         | {
             "stop": generation.stop,
             "stop_token_ids": generation.stop_token_ids,
             "finish_reason": generation.finish_reason.value if generation.finish_reason else None,
-            "samplings": [dataclasses.asdict(sampling) for sampling in samplings],
+            "samplings": [_plain(sampling) for sampling in samplings],
             "changes": [[c.position, samplings.index(c.sampling), c.inserted] for c in generation.changes],
-        },
-        separators=(",", ":"),
+        }
     )
 
 
@@ -216,3 +217,8 @@ def unpack_state(packed: bytes) -> NDArray[np.float32]:
 
 def _sampling(fields: dict[str, Any]) -> SamplingParameters:
     return SamplingParameters(**fields | {"logit_bias": tuple((token, bias) for token, bias in fields["logit_bias"])})
+
+
+@functools.lru_cache(1_024)
+def _plain(sampling: SamplingParameters) -> Mapping[str, Any]:
+    return dataclasses.asdict(sampling)
