@@ -22,7 +22,7 @@ from typing import Any, Self
 import grpc
 import numpy as np
 
-from gruve.bench.figures import Record, median
+from gruve.bench.figures import Record
 from gruve.bench.load import Workload
 from gruve.bench.machine import descendants, process_cpu_s, process_rss_mb
 from gruve.bench.transport import GENERATE
@@ -128,7 +128,7 @@ class Rate:
 
     tokens_per_s: float
     step_ms: float
-    """Of the calls with the most rows, the median time of a step."""
+    """The time in which all sequences go on by one token, prompts included, whatever calls they take for it."""
 
 
 def _run_server(config: ServeConfig, pipe: Connection) -> None:
@@ -236,7 +236,7 @@ class _Load:
         self._workload = workload
         self._sessions = sessions
         self._rng = random.Random(sessions)  # noqa: S311 - made-up prompts
-        self._calls: collections.deque[tuple[float, int, int, int, float]] = collections.deque()
+        self._calls: collections.deque[tuple[float, int, int]] = collections.deque()
         self._running: set[int] = set()
         self._ending = False
         self._began_s = 0.0
@@ -250,7 +250,7 @@ class _Load:
     def hear(self, call: Call) -> None:
         """On the engine's thread: counts, and follows what ended by another."""
         drawn = sum(len(progress.tokens) - progress.forced for progress in call.progress)
-        self._calls.append((time.perf_counter(), drawn, call.rows, call.steps, call.seconds))
+        self._calls.append((time.perf_counter(), drawn, sum(len(progress.tokens) for progress in call.progress)))
         for progress in call.progress:
             if progress.finish_reason is not None or progress.failed is not None:
                 self._running.discard(progress.sequence_id)
@@ -269,10 +269,9 @@ class _Load:
         """What was heard after the warm-up."""
         begin = self._began_s + warm_s
         calls = [call for call in self._calls if begin <= call[0] < begin + seconds]
-        most = max((rows for _, _, rows, _, _ in calls), default=0)
         return Rate(
-            tokens_per_s=sum(drawn for _, drawn, _, _, _ in calls) / seconds,
-            step_ms=median(1e3 * took / steps for _, _, rows, steps, took in calls if rows == most),
+            tokens_per_s=sum(drawn for _, drawn, _ in calls) / seconds,
+            step_ms=1e3 * seconds * self._sessions / max(1, sum(taken for _, _, taken in calls)),
         )
 
     def _admit(self) -> None:

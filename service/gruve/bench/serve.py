@@ -56,7 +56,7 @@ class ServeBenchConfig:
     open_capacity_sessions: int = 64
     rounds: int = 5
     warm_s: float = 2.0
-    seconds: float = 8.0
+    seconds: float = 5.0
     """How long each load is measured, a round."""
     bursts: int = 20
     """How often 64 sessions arrive at once, for the bound on TTFT."""

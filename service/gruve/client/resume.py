@@ -22,8 +22,8 @@ class Reconnect:
     the server asks for. With several addresses each is tried once before there is any wait.
     """
 
-    max_reconnects: int = 10
-    """Calls in a row, for each address, that bring nothing new."""
+    max_reconnects: int = 20
+    """Calls in a row, for each address, that bring nothing new: about a minute, in which a server is started anew."""
     first_reconnects: int = 3
     """The same as long as no server has ever answered: the address may be wrong."""
     backoff_s: float = 0.1

@@ -49,8 +49,8 @@ class PeersBenchConfig:
     streams: tuple[int, ...] = (8, 64, 256)
     systems: tuple[str, ...] = (OURS, *(system.name for system in SYSTEMS))
     rounds: int = 3
-    warm_s: float = 3.0
-    seconds: float = 8.0
+    warm_s: float = 2.0
+    seconds: float = 5.0
     prompt_tokens: int = 16
     tokens: int = 64
     """Of every answer: one length for all, which spares those who batch statically."""
