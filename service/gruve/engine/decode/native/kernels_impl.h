@@ -14,6 +14,7 @@
 // zero, load_pairs (two of K a lane), set_pair, add_products (c + a[0] * b[0] + a[1] * b[1], exactly) and to_float.
 
 constexpr int32_t MAX_BLOCK = 8;  // rows that one pass takes at most
+constexpr size_t AHEAD = 8192;    // bytes of weights that are asked for before they are needed
 
 // ---- elementwise functions
 
@@ -105,6 +106,10 @@ void product(
     }
     const W* w = static_cast<const W*>(weights);
     for (int32_t k = 0; k < depth; k += A::together, w += NR * width) {
+        if constexpr (MR > 1) {  // a single row reads as fast as it can, and more instructions only hold it up
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(w + p * group) + AHEAD);
+        }
         if constexpr (MR <= C) {
             typename A::Sum b[MR];
 #pragma GCC unroll 8
@@ -208,9 +213,12 @@ struct Pass {
     void begin(Sums<V>& sums) const {
         for (int r = 0; r < row_count; ++r)
             for (int p = 0; p < groups; ++p)
-                for (int c = 0; c < vectors; ++c)
-                    V::store(
-                        sums.at + cell(r, p) + c * V::width, V::load(rows[r].start + start_of(p) + c * V::width));
+                for (int c = 0; c < vectors; ++c) {
+                    const float* start = rows[r].start + start_of(p) + c * V::width;
+                    V::store(sums.at + cell(r, p) + c * V::width, V::load(start));
+                    // Every row has another place in the table; the next pass goes on beside this one.
+                    __builtin_prefetch(start + groups * stride * V::width);
+                }
     }
 
     // Adds the product with each row's `x`, or, where the matrix is int16, with its `whole`.

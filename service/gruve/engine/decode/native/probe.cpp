@@ -75,15 +75,20 @@ Work fma_portable() {
     return {2.0 * 12 * ROUNDS, sum[0]};
 }
 
-typedef uint64_t Vector __attribute__((vector_size(64), may_alias));
+// The vectors of each instruction set, so that the sums stay in registers.
+typedef uint64_t Wide __attribute__((vector_size(64), may_alias));
+typedef uint64_t Half __attribute__((vector_size(32), may_alias));
+typedef uint64_t Quarter __attribute__((vector_size(16), may_alias));
 
 constexpr size_t STREAMS = 8;
-constexpr size_t AHEAD = 32;  // vectors
+constexpr size_t AHEAD = 2048;  // bytes
 
-// One pass over `count` vectors, a multiple of STREAMS. Inlined into one function for each instruction set.
-__attribute__((always_inline)) inline Work read_once(const Vector* data, size_t count, int32_t pattern) {
+// One pass over `bytes`, a multiple of STREAMS vectors. Inlined into one function for each instruction set.
+template <class Vector>
+__attribute__((always_inline)) inline Work read_once(const void* begin, size_t bytes, int32_t pattern) {
+    const Vector* data = static_cast<const Vector*>(begin);
     Vector sum[STREAMS] = {};
-    const size_t part = count / STREAMS;
+    const size_t count = bytes / sizeof(Vector), part = count / STREAMS;
     if (pattern == 1) {
         for (size_t i = 0; i < part; ++i)
 #pragma GCC unroll 8
@@ -92,7 +97,7 @@ __attribute__((always_inline)) inline Work read_once(const Vector* data, size_t 
         for (size_t i = 0; i < count; i += STREAMS)
 #pragma GCC unroll 8
             for (size_t s = 0; s < STREAMS; ++s) {
-                __builtin_prefetch(data + i + s + AHEAD);
+                __builtin_prefetch(data + i + s + AHEAD / sizeof(Vector));
                 sum[s] ^= data[i + s];
             }
     } else {
@@ -101,18 +106,18 @@ __attribute__((always_inline)) inline Work read_once(const Vector* data, size_t 
             for (size_t s = 0; s < STREAMS; ++s) sum[s] ^= data[i + s];
     }
     for (size_t s = 1; s < STREAMS; ++s) sum[0] ^= sum[s];
-    return {static_cast<double>(count) * sizeof(Vector), static_cast<float>(sum[0][0])};
+    return {static_cast<double>(bytes), static_cast<float>(sum[0][0])};
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx512f"))) Work read_avx512(const Vector* data, size_t count, int32_t pattern) {
-    return read_once(data, count, pattern);
+__attribute__((target("avx512f"))) Work read_avx512(const void* data, size_t bytes, int32_t pattern) {
+    return read_once<Wide>(data, bytes, pattern);
 }
-__attribute__((target("avx2"))) Work read_avx2(const Vector* data, size_t count, int32_t pattern) {
-    return read_once(data, count, pattern);
+__attribute__((target("avx2"))) Work read_avx2(const void* data, size_t bytes, int32_t pattern) {
+    return read_once<Half>(data, bytes, pattern);
 }
 #endif
-Work read_portable(const Vector* data, size_t count, int32_t pattern) { return read_once(data, count, pattern); }
+Work read_portable(const void* data, size_t bytes, int32_t pattern) { return read_once<Quarter>(data, bytes, pattern); }
 
 bool has(const char* isa) {
     const char* found = isa == nullptr ? nullptr : gruve_isa(isa);
@@ -131,18 +136,19 @@ double gruve_probe_fma(const char* isa, double seconds) {
 }
 
 double gruve_probe_read(const char* isa, size_t bytes, int32_t pattern, double seconds) {
-    const size_t count = bytes / sizeof(Vector) / STREAMS * STREAMS;
-    if (!has(isa) || count == 0) return 0;
+    constexpr size_t whole = sizeof(Wide) * STREAMS;
+    bytes = bytes / whole * whole;
+    if (!has(isa) || bytes == 0) return 0;
     try {
         const gruve::Pages pages(bytes);
-        auto* data = pages.at<Vector>(0);
-        std::memset(static_cast<void*>(data), 1, count * sizeof(Vector));
+        void* data = pages.at<char>(0);
+        std::memset(data, 1, bytes);
         auto* read = read_portable;
 #if defined(__x86_64__)
         if (std::strcmp(isa, "avx512") == 0) read = read_avx512;
         if (std::strcmp(isa, "avx2") == 0) read = read_avx2;
 #endif
-        return rate(seconds, [&] { return read(data, count, pattern); });
+        return rate(seconds, [&] { return read(data, bytes, pattern); });
     } catch (const std::bad_alloc&) {
         return 0;
     }
