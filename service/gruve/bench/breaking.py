@@ -1,10 +1,12 @@
 """Ways in which a session store fails under a running server, each undone again; none needs the rights of root.
 
-What is done to SQLite's file is done by a second connection, so that the server's own cache of it is void.
+What is done to SQLite's file is done by a second connection, so that the server's own cache of it is void, and on a
+thread of its own: it waits for the server's locks, and the streams' clients must not wait with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -15,6 +17,8 @@ from pathlib import Path
 from gruve.bench.replicas import Redis, Replica
 
 Break = Callable[[Path, Redis | None, Replica], contextlib.AbstractAsyncContextManager[None]]
+Patch = tuple[int, bytes]
+"""Where in the file, and what is written there."""
 TABLES = ("session", "chunk", "generation", "state")
 WRITE_VERSION = 18
 """Where the file says how it is to be written; a version that is not known yet makes it read-only."""
@@ -33,14 +37,14 @@ async def full(path: Path, __: Redis | None, server: Replica) -> AsyncIterator[N
 async def locked(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
     """Somebody else holds the lock that writers need."""
     with _connected(path) as db:
-        db.execute("BEGIN IMMEDIATE")
+        await asyncio.to_thread(db.execute, "BEGIN IMMEDIATE")
         yield
 
 
 @contextlib.asynccontextmanager
 async def read_only(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
     """SQLite finds that the file must not be written."""
-    with _overwritten(path, lambda _: [(WRITE_VERSION, b"\xff")]):
+    async with _overwritten(path, lambda _: [(WRITE_VERSION, b"\xff")]):
         yield
 
 
@@ -48,12 +52,12 @@ async def read_only(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[N
 async def corrupt(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
     """The roots of all tables are garbage; then whatever still is garbage is put back."""
 
-    def roots(db: sqlite3.Connection) -> list[tuple[int, bytes]]:
+    def roots(db: sqlite3.Connection) -> list[Patch]:
         (size,) = db.execute("PRAGMA page_size").fetchone()
         pages = db.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'table'").fetchall()
         return [(size * (page - 1), b"\xa5" * size) for name, page in pages if name in TABLES]
 
-    with _overwritten(path, roots):
+    async with _overwritten(path, roots):
         yield
 
 
@@ -79,28 +83,39 @@ BREAKS: dict[str, Break] = {
 
 @contextlib.contextmanager
 def _connected(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(path, timeout=20.0, isolation_level=None)) as db:
+    db = sqlite3.connect(path, timeout=20.0, isolation_level=None, check_same_thread=False)
+    with contextlib.closing(db):
         yield db
 
 
-@contextlib.contextmanager
-def _overwritten(path: Path, patches: Callable[[sqlite3.Connection], list[tuple[int, bytes]]]) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _overwritten(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]]) -> AsyncIterator[None]:
     """Overwrites places of the file behind SQLite's back; what nobody has written anew by then is put back."""
+    places, before = await asyncio.to_thread(_overwrite, path, patches)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(_put_back, path, places, before)
+
+
+def _overwrite(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]]) -> tuple[list[Patch], list[bytes]]:
+    """Writes patches into the file, and returns them with what was there before."""
+    with open(path, "r+b", buffering=0) as file, _connected(path) as db:
+        _quiet(db, path)
+        places = patches(db)
+        before = [os.pread(file.fileno(), len(patch), at) for at, patch in places]
+        for at, patch in places:
+            os.pwrite(file.fileno(), patch, at)
+        db.execute("UPDATE meta SET value = value")  # anything written, but not to the first page
+        db.execute("COMMIT")
+    return places, before
+
+
+def _put_back(path: Path, places: list[Patch], before: list[bytes]) -> None:
     with open(path, "r+b", buffering=0) as file:
-        with _connected(path) as db:
-            _quiet(db, path)
-            places = patches(db)
-            before = [(at, os.pread(file.fileno(), len(patch), at)) for at, patch in places]
-            for at, patch in places:
-                os.pwrite(file.fileno(), patch, at)
-            db.execute("UPDATE meta SET value = value")  # anything written, but not to the first page
-            db.execute("COMMIT")
-        try:
-            yield
-        finally:
-            for (at, patch), (_, old) in zip(places, before, strict=True):
-                if os.pread(file.fileno(), len(patch), at) == patch:
-                    os.pwrite(file.fileno(), old, at)
+        for (at, patch), old in zip(places, before, strict=True):
+            if os.pread(file.fileno(), len(patch), at) == patch:
+                os.pwrite(file.fileno(), old, at)
 
 
 def _quiet(db: sqlite3.Connection, path: Path) -> None:

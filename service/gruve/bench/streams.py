@@ -264,18 +264,27 @@ class Streams:
         """How many are in the middle of a generation and have received a token since then."""
         return sum(stream.streaming and stream.heard_s > since_s for stream in self.all)
 
-    async def until(self, condition: Callable[[], bool], within_s: float) -> None:
-        """Waits until something holds; raises `TimeoutError`, or what ended the streams."""
-        async with asyncio.timeout(within_s):
-            while not condition():
-                for task in self._tasks:
-                    if task.done():
-                        task.result()
-                failed = [stream.failure for stream in self.all if stream.failure]
-                if len(failed) == len(self.all):
-                    raise ChildProcessError(f"every stream has failed; the first: {failed[0]}")
-                self.moved.clear()
-                await self.moved.wait()
+    async def until(self, what: str, condition: Callable[[], bool], within_s: float) -> None:
+        """Waits until something holds; raises `TimeoutError` that says what did not, or what ended the streams."""
+        try:
+            async with asyncio.timeout(within_s):
+                while not condition():
+                    for task in self._tasks:
+                        if task.done():
+                            task.result()
+                    if len(failed := self._failures()) == len(self.all):
+                        raise ChildProcessError(f"every stream has failed; the first: {failed[0]}")
+                    self.moved.clear()
+                    await self.moved.wait()
+        except TimeoutError:
+            failed, positions = self._failures(), sorted(stream.position for stream in self.all)
+            raise TimeoutError(
+                f"{what}: not within {within_s:.0f} s; positions {positions[0]} to {positions[-1]}, {len(failed)} of"
+                f" {len(self.all)} streams have failed{''.join(f'; {failure}' for failure in failed[:1])}"
+            ) from None
+
+    def _failures(self) -> list[str]:
+        return [stream.failure for stream in self.all if stream.failure]
 
     async def finish(self, within_s: float) -> None:
         """Lets every stream end its turn; one that does not has failed."""
