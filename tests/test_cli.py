@@ -20,6 +20,8 @@ from fake_server import FakeServer
 
 from gruve.cli import main
 from gruve.client import Client
+from gruve.engine.decode.choose import DecodeConfig
+from gruve.engine.engine import EngineConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 GRUVE = (sys.executable, "-m", "gruve.cli")
@@ -71,6 +73,18 @@ def test_serve_logs_lines_of_json(tiny_repository):
     lines = [json.loads(line) for line in log.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     assert "tiny" in [line.get("model") for line in lines]
+
+
+def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, monkeypatch):
+    configs = []
+
+    async def serve(config, _):
+        configs.append(config)
+
+    monkeypatch.setattr("gruve.serve.server.serve", serve)
+    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    assert main(["serve", "--models", str(tiny_repository)]) == 0
+    assert (configs[0].engine, configs[0].decode) == (EngineConfig(), DecodeConfig())
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         group,
         "--max-call-ms",
         float,
-        5.0,
+        10.0,
         "milliseconds that a decoding call aims at",
         variable="GRUVE_MAX_CALL_MS",
         metavar="MS",

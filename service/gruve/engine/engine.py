@@ -53,7 +53,7 @@ class EngineConfig:
 
     max_waiting: int = 1_024
     """Sequences that may wait for a slot; one more is refused at once."""
-    max_call_ms: float = 5.0
+    max_call_ms: float = 10.0
     """What a call of the backend aims to last at most; joins, leaves and cancels take effect between calls."""
     micro_batch: int | None = None
     """Rows a call takes at most; None for as many as make it fast."""

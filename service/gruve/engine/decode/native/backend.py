@@ -45,7 +45,6 @@ class NativeBackend:
 
     name = "native"
     most_rows = MAX_ROWS
-    enough_rows = 16
     nice = 10
 
     def __init__(
@@ -62,6 +61,7 @@ class NativeBackend:
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
         self.threads = self.lanes = threads or available_cores()
+        self.enough_rows = 8 if self.isa == "avx512" else 4  # what one pass over a gated layer's weights takes
         whole = arithmetic == "int16"
         self.why = f"{why} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
         numerics = f"{self.name} {VERSION} {config.precision}{' int16' if whole else ''}"
