@@ -168,10 +168,11 @@ class Ear:
 
 
 @contextlib.contextmanager
-def engine_of(backend, ear=None, *, end_id=None, clock=None, **config):
+def engine_of(backend, ear=None, *, end_id=None, clock=None, gap_s=0.0, **config):
     ear = ear or Ear()
     more = {} if clock is None else {"clock": clock}
     engine = Engine(backend, ear, EngineConfig(**config), end_id=end_id, **more)
+    engine.gap_s = gap_s
     engine.start()
     try:
         yield engine, ear
@@ -179,7 +180,7 @@ def engine_of(backend, ear=None, *, end_id=None, clock=None, **config):
         engine.close()
 
 
-def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0):
+def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, gap_s=0.0):
     """Decodes sequences that join, leave, starve and are paced at random, and compares each with itself alone."""
     chance = random.Random(seed)
     waiting = [
@@ -215,7 +216,7 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0):
             cancelled.add(victim := chance.choice(list(admitted)))
             engine.cancel(victim)
 
-    with engine_of(backend_of(), Ear(steer), end_id=end_id, max_call_ms=steps_ms) as (engine, ear):
+    with engine_of(backend_of(), Ear(steer), end_id=end_id, max_call_ms=steps_ms, gap_s=gap_s) as (engine, ear):
         first = admission_of([1, 2], max_tokens=40)
         admitted[engine.admit(first)] = first
         started.set()

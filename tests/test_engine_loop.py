@@ -61,6 +61,92 @@ def test_any_schedule_on_several_lanes_leaves_every_sequence_as_it_is_alone(seed
     random_schedule(seed, lambda: FakeBackend(slots=60, lanes=lanes), 13, end_id=1, sequences=100)
 
 
+@pytest.mark.parametrize("gap_s", [1e-4, 0.01, 1e6])
+def test_a_schedule_that_is_told_of_now_and_then_leaves_every_sequence_as_it_is_alone(gap_s):
+    random_schedule(1, lambda: FakeBackend(slots=60, lanes=2), 13, end_id=1, sequences=60, gap_s=gap_s)
+
+
+def told(ear, sequence):
+    """How many tokens came with each progress of a sequence."""
+    return [len(p.tokens) for call in ear.calls for p in call.progress if p.sequence_id == sequence]
+
+
+def test_tokens_that_are_held_back_come_when_they_are_many_and_the_first_and_the_last_at_once():
+    with engine_of(FakeBackend(), clock=Clock(), gap_s=1e-9) as (engine, ear):
+        ear.end(few := engine.admit(admission_of(max_tokens=20)))
+        ear.end(sequence := engine.admit(admission_of(max_tokens=100)))
+    assert told(ear, few) == [1, 19]
+    assert told(ear, sequence) == [1, 99]  # at a time that stands it is always too early
+
+
+@pytest.mark.parametrize(("step_s", "expected"), [(0.001, [1, 19, 32]), (0.013, [1, 1, 2, 3]), (0.1, [1, 1, 1, 1])])
+def test_a_reader_of_50_tokens_a_second_does_not_wait_for_what_is_held_back(step_s, expected):
+    clock, backend = Clock(), FakeBackend()
+    backend.hook = lambda slots: setattr(clock, "now", clock.now + step_s)
+    with engine_of(backend, clock=clock, gap_s=step_s / 2) as (engine, ear):
+        ear.end(sequence := engine.admit(admission_of(max_tokens=200)))
+    assert told(ear, sequence)[: len(expected)] == expected
+
+
+def test_a_paced_token_is_told_when_the_next_one_would_come_too_late():
+    clock = Clock()
+    with engine_of(FakeBackend(), clock=clock, gap_s=0.5) as (engine, ear):
+        sequence = engine.admit(admission_of(max_tokens=3, max_tokens_per_second=1.0))
+        for second in (1.0, 2.0):
+            ear.wait(lambda ear, second=second: len(ear.tokens.get(sequence, ())) == second)
+            clock.now = second
+            nudge(engine)
+        ear.end(sequence)
+    assert told(ear, sequence) == [1, 1, 1]
+
+
+def test_who_parks_without_credit_has_been_told_of_everything():
+    with engine_of(FakeBackend(), gap_s=1e6) as (engine, ear):
+        sequence = engine.admit(admission_of([1, 2], max_tokens=ENDLESS), credit=7)
+        ear.wait(lambda ear: len(ear.tokens.get(sequence, ())) == 9)
+        engine.grant(sequence, 5)
+        ear.wait(lambda ear: len(ear.tokens[sequence]) == 14)
+
+
+def test_no_more_tokens_are_held_back_than_may_be():
+    with engine_of(FakeBackend(), gap_s=1e6) as (engine, ear):
+        ear.end(sequence := engine.admit(admission_of(max_tokens=20, most_untold=6)))
+    assert told(ear, sequence) == [1, 6, 6, 6, 1]
+
+
+def test_a_cancelled_sequence_is_told_of_with_all_that_was_held_back():
+    backend = FakeBackend()
+    with engine_of(backend, gap_s=1e6) as (engine, ear):
+        sequence = engine.admit(admission_of(max_tokens=ENDLESS))
+        ear.wait(lambda ear: len(ear.calls) > 20)
+        engine.cancel(sequence)
+        last = ear.end(sequence)
+    tokens, states, _ = alone(FakeBackend(), admission_of(max_tokens=len(ear.tokens[sequence])))
+    assert len(last.tokens) > 10
+    assert (ear.tokens[sequence], last.state) == (tokens, states[-1])
+
+
+def test_of_a_prompt_that_need_not_be_told_the_first_drawn_token_is_the_first_that_is():
+    admission = admission_of([3, 4, 5], max_tokens=4, tell_forced=False)
+    with engine_of(FakeBackend()) as (engine, ear):
+        ear.end(sequence := engine.admit(admission))
+    (first, *_) = [progress for call in ear.calls for progress in call.progress]
+    assert (first.position, first.forced) == (4, 0)
+    assert ear.tokens[sequence] == alone(FakeBackend(), admission_of([3, 4, 5], max_tokens=4))[0][3:]
+
+
+def test_a_lane_that_waits_for_its_core_is_not_taken_for_slow(monkeypatch):
+    ticks = iter(range(1 << 30))
+    monkeypatch.setattr("gruve.engine.engine.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("gruve.engine.engine.time.thread_time", lambda: 1e-9 * next(ticks))
+    backend = FakeBackend(lanes=2)
+    backend.nice = 1
+    with engine_of(backend, max_call_ms=5.0) as (engine, ear):
+        for sequence in [engine.admit(admission_of(max_tokens=300)) for _ in range(4)]:
+            ear.end(sequence)
+    assert max(steps for _, _, steps in backend.calls) == 64
+
+
 def test_many_rows_are_decoded_on_all_lanes_at_a_time():
     backend, met = FakeBackend(slots=32, lanes=2), threading.Barrier(2)
     backend.hook = lambda slots: met.wait(PATIENCE_S) if len(backend.calls) <= 2 else None
@@ -84,14 +170,14 @@ def test_lanes_give_way_to_other_threads():
     assert set(seen) == {min(19, nice() + 3)}
 
 
-def test_a_call_ends_with_the_first_tokens_that_are_waited_for():
+def test_a_call_ends_with_the_first_two_tokens_that_are_waited_for():
     backend = FakeBackend(slots=8)
     with engine_of(backend, max_call_ms=1e6) as (engine, ear):
         for sequence in [engine.admit(admission_of(max_tokens=ENDLESS)) for _ in range(6)]:
             ear.begun(sequence)
         ear.begun(engine.admit(admission_of([1] * 40, max_tokens=ENDLESS)))
     late = max(slot for slots, _, _ in backend.calls for slot in slots)
-    assert next(steps for slots, _, steps in backend.calls if late in slots) == 41
+    assert next(steps for slots, _, steps in backend.calls if late in slots) == 42
 
 
 def test_a_sequence_that_is_cancelled_while_a_lane_has_it_ends_when_the_call_returns():

@@ -39,6 +39,10 @@ FEW_ROWS = 4
 """A call with the whole machine and at most so many rows takes one step: a stream is watched, nobody else waits."""
 MAX_PACE_DEBT_S = 0.25
 """How far a paced row that was late may catch up."""
+READ_TOKENS_PER_S = 50.0
+"""Where tokens are held back, a reader of this speed does not run out of them."""
+FULL_TOKENS = 32
+"""So many are not held back any longer, however slowly they are read."""
 
 _FINISH: dict[int, FinishReason] = {
     Reason.STOP: FinishReason.STOP,
@@ -61,7 +65,7 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """What one call of the backend did, for every row that took part, and how the engine stood after it."""
+    """What one call of the backend did, what is told after it, and how the engine stood then."""
 
     progress: tuple[Progress, ...]
     rows: int
@@ -76,9 +80,9 @@ class Call:
 class Engine:
     """Decodes admitted sequences on its own threads until closed.
 
-    `deliver` is called on one of these threads at a time, once a call, and of one sequence in the order of its tokens;
-    it must not block. `on_broken` is called there when the loop itself has failed and will take nothing more. All
-    methods may be called from any thread.
+    `deliver` is called on one of these threads at a time, once a call, and hears of one sequence in the order of its
+    tokens, not with every call; it must not block. `on_broken` is called there when the loop itself has failed and will
+    take nothing more. All methods may be called from any thread.
     """
 
     def __init__(
@@ -94,6 +98,9 @@ class Engine:
         self.backend = backend
         self._on_broken = on_broken
         self.config = config or EngineConfig()
+        self.gap_s = 0.0
+        """For how long at least nothing more is told of a sequence of which drawn tokens were, unless it ends or parks;
+        then for as long as a reader has enough. At 0 everything is told at once."""
         self._deliver = deliver
         self._end_id = end_id
         self._clock = clock
@@ -288,7 +295,7 @@ class Engine:
         """One call of the backend: decode, update, deliver."""
         limits = [sequence.limit() for sequence in rows]
         steps = min(self._steps(rows, alone), max(limits))
-        started = time.perf_counter()
+        started, busy_s = time.perf_counter(), time.thread_time()
         try:
             block = self.backend.decode([_slot(sequence) for sequence in rows], limits, steps, alone=alone)
         except Exception:
@@ -297,11 +304,12 @@ class Engine:
             with self._turn:
                 self._fail(rows, incident)
             return
-        seconds = time.perf_counter() - started
+        seconds, busy_s = time.perf_counter() - started, time.thread_time() - busy_s
         with self._turn:
             if self._broken is not None:  # all have been answered
                 return
-            self._pace.note(len(rows), alone, steps, seconds)
+            # A thread whose core was wanted by others would be taken for slow, and called for less at a time.
+            self._pace.note(len(rows), alone, steps, busy_s if alone and self.backend.nice else seconds)
             progress = self._update(rows, block)
             self._scheduler.settle(rows)
             drawn = sum([len(p.tokens) - p.forced for p in progress])
@@ -310,22 +318,23 @@ class Engine:
     def _steps(self, rows: list[Sequence], alone: bool) -> int:
         """How many steps the call takes: what fits into `max_call_ms`, but no further than to what is waited for.
 
-        That is the next token while a few rows are watched, and the first one of those that have none.
+        That is the next token while a few rows are watched, and the first two of those that have none: the second one
+        is what a reader has until the next turn.
         """
         fitting = self._pace.steps_within(len(rows), alone, self.config.max_call_ms / 1e3)
         if len(rows) <= FEW_ROWS and not alone:
             return max(1, min(fitting, *(sequence.forced_left for sequence in rows), MOST_STEPS))
-        return min(fitting, *[sequence.forced_left + 1 for sequence in rows if sequence.prompting], MOST_STEPS)
+        return min(fitting, *[sequence.forced_left + 2 for sequence in rows if sequence.prompting], MOST_STEPS)
 
     def _update(self, rows: list[Sequence], block: Block) -> list[Progress]:
-        """Moves each sequence past what the block yielded."""
+        """Moves each sequence past what the block yielded, and says what is to be told of it by now."""
         now = self._clock()
         columns = block.tokens.T.tolist()
         progress = []
         for i, (sequence, taken, reason) in enumerate(
             zip(rows, block.taken.tolist(), block.reasons.tolist(), strict=True)
         ):
-            position = sequence.position + 1
+            admission = sequence.admission
             forced = min(sequence.forced_left, taken)
             sequence.position += taken
             sequence.forced_left -= forced
@@ -334,27 +343,44 @@ class Engine:
             sequence.drawn += drawn
             if sequence.credit is not None:
                 sequence.credit -= drawn
-            if drawn and (pace := sequence.admission.max_tokens_per_second):
+            if drawn and (pace := admission.max_tokens_per_second):
                 sequence.ready_s = max(sequence.ready_s or now, now - MAX_PACE_DEBT_S) + drawn / pace
-            tokens = columns[i][:taken]
-            logprobs = (
-                () if block.logprobs is None else _logprobs(block.logprobs, sequence.admission.logprobs, i, taken)
-            )
+            if not forced or admission.tell_forced:
+                sequence.untold += columns[i][:taken]
+                sequence.untold_forced += forced
+            else:
+                sequence.untold += columns[i][forced:taken]
             finish = _FINISH.get(reason, sequence.ending)
-            progress.append(self._progress(sequence, position, tokens, forced, logprobs, finish))
+            if finish is None and admission.logprobs is None and not self._is_due(sequence, now):
+                continue
+            if fresh := len(sequence.untold) - sequence.untold_forced:
+                sequence.told_s = now
+                sequence.read_s = max(sequence.read_s, now) + fresh / READ_TOKENS_PER_S
+            logprobs = () if block.logprobs is None else _logprobs(block.logprobs, admission.logprobs, i, taken)
+            progress.append(self._progress(sequence, logprobs, finish))
         return progress
 
+    def _is_due(self, sequence: Sequence, now: float) -> bool:
+        """Whether a sequence that goes on is to be told of: its next turn may be too late, or nothing follows."""
+        turn_s, sequence.seen_s = now - sequence.seen_s, now
+        if self._is_far(sequence):
+            return True
+        untold = len(sequence.untold)
+        if not untold or not self.gap_s or sequence.credit == 0 or untold >= sequence.admission.most_untold:
+            return untold > 0
+        next_s = max(now, sequence.ready_s)
+        if next_s < sequence.told_s + self.gap_s:
+            return False
+        return untold >= FULL_TOKENS or next_s + turn_s >= sequence.read_s
+
     def _progress(
-        self,
-        sequence: Sequence,
-        position: int,
-        tokens: list[int],
-        forced: int,
-        logprobs: tuple[TokenLogprobs, ...],
-        finish: FinishReason | None,
+        self, sequence: Sequence, logprobs: tuple[TokenLogprobs, ...], finish: FinishReason | None
     ) -> Progress:
-        """What is told of one sequence; with a finish reason it is the last that is told of it."""
+        """Tells what nobody has been told yet of one sequence; with a finish reason for the last time."""
+        tokens, forced = sequence.untold, sequence.untold_forced
+        position = sequence.position + 1 - len(tokens)
         if finish is None:
+            sequence.untold, sequence.untold_forced = [], 0
             return Progress(sequence.id, position, tokens, forced, logprobs, state=self._snapshot(sequence))
         sequence.finish_reason = finish
         state = sequence.admission.state
@@ -372,10 +398,15 @@ class Engine:
             sequence.id, position, tokens, forced, logprobs, finish, state, None, started - sequence.arrived_s
         )
 
-    def _snapshot(self, sequence: Sequence) -> NDArray[np.float32] | None:
-        """The state in between, if the next call could go further from the last one than was asked for."""
+    @staticmethod
+    def _is_far(sequence: Sequence) -> bool:
+        """Whether the next call could go further from the last snapshot than was asked for."""
         every = sequence.admission.snapshot_tokens
-        if every is None or sequence.slot is None or sequence.position + MOST_STEPS <= sequence.snapshot_at + every:
+        return every is not None and sequence.position + MOST_STEPS > sequence.snapshot_at + every
+
+    def _snapshot(self, sequence: Sequence) -> NDArray[np.float32] | None:
+        """The state in between, if it is time for one."""
+        if sequence.slot is None or not self._is_far(sequence):
             return None
         sequence.snapshot_at = sequence.position
         try:
@@ -392,7 +423,7 @@ class Engine:
         if sequence.in_flight:
             sequence.ending = reason
             return None
-        progress = self._progress(sequence, sequence.position + 1, [], 0, (), reason)
+        progress = self._progress(sequence, (), reason)
         self._scheduler.remove(sequence)
         return progress
 
@@ -438,7 +469,7 @@ class Engine:
         self, progress: Iterable[Progress | None], rows: int = 0, steps: int = 0, seconds: float = 0.0, drawn: int = 0
     ) -> None:
         told = tuple(p for p in progress if p is not None)
-        if told:
+        if told or rows:
             scheduler = self._scheduler
             self._deliver(Call(told, rows, steps, seconds, drawn, len(scheduler.running), len(scheduler.waiting)))
 
@@ -458,7 +489,8 @@ def _incident() -> str:
 
 
 def _failed(sequence: Sequence, incident: str) -> Progress:
-    return Progress(sequence.id, sequence.position + 1, [], 0, failed=incident)
+    tokens = sequence.untold
+    return Progress(sequence.id, sequence.position + 1 - len(tokens), tokens, sequence.untold_forced, failed=incident)
 
 
 def _slot(sequence: Sequence) -> int:

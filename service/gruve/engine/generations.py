@@ -291,6 +291,8 @@ def admission_of(
         max_tokens_per_second=asked.max_tokens_per_second,
         keep_state=bool(session.id) and not generation.finished,
         snapshot_tokens=SNAPSHOT_TOKENS if session.id and not generation.finished else None,
+        # What a stream neither sends nor has to reckon with need not be told.
+        tell_forced=asked.echo or asked.logprobs is not None or bool(generation.changes),
     )
 
 

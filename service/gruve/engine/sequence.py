@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Sequence as Tokens
 from typing import NamedTuple
 
@@ -59,6 +60,10 @@ class Admission:
     """Whether the last event brings the state along, for a session."""
     snapshot_tokens: int | None = None
     """Brings the state along in between as well, never more than so many tokens apart."""
+    tell_forced: bool = True
+    """Whether forced tokens are told as well; without them what is told begins with the first drawn one."""
+    most_untold: int = UNLIMITED
+    """So many drawn tokens are told however short ago the last ones were."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,9 +75,9 @@ class TokenLogprobs:
 
 
 class Progress(NamedTuple):
-    """What one call of a backend did for one sequence: this is what crosses from the engine to the wire.
+    """What became of one sequence since it was last told of: this is what crosses from the engine to the wire.
 
-    A tuple because one is made for every row of every call, and a frozen dataclass takes six times as long to make.
+    A tuple because many are made, and a frozen dataclass takes six times as long to make.
     """
 
     sequence_id: int
@@ -119,6 +124,16 @@ class Sequence:
     """How it is to end when the call that has it returns, unless that ends it otherwise."""
     snapshot_at: int = 0
     """The position at which its state was last told."""
+    untold: list[int] = dataclasses.field(default_factory=list)
+    """The last tokens, of which nobody has been told yet,"""
+    untold_forced: int = 0
+    """how many of them were forced,"""
+    told_s: float = -math.inf
+    """when drawn ones were last told,"""
+    read_s: float = -math.inf
+    """when whoever reads them as they come will have read all of those,"""
+    seen_s: float = -math.inf
+    """and when the sequence last had its turn."""
 
     def __post_init__(self) -> None:
         self.forced_left = len(self.admission.forced)

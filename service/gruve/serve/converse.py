@@ -118,12 +118,11 @@ class Conversation(Stream):
             if started and self._conclude():
                 continue
             most = self._sendable()
-            if not started or (self.finish and not self._answers) or (most and self._wait is None):
+            if not started or (self.finish and not self._answers) or most:
                 started = True
                 message = self._message(most)
                 if message.token_ids:
                     self._credit -= len(message.token_ids)
-                    self._due_s = time.monotonic() + self._gap_s()
                     self._advance()
                 yield generation_pb2.ConverseResponse(tokens=message)
             elif not self._answers and self._error is None:
@@ -148,7 +147,7 @@ class Conversation(Stream):
                 self._call_back()
         else:
             self._came_back(progress)
-        self._wake_when_due()
+        self._wake()
 
     def let_go(self, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Ends the call if no sequence is running, which would end by itself."""
@@ -384,6 +383,8 @@ class Conversation(Stream):
             keep_state=not generation.finished,
             snapshot_tokens=None if generation.finished else SNAPSHOT_TOKENS,
             ready_s=self._may_go_on_s(),
+            tell_forced=True,  # one without credit has no slot once its prompt is read
+            most_untold=self._most_tokens,
         )
         self.sequence_id = self._hosted.admit(admission, self, credit, again=again)
         self._may_draw_to = end + credit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
 from collections.abc import AsyncIterator
@@ -239,8 +240,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     lambda end: self._ended(hosted, end),
                     hosted.message_gap_s,
                 )
-                if opened.admission is not None:
-                    stream.sequence_id = hosted.admit(opened.admission, stream)
+                if (admission := opened.admission) is not None:
+                    if most_tokens < fields.MAX_TOKENS_PER_MESSAGE:
+                        admission = dataclasses.replace(admission, most_untold=most_tokens)
+                    stream.sequence_id = hosted.admit(admission, stream)
         except BaseException:
             abandon(opened)
             raise

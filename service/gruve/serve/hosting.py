@@ -1,11 +1,14 @@
 """What the server hosts: each model with its backend and engine, and the open streams that its blocks go to.
 
-Brings what an engine's thread delivers into the event loop with one wake-up a call.
+Brings what an engine's threads deliver into the event loop, with no more wake-ups than calls. Among many streams the
+engine tells of each a little less often: a message costs as much as the decoding of some tokens, so fewer and larger
+ones leave more of the machine to the model.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -61,40 +64,54 @@ class Hosted:
         self._loop = loop
         self._on_broken = on_broken
         self._listeners: dict[int, Listener] = {}
+        self._calls: collections.deque[Call] = collections.deque()
+        """What the engine has delivered and the loop has not seen,"""
+        self._woken = False
+        """and whether the loop is going to look."""
+
+    def admit(self, admission: Admission, listener: Listener, credit: int | None = None, *, again: bool = False) -> int:
+        """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""
+        sequence_id = self.engine.admit(admission, credit, again=again)
+        self._listeners[sequence_id] = listener
+        self.engine.gap_s = self.message_gap_s()
+        return sequence_id
 
     def message_gap_s(self) -> float:
         """How long a stream waits between two messages, so that all of them write `MESSAGES_PER_S` together at most."""
         streams = len(self._listeners)
         return 0.0 if streams < 2 else min(LONGEST_GAP_S, streams / MESSAGES_PER_S)
 
-    def admit(self, admission: Admission, listener: Listener, credit: int | None = None, *, again: bool = False) -> int:
-        """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""
-        sequence_id = self.engine.admit(admission, credit, again=again)
-        self._listeners[sequence_id] = listener
-        return sequence_id
-
     def _deliver(self, call: Call) -> None:
-        """On the engine's thread: one wake-up of the loop for the whole call."""
-        self._loop.call_soon_threadsafe(self._dispatch, call)
+        """On the engine's thread: one wake-up of the loop for everything that it has not looked at yet."""
+        self._calls.append(call)
+        if call.progress and not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._dispatch)
 
     def _tell_broken(self) -> None:
         self._loop.call_soon_threadsafe(self._on_broken, self.model.name)
 
-    def _dispatch(self, call: Call) -> None:
-        self.metrics.observe_call(call)
-        for progress in call.progress:
-            ended = progress.finish_reason is not None or progress.failed is not None
-            listener = (
-                self._listeners.pop(progress.sequence_id, None) if ended else self._listeners.get(progress.sequence_id)
-            )
-            if listener is None:
-                continue
-            try:
-                listener.take(progress)
-            except Exception as error:  # noqa: BLE001 - what one stream cannot take must not keep it from the others
-                self._listeners.pop(progress.sequence_id, None)
-                self.engine.cancel(progress.sequence_id)
-                listener.fail(internal_error(error, model=self.model.name))
+    def _dispatch(self) -> None:
+        self._woken = False  # first: what is delivered from now on may come too late to be seen below
+        while self._calls:
+            call = self._calls.popleft()
+            self.metrics.observe_call(call)
+            for progress in call.progress:
+                self._tell(progress)
+
+    def _tell(self, progress: Progress) -> None:
+        listeners, ended = self._listeners, progress.finish_reason is not None or progress.failed is not None
+        listener = listeners.pop(progress.sequence_id, None) if ended else listeners.get(progress.sequence_id)
+        if ended:
+            self.engine.gap_s = self.message_gap_s()
+        if listener is None:
+            return
+        try:
+            listener.take(progress)
+        except Exception as error:  # noqa: BLE001 - what one stream cannot take must not keep it from the others
+            listeners.pop(progress.sequence_id, None)
+            self.engine.cancel(progress.sequence_id)
+            listener.fail(internal_error(error, model=self.model.name))
 
 
 class Models:

@@ -1,10 +1,7 @@
 """One stream: blocks of tokens come in from the engine, messages go out as fast as their reader takes them.
 
 A message carries everything that is ready when its writer is free, so messages grow by themselves when the reader or
-the loop falls behind. Among many streams a writer also waits a little between its messages: a message costs as much as
-the decoding of a token or two, so fewer and larger ones leave more of the machine to the model. The first tokens never
-wait, nor do the last ones or a full message; what was accepted is told together with the first tokens, unless they take
-longer than that wait.
+the loop falls behind. What was accepted is told together with the first tokens, unless they take too long.
 """
 
 from __future__ import annotations
@@ -33,8 +30,9 @@ class Stream:
         start: generation_pb2.GenerationStart,
         most_tokens: int,
         on_end: Callable[[Stream], None],
-        gap_s: Callable[[], float] = lambda: 0.0,
+        patience_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`patience_s` says how long the start waits for the first tokens, to be told together with them."""
         self.opened = opened
         self.generation = opened.generation
         self.sequence_id: int | None = None
@@ -63,10 +61,7 @@ class Stream:
         self._error: GruveError | None = None
         self._sent_end = False
         self._changed = asyncio.Event()
-        # Between two messages: how long at least, until when, and what ends the wait.
-        self._gap_s = gap_s
-        self._due_s = 0.0
-        self._wait: asyncio.TimerHandle | None = None
+        self._patience_s = patience_s
         self._opened_s = time.monotonic()
         self._first_token_s: float | None = None
         self._last_token_s = self._opened_s
@@ -90,7 +85,7 @@ class Stream:
             if reason is FinishReason.LENGTH:  # or computed again as far as it went: the record knows why it ended
                 reason = self.generation.finish_reason
             self._end(reason)
-        self._wake_when_due()
+        self._wake()
 
     def _note(self, drawn: int) -> None:
         if drawn:
@@ -98,23 +93,10 @@ class Stream:
             if self._first_token_s is None:
                 self._first_token_s = self._last_token_s
 
-    def _wake_when_due(self) -> None:
-        """Lets the writer look at what is ready, at once if it has waited long enough since its last message."""
-        ended = self.ended.is_set()
-        if not self._tokens and not ended:
-            return
-        wait_s = self._due_s - time.monotonic()
-        if ended or wait_s <= 0.0 or len(self._tokens) >= self._most_tokens:
-            self._wake()
-        elif self._wait is None:
-            self._wait = asyncio.get_running_loop().call_later(wait_s, self._wake)
-
     def _wake(self) -> None:
-        """Lets the writer look at what is ready."""
-        if self._wait is not None:
-            self._wait.cancel()
-            self._wait = None
-        self._changed.set()
+        """Lets the writer look at what is ready, if there is anything to say."""
+        if self._tokens or self.ended.is_set():
+            self._changed.set()
 
     def fail(self, error: GruveError) -> None:
         """Hears that `take` has raised; what was recorded before stands."""
@@ -135,19 +117,16 @@ class Stream:
     async def messages(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """The messages of the call, the first with `start`, the last with `end`; raises what ends it otherwise."""
         started = False
-        if not self._tokens and self.finish is None and (gap_s := self._gap_s()) > 0.0:
-            patience = asyncio.get_running_loop().call_later(gap_s, self._changed.set)
+        if not self._tokens and self.finish is None and (patience_s := self._patience_s()) > 0.0:
+            patience = asyncio.get_running_loop().call_later(patience_s, self._changed.set)
             await self._changed.wait()
             patience.cancel()
         while not self._sent_end:
             if self._error is not None:
                 raise self._error
-            if not started or self.finish is not None or (self._tokens and self._wait is None):
+            if not started or self.finish is not None or self._tokens:
                 started = True
-                message = self._message()
-                if message.token_ids:
-                    self._due_s = time.monotonic() + self._gap_s()
-                yield message
+                yield self._message()
             else:
                 self._changed.clear()
                 await self._changed.wait()
