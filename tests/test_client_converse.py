@@ -33,8 +33,7 @@ def encode(server):
 class Reader:
     """Reads chunks, keeps what stands of the tokens, and says what it is told to when so many chunks have come."""
 
-    def __init__(self, conversation, script, encode):
-        self.encode = encode
+    def __init__(self, conversation, script):
         self.conversation = conversation
         self.script = [*script]
         self.tokens, self.said, self.answers, self.chunks = {}, {}, [], 0
@@ -69,7 +68,7 @@ class Reader:
                 case "change":
                     control = self.conversation.change(at_position=position, **value)
                 case "insert":
-                    control = self.conversation.insert(self.encode(value), at_position=position)
+                    control = self.conversation.insert(value, at_position=position)
                 case "rewind":
                     control = self.conversation.rewind(min(here, position or here), **value)
                 case "pause":
@@ -124,7 +123,7 @@ def conversation_is_unbroken(server, encode, script, cuts, kept, per_message, wi
         Client(proxy.address, **AT_ONCE) as client,
     ):
         conversation = client.converse(PROMPT, **source, **options)
-        reader = Reader(conversation, script, encode)
+        reader = Reader(conversation, script)
         reader.begin()
         for chunk in conversation:
             reader.take(chunk)
@@ -139,7 +138,7 @@ def test_the_async_client_converses_in_the_same_way(server, encode, script, cuts
     async def converse(address):
         async with AsyncClient(address, **AT_ONCE) as client:
             conversation = client.converse(PROMPT, **source, **OPTIONS, max_tokens_per_message=2)
-            reader = Reader(conversation, script, encode)
+            reader = Reader(conversation, script)
             reader.begin()
             async for chunk in conversation:
                 reader.take(chunk)
@@ -178,7 +177,7 @@ def test_a_conversation_that_is_handed_over_goes_on_at_the_next_server(start, en
     first, second = start(drain_s=0.0), start()
     with Client([first.address, second.address], **AT_ONCE) as client:
         conversation = client.converse(PROMPT, model="tiny", seed=5, max_tokens=200, max_tokens_per_second=500)
-        reader = Reader(conversation, [(3, "change", {"temperature": 0.5}, None), (6, "insert", "O", None)], encode)
+        reader = Reader(conversation, [(3, "change", {"temperature": 0.5}, None), (6, "insert", "O", None)])
         for chunk in conversation:
             reader.take(chunk)
             if len(reader.answers) == 2 and first is not None:

@@ -201,6 +201,8 @@ def test_controls_of_one_position_take_effect_in_the_order_of_arrival(server, en
     third = conversation.change(at, temperature=0.0)
     conversation.grant(1_000)
     assert [conversation.position(control) for control in (first, second, third)] == [at, at + 1, at + 5]
+    inserted = [list(conversation.answers[control].inserted.ids) for control in (first, second, third)]
+    assert inserted == [list(encode("O")), list(encode("thou")), []]
     applied = [("insert", at, "O"), ("insert", at + 1, "thou"), ("change", at + 5, {"temperature": 0.0})]
     whole = plain(server, applied, SEED, 40, encode)
     assert list(conversation.rest().tokens.values()) == whole[START:at] + whole[at + 5 :]

@@ -14,11 +14,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-import grpc
-
-from gruve.client.failure import CallFailed
 from gruve.client.resume import Answer, Chunk, Resumption, broken, ends_the_call_alone
-from gruve.v1 import error_pb2, generation_pb2
+from gruve.v1 import error_pb2, generation_pb2, sampling_pb2
 
 WINDOW = 256
 CATCHING_UP = 64
@@ -41,15 +38,10 @@ class _Said:
     def kind(self) -> str:
         return self.request.WhichOneof("message") or ""
 
-    def cut(self, position: int) -> bool:
-        """Leaves of an inserted prompt what stands before a position; False where that cannot be known."""
-        if self.kind != "insert_prompt":
-            return True
-        inserted = self.request.insert_prompt
-        left = position - self.answered
-        if inserted.HasField("tokens"):
-            del inserted.tokens.ids[left:]
-        return inserted.HasField("tokens") or len(inserted.text) <= left  # a token has a character at least
+    def cut(self, position: int) -> None:
+        """Leaves of an inserted prompt what stands before a position."""
+        if self.kind == "insert_prompt":
+            del self.request.insert_prompt.tokens.ids[position - self.answered :]
 
     @property
     def named(self) -> int | None:
@@ -82,8 +74,6 @@ class Steering(Resumption):
         self._unanswered: deque[_Said] = deque()
         self._received: list[range] = []
         """The positions of tokens that the reader has."""
-        self._knows_all = True
-        """Whether what was answered can be said again as it was carried out."""
         self._called = False
         self._paused = self._stopped = False
         self._catches_up: int | None = None
@@ -144,7 +134,7 @@ class Steering(Resumption):
             return self._take_tokens(response.tokens)
         if kind == "control_applied":
             applied = response.control_applied
-            return self._take_answer(Answer(applied.control_id, applied.position))
+            return self._take_answer(Answer(applied.control_id, applied.position), applied.inserted)
         if kind == "control_refused":
             refused = response.control_refused
             reason = error_pb2.ErrorReason.Name(refused.reason).removeprefix("ERROR_REASON_")
@@ -185,7 +175,7 @@ class Steering(Resumption):
         self._note(stop, end.next_position)
         return Chunk(end.next_position, (), "", answer=Answer(stop.request.control_id, end.next_position))
 
-    def _take_answer(self, answer: Answer) -> Chunk | None:
+    def _take_answer(self, answer: Answer, inserted: sampling_pb2.TokenIds | None = None) -> Chunk | None:
         if answer.control_id == self._catches_up:
             self._go_on(answer)
         if answer.control_id >= OWN:
@@ -195,6 +185,8 @@ class Steering(Resumption):
             raise broken(f"control {answer.control_id} was answered and is not waiting for an answer")
         self._unanswered.remove(said)
         if answer.position is not None:
+            if inserted is not None and said.kind == "insert_prompt":
+                said.request.insert_prompt.tokens.CopyFrom(inserted)  # in place of a text, of which a part may stay
             self._note(said, answer.position)
         return Chunk(self._position or 0, (), "", answer=answer)
 
@@ -220,7 +212,7 @@ class Steering(Resumption):
             self._stopped, self._paused = True, False
         elif said.kind == "rewind":
             for other in self._answered:
-                self._knows_all = other.cut(position) and self._knows_all
+                other.cut(position)
             if said.request.rewind.HasField("seed"):
                 change = generation_pb2.ChangeParameters(sampling={"seed": said.request.rewind.seed})
                 again = generation_pb2.ConverseRequest(change_parameters=change)
@@ -242,12 +234,6 @@ class Steering(Resumption):
             )
             self.outgoing.append(self._own(rewind=generation_pb2.Rewind(to_position=first)))
             again = [s for s in again if s.answered > first or (s.answered == first and s.kind == "insert_prompt")]
-        if again and not self._knows_all:
-            raise CallFailed(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "the call was lost after a rewind into an inserted text, of which the client does not know the tokens",
-                reason="POSITION_MISMATCH",
-            )
         for said in again:
             message = generation_pb2.ConverseRequest()
             message.CopyFrom(said.request)

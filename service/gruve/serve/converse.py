@@ -29,7 +29,7 @@ from gruve.serve.controls import MAX_CREDIT, Control, control_of, grant_of
 from gruve.serve.hosting import Hosted
 from gruve.serve.status import internal_error, shorten
 from gruve.serve.streams import Stream
-from gruve.v1 import generation_pb2
+from gruve.v1 import generation_pb2, sampling_pb2
 
 MOST_UNANSWERED = 64
 """Controls that are read before their answers are written."""
@@ -416,7 +416,8 @@ class Conversation(Stream):
         return bool(self._answers)
 
     def _answer(self, control: Control, position: int) -> None:
-        applied = generation_pb2.ControlApplied(control_id=control.id, position=position)
+        inserted = sampling_pb2.TokenIds(ids=control.prompt) if control.prompt else None
+        applied = generation_pb2.ControlApplied(control_id=control.id, position=position, inserted=inserted)
         self._answers.append(generation_pb2.ConverseResponse(control_applied=applied))
         self._changed.set()
 

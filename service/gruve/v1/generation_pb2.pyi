@@ -232,12 +232,14 @@ class ConverseResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Union[GenerateResponse, _Mapping]] = ..., control_applied: _Optional[_Union[ControlApplied, _Mapping]] = ..., control_refused: _Optional[_Union[ControlRefused, _Mapping]] = ...) -> None: ...
 
 class ControlApplied(_message.Message):
-    __slots__ = ("control_id", "position")
+    __slots__ = ("control_id", "position", "inserted")
     CONTROL_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    INSERTED_FIELD_NUMBER: _ClassVar[int]
     control_id: int
     position: int
-    def __init__(self, control_id: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    inserted: _sampling_pb2.TokenIds
+    def __init__(self, control_id: _Optional[int] = ..., position: _Optional[int] = ..., inserted: _Optional[_Union[_sampling_pb2.TokenIds, _Mapping]] = ...) -> None: ...
 
 class ControlRefused(_message.Message):
     __slots__ = ("control_id", "reason", "message")
