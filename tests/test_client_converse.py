@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import signal
+import sqlite3
 
 import pytest
 from conversing import PROMPT, SEED, START, plain, transcript
@@ -12,7 +14,9 @@ from cutting_proxy import CuttingProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import until
+from test_serve_ending import Process
 
+from gruve.bench.replicas import free_port
 from gruve.client import AsyncClient, CallFailed, Client, Reconnect
 
 OPTIONS = {"seed": 5, "max_tokens": 60}
@@ -185,6 +189,47 @@ def test_a_conversation_that_is_handed_over_goes_on_at_the_next_server(start, en
         whole = plain(second, reader.answers, SEED, 200, encode)
         assert all(whole[at] == token for at, token in reader.tokens.items())
         assert conversation.end.next_position == len(whole)
+
+
+@pytest.mark.parametrize("chunks", [0, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "script",
+    [
+        [(3, "change", {"temperature": 0.5}, None)],
+        [(3, "insert", "\nROMEO:\n", None), (6, "rewind", {}, -6)],
+        [(1, "change", {"temperature": 0.5}, 20), (3, "rewind", {"seed": 77}, -20)],
+    ],
+)
+def test_what_was_answered_while_the_store_failed_outlives_the_server(
+    tiny_repository, tmp_path, server, encode, script, chunks
+):
+    path, port = tmp_path / "sessions.db", free_port()
+    flags = ("--port", str(port), "--store", f"sqlite:{path}")
+    with (
+        Process(tiny_repository, *flags) as killed,
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db,
+        Client(killed.line and f"127.0.0.1:{port}", reconnect=Reconnect(max_reconnects=500)) as client,
+    ):
+        long = {**OPTIONS, "max_tokens": 200, "max_tokens_per_second": 100}
+        conversation = client.converse(PROMPT, model="tiny", new_session=True, **long)
+        reader = Reader(conversation, script)
+        reader.take(next(conversation))
+        db.execute("BEGIN IMMEDIATE")  # from now on nothing is written any more
+        while reader.script or reader.said:
+            reader.take(next(conversation))
+        for chunk in itertools.islice(conversation, chunks):
+            reader.take(chunk)
+        killed.signal(signal.SIGKILL)
+        killed.end()
+        db.close()
+        with Process(tiny_repository, *flags) as again:
+            assert again.line
+            for chunk in conversation:
+                reader.take(chunk)
+            whole = plain(server, reader.answers, SEED, 200, encode)
+            assert all(whole[at] == token for at, token in reader.tokens.items()), reader.answers
+            kept = client.get_session(conversation.start.session_id).token_ids
+            assert list(kept) == whole
 
 
 def test_a_refused_control_is_an_answer_and_no_error(client):

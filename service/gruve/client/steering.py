@@ -3,10 +3,10 @@
 Knows no socket and no clock, as `resume` does not: the sync and the async client share it.
 
 What a session's record has of a lost call is true, but nobody knows how much of what was last said it has. So where
-controls are unanswered the new call first takes back everything from the earliest position that one of them may have
-touched, says again what had been answered from there on, and pauses where the reader stands. Only then the unanswered
-ones are said again. Without a session everything that was answered is said again. Tokens on the way there are the
-reader's already, or void; they are dropped.
+controls are unanswered, or answered by a server that may have died before its store had them, the new call first takes
+back everything from the earliest position that one of them may have touched, says again what had been answered from
+there on, and pauses where the reader stands. Only then the unanswered ones are said again. Without a session everything
+that was answered is said again. Tokens on the way there are the reader's already, or void; they are dropped.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class Steering(Resumption):
         self._own_ids = OWN
         self._answered: list[_Said] = []
         """What took effect and is still in force, in order."""
+        self._unsure: list[int] = []
+        """Where controls took effect of which no message has said yet that they would outlive their server."""
         self._unanswered: deque[_Said] = deque()
         self._received: list[range] = []
         """The positions of tokens that the reader has."""
@@ -108,6 +110,7 @@ class Steering(Resumption):
         catches_up = self._called and bool(
             (self._unanswered and not self._stopped)
             or self._paused
+            or self._unsure
             or ((self._answered or self._stopped) and self._request.HasField("model"))
         )
         self._called = True
@@ -147,6 +150,8 @@ class Steering(Resumption):
         before = self._position is not None and response.position < self._position
         if self._catches_up is None and not before:
             chunk = self.receive(response)
+            kept = response.durable_position if response.HasField("durable_position") else response.position
+            self._unsure = [position for position in self._unsure if position > kept]
             if tokens and self._received and self._received[-1].stop == response.position:
                 self._received[-1] = range(self._received[-1].start, response.position + tokens)
             elif tokens:
@@ -200,6 +205,8 @@ class Steering(Resumption):
         if said.kind == "resume":
             self._paused = False
             return
+        if said.kind != "pause" and self._request.HasField("session_id"):
+            self._unsure.append(position)
         self._answered = [
             other
             for other in self._answered
@@ -226,14 +233,19 @@ class Steering(Resumption):
         first = min([stands, *(said.answered for said in again)])
         if not self._request.HasField("model"):
             named = [said.named for said in self._unanswered if said.named is not None]
-            first = min([stands, *named])
+            first = min([stands, *named, *self._unsure])
             # A token of the generation, which cannot be sent without credit, keeps it from ending at once.
             drawn = [r for r in self._received if r.start < first]
             first = max(
                 min(drawn[-1].stop, first) - 1 if drawn else 0, start.start_position if start is not None else 0
             )
             self.outgoing.append(self._own(rewind=generation_pb2.Rewind(to_position=first)))
-            again = [s for s in again if s.answered > first or (s.answered == first and s.kind == "insert_prompt")]
+            again = [
+                s
+                for s in again
+                if s.answered > first
+                or (s.answered == first and (s.kind == "insert_prompt" or s.answered in self._unsure))
+            ]
         for said in again:
             message = generation_pb2.ConverseRequest()
             message.CopyFrom(said.request)
