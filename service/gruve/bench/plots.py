@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def plot_peers(rows: Sequence[Row], path: Path) -> None:
             axes.set_ylabel(label)
             axes.set_xlabel("streams")
             axes.set_title(str(model) if line == 0 else "")
-    grid[0][0].legend(fontsize="small")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(systems))
     figure.savefig(path)
 
 
@@ -107,6 +108,9 @@ def _bars(axes: Any, rows: Sequence[Row], systems: Sequence[Value], key: str) ->
         places = [x + (i - (len(systems) - 1) / 2) * width for x in range(len(streams))]
         colour = OURS_COLOUR if i == 0 else PEER_COLOURS[(i - 1) % len(PEER_COLOURS)]
         axes.bar(places, [values.get(s, 0.0) for s in streams], width, color=colour, label=str(system))
+        for place, number in zip(places, streams, strict=True):
+            if math.isnan(values.get(number, 0.0)):  # nobody was asked and answered while it was measured
+                axes.annotate("none", (place, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="center")
     axes.set_xticks(range(len(streams)), [str(s) for s in streams])
     axes.set_yscale("log")
     axes.grid(axis="y", alpha=0.3)
