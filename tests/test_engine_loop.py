@@ -88,6 +88,14 @@ def test_a_reader_of_50_tokens_a_second_does_not_wait_for_what_is_held_back(step
     assert told(ear, sequence)[: len(expected)] == expected
 
 
+def test_a_stream_that_slows_down_is_not_held_back_for_what_its_reader_was_given_before():
+    clock, backend = Clock(), FakeBackend()
+    backend.hook = lambda slots: setattr(clock, "now", clock.now + (0.001 if clock.now < 1.0 else 0.3))
+    with engine_of(backend, clock=clock, gap_s=0.01) as (engine, ear):
+        ear.end(sequence := engine.admit(admission_of(max_tokens=1_040)))
+    assert told(ear, sequence)[-10:-1] == [3] * 9  # after 0.9 s, and the next turn would come after 1.2 s
+
+
 def test_a_paced_token_is_told_when_the_next_one_would_come_too_late():
     clock = Clock()
     with engine_of(FakeBackend(), clock=clock, gap_s=0.5) as (engine, ear):

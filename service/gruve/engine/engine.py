@@ -41,8 +41,8 @@ MAX_PACE_DEBT_S = 0.25
 """How far a paced row that was late may catch up."""
 READ_TOKENS_PER_S = 50.0
 """Where tokens are held back, a reader of this speed does not run out of them."""
-FULL_TOKENS = 32
-"""So many are not held back any longer, however slowly they are read."""
+FULL_TOKENS, HELD_S = 32, 1.0
+"""So many are not held back any longer, nor are any for so long, however much a reader still has."""
 
 _FINISH: dict[int, FinishReason] = {
     Reason.STOP: FinishReason.STOP,
@@ -371,7 +371,7 @@ class Engine:
         next_s = max(now, sequence.ready_s)
         if next_s < sequence.told_s + self.gap_s:
             return False
-        return untold >= FULL_TOKENS or next_s + turn_s >= sequence.read_s
+        return untold >= FULL_TOKENS or next_s + turn_s >= min(sequence.read_s, sequence.told_s + HELD_S)
 
     def _progress(
         self, sequence: Sequence, logprobs: tuple[TokenLogprobs, ...], finish: FinishReason | None

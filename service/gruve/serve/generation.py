@@ -240,9 +240,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     lambda end: self._ended(hosted, end),
                     hosted.message_gap_s,
                 )
-                if (admission := opened.admission) is not None:
-                    if most_tokens < fields.MAX_TOKENS_PER_MESSAGE:
-                        admission = dataclasses.replace(admission, most_untold=most_tokens)
+                if opened.admission is not None:
+                    admission = dataclasses.replace(opened.admission, most_untold=most_tokens)
                     stream.sequence_id = hosted.admit(admission, stream)
         except BaseException:
             abandon(opened)

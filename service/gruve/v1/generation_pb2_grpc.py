@@ -95,8 +95,8 @@ class GenerationServiceServicer:
 
         The first message carries `start` soon after the request is accepted, which may be before there
         are tokens; the last one carries `end`. A message holds every token that is ready when it is
-        written. Where many streams are open, those after the first tokens are held back a little, a
-        quarter of a second at most, so as to hold more.
+        written. Where many streams are open, those after the first tokens are held back a little, so as
+        to hold more: a second at most, and not so long that who reads 50 tokens a second runs out.
 
         The tokens depend on model digest, numerics_id, transcript, parameters and seed alone: not on
         other requests, on batching, on interruptions, or on the replica.
