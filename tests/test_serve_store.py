@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sqlite3
+import threading
 import time
 
 import grpc
@@ -13,7 +14,7 @@ from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from moving import fork, rewind, seeded, stop, without
 from redis_server import RedisServer
-from serving import HELD, Read, broken, first, refusal, token, until
+from serving import HELD, PATIENCE_S, Read, broken, first, refusal, token, until
 from test_serve_ending import Process, drain
 from test_serve_sessions import Clock, delete, get, listed
 
@@ -297,6 +298,34 @@ def test_a_new_session_is_known_to_every_server_however_slow_the_store(start):
     assert two.session(session).position == 1
     (branch,) = fork(one, session, 3)
     assert two.session(branch.id).position == 1
+
+
+class Held(MemoryStore):
+    """Takes sessions out only once it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.let = threading.Event(), threading.Event()
+
+    def acquire(self, session_id, owner, known, now_s):
+        self.asked.set()
+        assert self.let.wait(PATIENCE_S)
+        return super().acquire(session_id, owner, known, now_s)
+
+
+def test_a_caller_who_leaves_while_a_session_is_fetched_keeps_it_from_nobody(start):
+    store = Held()
+    one, two = start(shared=store), start(shared=store)
+    session = one.create()
+    call = two.generate(session_id=session, text="O", max_tokens=12)
+    assert store.asked.wait(PATIENCE_S)
+    call.cancel()
+    until(lambda: two.handled("Generate", "CANCELLED"))
+    store.let.set()
+    until(lambda: two.server.keeper.moves["returned"])
+    until(lambda: not two.server.keeper.behind)
+    assert one.read(session_id=session, text="O", max_tokens=12).end.next_position == 14
+    assert two.session(session).position == 14
 
 
 class Counting(MemoryStore):

@@ -169,8 +169,19 @@ class Keeper:
             bringing = self._bringing[session_id] = asyncio.create_task(self._acquire(session_id))
             bringing.add_done_callback(lambda _: self._bringing.pop(session_id, None))
             bringing.add_done_callback(_look)
-        session = await asyncio.shield(bringing)
-        return session if self.sessions.find(session_id) is session else await self._bring(session_id)
+        try:
+            session = await asyncio.shield(bringing)
+        except asyncio.CancelledError:
+            bringing.add_done_callback(self._let_go_unless_held)
+            raise
+        if self.sessions.find(session_id) is session and self._is_ours(session):
+            return session
+        return await self._bring(session_id)  # it has been let go of meanwhile
+
+    def _let_go_unless_held(self, bringing: asyncio.Task[Session]) -> None:
+        """Others may have a session that was brought for one who did not wait for it."""
+        if not bringing.cancelled() and bringing.exception() is None:
+            self.note(bringing.result())
 
     def _is_ours(self, session: Session) -> bool:
         """Whether nobody else can have the session, as far as is known here."""
@@ -189,6 +200,7 @@ class Keeper:
         acquired = await self._ask("acquire", self._fetch, session_id, known, self.sessions.clock())
         if acquired is None:
             if session is not None and not session.kept.stored:
+                session.kept.lease_until_s = until_s
                 return session  # the store has yet to hear of it
             if session is not None:
                 self._forget(session)
