@@ -44,6 +44,7 @@ class FakeBackend:
             "drawn": row.drawn,
             "forced": row.forced.tolist(),
             "stop": row.stop_state,
+            "reason": Reason.RUNNING,
         }
 
     def decode(self, slots, limits, steps, *, alone=False):
@@ -63,9 +64,11 @@ class FakeBackend:
         tokens = np.full((steps, len(slots)), -1, dtype=np.int32)
         taken, reasons = np.zeros(len(slots), dtype=np.int32), np.zeros(len(slots), dtype=np.int32)
         for i, slot in enumerate(slots):
-            while taken[i] < min(limits[i], steps) and reasons[i] == Reason.RUNNING:
-                tokens[taken[i], i], reasons[i] = self._step(self.rows[slot])
+            at = self.rows[slot]
+            while taken[i] < min(limits[i], steps) and at["reason"] is Reason.RUNNING:
+                tokens[taken[i], i], at["reason"] = self._step(at)
                 taken[i] += 1
+            reasons[i] = at["reason"]
         return Block(tokens, taken, reasons, None)
 
     def _step(self, at):
@@ -96,6 +99,28 @@ class FakeBackend:
     def release(self, slot):
         assert slot not in self.in_use
         del self.rows[slot]
+
+
+class AheadBackend(FakeBackend):
+    """Takes one call before the earlier one has returned, and has done it by then as far as anybody can see."""
+
+    ahead = 1
+
+    def __init__(self, slots: int = 8) -> None:
+        super().__init__(slots)
+        self.under_way, self.went_on = [], 0
+
+    def submit(self, slots, limits, steps):
+        assert len(self.under_way) <= self.ahead
+        self.went_on += any(set(slots) & set(others) for others in self.under_way)
+        self.under_way.append(slots)
+        block = self.decode(slots, limits, steps)
+
+        def result():
+            assert self.under_way.pop(0) is slots, "results are asked for in order"
+            return block
+
+        return result
 
 
 def admission_of(prompt=(), *, max_tokens=10, seed=1, keep_state=True, **more) -> Admission:
@@ -187,7 +212,7 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, 
         (
             admission_of(
                 [chance.randrange(V) for _ in range(chance.choice([0, 1, 3, 17, 60]))],
-                max_tokens=chance.choice([1, 2, 9, 30]),
+                max_tokens=chance.choice([1, 2, 9, 30, 300]),
                 seed=chance.randrange(1 << 64),
                 temperature=chance.choice([0.0, 1.0, 1.5]),
                 repetition_penalty=chance.choice([1.0, 1.3]),
@@ -195,6 +220,7 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, 
                 min_tokens=chance.choice([0, 1]),
                 ignore_eos=chance.random() < 0.3,
                 max_tokens_per_second=chance.choice([None, None, None, 5_000.0]),
+                snapshot_tokens=chance.choice([None, 70, 200]),
             ),
             chance.choice([None, None, 0, 2]),
         )
@@ -235,6 +261,10 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, 
         assert got == tokens[: len(got)]
         state = states[0] if last.state is None and not got else last.state
         assert state.tobytes() == states[len(got)].tobytes()
+        at = 0
+        for progress in (p for call in ear.calls for p in call.progress if p.sequence_id == id_):
+            at += len(progress.tokens)
+            assert progress.state is None or progress.state.tobytes() == states[at].tobytes()
         assert (last.finish_reason, len(got)) == (reason, len(tokens)) or (
             id_ in cancelled and last.finish_reason is FinishReason.CANCELLED
         )

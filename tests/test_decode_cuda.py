@@ -119,9 +119,9 @@ def test_two_groups_of_rows_take_turns_one_call_ahead_of_their_results():
         group = groups[turn % 2]
         ticket = backend.submit(group, [5] * len(group), 5)
         if ahead is not None:
-            collect(got, backend.result(ahead[1]), ahead[0])
+            collect(got, ahead[1](), ahead[0])
         ahead = group, ticket
-    collect(got, backend.result(ahead[1]), ahead[0])
+    collect(got, ahead[1](), ahead[0])
     for slot, admission in enumerate(admissions):
         assert got[slot] == alone(torch_backend(model, 1), admission, 1)[0]
 
@@ -131,7 +131,7 @@ def test_a_row_submitted_again_before_its_end_is_known_stays_frozen():
     backend.admit(0, row_with([3], max_tokens=4), None)
     backend.admit(1, row_with(max_tokens=99), None)
     tickets = [backend.submit([0, 1], [3, 3], 3) for _ in range(4)]
-    blocks = [backend.result(ticket) for ticket in tickets]
+    blocks = [ticket() for ticket in tickets]
     assert [int(block.taken[0]) for block in blocks] == [3, 2, 0, 0]
     assert [int(block.reasons[0]) for block in blocks] == [Reason.RUNNING, *[Reason.LENGTH] * 3]
     assert [int(block.taken[1]) for block in blocks] == [3, 3, 3, 3]
@@ -145,8 +145,8 @@ def test_a_slot_given_to_another_while_its_last_call_is_under_way_keeps_the_two_
     backend.release(0)
     backend.admit(0, row_of(admission_of([5, 6], max_tokens=6, seed=8)), None)
     second = backend.submit([0], [9], 9)
-    assert backend.result(first).tokens[:3, 0].tolist() == [1, 2, 3]
-    block = backend.result(second)
+    assert first().tokens[:3, 0].tolist() == [1, 2, 3]
+    block = second()
     assert block.tokens[: block.taken[0], 0].tolist() == expected[0]
     assert backend.snapshot(0).tobytes() == expected[1][-1].tobytes()
 
@@ -172,7 +172,7 @@ def test_a_program_captured_while_rows_run_moves_none_of_them():
     first = backend.submit([0, 1], [7, 7], 7)
     backend._programs.clear()
     rest = backend.submit([0, 1], [60, 60], 60)
-    tokens = [backend.result(t).tokens[:, 0] for t in (first, rest)]
+    tokens = [t().tokens[:, 0] for t in (first, rest)]
     assert [t for t in np.concatenate(tokens).tolist() if t >= 0] == life(solo, 0, 60)[0]
 
 

@@ -243,7 +243,7 @@ def test_a_prompt_and_a_stop_in_two_groups_one_call_ahead():
     tickets = [(group, ahead.submit(group, [4, 4], 4)) for _ in range(2) for group in ([0, 1], [2, 3])]
     got = [[], [], [], []]
     for group, ticket in tickets:
-        block = ahead.result(ticket)
+        block = ticket()
         for i, slot in enumerate(group):
             got[slot] += block.tokens[: block.taken[i], i].tolist()
     for slot, row in enumerate(asked):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
-from decoding import PATIENCE_S, Ear, FakeBackend, admission_of, alone, engine_of, random_schedule, row_of
+from decoding import PATIENCE_S, AheadBackend, Ear, FakeBackend, admission_of, alone, engine_of, random_schedule, row_of
 
 from gruve.engine.engine import Engine, EngineConfig
 from gruve.engine.sequence import FinishReason
 from gruve.errors import Draining, EngineFailed, QueueFull
 
 ENDLESS = 1 << 30
+STEPWISE = {"max_call_ms": 1e-6}
 
 
 class Clock:
@@ -61,6 +64,45 @@ def test_any_schedule_on_several_lanes_leaves_every_sequence_as_it_is_alone(seed
     random_schedule(seed, lambda: FakeBackend(slots=60, lanes=lanes), 13, end_id=1, sequences=100)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_any_schedule_one_call_ahead_leaves_every_sequence_as_it_is_alone(seed):
+    backends = []
+
+    def backend_of():
+        backends.append(AheadBackend(slots=7))
+        return backends[-1]
+
+    random_schedule(seed, backend_of, 13, end_id=1, sequences=60)
+    assert backends[0].went_on > 20
+
+
+def test_a_call_that_raises_one_call_ahead_fails_its_rows_once_and_the_engine_goes_on(caplog):
+    backend, admissions = AheadBackend(), [admission_of(max_tokens=ENDLESS, seed=i) for i in range(3)]
+    with engine_of(backend) as (engine, ear):
+        ids = [engine.admit(admission) for admission in admissions]
+        ear.wait(lambda ear: backend.went_on > 5)
+        backend.hook = lambda slots: 1 / 0
+        failures = [ear.end(i) for i in ids]
+        backend.hook = lambda slots: None
+        backend.under_way.clear()
+        assert ear.end(engine.admit(admission_of(max_tokens=3))).finish_reason is FinishReason.LENGTH
+    assert all(failure.failed and failure.failed in caplog.text for failure in failures)
+    for i, admission in zip(ids, admissions, strict=True):
+        got = ear.tokens[i]
+        few = dataclasses.replace(admission, max_tokens=len(got))
+        assert got == alone(AheadBackend(), few)[0]
+
+
+def test_closing_one_call_ahead_hands_over_what_all_calls_have_made():
+    backend = AheadBackend()
+    with engine_of(backend) as (engine, ear):
+        sequence = engine.admit(admission_of(max_tokens=ENDLESS))
+        ear.wait(lambda ear: backend.went_on > 5)
+    assert (ear.last[sequence].finish_reason, backend.under_way) == (FinishReason.HANDED_OVER, [])
+    tokens, states, _ = alone(AheadBackend(), admission_of(max_tokens=len(ear.tokens[sequence])))
+    assert (ear.tokens[sequence], ear.last[sequence].state) == (tokens, states[-1])
+
+
 @pytest.mark.parametrize("gap_s", [1e-4, 0.01, 1e6])
 def test_a_schedule_that_is_told_of_now_and_then_leaves_every_sequence_as_it_is_alone(gap_s):
     random_schedule(1, lambda: FakeBackend(slots=60, lanes=2), 13, end_id=1, sequences=60, gap_s=gap_s)
@@ -83,7 +125,7 @@ def test_tokens_that_are_held_back_come_when_they_are_many_and_the_first_and_the
 def test_a_reader_of_50_tokens_a_second_does_not_wait_for_what_is_held_back(step_s, expected):
     clock, backend = Clock(), FakeBackend()
     backend.hook = lambda slots: setattr(clock, "now", clock.now + step_s)
-    with engine_of(backend, clock=clock, gap_s=step_s / 2) as (engine, ear):
+    with engine_of(backend, clock=clock, gap_s=step_s / 2, **STEPWISE) as (engine, ear):
         ear.end(sequence := engine.admit(admission_of(max_tokens=200)))
     assert told(ear, sequence)[: len(expected)] == expected
 
@@ -91,7 +133,7 @@ def test_a_reader_of_50_tokens_a_second_does_not_wait_for_what_is_held_back(step
 def test_a_stream_that_slows_down_is_not_held_back_for_what_its_reader_was_given_before():
     clock, backend = Clock(), FakeBackend()
     backend.hook = lambda slots: setattr(clock, "now", clock.now + (0.001 if clock.now < 1.0 else 0.3))
-    with engine_of(backend, clock=clock, gap_s=0.01) as (engine, ear):
+    with engine_of(backend, clock=clock, gap_s=0.01, **STEPWISE) as (engine, ear):
         ear.end(sequence := engine.admit(admission_of(max_tokens=1_040)))
     assert told(ear, sequence)[-10:-1] == [3] * 9  # after 0.9 s, and the next turn would come after 1.2 s
 
@@ -117,7 +159,7 @@ def test_who_parks_without_credit_has_been_told_of_everything():
 
 
 def test_no_more_tokens_are_held_back_than_may_be():
-    with engine_of(FakeBackend(), gap_s=1e6) as (engine, ear):
+    with engine_of(FakeBackend(), gap_s=1e6, **STEPWISE) as (engine, ear):
         ear.end(sequence := engine.admit(admission_of(max_tokens=20, most_untold=6)))
     assert told(ear, sequence) == [1, 6, 6, 6, 1]
 
@@ -205,7 +247,11 @@ def test_a_sequence_that_is_cancelled_while_a_lane_has_it_ends_when_the_call_ret
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 200))
 def test_any_schedule_leaves_every_sequence_as_it_is_alone_for_long(seed):
-    random_schedule(seed, lambda: FakeBackend(slots=5 + seed % 90, lanes=1 + seed % 4), 13, end_id=1, sequences=150)
+    def backend_of():
+        slots = 5 + seed % 90
+        return AheadBackend(slots) if seed % 5 == 4 else FakeBackend(slots, lanes=1 + seed % 4)
+
+    random_schedule(seed, backend_of, 13, end_id=1, sequences=150)
 
 
 def test_a_full_queue_refuses_at_once_and_takes_again_when_one_has_left():
@@ -420,12 +466,20 @@ def test_a_row_without_credit_draws_exactly_what_it_is_granted():
         assert len(ear.tokens[sequence]) == 9
 
 
-def test_a_stream_that_is_watched_comes_token_by_token():
+def test_a_stream_that_is_watched_comes_token_by_token_where_steps_are_slow():
+    backend = FakeBackend()
+    backend.hook = lambda slots: time.sleep(0.003)
+    with engine_of(backend, max_call_ms=1_000.0) as (engine, ear):
+        ear.end(engine.admit(admission_of(max_tokens=20)))
+    assert [len(c.progress[0].tokens) for c in ear.calls] == [1] * 20
+
+
+def test_the_first_token_of_a_few_is_waited_for_and_the_next_ones_come_together():
     backend = FakeBackend()
     with engine_of(backend, max_call_ms=1_000.0) as (engine, ear):
-        ear.end(engine.admit(admission_of([1] * 30, max_tokens=20)))
-    assert [len(c.progress[0].tokens) for c in ear.calls][-20:] == [1] * 20
-    assert max(steps for _, _, steps in backend.calls) > 1
+        ear.end(engine.admit(admission_of(max_tokens=100)))  # steps take no time, as is known by now
+        ear.end(sequence := engine.admit(admission_of([1] * 30, max_tokens=40)))
+    assert told(ear, sequence) == [31, 39]
 
 
 def test_many_rows_come_in_blocks_that_last_no_longer_than_a_call_may():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gruve.engine.scheduler import MOST_AHEAD, Scheduler
-from gruve.engine.sequence import Admission, FinishReason, Sequence
+from gruve.engine.sequence import Admission, Sequence
 from gruve.model.sampling import SamplingParameters
 
 GREEDY = SamplingParameters(temperature=0.0)
@@ -100,7 +100,7 @@ class Simulation:
             if taken > forced and (pace := row.admission.max_tokens_per_second):
                 row.ready_s = self.now + 1 / pace
             if self.chance.random() < 0.1:
-                row.finish_reason = FinishReason.STOP
+                row.gone = True
                 del self.alive[row.id]
         self.scheduler.settle(rows)
 

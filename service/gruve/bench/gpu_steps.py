@@ -18,8 +18,8 @@ from torch.nn.functional import linear
 from gruve.bench.figures import median
 from gruve.bench.gpu_bed import Bed
 from gruve.bench.steppers import torch_layer
-from gruve.engine.decode import Backend, Row
-from gruve.engine.decode.cuda.backend import CudaBackend, Ticket
+from gruve.engine.decode import Backend, Block, Row
+from gruve.engine.decode.cuda.backend import CudaBackend
 from gruve.engine.decode.cuda.device import Work
 from gruve.engine.decode.cuda.records import MAX_POSITION
 from gruve.engine.sessions import START_TOKEN
@@ -59,7 +59,7 @@ class Ours:
     def steps(self, calls: int) -> int:
         """See `Stepper`."""
         backend = self._backend
-        under_way: list[Ticket] = []
+        under_way: list[Callable[[], Block]] = []
         for _ in range(calls):
             for group in self._groups:
                 if not isinstance(backend, CudaBackend):
@@ -67,9 +67,9 @@ class Ours:
                     continue
                 under_way.append(backend.submit(group, [self._steps] * len(group), self._steps))
                 if len(under_way) > AHEAD:
-                    backend.result(under_way.pop(0))
+                    under_way.pop(0)()
         for ticket in under_way:
-            backend.result(ticket)  # type: ignore[attr-defined]
+            ticket()
         return calls * self._steps
 
     def run(self, work: Work) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import heapq
 import itertools
 import logging
+import math
 import os
 import sys
 import threading
@@ -26,7 +28,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row
+from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row, Submitting
 from gruve.engine.pace import MOST_STEPS, StepTimes
 from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, FinishReason, Progress, Sequence, TokenLogprobs
@@ -35,14 +37,10 @@ from gruve.errors import Draining, EngineFailed, QueueFull
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FEW_ROWS = 4
-"""A call with the whole machine and at most so many rows takes one step: a stream is watched, nobody else waits."""
+FEW_ROWS, FEW_CALL_S = 4, 0.002
+"""A call with the whole machine and at most so many rows aims to last so long at most: each stream may be watched."""
 MAX_PACE_DEBT_S = 0.25
 """How far a paced row that was late may catch up."""
-READ_TOKENS_PER_S = 50.0
-"""Where tokens are held back, a reader of this speed does not run out of them."""
-FULL_TOKENS, HELD_S = 32, 1.0
-"""So many are not held back any longer, nor are any for so long, however much a reader still has."""
 
 _FINISH: dict[int, FinishReason] = {
     Reason.STOP: FinishReason.STOP,
@@ -77,6 +75,20 @@ class Call:
     waiting: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that is under way."""
+
+    rows: list[Sequence]
+    most: list[int]
+    """How many steps it may take with each of them."""
+    steps: int
+    alone: bool
+    began_s: float
+    result: Callable[[], Block]
+    """Waits for it, or does it."""
+
+
 class Engine:
     """Decodes admitted sequences on its own threads until closed.
 
@@ -98,6 +110,7 @@ class Engine:
         self.backend = backend
         self._on_broken = on_broken
         self.config = config or EngineConfig()
+        self._ahead = backend.ahead if isinstance(backend, Submitting) else 0
         self.gap_s = 0.0
         """For how long at least nothing more is told of a sequence of which drawn tokens were, unless it ends or parks;
         then for as long as a reader has enough. At 0 everything is told at once."""
@@ -190,11 +203,23 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
-        """One lane: goes round until the engine closes; the last lane to leave hands over what is left."""
+        """One lane: goes round until the engine closes; the last lane to leave hands over what is left.
+
+        Where the backend takes calls before the earlier ones have returned, so many are under way when the results of
+        the earliest are waited for: what the host does with them takes none of the backend's time.
+        """
         _be_nice(self.backend.nice)
+        calls: collections.deque[_Call] = collections.deque()
+        free_s = 0.0
         try:
-            while (picked := self._next()) is not None:
-                self._call(*picked)
+            while (picked := self._next(calls[-1].rows if calls else None)) is not None:
+                rows, alone = picked
+                if rows and (call := self._submit(rows, alone)) is not None:
+                    calls.append(call)
+                if calls and (not rows or len(calls) > self._ahead):
+                    free_s = self._finish(calls.popleft(), free_s)
+            while calls:
+                free_s = self._finish(calls.popleft(), free_s)
             with self._turn:
                 self._lanes_open -= 1
                 if not self._lanes_open and self._broken is None:
@@ -205,10 +230,11 @@ class Engine:
             with self._turn:
                 self._break(incident)
 
-    def _next(self) -> tuple[list[Sequence], bool] | None:
+    def _next(self, under_way: list[Sequence] | None) -> tuple[list[Sequence], bool] | None:
         """The rows of this lane's next call, and whether it is one beside others; None when closing.
 
-        Waits while there is nothing to do. Before that it carries out what other threads have asked for.
+        Carries out what other threads have asked for, and waits while there is nothing to do; not, however, while a
+        call of this lane is under way, rows of which may go on in the next.
         """
         while True:
             with self._turn:
@@ -219,6 +245,10 @@ class Engine:
                 self._give_slots(now)
                 most, alone = self._share()
                 rows = self._scheduler.pick(now, most) if most else []
+                if under_way:
+                    on = [s for s in under_way if s.may_go_on(MOST_STEPS)][: most - len(rows)]
+                    self._scheduler.take(on)
+                    return rows + on, alone
                 if rows:
                     if self._may_pick():
                         with self._changed:
@@ -244,7 +274,7 @@ class Engine:
         rows = scheduler.ready_rows + scheduler.in_flight
         if lanes > 1 and rows > 1:
             return min(-(-rows // lanes), self._lane_rows), True
-        return (0 if scheduler.in_flight else self._lane_rows), False
+        return (0 if scheduler.in_flight and not self._ahead else self._lane_rows), False
 
     def _take_commands(self) -> bool:
         """Carries out what other threads asked for; False when closing."""
@@ -291,40 +321,68 @@ class Engine:
             logprobs=admission.logprobs,
         )
 
-    def _call(self, rows: list[Sequence], alone: bool) -> None:
-        """One call of the backend: decode, update, deliver."""
+    def _submit(self, rows: list[Sequence], alone: bool) -> _Call | None:
+        """Gives a call to the backend, if that takes it before its results are waited for; None if it refuses it."""
         limits = [sequence.limit() for sequence in rows]
         steps = min(self._steps(rows, alone), max(limits))
-        started, busy_s = time.perf_counter(), time.thread_time()
+        slots, backend, began_s = [_slot(sequence) for sequence in rows], self.backend, time.perf_counter()
+        result: Callable[[], Block]
+        if isinstance(backend, Submitting):
+            try:
+                result = backend.submit(slots, limits, steps)
+            except Exception:
+                log.exception("decoding %d rows failed: incident %s", len(rows), incident := _incident())
+                with self._turn:
+                    self._fail(rows, incident)
+                return None
+        else:
+            result = functools.partial(backend.decode, slots, limits, steps, alone=alone)
+        most = [min(limit, steps) for limit in limits]
+        for sequence, submitted in zip(rows, most, strict=True):
+            sequence.submitted += submitted
+        return _Call(rows, most, steps, alone, began_s, result)
+
+    def _finish(self, call: _Call, free_s: float) -> float:
+        """Waits for what a call has made, or makes it: decode, update, deliver.
+
+        The backend was free for it at `free_s`, a performance counter; returns when it was free for the next one.
+        """
+        rows = call.rows
+        busy_s = time.thread_time()
         try:
-            block = self.backend.decode([_slot(sequence) for sequence in rows], limits, steps, alone=alone)
+            block = call.result()
         except Exception:
-            incident = _incident()
-            log.exception("decoding %d rows failed: incident %s", len(rows), incident)
+            log.exception("decoding %d rows failed: incident %s", len(rows), incident := _incident())
             with self._turn:
                 self._fail(rows, incident)
-            return
-        seconds, busy_s = time.perf_counter() - started, time.thread_time() - busy_s
+            return time.perf_counter()
+        ended_s, busy_s = time.perf_counter(), time.thread_time() - busy_s
+        seconds = ended_s - max(call.began_s, free_s)
         with self._turn:
             if self._broken is not None:  # all have been answered
-                return
+                return ended_s
             # A thread whose core was wanted by others would be taken for slow, and called for less at a time.
-            self._pace.note(len(rows), alone, steps, busy_s if alone and self.backend.nice else seconds)
+            timed_s = busy_s if call.alone and self.backend.nice else seconds
+            self._pace.note(len(rows), call.alone, call.steps, timed_s)
+            for sequence, submitted in zip(rows, call.most, strict=True):
+                sequence.submitted -= submitted
             progress = self._update(rows, block)
             self._scheduler.settle(rows)
             drawn = sum([len(p.tokens) - p.forced for p in progress])
-            self._publish(progress, len(rows), steps, seconds, drawn)
+            self._publish(progress, len(rows), call.steps, seconds, drawn)
+        return ended_s
 
     def _steps(self, rows: list[Sequence], alone: bool) -> int:
         """How many steps the call takes: what fits into `max_call_ms`, but no further than to what is waited for.
 
-        That is the next token while a few rows are watched, and the first two of those that have none: the second one
-        is what a reader has until the next turn.
+        That is the first two tokens of rows that have none, for the second one is what a reader has until the next
+        turn. Among a few rows it is the first one: a reader of theirs may be watching, and the next turn is near.
         """
-        fitting = self._pace.steps_within(len(rows), alone, self.config.max_call_ms / 1e3)
+        longest_s, first = self.config.max_call_ms / 1e3, 2
         if len(rows) <= FEW_ROWS and not alone:
-            return max(1, min(fitting, *(sequence.forced_left for sequence in rows), MOST_STEPS))
-        return min(fitting, *[sequence.forced_left + 2 for sequence in rows if sequence.prompting], MOST_STEPS)
+            longest_s, first = min(longest_s, FEW_CALL_S), 1
+        fitting = self._pace.steps_within(len(rows), alone, longest_s)
+        return min(fitting, *[sequence.steps_to(first) for sequence in rows], MOST_STEPS)
 
     def _update(self, rows: list[Sequence], block: Block) -> list[Progress]:
         """Moves each sequence past what the block yielded, and says what is to be told of it by now."""
@@ -334,6 +392,8 @@ class Engine:
         for i, (sequence, taken, reason) in enumerate(
             zip(rows, block.taken.tolist(), block.reasons.tolist(), strict=True)
         ):
+            if sequence.gone:
+                continue
             admission = sequence.admission
             forced = min(sequence.forced_left, taken)
             sequence.position += taken
@@ -345,46 +405,33 @@ class Engine:
                 sequence.credit -= drawn
             if drawn and (pace := admission.max_tokens_per_second):
                 sequence.ready_s = max(sequence.ready_s or now, now - MAX_PACE_DEBT_S) + drawn / pace
-            if not forced or admission.tell_forced:
-                sequence.untold += columns[i][:taken]
-                sequence.untold_forced += forced
+            tokens = columns[i]
+            if admission.tell_forced:
+                sequence.untold.add(tokens[:taken], forced)
             else:
-                sequence.untold += columns[i][forced:taken]
-            finish = _FINISH.get(reason, sequence.ending)
+                sequence.untold.add(tokens[forced:taken], 0)
+            finish = _FINISH.get(reason, sequence.ending if sequence.in_flight == 1 else None)
             if finish is None and admission.logprobs is None and not self._is_due(sequence, now):
                 continue
-            if fresh := len(sequence.untold) - sequence.untold_forced:
-                sequence.told_s = now
-                sequence.read_s = max(sequence.read_s, now) + fresh / READ_TOKENS_PER_S
             logprobs = () if block.logprobs is None else _logprobs(block.logprobs, admission.logprobs, i, taken)
-            progress.append(self._progress(sequence, logprobs, finish))
+            progress.append(self._progress(sequence, now, logprobs, finish))
         return progress
 
     def _is_due(self, sequence: Sequence, now: float) -> bool:
-        """Whether a sequence that goes on is to be told of: its next turn may be too late, or nothing follows."""
-        turn_s, sequence.seen_s = now - sequence.seen_s, now
-        if self._is_far(sequence):
-            return True
-        untold = len(sequence.untold)
-        if not untold or not self.gap_s or sequence.credit == 0 or untold >= sequence.admission.most_untold:
-            return untold > 0
-        next_s = max(now, sequence.ready_s)
-        if next_s < sequence.told_s + self.gap_s:
-            return False
-        return untold >= FULL_TOKENS or next_s + turn_s >= min(sequence.read_s, sequence.told_s + HELD_S)
+        """Whether a sequence that goes on is to be told of."""
+        next_s = math.inf if sequence.credit == 0 else sequence.ready_s
+        due = sequence.untold.is_due(now, next_s, self.gap_s, sequence.admission.most_untold)
+        return due or self._is_far(sequence)
 
     def _progress(
-        self, sequence: Sequence, logprobs: tuple[TokenLogprobs, ...], finish: FinishReason | None
+        self, sequence: Sequence, now: float, logprobs: tuple[TokenLogprobs, ...], finish: FinishReason | None
     ) -> Progress:
         """Tells what nobody has been told yet of one sequence; with a finish reason for the last time."""
-        tokens, forced = sequence.untold, sequence.untold_forced
-        position = sequence.position + 1 - len(tokens)
         if finish is None:
-            sequence.untold, sequence.untold_forced = [], 0
-            return Progress(sequence.id, position, tokens, forced, logprobs, state=self._snapshot(sequence))
-        sequence.finish_reason = finish
-        state = sequence.admission.state
-        if sequence.slot is not None:
+            state = self._snapshot(sequence)
+        elif sequence.slot is None:
+            state = sequence.admission.state
+        else:
             try:
                 state = self.backend.snapshot(sequence.slot) if sequence.admission.keep_state else None
             except Exception:
@@ -392,6 +439,10 @@ class Engine:
                 log.exception("a state could not be read: incident %s", incident)
                 self._forget(sequence)
                 return _failed(sequence, incident)
+        tokens, forced = sequence.untold.take(now)
+        position = sequence.position + 1 - len(tokens)
+        if finish is None:
+            return Progress(sequence.id, position, tokens, forced, logprobs, state=state)
         self._forget(sequence)
         started = sequence.started_s if sequence.started_s is not None else self._clock()
         return Progress(
@@ -400,9 +451,8 @@ class Engine:
 
     @staticmethod
     def _is_far(sequence: Sequence) -> bool:
-        """Whether the next call could go further from the last snapshot than was asked for."""
-        every = sequence.admission.snapshot_tokens
-        return every is not None and sequence.position + MOST_STEPS > sequence.snapshot_at + every
+        """Whether its state is wanted now, and there is one: a call that is under way has not gone further with it."""
+        return sequence.in_flight <= 1 and sequence.wants_snapshot(MOST_STEPS)
 
     def _snapshot(self, sequence: Sequence) -> NDArray[np.float32] | None:
         """The state in between, if it is time for one."""
@@ -423,7 +473,7 @@ class Engine:
         if sequence.in_flight:
             sequence.ending = reason
             return None
-        progress = self._progress(sequence, (), reason)
+        progress = self._progress(sequence, self._clock(), (), reason)
         self._scheduler.remove(sequence)
         return progress
 
@@ -440,11 +490,14 @@ class Engine:
 
     def _fail(self, rows: list[Sequence], incident: str) -> None:
         """Answers the rows of a call that raised; the others go on."""
-        self._scheduler.settle([sequence for sequence in rows if sequence.in_flight])
-        for sequence in rows:
+        failed = [sequence for sequence in rows if not sequence.gone]
+        for sequence in failed:
             self._forget(sequence)
-            self._scheduler.remove(sequence)
-        self._publish([_failed(sequence, incident) for sequence in rows])
+        self._scheduler.settle([sequence for sequence in rows if sequence.in_flight])
+        for sequence in failed:
+            if not sequence.in_flight:
+                self._scheduler.remove(sequence)
+        self._publish([_failed(sequence, incident) for sequence in failed])
 
     def _break(self, incident: str) -> None:
         """Answers everybody after a failure that no row can be blamed for; from here on `admit` refuses."""
@@ -460,6 +513,7 @@ class Engine:
         self._on_broken()
 
     def _forget(self, sequence: Sequence) -> None:
+        sequence.gone = True
         if sequence.slot is not None:
             self.backend.release(sequence.slot)
         with self._changed:
@@ -489,8 +543,9 @@ def _incident() -> str:
 
 
 def _failed(sequence: Sequence, incident: str) -> Progress:
-    tokens = sequence.untold
-    return Progress(sequence.id, sequence.position + 1 - len(tokens), tokens, sequence.untold_forced, failed=incident)
+    untold = sequence.untold
+    position = sequence.position + 1 - len(untold.tokens)
+    return Progress(sequence.id, position, untold.tokens, untold.forced, failed=incident)
 
 
 def _slot(sequence: Sequence) -> int:

@@ -40,7 +40,7 @@ class Scheduler:
         self._ahead = 0
         """Places that decoding rows would have had if prompts had kept to their half, and have not got back yet."""
         self.in_flight = 0
-        """Rows that were picked and not yet settled."""
+        """Rows that calls have, each as often as calls have it."""
 
     @property
     def ready_rows(self) -> int:
@@ -81,19 +81,26 @@ class Scheduler:
         rows = list(turns)
         for sequence in rows:
             self._unfile(sequence)
-            sequence.in_flight = True
-        self.in_flight += len(rows)
+        self.take(rows)
         return rows
+
+    def take(self, rows: list[Sequence]) -> None:
+        """Has a call take rows, picked ones or such as another call has and that go on before it returns."""
+        for sequence in rows:
+            sequence.in_flight += 1
+        self.in_flight += len(rows)
 
     def settle(self, rows: list[Sequence]) -> None:
         """After a call: files each row that took part by what it does next; finished ones leave and free their slot.
 
         A prompt that two more calls will finish goes on first: all of a burst would be done last otherwise.
         """
+        self.in_flight -= len(rows)
         for sequence in rows:
-            sequence.in_flight = False
-            self.in_flight -= 1
-            if sequence.finish_reason is not None:
+            sequence.in_flight -= 1
+            if sequence.in_flight:
+                continue
+            if sequence.gone:
                 self.remove(sequence)
             else:
                 self._file(sequence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 from collections.abc import Sequence as Tokens
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gruve.engine.stops import StopTable
+from gruve.engine.telling import Untold
 from gruve.model.sampling import SamplingParameters
 
 UNLIMITED = 1 << 30
@@ -117,23 +117,17 @@ class Sequence:
     ready_s: float = 0.0
     """When the pace lets the next token be drawn; 0 for at once."""
     started_s: float | None = None
-    finish_reason: FinishReason | None = None
-    in_flight: bool = False
-    """Whether a call has it: until that returns nobody else may touch its slot."""
+    in_flight: int = 0
+    """How many calls have it: until they return nobody else may touch its slot."""
+    submitted: int = 0
+    """How many steps those calls may take with it."""
     ending: FinishReason | None = None
-    """How it is to end when the call that has it returns, unless that ends it otherwise."""
+    """How it is to end when the last of those calls returns, unless they end it otherwise."""
+    gone: bool = False
+    """Whether its last has been told."""
     snapshot_at: int = 0
     """The position at which its state was last told."""
-    untold: list[int] = dataclasses.field(default_factory=list)
-    """The last tokens, of which nobody has been told yet,"""
-    untold_forced: int = 0
-    """how many of them were forced,"""
-    told_s: float = -math.inf
-    """when drawn ones were last told,"""
-    read_s: float = -math.inf
-    """when whoever reads them as they come will have read all of those,"""
-    seen_s: float = -math.inf
-    """and when the sequence last had its turn."""
+    untold: Untold = dataclasses.field(default_factory=Untold)
 
     def __post_init__(self) -> None:
         self.forced_left = len(self.admission.forced)
@@ -146,9 +140,32 @@ class Sequence:
         """Whether it has yet to draw its first token: such rows go first."""
         return self.drawn == self.admission.drawn
 
+    def steps_to(self, first: int) -> int:
+        """How many steps further its first so many tokens are drawn; no bound where the first is, or soon will be."""
+        if not self.prompting or self.submitted > self.forced_left:
+            return UNLIMITED
+        return self.forced_left - self.submitted + first
+
     def limit(self) -> int:
-        """How many steps it may take in one call: its prompt, then what pace and credit allow."""
-        drawable = UNLIMITED if self.admission.max_tokens_per_second is None else 1
+        """How many steps it may take in one more call: its prompt, then what pace and credit allow."""
+        drawable = UNLIMITED
+        if self.admission.max_tokens_per_second is not None:
+            drawable = 0 if self.forced_left and self.ready_s else 1  # it may come back before its time
         if self.credit is not None:
             drawable = min(drawable, self.credit)
-        return self.forced_left + drawable
+        return max(0, self.forced_left + drawable - self.submitted)
+
+    def may_go_on(self, steps: int) -> bool:
+        """Whether it can be called again before the call that has it returns; none of the two takes over `steps`.
+
+        One whose state is then wanted as it was after the first of them cannot.
+        """
+        if self.in_flight != 1 or self.gone or self.ending is not None or not self.limit():
+            return False
+        drawn = self.drawn + max(0, self.submitted - self.forced_left)
+        return drawn < self.admission.max_tokens and not self.wants_snapshot(steps)
+
+    def wants_snapshot(self, steps: int) -> bool:
+        """Whether a call of `steps` after those under way could go further from the last snapshot than was asked."""
+        every = self.admission.snapshot_tokens
+        return every is not None and self.position + self.submitted + steps > self.snapshot_at + every

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,3 +124,18 @@ class Backend(Protocol):
 
     def release(self, slot: int) -> None:
         """Frees what the slot holds beside its state. Never raises."""
+
+
+@runtime_checkable
+class Submitting(Backend, Protocol):
+    """A backend with one lane that takes the next calls before the earlier ones have returned.
+
+    A row may be in several of them: one that an earlier call ends is frozen in the later ones. What `admit`, `release`
+    and `snapshot` do comes after every call submitted so far.
+    """
+
+    ahead: int
+    """How many calls may be submitted beyond the one whose results are waited for."""
+
+    def submit(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Callable[[], Block]:
+        """Takes a call as `decode` does, and returns what waits for its results; those are asked for in order."""

@@ -72,16 +72,6 @@ class CudaConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Ticket:
-    """A call that was submitted."""
-
-    rows: int
-    steps: int
-    outbox: Pending
-    recorder: Recorder | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class _Admitted:
     """A row that the device is yet to be told of."""
 
@@ -94,6 +84,7 @@ class CudaBackend:
 
     name = "cuda"
     nice = 0
+    ahead = 1
 
     def __init__(
         self, model: Model, slots: int, step: Step, device: Device, why: str, config: CudaConfig | None = None
@@ -156,13 +147,13 @@ class CudaBackend:
 
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
         """Runs a block of steps; see the contract. Raises `ValueError` for what is out of bounds."""
-        return self.result(self.submit(slots, limits, steps))
+        return self.submit(slots, limits, steps)()
 
     @torch.inference_mode()
-    def submit(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Ticket:
-        """Gives a call to the device; `result` has what it made.
+    def submit(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Callable[[], Block]:
+        """Gives a call to the device; what is returned waits for what it has made.
 
-        Raises `ValueError` for what is out of bounds; what goes wrong on the device is raised by `result`.
+        Raises `ValueError` for what is out of bounds; what goes wrong on the device is raised by who waits.
         """
         which, most = self._checked(slots, limits, steps)
         self._tell_admitted()
@@ -184,14 +175,7 @@ class CudaBackend:
                 recorder.record(first, min(together, steps - first))
         self._device.run(scatter)
         outbox = self._device.take(lambda: rows.outbox[: OUTBOX + steps])
-        return Ticket(len(which), steps, outbox, recorder)
-
-    def result(self, ticket: Ticket) -> Block:
-        """Waits for a call that was submitted and gives its block."""
-        outbox = ticket.outbox.wait()
-        made = outbox[:, : ticket.rows].astype(np.int32)
-        logprobs = None if ticket.recorder is None else ticket.recorder.result(ticket.rows)
-        return Block(made[OUTBOX:], made[TAKEN], made[REASON], logprobs)
+        return functools.partial(_block, outbox, recorder, len(which))
 
     @torch.inference_mode()
     def snapshot(self, slot: int) -> NDArray[np.float32]:
@@ -356,6 +340,13 @@ def _enough(sizes: Sequence[int], rows: int) -> list[int]:
     """The sizes up to the first that has place for all rows."""
     ordered = sorted(sizes)
     return ordered[: next((i for i, size in enumerate(ordered) if size >= rows), len(ordered) - 1) + 1]
+
+
+def _block(outbox: Pending, recorder: Recorder | None, rows: int) -> Block:
+    """Waits for a call that was submitted."""
+    made = outbox.wait()[:, :rows].astype(np.int32)
+    logprobs = None if recorder is None else recorder.result(rows)
+    return Block(made[OUTBOX:], made[TAKEN], made[REASON], logprobs)
 
 
 def _nothing(_: object) -> None:
