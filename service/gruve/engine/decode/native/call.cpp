@@ -137,10 +137,11 @@ void Call::run(int32_t tile, int32_t worker) {
     const int32_t row_tiles = (view_count_ + rows_ - 1) / rows_;
     const int32_t first = tile / row_tiles * groups_, from = tile % row_tiles * rows_;
     const int32_t groups = std::min(groups_, matrix.groups - first), rows = std::min(rows_, view_count_ - from);
+    float* wide = place_.wide[worker].at<float>(0);
     if (stage_ == Stage::head) {
-        model_.kernels->head(matrix, first, groups, views_ + from, rows);
+        model_.kernels->head(matrix, first, groups, views_ + from, rows, wide);
     } else {
-        model_.kernels->layer(model_.layers[layer_], phase_, first, groups, views_ + from, rows);
+        model_.kernels->layer(model_.layers[layer_], phase_, first, groups, views_ + from, rows, wide);
     }
 }
 

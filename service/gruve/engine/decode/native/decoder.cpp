@@ -24,6 +24,7 @@ Workplace::Workplace(const Model& model, int32_t threads)
       logits_stride(model.logits_stride),
       rows(row_floats * GRUVE_MAX_ROWS * sizeof(float)) {
     for (int32_t i = 0; i < threads; ++i) scratches.emplace_back(model.vocabulary_size);
+    for (int32_t i = 0; i < threads; ++i) wide.emplace_back(model.wide_floats() * sizeof(float));
 }
 
 Decoder::Decoder(std::shared_ptr<const Model> model, int32_t slots, int32_t threads)

@@ -61,6 +61,7 @@ struct Workplace {
     size_t logits_stride;
     Pages rows;  // per row of a call: three of the layer's size, then logits, then two inputs of int16 products
     std::vector<Scratch> scratches;  // one a thread
+    std::vector<Pages> wide;         // one a thread: weights of fp16 as fp32
     std::atomic<bool> taken{false};
     int32_t last_rows = 0;
 };

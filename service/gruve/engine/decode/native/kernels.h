@@ -60,9 +60,13 @@ struct Kernels {
     bool half;  // stores fp16 matrices as they are
     // How many groups one pass over so many rows takes together, to have enough sums in flight.
     int32_t (*groups_per_pass)(int32_t rows, int32_t vectors);
-    // Groups [first, first + count) of a layer for all `rows`; `phase` is 1 for the second half of reset=before.
-    void (*layer)(const Layer&, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count);
-    void (*head)(const Matrix&, int32_t first, int32_t count, const RowView* rows, int32_t row_count);
+    bool widens;  // where rows need several passes, the first one leaves fp16 weights as fp32 for the others
+    // Groups [first, first + count) of a layer for all `rows`; `phase` is 1 for the second half of reset=before. `wide` is
+    // scratch of one thread, as much as `wide_floats` of the layer or the head, or null where nothing is widened.
+    void (*layer)(
+        const Layer&, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide);
+    void (*head)(
+        const Matrix&, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide);
     // out[n] = float(init[n] + sum over k of a[k] * b[k][n]) in float64, k in order. `sums` is scratch of n.
     void (*fold)(const float* a, int32_t k, const float* b, int32_t n, const float* init, double* sums, float* out);
     // out[i] = x[i] in steps, the nearest, ties to even; what is beyond -1 or 1, or NaN, becomes one of them.

@@ -12,6 +12,7 @@ struct Avx2 {
     static constexpr int32_t width = 8;
     static constexpr int32_t accumulators = 12;
     static constexpr bool half = true;
+    static constexpr bool widens = false;
 
     using Float = __m256;
     using Int = __m256i;
@@ -81,7 +82,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 }
 
 constexpr Kernels kernels = {
-    "avx2", Avx2::width, Avx2::half, groups_per_pass<Avx2>, run_layer<Avx2>, run_head<Avx2>,
+    "avx2", Avx2::width, Avx2::half, groups_per_pass<Avx2>, Avx2::widens, run_layer<Avx2>, run_head<Avx2>,
     fold, to_steps, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
 };
 

@@ -12,6 +12,7 @@ struct Avx512 {
     static constexpr int32_t width = 16;
     static constexpr int32_t accumulators = 24;
     static constexpr bool half = true;
+    static constexpr bool widens = true;  // a conversion takes both units that multiply, on Intel
 
     using Float = __m512;
     using Int = __m512i;
@@ -76,7 +77,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 }
 
 constexpr Kernels kernels = {
-    "avx512", Avx512::width, Avx512::half, groups_per_pass<Avx512>, run_layer<Avx512>, run_head<Avx512>,
+    "avx512", Avx512::width, Avx512::half, groups_per_pass<Avx512>, Avx512::widens, run_layer<Avx512>, run_head<Avx512>,
     fold, to_steps, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
 };
 

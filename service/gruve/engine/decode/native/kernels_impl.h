@@ -9,7 +9,7 @@
 // linker can never take a function compiled for a wide CPU where a narrow one needs it. Hence no standard containers or
 // algorithms either.
 //
-// V has: Float, `width`, `accumulators` (sums held in registers), load, load_half, store, set, add, sub, mul, div, fma,
+// V has: Float, `width`, `accumulators` (sums held in registers), `widens`, load, load_half, store, set, add, sub, mul, div, fma,
 // min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23). For int16: Int,
 // zero, load_pairs (two of K a lane), set_pair, add_products (c + a[0] * b[0] + a[1] * b[1], exactly) and to_float.
 
@@ -90,10 +90,12 @@ struct Arithmetic<V, int16_t> {
     }
 };
 
-// acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart.
-template <class V, class W, int MR, int NR, int P>
+// acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart. `Widen` also leaves the weights
+// as fp32 in `wide`, in the same order.
+template <class V, class W, int MR, int NR, int P, bool Widen = false>
 void product(
-    float* __restrict acc, const void* weights, size_t group, const void* const* x, int32_t depth, const float* steps) {
+    float* __restrict acc, const void* weights, size_t group, const void* const* x, int32_t depth, const float* steps,
+    float* __restrict wide) {
     using A = Arithmetic<V, W>;
     constexpr int C = P * NR, width = A::together * V::width;
     typename A::Sum sum[MR][C];
@@ -117,13 +119,17 @@ void product(
 #pragma GCC unroll 16
             for (int c = 0; c < C; ++c) {
                 const auto v = A::weights(w + (c / NR) * group + (c % NR) * width);
+                if constexpr (Widen) V::store(wide + c * width, v);
 #pragma GCC unroll 8
                 for (int r = 0; r < MR; ++r) sum[r][c] = A::add(v, b[r], sum[r][c]);
             }
         } else {
             typename A::Sum v[C];
 #pragma GCC unroll 16
-            for (int c = 0; c < C; ++c) v[c] = A::weights(w + (c / NR) * group + (c % NR) * width);
+            for (int c = 0; c < C; ++c) {
+                v[c] = A::weights(w + (c / NR) * group + (c % NR) * width);
+                if constexpr (Widen) V::store(wide + c * width, v[c]);
+            }
 #pragma GCC unroll 8
             for (int r = 0; r < MR; ++r) {
                 const auto b = A::input(row[r] + k);
@@ -131,6 +137,7 @@ void product(
                 for (int c = 0; c < C; ++c) sum[r][c] = A::add(v[c], b, sum[r][c]);
             }
         }
+        if constexpr (Widen) wide += C * width;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
@@ -139,7 +146,7 @@ void product(
     }
 }
 
-using Product = void (*)(float*, const void*, size_t, const void* const*, int32_t, const float*);
+using Product = void (*)(float*, const void*, size_t, const void* const*, int32_t, const float*, float*);
 
 // The most rows a pass may take with NR vectors, and the most groups beside so many rows.
 template <class V>
@@ -153,8 +160,11 @@ constexpr int most_groups(int rows, int vectors) {
 }
 
 template <class V, class W, int MR, int NR>
-constexpr Product choose_product(int groups) {
+constexpr Product choose_product(int groups, bool widen) {
     constexpr int most = V::accumulators / (MR * NR);
+    if constexpr (V::widens && sizeof(W) < sizeof(float) && Arithmetic<V, W>::together == 1 && most >= 1) {
+        if (widen) return product<V, W, MR, NR, 1, true>;
+    }
     if constexpr (most >= 4) {
         if (groups == 4) return product<V, W, MR, NR, 4>;
     }
@@ -166,26 +176,26 @@ constexpr Product choose_product(int groups) {
 }
 
 template <class V, class W, int NR>
-Product find_product_of(int rows, int groups) {
+Product find_product_of(int rows, int groups, bool widen) {
     switch (rows) {
-        case 1: return choose_product<V, W, 1, NR>(groups);
-        case 2: return choose_product<V, W, 2, NR>(groups);
-        case 3: return choose_product<V, W, 3, NR>(groups);
-        case 4: return choose_product<V, W, 4, NR>(groups);
-        case 5: return choose_product<V, W, 5, NR>(groups);
-        case 6: return choose_product<V, W, 6, NR>(groups);
-        case 7: return choose_product<V, W, 7, NR>(groups);
-        default: return choose_product<V, W, 8, NR>(groups);
+        case 1: return choose_product<V, W, 1, NR>(groups, widen);
+        case 2: return choose_product<V, W, 2, NR>(groups, widen);
+        case 3: return choose_product<V, W, 3, NR>(groups, widen);
+        case 4: return choose_product<V, W, 4, NR>(groups, widen);
+        case 5: return choose_product<V, W, 5, NR>(groups, widen);
+        case 6: return choose_product<V, W, 6, NR>(groups, widen);
+        case 7: return choose_product<V, W, 7, NR>(groups, widen);
+        default: return choose_product<V, W, 8, NR>(groups, widen);
     }
 }
 
 template <class V, class W>
-Product find_product(int rows, int vectors, int groups) {
+Product find_product(int rows, int vectors, int groups, bool widen = false) {
     switch (vectors) {
-        case 1: return find_product_of<V, W, 1>(rows, groups);
-        case 2: return find_product_of<V, W, 2>(rows, groups);
-        case 3: return find_product_of<V, W, 3>(rows, groups);
-        default: return find_product_of<V, W, 4>(rows, groups);
+        case 1: return find_product_of<V, W, 1>(rows, groups, widen);
+        case 2: return find_product_of<V, W, 2>(rows, groups, widen);
+        case 3: return find_product_of<V, W, 3>(rows, groups, widen);
+        default: return find_product_of<V, W, 4>(rows, groups, widen);
     }
 }
 
@@ -206,6 +216,8 @@ struct Pass {
     int32_t groups;
     int32_t vectors;
     int32_t stride;  // vectors of a full group: where group g starts in `start` and in a plain matrix's output
+    bool begins;     // whether it is the first of several through these groups
+    float* wide;     // where that one leaves fp16 weights as fp32 for the others; null where there are no others
 
     int32_t cell(int r, int p) const { return (r * groups + p) * vectors * V::width; }
     size_t start_of(int p) const { return static_cast<size_t>(first + p) * stride * V::width; }
@@ -221,29 +233,41 @@ struct Pass {
                 }
     }
 
+    // Where a layer's second matrix has its wide weights, behind those of `matrix`.
+    float* wide_behind(const Matrix& matrix) const {
+        return wide == nullptr ? nullptr : wide + static_cast<size_t>(matrix.depth) * matrix.vectors * V::width;
+    }
+
     // Adds the product with each row's `x`, or, where the matrix is int16, with its `whole`.
     template <class X>
-    void multiply(Sums<V>& sums, const Matrix& matrix, X RowView::*x, const int16_t* RowView::*whole) const {
+    void multiply(
+        Sums<V>& sums, const Matrix& matrix, X RowView::*x, const int16_t* RowView::*whole, float* widened) const {
         const void* at[MAX_BLOCK];
         for (int r = 0; r < row_count; ++r)
             at[r] = matrix.number == Number::int16 ? static_cast<const void*>(rows[r].*whole) : rows[r].*x;
         switch (matrix.number) {
             case Number::fp32: return multiply_as<float>(sums, matrix, at);
             case Number::fp16:
-                if constexpr (V::half) multiply_as<uint16_t>(sums, matrix, at);
+                if constexpr (V::half) {
+                    if (widened == nullptr) return multiply_as<uint16_t>(sums, matrix, at);
+                    if (begins) return multiply_as<uint16_t>(sums, matrix, at, widened);
+                    find_product<V, float>(row_count, vectors, 1)(
+                        sums.at, widened, 0, at, matrix.depth, nullptr, nullptr);
+                }
                 return;
             case Number::int16: return multiply_as<int16_t>(sums, matrix, at);
         }
     }
 
     template <class W>
-    void multiply_as(Sums<V>& sums, const Matrix& matrix, const void* const* x) const {
+    void multiply_as(
+        Sums<V>& sums, const Matrix& matrix, const void* const* x, float* widened = nullptr) const {
         constexpr int together = Arithmetic<V, W>::together;
         const size_t depth = static_cast<size_t>((matrix.depth + together - 1) / together * together);
         const size_t group = depth * matrix.vectors * V::width;
-        find_product<V, W>(row_count, vectors, groups)(
+        find_product<V, W>(row_count, vectors, groups, widened != nullptr)(
             sums.at, static_cast<const W*>(matrix.data) + first * group, group, x, matrix.depth,
-            matrix.steps == nullptr ? nullptr : matrix.steps + start_of(0));
+            matrix.steps == nullptr ? nullptr : matrix.steps + start_of(0), widened);
     }
 };
 
@@ -251,7 +275,7 @@ struct Pass {
 // pass where there is but one block, else one group for all blocks while its weights are near.
 template <class V, class Body>
 inline void for_each_pass(
-    const Matrix& matrix, int32_t first, int32_t count, const RowView* rows, int32_t row_count, Body body) {
+    const Matrix& matrix, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide, Body body) {
     while (count > 0) {
         const bool tail = first == matrix.groups - 1;
         const int32_t vectors = tail ? matrix.last_vectors : matrix.vectors;
@@ -265,7 +289,9 @@ inline void for_each_pass(
         }
         for (int32_t b = 0; b < blocks; ++b) {
             const int32_t from = row_count * b / blocks, to = row_count * (b + 1) / blocks;
-            body(Pass<V>{rows + from, to - from, first, groups, vectors, matrix.vectors});
+            body(Pass<V>{
+                rows + from, to - from, first, groups, vectors, matrix.vectors, b == 0,
+                V::widens && blocks > 1 ? wide : nullptr});
         }
         first += groups;
         count -= groups;
@@ -275,7 +301,7 @@ inline void for_each_pass(
 template <class V>
 inline void begin_with_input(const Pass<V>& pass, const Layer& layer, Sums<V>& sums) {
     pass.begin(sums);
-    if (layer.x.depth > 0) pass.multiply(sums, layer.x, &RowView::x, &RowView::whole_x);
+    if (layer.x.depth > 0) pass.multiply(sums, layer.x, &RowView::x, &RowView::whole_x, pass.wide);
 }
 
 // h + z * (n - h)
@@ -294,7 +320,7 @@ void gru_after(const Pass<V>& pass, const Layer& layer) {
             V::store(fresh.at + pass.cell(r, p), V::load(s));
             V::store(s, V::load(layer.bias_hn + (pass.first + p) * V::width));
         }
-    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h);
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = sums.at + pass.cell(r, p);
@@ -311,7 +337,7 @@ template <class V>
 void gru_before_gates(const Pass<V>& pass, const Layer& layer) {
     Sums<V> sums, gates;
     begin_with_input(pass, layer, sums);
-    const Pass<V> two{pass.rows, pass.row_count, pass.first, pass.groups, 2, 2};
+    const Pass<V> two{pass.rows, pass.row_count, pass.first, pass.groups, 2, 2, pass.begins, pass.wide};
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = sums.at + pass.cell(r, p);
@@ -319,7 +345,7 @@ void gru_before_gates(const Pass<V>& pass, const Layer& layer) {
             V::store(gates.at + two.cell(r, p) + V::width, V::load(s + V::width));
             V::store(pass.rows[r].fresh + (pass.first + p) * V::width, V::load(s + 2 * V::width));
         }
-    two.multiply(gates, layer.h, &RowView::h, &RowView::whole_h);
+    two.multiply(gates, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = gates.at + two.cell(r, p);
@@ -338,7 +364,7 @@ void gru_before_state(const Pass<V>& pass, const Layer& layer) {
                 V::store(
                     sums.at + pass.cell(r, p) + c * V::width,
                     V::load(pass.rows[r].fresh + pass.start_of(p) + c * V::width));
-    pass.multiply(sums, layer.n, &RowView::reset, &RowView::whole_h);
+    pass.multiply(sums, layer.n, &RowView::reset, &RowView::whole_h, pass.wide);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p)
             for (int c = 0; c < pass.vectors; ++c) {
@@ -353,7 +379,7 @@ template <class V>
 void lstm(const Pass<V>& pass, const Layer& layer) {
     Sums<V> sums;
     begin_with_input(pass, layer, sums);
-    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h);
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = sums.at + pass.cell(r, p);
@@ -372,7 +398,7 @@ template <class V>
 void elman(const Pass<V>& pass, const Layer& layer) {
     Sums<V> sums;
     begin_with_input(pass, layer, sums);
-    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h);
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p)
             for (int c = 0; c < pass.vectors; ++c)
@@ -388,9 +414,10 @@ int32_t groups_per_pass(int32_t rows, int32_t vectors) {
 
 template <class V>
 void run_layer(
-    const Layer& layer, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count) {
+    const Layer& layer, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count,
+    float* wide) {
     const auto each = [&](const Matrix& matrix, void (*cell)(const Pass<V>&, const Layer&)) {
-        for_each_pass<V>(matrix, first, count, rows, row_count, [&](const Pass<V>& pass) { cell(pass, layer); });
+        for_each_pass<V>(matrix, first, count, rows, row_count, wide, [&](const Pass<V>& pass) { cell(pass, layer); });
     };
     switch (layer.cell) {
         case Cell::gru_after: return each(layer.x, gru_after<V>);
@@ -402,11 +429,12 @@ void run_layer(
 }
 
 template <class V>
-void run_head(const Matrix& matrix, int32_t first, int32_t count, const RowView* rows, int32_t row_count) {
-    for_each_pass<V>(matrix, first, count, rows, row_count, [&](const Pass<V>& pass) {
+void run_head(
+    const Matrix& matrix, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide) {
+    for_each_pass<V>(matrix, first, count, rows, row_count, wide, [&](const Pass<V>& pass) {
         Sums<V> sums;
         pass.begin(sums);
-        pass.multiply(sums, matrix, &RowView::x, &RowView::whole_x);
+        pass.multiply(sums, matrix, &RowView::x, &RowView::whole_x, pass.wide);
         for (int r = 0; r < pass.row_count; ++r)
             for (int p = 0; p < pass.groups; ++p)
                 for (int c = 0; c < pass.vectors; ++c)

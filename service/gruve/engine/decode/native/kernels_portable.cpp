@@ -13,6 +13,7 @@ struct Portable {
     static constexpr int32_t width = 8;
     static constexpr int32_t accumulators = 8;
     static constexpr bool half = false;
+    static constexpr bool widens = false;
 
     struct Float {
         float lane[width];
@@ -87,7 +88,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 }
 
 constexpr Kernels kernels = {
-    "portable", Portable::width, Portable::half, groups_per_pass<Portable>, run_layer<Portable>, run_head<Portable>,
+    "portable", Portable::width, Portable::half, groups_per_pass<Portable>, Portable::widens, run_layer<Portable>, run_head<Portable>,
     fold, to_steps, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
 };
 

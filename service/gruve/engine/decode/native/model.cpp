@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -293,6 +294,17 @@ const char* refuse(const gruve_weights& w) {
     if (!w.head_weight && !w.head_projection && w.embedding_size != w.hidden_size)
         return "a tied head needs a projection where embedding_size differs from hidden_size";
     return nullptr;
+}
+
+size_t Model::wide_floats() const {
+    if (!kernels->widens) return 0;
+    const auto group = [&](const Matrix& matrix) {
+        return static_cast<size_t>(matrix.depth) * matrix.vectors * kernels->width;
+    };
+    size_t most = group(head);
+    for (int32_t l = 0; l < num_layers; ++l)
+        most = std::max(most, std::max(group(layers[l].x) + group(layers[l].h), group(layers[l].n)));
+    return most;
 }
 
 void pack(const gruve_weights& weights, const Kernels& kernels, Model& model) {

@@ -36,6 +36,8 @@ struct Model {
     Pages pages;
 
     int32_t state_tensors() const { return cell == Cell::lstm ? 2 : 1; }
+    // How much a thread needs for the weights of a layer, or of the head, that it widens.
+    size_t wide_floats() const;
     // How many phases a layer's step has, and the matrix whose groups are a phase's tiles.
     int32_t phases() const { return cell == Cell::gru_before ? 2 : 1; }
     const Matrix& tiled(int32_t l, int32_t phase) const { return phase == 1 ? layers[l].n : layers[l].x; }
