@@ -380,7 +380,7 @@ class Keeper:
         handed: list[Handed] = []
         for session, since_s in list(self._unwritten.values()):
             kept, idle = session.kept, not session.in_use and not session.holds
-            enough = session.position - kept.position >= FEWEST_TOKENS or now - since_s >= WRITE_S / 2
+            enough = session.position - kept.position >= FEWEST_TOKENS or now - since_s >= WRITE_S
             if kept.lost:
                 del self._unwritten[session.id]
             elif everything or idle or enough or kept.handed_events < kept.events:
@@ -393,7 +393,8 @@ class Keeper:
                 self._wanted.set()
                 break
         if self._unwritten and self._timer is None and not everything:
-            self._timer = asyncio.get_running_loop().call_later(WRITE_S, self._time_is_up)
+            due_s = min(since_s for _, since_s in self._unwritten.values()) + WRITE_S
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due_s - now), self._time_is_up)
         if handed:
             await self._write_handed(handed)
 
