@@ -15,7 +15,6 @@ import base64
 import bisect
 import collections
 import dataclasses
-import hashlib
 import heapq
 import hmac
 import secrets
@@ -523,5 +522,5 @@ class Sessions:
 
     def _id(self, name: bytes) -> str:
         """A name and its authentication, 15 bytes each, as 48 letters and digits."""
-        tag = hmac.new(self._key, b"gruve session" + name, hashlib.sha256).digest()[:NAME_BYTES]
+        tag = hmac.digest(self._key, b"gruve session" + name, "sha256")[:NAME_BYTES]
         return base64.b32encode(name + tag).decode().lower()
