@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gruve.bench.front import FrontBenchConfig, run_front
 from gruve.bench.growth import GrowthBenchConfig, run_growth
 from gruve.bench.peers import measure
 from gruve.bench.peers.environments import NotInstalled, environment
@@ -36,6 +37,15 @@ def test_serve_measures_both_loops_and_finds_no_token_that_differs():
     assert all(set(row) >= SERVE_ROW for row in result["rows"])
     assert [row["mismatched_tokens"] for row in result["rows"]] == [0, 0]
     assert all(row["checked_tokens"] > 0 for row in result["rows"])
+
+
+def test_front_delivers_whole_streams_of_a_backend_that_computes_nothing():
+    config = FrontBenchConfig(size=TINY, sessions=(1, 5), rounds=1, warm_s=0.2, seconds=0.8, client_processes=1)
+    config = dataclasses.replace(config, least_tokens=200, most_tokens=300)
+    one, five = json.loads(run_front(config, lambda _: None).to_json())["rows"]
+    assert (one["sessions"], five["sessions"], one["failed"], five["failed"]) == (1, 5, 0, 0)
+    assert 0 < one["tokens_per_s"] <= one["made_tokens_per_s"]
+    assert five["tokens_per_message"] > 1
 
 
 def test_growth_goes_through_active_and_idle_sessions_and_draws_them(tmp_path):

@@ -23,10 +23,12 @@ import grpc
 import numpy as np
 
 from gruve.bench.figures import Record
+from gruve.bench.idle_backend import IdleBackend
 from gruve.bench.load import Workload
 from gruve.bench.machine import descendants, process_cpu_s, process_rss_mb
 from gruve.bench.transport import GENERATE
-from gruve.engine.decode.choose import choose_backend
+from gruve.engine.decode import Backend
+from gruve.engine.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import Call, Engine
 from gruve.engine.sequence import Admission
 from gruve.engine.sessions import START_TOKEN
@@ -95,6 +97,14 @@ class Server(Child):
         self.target = f"127.0.0.1:{self.ready}"
 
 
+class Front(Child):
+    """The server over a backend that computes nothing; a step of it lasts so many seconds, whatever takes part."""
+
+    def __init__(self, config: ServeConfig, step_s: float) -> None:
+        super().__init__(_run_front, dataclasses.replace(config, port=0, metrics_port=0), step_s)
+        self.target = f"127.0.0.1:{self.ready}"
+
+
 class NullServer(Child):
     """Answers Generate at once with as many tokens as are asked for, so many in a message."""
 
@@ -136,6 +146,16 @@ def _run_server(config: ServeConfig, pipe: Connection) -> None:
         pipe.send(serving.port)
 
     asyncio.run(serve(config, ready))
+
+
+def _run_front(config: ServeConfig, step_s: float, pipe: Connection) -> None:
+    def ready(serving: Serving) -> None:
+        pipe.send(serving.port)
+
+    def choose(model: Model, decode: DecodeConfig) -> Backend:
+        return IdleBackend(model.config, decode.slots, step_s)
+
+    asyncio.run(serve(config, ready, choose))
 
 
 def _run_null_server(tokens_per_message: int, pipe: Connection) -> None:

@@ -55,6 +55,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     _plot(peers)
     growth = _kind(kinds, "growth", "Speed and memory against active and idle sessions.", _growth)
     _plot(growth)
+    _kind(kinds, "front", "What the server delivers over a backend that computes nothing.", _front)
     sessions = _kind(kinds, "sessions", "What keeping sessions costs: durable, evicted, rewound, many.", _sessions)
     add_flag(sessions, "--stored", int, None, "sessions that one server serves", metavar="N")
     chaos = _kind(kinds, "chaos", CHAOS, _chaos)
@@ -64,6 +65,12 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     gpu.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     _plot(gpu)
     _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing CPUs.", _bits)
+
+
+def _front(args: argparse.Namespace) -> int:
+    from gruve.bench.front import FrontBenchConfig, run_front
+
+    return _end(run_front(_config(FrontBenchConfig, args), _say), args)
 
 
 def _sessions(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from gruve.engine.decode import Backend
 from gruve.engine.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
 from gruve.engine.sessions import Session, Sessions, SessionsConfig
@@ -100,8 +101,14 @@ class Serving:
 Ending = Literal["drain", "hand_over"]
 
 
-async def serve(config: ServeConfig, ready: Callable[[Serving], None]) -> None:
+async def serve(
+    config: ServeConfig,
+    ready: Callable[[Serving], None],
+    choose: Callable[[Model, DecodeConfig], Backend] = choose_backend,
+) -> None:
     """Serves until SIGTERM or SIGINT, then ends in order; calls `ready` once everything answers.
+
+    `choose` gives what decodes a model.
 
     SIGTERM lets running streams go on for `drain_s`, or, where sessions are stored and so can go on elsewhere, hands
     them over at once; so do SIGINT and a second signal. Raises `ModelUnknown` when there is nothing to serve,
@@ -112,7 +119,7 @@ async def serve(config: ServeConfig, ready: Callable[[Serving], None]) -> None:
     sys.setswitchinterval(SWITCH_S)
     # A signal that comes while the last messages are written must not cut them off.
     with _signals() as asked:
-        async with Server(config) as server:
+        async with Server(config, choose=choose) as server:
             serving = await server.start()
             # What was loaded stays: a full collection over it would hold every stream up for 0.15 s.
             gc.collect()
@@ -125,13 +132,20 @@ async def serve(config: ServeConfig, ready: Callable[[Serving], None]) -> None:
 class Server:
     """Everything that runs between start and end.
 
-    `clock` gives the Unix time by which sessions expire; `store` is used in the place of the one that `config` names.
+    `clock` gives the Unix time by which sessions expire, `choose` what decodes a model; `store` is used in the place of
+    the one that `config` names.
     """
 
     def __init__(
-        self, config: ServeConfig, *, clock: Callable[[], float] = time.time, store: Store | None = None
+        self,
+        config: ServeConfig,
+        *,
+        clock: Callable[[], float] = time.time,
+        store: Store | None = None,
+        choose: Callable[[Model, DecodeConfig], Backend] = choose_backend,
     ) -> None:
         self.config = config
+        self._choose_backend = choose
         self.metrics = Metrics()
         self.interceptor = Interceptor(self.metrics)
         store = store or open_store(config.store, synchronous=config.store_synchronous)
@@ -212,7 +226,7 @@ class Server:
         """Puts a model on its backend; one that its backend refuses is broken."""
         config = self.config
         try:
-            backend = await asyncio.to_thread(choose_backend, model, config.decode)
+            backend = await asyncio.to_thread(self._choose_backend, model, config.decode)
         except ModelBroken as error:
             return Broken(model.name, str(error))
         log.info(

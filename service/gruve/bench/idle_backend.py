@@ -1,0 +1,68 @@
+"""A backend that computes nothing: its steps last a given time, as a GPU's do, and its tokens follow from the slot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gruve.engine.decode import Block, Reason, Row
+from gruve.engine.pace import MOST_STEPS
+from gruve.model.config import ModelConfig
+
+
+class IdleBackend:
+    """See `gruve.engine.decode.Submitting`; of a row it knows the prompt's length and how many tokens may be drawn."""
+
+    name, why, numerics_id = "idle", "computes nothing", "0" * 16
+    lanes, nice, ahead = 1, 0, 1
+
+    def __init__(self, model: ModelConfig, slots: int, step_s: float) -> None:
+        """A step lasts `step_s` seconds with however many rows."""
+        self.slots = self.most_rows = self.enough_rows = slots
+        self._step_s = step_s
+        self._state = np.zeros((model.state_tensors, model.num_layers, model.hidden_size), dtype=np.float32)
+        self._forced = np.zeros(slots, dtype=np.int64)
+        self._left = np.zeros(slots, dtype=np.int64)
+        steps, slot = np.arange(MOST_STEPS)[:, None], np.arange(slots)
+        self._tokens = (2 + (7 * steps + slot) % (model.vocabulary_size - 2)).astype(np.int32)
+        self._free_s = 0.0
+        """When the calls submitted so far will be done."""
+
+    def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:  # noqa: ARG002 - nothing is computed
+        """See `Backend`."""
+        self._forced[slot], self._left[slot] = len(row.forced), row.max_tokens - row.drawn
+
+    def release(self, slot: int) -> None:
+        """See `Backend`."""
+
+    def snapshot(self, slot: int) -> NDArray[np.float32]:  # noqa: ARG002 - all are the same
+        """See `Backend`."""
+        return self._state.copy()
+
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
+        """See `Backend`."""
+        return self.submit(slots, limits, steps)()
+
+    def submit(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Callable[[], Block]:
+        """See `Submitting`."""
+        which = np.array(slots)
+        forced, left = self._forced[which], self._left[which]
+        taken = np.minimum(np.minimum(limits, steps), forced + left)
+        read = np.minimum(taken, forced)
+        self._forced[which] -= read
+        self._left[which] -= taken - read
+        ended = (self._forced[which] == 0) & (self._left[which] == 0)
+        tokens = np.where(np.arange(steps)[:, None] < taken, self._tokens[:steps, which], -1).astype(np.int32)
+        block = Block(
+            tokens, taken.astype(np.int32), np.where(ended, Reason.LENGTH, Reason.RUNNING).astype(np.int32), None
+        )
+        done_s = self._free_s = max(self._free_s, time.perf_counter()) + steps * self._step_s
+
+        def result() -> Block:
+            time.sleep(max(0.0, done_s - time.perf_counter()))
+            return block
+
+        return result
