@@ -108,7 +108,7 @@ class AheadBackend(FakeBackend):
 
     def __init__(self, slots: int = 8) -> None:
         super().__init__(slots)
-        self.under_way, self.went_on = [], 0
+        self.under_way, self.went_on, self.read_together = [], 0, 0
 
     def submit(self, slots, limits, steps):
         assert len(self.under_way) <= self.ahead
@@ -121,6 +121,10 @@ class AheadBackend(FakeBackend):
             return block
 
         return result
+
+    def snapshots(self, slots):
+        self.read_together += 1
+        return [self.snapshot(slot) for slot in slots]
 
 
 def admission_of(prompt=(), *, max_tokens=10, seed=1, keep_state=True, **more) -> Admission:

@@ -74,6 +74,7 @@ def test_any_schedule_one_call_ahead_leaves_every_sequence_as_it_is_alone(seed):
 
     random_schedule(seed, backend_of, 13, end_id=1, sequences=60)
     assert backends[0].went_on > 20
+    assert backends[0].read_together > 0
 
 
 def test_a_call_that_raises_one_call_ahead_fails_its_rows_once_and_the_engine_goes_on(caplog):
@@ -91,6 +92,16 @@ def test_a_call_that_raises_one_call_ahead_fails_its_rows_once_and_the_engine_go
         got = ear.tokens[i]
         few = dataclasses.replace(admission, max_tokens=len(got))
         assert got == alone(AheadBackend(), few)[0]
+
+
+def test_a_state_that_cannot_be_read_with_others_is_read_alone(caplog):
+    backend, admissions = AheadBackend(), [admission_of(max_tokens=9, seed=i) for i in range(4)]
+    backend.snapshots = lambda slots: 1 / 0
+    with engine_of(backend) as (engine, ear):
+        ids = [engine.admit(admission) for admission in admissions]
+        states = [ear.end(i).state for i in ids]
+    assert states == [alone(AheadBackend(), admission)[1][-1] for admission in admissions]
+    assert "read together" in caplog.text
 
 
 def test_closing_one_call_ahead_hands_over_what_all_calls_have_made():

@@ -42,6 +42,10 @@ class IdleBackend:
         """See `Backend`."""
         return self._state.copy()
 
+    def snapshots(self, slots: Sequence[int]) -> Sequence[NDArray[np.float32]]:
+        """See `Submitting`."""
+        return [self._state.copy() for _ in slots]
+
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
         """See `Backend`."""
         return self.submit(slots, limits, steps)()

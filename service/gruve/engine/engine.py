@@ -122,6 +122,8 @@ class Engine:
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
         self._pace = StepTimes()
+        self._states: dict[int, NDArray[np.float32]] = {}
+        """States by slot that were read together and are told at once."""
         # What stands above is the lanes' own, who take turns at it.
         self._turn = threading.Lock()
         # Shared with other threads, under the condition's lock; whoever needs both locks takes this one last.
@@ -388,7 +390,7 @@ class Engine:
         """Moves each sequence past what the block yielded, and says what is to be told of it by now."""
         now = self._clock()
         columns = block.tokens.T.tolist()
-        progress = []
+        due = []
         for i, (sequence, taken, reason) in enumerate(
             zip(rows, block.taken.tolist(), block.reasons.tolist(), strict=True)
         ):
@@ -414,7 +416,11 @@ class Engine:
             if finish is None and admission.logprobs is None and not self._is_due(sequence, now):
                 continue
             logprobs = () if block.logprobs is None else _logprobs(block.logprobs, admission.logprobs, i, taken)
-            progress.append(self._progress(sequence, now, logprobs, finish))
+            due.append((sequence, logprobs, finish))
+        if isinstance(self.backend, Submitting):
+            self._read_states([s for s, _, finish in due if (s.admission.keep_state if finish else self._is_far(s))])
+        progress = [self._progress(sequence, now, logprobs, finish) for sequence, logprobs, finish in due]
+        self._states.clear()
         return progress
 
     def _is_due(self, sequence: Sequence, now: float) -> bool:
@@ -433,7 +439,7 @@ class Engine:
             state = sequence.admission.state
         else:
             try:
-                state = self.backend.snapshot(sequence.slot) if sequence.admission.keep_state else None
+                state = self._state(sequence.slot) if sequence.admission.keep_state else None
             except Exception:
                 incident = _incident()
                 log.exception("a state could not be read: incident %s", incident)
@@ -460,10 +466,25 @@ class Engine:
             return None
         sequence.snapshot_at = sequence.position
         try:
-            return self.backend.snapshot(sequence.slot)
+            return self._state(sequence.slot)
         except Exception:  # one fewer to go back to, no more
             log.exception("a state could not be read: incident %s", _incident())
             return None
+
+    def _read_states(self, sequences: list[Sequence]) -> None:
+        """Waits once for the states of several sequences, where each wait is for everything that was submitted."""
+        if not isinstance(self.backend, Submitting) or len(sequences) < 2:
+            return
+        slots = [_slot(sequence) for sequence in sequences]
+        try:
+            self._states = dict(zip(slots, self.backend.snapshots(slots), strict=True))
+        except Exception:  # whoever cannot do without is told when it is asked for alone
+            log.exception("states could not be read together: incident %s", _incident())
+
+    def _state(self, slot: int) -> NDArray[np.float32]:
+        """The state in a slot, as it is after all calls."""
+        state = self._states.pop(slot, None)
+        return self.backend.snapshot(slot) if state is None else state
 
     def _end(self, sequence_id: int, reason: FinishReason) -> Progress | None:
         """Ends a sequence that has not ended by itself."""

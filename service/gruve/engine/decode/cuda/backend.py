@@ -182,6 +182,10 @@ class CudaBackend:
         """A copy of the slot's state after every call submitted so far; see the contract."""
         return self.states([slot])[:, :, 0]
 
+    def snapshots(self, slots: Sequence[int]) -> Sequence[NDArray[np.float32]]:
+        """Copies of several slots' states, for one wait."""
+        return list(np.ascontiguousarray(self.states(slots).transpose(2, 0, 1, 3)))
+
     @torch.inference_mode()
     def states(self, slots: Sequence[int]) -> NDArray[np.float32]:
         """Copies of several slots' states, (state tensors, L, slots, H), for one wait."""
