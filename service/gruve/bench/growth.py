@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -21,7 +22,10 @@ from gruve.engine.sessions import SessionsConfig
 from gruve.serve.server import ServeConfig
 
 MODEL = "bench"
-COLUMNS = ("state", "sessions", "active", "tokens_per_s", "cpu_s_per_million_tokens", "rss_mb", "idle_session_bytes")
+COLUMNS = (
+    *("state", "sessions", "active", "tokens_per_s", "cpu_s_per_million_tokens", "cpu_ratio", "rss_mb"),
+    "idle_session_bytes",
+)
 ACTIVE_BESIDE_IDLE = 64
 AT_ONCE = 250
 """So many idle sessions are made at a time."""
@@ -61,19 +65,21 @@ def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
             sessions=sessions,
             drain_s=0.0,
         )
-        with (
-            Server(server_config) as server,
-            Clients(connect(server.target, config.channels), config.client_processes) as clients,
-        ):
-            growth = _Growth(config, server, clients, report)
+        with contextlib.ExitStack() as stack:
+            growth, other = (_Growth(config, *_side(stack, server_config, config), report) for _ in range(2))
             rows = [growth.active(count) for count in config.active]
-            rows += [growth.idle(count) for count in config.idle]
+            rows += [growth.idle(count, other) for count in config.idle]
     if config.plot is not None:
         config.plot.parent.mkdir(parents=True, exist_ok=True)
         plot_growth(rows, config.plot)
     for line in table(rows, COLUMNS):
         report(line)
     return Result("growth", describe_machine(), describe_versions(), rows)
+
+
+def _side(stack: contextlib.ExitStack, server_config: ServeConfig, config: GrowthBenchConfig) -> tuple[Server, Clients]:
+    server = stack.enter_context(Server(server_config))
+    return server, stack.enter_context(Clients(connect(server.target, config.channels), config.client_processes))
 
 
 class _Growth:
@@ -89,17 +95,27 @@ class _Growth:
 
     def active(self, sessions: int) -> Row:
         """So many sessions in the closed loop."""
-        return self._row("active", sessions, sessions, math.nan)
+        found = [self._load(sessions) for _ in range(self._config.rounds)]
+        return self._row("active", sessions, sessions, math.nan, found) | {"cpu_ratio": math.nan}
 
-    def idle(self, sessions: int) -> Row:
-        """64 active sessions beside so many idle ones; memory is read while nothing runs."""
+    def idle(self, sessions: int, other: _Growth) -> Row:
+        """64 active sessions beside so many idle ones; memory is read while nothing runs.
+
+        `other` has no idle ones and is measured in turns: `cpu_ratio` is the CPU a token here over that there.
+        """
         if math.isnan(self._rss_without_idle_mb):
             self._load(ACTIVE_BESIDE_IDLE)  # whatever such a load allocates once is there now
             self._rss_without_idle_mb = self._server.rss_mb()
         self._make_idle(sessions - self._idle)
         grown_mb = self._server.rss_mb() - self._rss_without_idle_mb
         each = 1e6 * grown_mb / sessions if sessions else math.nan
-        return self._row("idle", sessions, ACTIVE_BESIDE_IDLE, each)
+        found, ratios = [], []
+        for i in range(self._config.rounds):
+            sides = (self, other) if i % 2 else (other, self)
+            loads = {side: side._load(ACTIVE_BESIDE_IDLE) for side in sides}
+            found.append(loads[self])
+            ratios.append(loads[self][1] / loads[other][1])
+        return self._row("idle", sessions, ACTIVE_BESIDE_IDLE, each, found) | {"cpu_ratio": median(ratios)}
 
     def _make_idle(self, count: int) -> None:
         """Creates sessions of one generation each, and leaves them."""
@@ -110,9 +126,15 @@ class _Growth:
             self._clients.play(work, Open(at))
         self._idle += max(0, count)
 
-    def _row(self, state: str, sessions: int, active: int, idle_session_bytes: float) -> Row:
+    def _row(
+        self,
+        state: str,
+        sessions: int,
+        active: int,
+        idle_session_bytes: float,
+        found: list[tuple[float, float, float]],
+    ) -> Row:
         config = self._config
-        found = [self._load(active) for _ in range(config.rounds)]
         state_bytes = blueprint(config.size).state_bytes
         row: Row = {
             "state": state,
