@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FEW_ROWS, FEW_CALL_S = 4, 0.002
-"""A call with the whole machine and at most so many rows aims to last so long at most: each stream may be watched."""
+"""A call with the whole machine and at most so many rows aims to last so long at most: each may be watched."""
 MAX_PACE_DEBT_S = 0.25
 """How far a paced row that was late may catch up."""
 
