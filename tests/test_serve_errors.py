@@ -151,9 +151,9 @@ def test_a_computation_that_fails_ends_its_streams_and_loses_nothing(start, capl
     asked = {"text": "O Romeo", "max_tokens": 30, "stop": ["e~"], "sampling": s.SamplingParameters(seed=6)}
     whole, decode, calls = server.read(**asked), hosted.backend.decode, itertools.count()
 
-    def fail(*args, **more):
+    def fail(slots, limits, steps, **more):
         if next(calls) < 20:
-            return decode(*args, **more)
+            return decode(slots, limits, 1, **more)
         hosted.backend.decode = decode
         raise MemoryError("secret of the house")
 

@@ -104,11 +104,11 @@ Ending = Literal["drain", "hand_over"]
 async def serve(
     config: ServeConfig,
     ready: Callable[[Serving], None],
-    choose: Callable[[Model, DecodeConfig], Backend] = choose_backend,
+    choose: Callable[[Model, DecodeConfig], Backend] | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then ends in order; calls `ready` once everything answers.
 
-    `choose` gives what decodes a model.
+    `choose` gives what decodes a model, in the place of `choose_backend`.
 
     SIGTERM lets running streams go on for `drain_s`, or, where sessions are stored and so can go on elsewhere, hands
     them over at once; so do SIGINT and a second signal. Raises `ModelUnknown` when there is nothing to serve,
@@ -132,8 +132,8 @@ async def serve(
 class Server:
     """Everything that runs between start and end.
 
-    `clock` gives the Unix time by which sessions expire, `choose` what decodes a model; `store` is used in the place of
-    the one that `config` names.
+    `clock` gives the Unix time by which sessions expire; `store` is used in the place of the one that `config` names,
+    and `choose` in that of `choose_backend`.
     """
 
     def __init__(
@@ -142,10 +142,10 @@ class Server:
         *,
         clock: Callable[[], float] = time.time,
         store: Store | None = None,
-        choose: Callable[[Model, DecodeConfig], Backend] = choose_backend,
+        choose: Callable[[Model, DecodeConfig], Backend] | None = None,
     ) -> None:
         self.config = config
-        self._choose_backend = choose
+        self._choose_backend = choose or choose_backend
         self.metrics = Metrics()
         self.interceptor = Interceptor(self.metrics)
         store = store or open_store(config.store, synchronous=config.store_synchronous)
