@@ -16,6 +16,7 @@ from gruve.bench.peers.measure import PeersBenchConfig, best_peer, run_peers
 from gruve.bench.peers.systems import SYSTEMS
 from gruve.bench.plots import plot_decode, plot_peers
 from gruve.bench.serve import ServeBenchConfig, run_serve
+from gruve.bench.sessions import SessionsBenchConfig, run_sessions
 from gruve.bench.synthetic import Size
 from gruve.engine.decode.choose import DecodeConfig
 
@@ -46,6 +47,19 @@ def test_front_delivers_whole_streams_of_a_backend_that_computes_nothing():
     assert (one["sessions"], five["sessions"], one["failed"], five["failed"]) == (1, 5, 0, 0)
     assert 0 < one["tokens_per_s"] <= one["made_tokens_per_s"]
     assert five["tokens_per_message"] > 1
+
+
+@pytest.mark.slow
+def test_sessions_answers_its_four_questions_and_finds_no_token_that_differs():
+    config = SessionsBenchConfig(size=TINY, rounds=1, warm_s=0.2, seconds=0.5, continued=8, rewinds=2, stored=200)
+    config = dataclasses.replace(config, stored_size=TINY, sampled=10, client_processes=1, decode=CPU)
+    rows = json.loads(run_sessions(config, lambda _: None).to_json())["rows"]
+    assert [row["question"] for row in rows] == ["durability", "eviction", "rewinding", "many"]
+    durability, eviction, rewinding, many = rows
+    assert durability["sqlite_tokens_per_s"] > 0
+    assert eviction["in_store_at_the_end"] > 0
+    assert (rewinding["differing_tokens"], many["stored"], many["continued"]) == (0, 200, 10)
+    assert rewinding["steps_max"] <= rewinding["steps_max_bound"]
 
 
 def test_growth_goes_through_active_and_idle_sessions_and_draws_them(tmp_path):

@@ -6,17 +6,18 @@ backend whose steps last as long as a GPU's are meant to and make tokens out of 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import tempfile
-import time
 from pathlib import Path
 
-from gruve.bench.figures import OBJECTIVE, Figures, S, figures, median
-from gruve.bench.load import Clients, Closed, Workload, soon_ns
+from gruve.bench.closed import Loaded, Side
+from gruve.bench.figures import median
+from gruve.bench.idle_backend import choose_idle
+from gruve.bench.load import Workload
 from gruve.bench.machine import describe_machine, describe_versions
-from gruve.bench.processes import Front
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.serve import connect
 from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, make_model
 from gruve.serve.server import ServeConfig
 
@@ -55,18 +56,18 @@ class FrontBenchConfig:
 
 def run_front(config: FrontBenchConfig, report: Report) -> Result:
     """Measures every number of sessions, round after round."""
-    rounds: dict[int, list[tuple[Figures, float]]] = {sessions: [] for sessions in config.sessions}
+    rounds: dict[int, list[Loaded]] = {sessions: [] for sessions in config.sessions}
+    workload = Workload(MODEL, VOCABULARY_SIZE, config.prompt_tokens, config.least_tokens, config.most_tokens, turns=1)
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         make_model(Path(folder) / MODEL, config.size)
         server_config = ServeConfig(models=Path(folder), store="memory", drain_s=0.0)
-        with (
-            Front(server_config, config.step_us / 1e6) as server,
-            Clients(connect(server.target, config.channels), config.client_processes) as clients,
-        ):
+        choose = functools.partial(choose_idle, config.step_us / 1e6)
+        with contextlib.ExitStack() as stack:
+            side = Side(stack, server_config, config.client_processes, config.channels, choose)
             for i in range(config.rounds):
                 for sessions, measured in rounds.items():
-                    measured.append(_measure(config, server, clients, sessions))
-                    told = measured[-1][0]
+                    measured.append(side.load(workload, sessions, config.warm_s, config.seconds))
+                    told = measured[-1].figures
                     report(
                         f"round {i + 1}, {sessions} sessions: {told.tokens_per_s:.0f} tokens/s, "
                         f"{told.tokens_per_message:.0f} a message"
@@ -77,32 +78,17 @@ def run_front(config: FrontBenchConfig, report: Report) -> Result:
     return Result("front", describe_machine(), describe_versions(), rows)
 
 
-def _measure(config: FrontBenchConfig, server: Front, clients: Clients, sessions: int) -> tuple[Figures, float]:
-    """One closed loop: its figures, and the server's CPU seconds."""
-    workload = Workload(MODEL, VOCABULARY_SIZE, config.prompt_tokens, config.least_tokens, config.most_tokens, turns=1)
-    begin_ns = soon_ns()
-    window_ns = begin_ns + int(config.warm_s * S)
-    end_ns = window_ns + int(config.seconds * S)
-    clients.begin(workload, Closed(sessions, begin_ns, end_ns))
-    time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
-    cpu_s = server.cpu_s()
-    time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
-    cpu_s = server.cpu_s() - cpu_s
-    return figures(clients.finish(), window_ns, end_ns, OBJECTIVE), cpu_s
-
-
-def _row(config: FrontBenchConfig, sessions: int, measured: list[tuple[Figures, float]]) -> Row:
-    tokens_per_s = median(found.tokens_per_s for found, _ in measured)
-    cpu_s = median(cpu_s / (found.tokens_per_s * config.seconds) for found, cpu_s in measured)
+def _row(config: FrontBenchConfig, sessions: int, measured: list[Loaded]) -> Row:
+    found = [loaded.figures for loaded in measured]
     return {
         "sessions": sessions,
         "step_us": config.step_us,
         "made_tokens_per_s": sessions / config.step_us * 1e6,
-        "tokens_per_s": tokens_per_s,
-        "messages_per_s": median(found.messages_per_s for found, _ in measured),
-        "tokens_per_message": median(found.tokens_per_message for found, _ in measured),
-        "ttft_ms_p99": median(found.ttft_ms_p99 for found, _ in measured),
-        "gap_ms_p99": median(found.gap_ms_p99 for found, _ in measured),
-        "cpu_s_per_million_tokens": 1e6 * cpu_s,
-        "failed": sum(found.failed for found, _ in measured),
+        "tokens_per_s": median(f.tokens_per_s for f in found),
+        "messages_per_s": median(f.messages_per_s for f in found),
+        "tokens_per_message": median(f.tokens_per_message for f in found),
+        "ttft_ms_p99": median(f.ttft_ms_p99 for f in found),
+        "gap_ms_p99": median(f.gap_ms_p99 for f in found),
+        "cpu_s_per_million_tokens": median(loaded.cpu_s_per_million_tokens for loaded in measured),
+        "failed": sum(f.failed for f in found),
     }

@@ -6,16 +6,14 @@ import contextlib
 import dataclasses
 import math
 import tempfile
-import time
 from pathlib import Path
 
-from gruve.bench.figures import OBJECTIVE, S, figures, median
-from gruve.bench.load import Clients, Closed, Open, Workload, soon_ns
+from gruve.bench.closed import Loaded, Side
+from gruve.bench.figures import median
+from gruve.bench.load import Open, Workload, soon_ns
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.plots import plot_growth
-from gruve.bench.processes import Server
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.serve import connect
 from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, blueprint, make_model
 from gruve.engine.decode.choose import DecodeConfig
 from gruve.engine.sessions import SessionsConfig
@@ -66,7 +64,10 @@ def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
             drain_s=0.0,
         )
         with contextlib.ExitStack() as stack:
-            growth, other = (_Growth(config, *_side(stack, server_config, config), report) for _ in range(2))
+            growth, other = (
+                _Growth(config, Side(stack, server_config, config.client_processes, config.channels), report)
+                for _ in range(2)
+            )
             rows = [growth.active(count) for count in config.active]
             rows += [growth.idle(count, other) for count in config.idle]
     if config.plot is not None:
@@ -77,18 +78,12 @@ def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
     return Result("growth", describe_machine(), describe_versions(), rows)
 
 
-def _side(stack: contextlib.ExitStack, server_config: ServeConfig, config: GrowthBenchConfig) -> tuple[Server, Clients]:
-    server = stack.enter_context(Server(server_config))
-    return server, stack.enter_context(Clients(connect(server.target, config.channels), config.client_processes))
-
-
 class _Growth:
     """One server that is asked for more and more."""
 
-    def __init__(self, config: GrowthBenchConfig, server: Server, clients: Clients, report: Report) -> None:
+    def __init__(self, config: GrowthBenchConfig, side: Side, report: Report) -> None:
         self._config = config
-        self._server = server
-        self._clients = clients
+        self._side = side
         self._report = report
         self._idle = 0
         self._rss_without_idle_mb = math.nan
@@ -105,16 +100,16 @@ class _Growth:
         """
         if math.isnan(self._rss_without_idle_mb):
             self._load(ACTIVE_BESIDE_IDLE)  # whatever such a load allocates once is there now
-            self._rss_without_idle_mb = self._server.rss_mb()
+            self._rss_without_idle_mb = self._side.server.rss_mb()
         self._make_idle(sessions - self._idle)
-        grown_mb = self._server.rss_mb() - self._rss_without_idle_mb
+        grown_mb = self._side.server.rss_mb() - self._rss_without_idle_mb
         each = 1e6 * grown_mb / sessions if sessions else math.nan
         found, ratios = [], []
         for i in range(self._config.rounds):
             sides = (self, other) if i % 2 else (other, self)
             loads = {side: side._load(ACTIVE_BESIDE_IDLE) for side in sides}
             found.append(loads[self])
-            ratios.append(loads[self][1] / loads[other][1])
+            ratios.append(loads[self].cpu_s_per_million_tokens / loads[other].cpu_s_per_million_tokens)
         return self._row("idle", sessions, ACTIVE_BESIDE_IDLE, each, found) | {"cpu_ratio": median(ratios)}
 
     def _make_idle(self, count: int) -> None:
@@ -123,7 +118,7 @@ class _Growth:
         for first in range(0, count, AT_ONCE):
             at = (soon_ns(),) * min(AT_ONCE, count - first)
             work = Workload(MODEL, VOCABULARY_SIZE, 16, config.idle_tokens, config.idle_tokens, turns=2)
-            self._clients.play(work, Open(at))
+            self._side.clients.play(work, Open(at))
         self._idle += max(0, count)
 
     def _row(
@@ -132,7 +127,7 @@ class _Growth:
         sessions: int,
         active: int,
         idle_session_bytes: float,
-        found: list[tuple[float, float, float]],
+        found: list[Loaded],
     ) -> Row:
         config = self._config
         state_bytes = blueprint(config.size).state_bytes
@@ -140,26 +135,15 @@ class _Growth:
             "state": state,
             "sessions": sessions,
             "active": active,
-            "tokens_per_s": median(tokens for tokens, _, _ in found),
-            "cpu_s_per_million_tokens": median(cpu for _, cpu, _ in found),
-            "rss_mb": median(rss for _, _, rss in found),
+            "tokens_per_s": median(loaded.figures.tokens_per_s for loaded in found),
+            "cpu_s_per_million_tokens": median(loaded.cpu_s_per_million_tokens for loaded in found),
+            "rss_mb": median(loaded.rss_mb for loaded in found),
             "idle_session_bytes": idle_session_bytes,
             "idle_session_bytes_bound": 1.5 * state_bytes + 2 * (17 + config.idle_tokens) + 1_024,
         }
         self._report(f"{sessions} {state}: {row['tokens_per_s']:.0f} tokens/s, {row['rss_mb']:.0f} MB")
         return row
 
-    def _load(self, sessions: int) -> tuple[float, float, float]:
-        """Tokens a second, CPU seconds a million tokens, and resident memory at the end."""
+    def _load(self, sessions: int) -> Loaded:
         config = self._config
-        begin_ns = soon_ns()
-        window_ns = begin_ns + int(config.warm_s * S)
-        end_ns = window_ns + int(config.seconds * S)
-        self._clients.begin(Workload(MODEL, VOCABULARY_SIZE), Closed(sessions, begin_ns, end_ns))
-        time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
-        cpu_s = self._server.cpu_s()
-        time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
-        cpu_s, rss_mb = self._server.cpu_s() - cpu_s, self._server.rss_mb()
-        found = figures(self._clients.finish(), window_ns, end_ns, OBJECTIVE)
-        tokens = found.tokens_per_s * config.seconds
-        return found.tokens_per_s, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb
+        return self._side.load(Workload(MODEL, VOCABULARY_SIZE), sessions, config.warm_s, config.seconds)

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gruve.engine.decode import Block, Reason, Row
+from gruve.engine.decode.choose import DecodeConfig
 from gruve.engine.pace import MOST_STEPS
 from gruve.model.config import ModelConfig
+from gruve.model.repository import Model
 
 
 class IdleBackend:
@@ -70,3 +72,8 @@ class IdleBackend:
             return block
 
         return result
+
+
+def choose_idle(step_s: float, model: Model, decode: DecodeConfig) -> IdleBackend:
+    """In the place of `choose_backend`, once `step_s` is given."""
+    return IdleBackend(model.config, decode.slots, step_s)

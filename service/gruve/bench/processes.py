@@ -23,7 +23,6 @@ import grpc
 import numpy as np
 
 from gruve.bench.figures import Record
-from gruve.bench.idle_backend import IdleBackend
 from gruve.bench.load import Workload
 from gruve.bench.machine import descendants, process_cpu_s, process_rss_mb
 from gruve.bench.transport import GENERATE
@@ -92,16 +91,8 @@ class Child:
 class Server(Child):
     """The server on ports of its own choice."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        super().__init__(_run_server, dataclasses.replace(config, port=0, metrics_port=0))
-        self.target = f"127.0.0.1:{self.ready}"
-
-
-class Front(Child):
-    """The server over a backend that computes nothing; a step of it lasts so many seconds, whatever takes part."""
-
-    def __init__(self, config: ServeConfig, step_s: float) -> None:
-        super().__init__(_run_front, dataclasses.replace(config, port=0, metrics_port=0), step_s)
+    def __init__(self, config: ServeConfig, choose: Callable[[Model, DecodeConfig], Backend] | None = None) -> None:
+        super().__init__(_run_server, dataclasses.replace(config, port=0, metrics_port=0), choose)
         self.target = f"127.0.0.1:{self.ready}"
 
 
@@ -141,19 +132,9 @@ class Rate:
     """The time in which all sequences go on by one token, prompts included, whatever calls they take for it."""
 
 
-def _run_server(config: ServeConfig, pipe: Connection) -> None:
+def _run_server(config: ServeConfig, choose: Callable[[Model, DecodeConfig], Backend] | None, pipe: Connection) -> None:
     def ready(serving: Serving) -> None:
         pipe.send(serving.port)
-
-    asyncio.run(serve(config, ready))
-
-
-def _run_front(config: ServeConfig, step_s: float, pipe: Connection) -> None:
-    def ready(serving: Serving) -> None:
-        pipe.send(serving.port)
-
-    def choose(model: Model, decode: DecodeConfig) -> Backend:
-        return IdleBackend(model.config, decode.slots, step_s)
 
     asyncio.run(serve(config, ready, choose))
 

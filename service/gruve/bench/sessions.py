@@ -13,12 +13,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gruve.bench.figures import OBJECTIVE, S, figures, median, percentile
-from gruve.bench.load import Clients, Closed, Workload, soon_ns
+from gruve.bench.closed import Side
+from gruve.bench.figures import median, percentile
+from gruve.bench.load import Workload
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.processes import Server
 from gruve.bench.result import Report, Result, Row
-from gruve.bench.serve import connect
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.client import Client
 from gruve.engine.decode.choose import DecodeConfig
@@ -92,16 +92,20 @@ class _Bench:
     def durability(self) -> Row:
         """Tokens a second of sessions on SQLite, against sessions in memory."""
         config = self._config
+        workload = Workload(MODEL, VOCABULARY_SIZE)
         stores = {"memory": "memory", "sqlite": self._store("durability")}
         tokens: dict[str, list[float]] = {name: [] for name in stores}
         cpu: dict[str, list[float]] = {name: [] for name in stores}
         with contextlib.ExitStack() as stack:
-            sides = {name: self._side(stack, store) for name, store in stores.items()}
+            sides = {
+                name: Side(stack, self._serving(store, config.size), config.client_processes, config.channels)
+                for name, store in stores.items()
+            }
             for i in range(config.rounds):
                 for name in sorted(sides, reverse=bool(i % 2)):
-                    rate, cpu_s = self._load(*sides[name])
-                    tokens[name].append(rate)
-                    cpu[name].append(cpu_s)
+                    loaded = sides[name].load(workload, SESSIONS, config.warm_s, config.seconds)
+                    tokens[name].append(loaded.figures.tokens_per_s)
+                    cpu[name].append(loaded.cpu_s_per_million_tokens)
                 self._report(f"round {i + 1}: " + ", ".join(f"{n} {t[-1]:.0f} tokens/s" for n, t in tokens.items()))
         ratios = [1 - s / m for s, m in zip(tokens["sqlite"], tokens["memory"], strict=True)]
         return {
@@ -209,30 +213,13 @@ class _Bench:
         return f"sqlite:{self._folder / name}.db"
 
     def _server(self, store: str, size: Size, sessions: SessionsConfig | None = None) -> Server:
+        return Server(self._serving(store, size, sessions))
+
+    def _serving(self, store: str, size: Size, sessions: SessionsConfig | None = None) -> ServeConfig:
         sessions = dataclasses.replace(sessions or SessionsConfig(), idle_ttl_s=TTL_S)
-        config = ServeConfig(
+        return ServeConfig(
             self._models(size), store=store, decode=self._config.decode, sessions=sessions, session_key=KEY, drain_s=0.0
         )
-        return Server(config)
-
-    def _side(self, stack: contextlib.ExitStack, store: str) -> tuple[Server, Clients]:
-        config = self._config
-        server = stack.enter_context(self._server(store, config.size))
-        return server, stack.enter_context(Clients(connect(server.target, config.channels), config.client_processes))
-
-    def _load(self, server: Server, clients: Clients) -> tuple[float, float]:
-        """Tokens a second, and CPU seconds a million tokens."""
-        config = self._config
-        begin_ns = soon_ns()
-        window_ns = begin_ns + int(config.warm_s * S)
-        end_ns = window_ns + int(config.seconds * S)
-        clients.begin(Workload(MODEL, VOCABULARY_SIZE), Closed(SESSIONS, begin_ns, end_ns))
-        time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
-        cpu_s = server.cpu_s()
-        time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
-        cpu_s = server.cpu_s() - cpu_s
-        found = figures(clients.finish(), window_ns, end_ns, OBJECTIVE)
-        return found.tokens_per_s, 1e6 * cpu_s / (found.tokens_per_s * config.seconds)
 
     def _fill(self, where: str, size: Size, count: int, tokens: int) -> list[str]:
         """Writes sessions into a store, copies of one that a server has made, and returns their ids."""

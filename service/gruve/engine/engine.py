@@ -110,7 +110,8 @@ class Engine:
         self.backend = backend
         self._on_broken = on_broken
         self.config = config or EngineConfig()
-        self._ahead = backend.ahead if isinstance(backend, Submitting) else 0
+        self._submitting = backend if isinstance(backend, Submitting) else None  # once: to look takes long
+        self._ahead = self._submitting.ahead if self._submitting else 0
         self.gap_s = 0.0
         """For how long at least nothing more is told of a sequence of which drawn tokens were, unless it ends or parks;
         then for as long as a reader has enough. At 0 everything is told at once."""
@@ -327,18 +328,18 @@ class Engine:
         """Gives a call to the backend, if that takes it before its results are waited for; None if it refuses it."""
         limits = [sequence.limit() for sequence in rows]
         steps = min(self._steps(rows, alone), max(limits))
-        slots, backend, began_s = [_slot(sequence) for sequence in rows], self.backend, time.perf_counter()
+        slots, began_s = [_slot(sequence) for sequence in rows], time.perf_counter()
         result: Callable[[], Block]
-        if isinstance(backend, Submitting):
+        if self._submitting is not None:
             try:
-                result = backend.submit(slots, limits, steps)
+                result = self._submitting.submit(slots, limits, steps)
             except Exception:
                 log.exception("decoding %d rows failed: incident %s", len(rows), incident := _incident())
                 with self._turn:
                     self._fail(rows, incident)
                 return None
         else:
-            result = functools.partial(backend.decode, slots, limits, steps, alone=alone)
+            result = functools.partial(self.backend.decode, slots, limits, steps, alone=alone)
         most = [min(limit, steps) for limit in limits]
         for sequence, submitted in zip(rows, most, strict=True):
             sequence.submitted += submitted
@@ -417,8 +418,9 @@ class Engine:
                 continue
             logprobs = () if block.logprobs is None else _logprobs(block.logprobs, admission.logprobs, i, taken)
             due.append((sequence, logprobs, finish))
-        if isinstance(self.backend, Submitting):
-            self._read_states([s for s, _, finish in due if (s.admission.keep_state if finish else self._is_far(s))])
+        if self._submitting is not None:
+            told = [s for s, _, finish in due if (s.admission.keep_state if finish else self._is_far(s))]
+            self._read_states(self._submitting, told)
         progress = [self._progress(sequence, now, logprobs, finish) for sequence, logprobs, finish in due]
         self._states.clear()
         return progress
@@ -471,13 +473,13 @@ class Engine:
             log.exception("a state could not be read: incident %s", _incident())
             return None
 
-    def _read_states(self, sequences: list[Sequence]) -> None:
+    def _read_states(self, backend: Submitting, sequences: list[Sequence]) -> None:
         """Waits once for the states of several sequences, where each wait is for everything that was submitted."""
-        if not isinstance(self.backend, Submitting) or len(sequences) < 2:
+        if len(sequences) < 2:
             return
         slots = [_slot(sequence) for sequence in sequences]
         try:
-            self._states = dict(zip(slots, self.backend.snapshots(slots), strict=True))
+            self._states = dict(zip(slots, backend.snapshots(slots), strict=True))
         except Exception:  # whoever cannot do without is told when it is asked for alone
             log.exception("states could not be read together: incident %s", _incident())
 

@@ -88,7 +88,8 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 }
 
 constexpr Kernels kernels = {
-    "portable", Portable::width, Portable::half, groups_per_pass<Portable>, Portable::widens, run_layer<Portable>, run_head<Portable>,
+    "portable", Portable::width, Portable::half, groups_per_pass<Portable>, Portable::widens, run_layer<Portable>,
+    run_head<Portable>,
     fold, to_steps, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
 };
 

@@ -1,0 +1,59 @@
+"""A server with clients of its own, and the closed loop between them, measured over a window."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+from gruve.bench.figures import OBJECTIVE, Figures, S, figures
+from gruve.bench.load import Clients, Closed, Workload, soon_ns
+from gruve.bench.processes import Server
+from gruve.bench.serve import connect
+from gruve.engine.decode import Backend
+from gruve.engine.decode.choose import DecodeConfig
+from gruve.model.repository import Model
+from gruve.serve.server import ServeConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a closed loop came to."""
+
+    figures: Figures
+    cpu_s_per_million_tokens: float
+    """The server's; NaN where there was no token."""
+    rss_mb: float
+    """The server's at the end of the window."""
+
+
+class Side:
+    """A server and its clients, as long as `stack` lasts; compared with others in turns."""
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        config: ServeConfig,
+        client_processes: int,
+        channels: int,
+        choose: Callable[[Model, DecodeConfig], Backend] | None = None,
+    ) -> None:
+        """`choose` as `gruve.serve.server.serve` takes it; it is sent to another process."""
+        self.server = stack.enter_context(Server(config, choose))
+        self.clients = stack.enter_context(Clients(connect(self.server.target, channels), client_processes))
+
+    def load(self, workload: Workload, sessions: int, warm_s: float, seconds: float) -> Loaded:
+        """So many sessions in the closed loop, measured for `seconds` after `warm_s`."""
+        begin_ns = soon_ns()
+        window_ns = begin_ns + int(warm_s * S)
+        end_ns = window_ns + int(seconds * S)
+        self.clients.begin(workload, Closed(sessions, begin_ns, end_ns))
+        time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
+        cpu_s = self.server.cpu_s()
+        time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
+        cpu_s, rss_mb = self.server.cpu_s() - cpu_s, self.server.rss_mb()
+        found = figures(self.clients.finish(), window_ns, end_ns, OBJECTIVE)
+        tokens = found.tokens_per_s * seconds
+        return Loaded(found, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb)
