@@ -8,11 +8,11 @@ from requiring import need
 
 from gruve.engine.decode import Reason, Row
 from gruve.engine.decode.native import NativeBackend, native_unavailable
+from gruve.engine.decode.native.library import ISAS as KNOWN
 from gruve.engine.decode.native.library import library
 from gruve.engine.stops import MATCHED
 from gruve.model import sampling as law
 
-KNOWN = ("avx512", "avx2", "portable")
 ISAS = [] if native_unavailable() else [isa for isa in KNOWN if library().isa(isa)]
 every_isa = pytest.mark.parametrize("isa", ISAS)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nets import CELLS, config_of, model_of
 from requiring import need_program
 from test_engine_sampler import parameters
 
+from gruve.bench.machine import describe_machine
 from gruve.engine.decode import Reason
 from gruve.engine.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.decode.native import NativeBackend, backend, library, native_unavailable
@@ -258,7 +260,7 @@ def test_a_forked_child_decodes_on_alone_and_leaves_the_parent_undisturbed():
 
 def test_it_says_why_it_cannot_be_used(monkeypatch, tmp_path):
     assert native_unavailable() is None
-    with pytest.raises(InvalidField, match="'sse9' is not avx512, avx2 or portable"):
+    with pytest.raises(InvalidField, match="'sse9' is not avx512, zen4, avx2 or portable"):
         NativeBackend(MODEL, 1, isa="sse9")
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "libgruve_native.so")
     assert "was not built" in native_unavailable()
@@ -279,6 +281,13 @@ def test_it_says_what_it_runs_on():
     assert (native.name, native.isa, native.why) == ("native", "portable", "no GPU (portable, 2 threads)")
     assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int16").why.endswith("(portable, 2 threads, int16)")
     assert backend.available_cores() >= 1
+
+
+def test_this_cpu_gets_its_fastest_kernels():
+    machine = describe_machine()
+    amd, wide = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii"), machine["isa"] == "avx512"
+    zen4 = amd and wide and machine["family"] == "25"
+    assert library.chosen_isa() == ("zen4" if zen4 else machine["isa"] if machine["isa"] in ISAS else "portable")
 
 
 def test_int16_is_chosen_where_it_can_be_and_refused_where_the_native_backend_is_not_used():

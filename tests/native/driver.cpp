@@ -271,7 +271,7 @@ uint64_t made_by(const char* isa, bool whole) {
 
 int main() {
     uint64_t made[2] = {made_by("portable", false), made_by("portable", true)};
-    for (const char* isa : {"avx2", "avx512"}) {
+    for (const char* isa : {"avx2", "avx512", "zen4"}) {
         if (gruve_isa(isa) == nullptr) continue;
         for (const bool whole : {false, true})
             expect(made_by(isa, whole) == made[whole], "every instruction set makes the same bits");

@@ -19,13 +19,12 @@ from gruve.bench.synthetic import CELLS, Size, make_model
 from gruve.engine.decode import Backend
 from gruve.engine.decode import Row as Admitted
 from gruve.engine.decode.native import NativeBackend, native_unavailable
-from gruve.engine.decode.native.library import library
+from gruve.engine.decode.native.library import ISAS, library
 from gruve.engine.decode.reference import ReferenceBackend
 from gruve.engine.sessions import START_TOKEN
 from gruve.model.sampling import SamplingParameters
 
 COLUMNS = ("cell", "backend", "isa", "numerics_id", "tokens", "digest")
-ISAS = ("avx512", "avx2", "portable")
 SEQUENCES = 10
 TINY = Size(2, 48)
 

@@ -113,9 +113,9 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--isa",
         str,
         None,
-        "instructions that the native kernels use; absent, the CPU's fastest",
+        "instructions that the native kernels use, zen4 for AVX-512 on a Zen 4; absent, the CPU's fastest",
         variable="GRUVE_ISA",
-        choices=("avx512", "avx2", "portable"),
+        choices=("avx512", "zen4", "avx2", "portable"),
     )
     add_flag(
         group,

@@ -13,6 +13,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <string_view>
 #include <thread>
 
 #include "bounds.h"
@@ -77,15 +78,23 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 }
+bool halves_512_bits() {  // Zen 4: AMD's family 25, where it has AVX-512; `__builtin_cpu_is` knows it from GCC 13 on
+    unsigned int a, b, c, d;
+    return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 25;
+}
 #endif
 
 const Kernels* find_kernels(const char* wanted) {
-    const bool any = wanted == nullptr || *wanted == '\0';
+    const std::string_view name = wanted == nullptr ? "" : wanted;
+    const bool any = name.empty();
 #if defined(__x86_64__)
-    if ((any || std::strcmp(wanted, "avx512") == 0) && has_avx512()) return &avx512_kernels;
-    if ((any || std::strcmp(wanted, "avx2") == 0) && has_avx2()) return &avx2_kernels;
+    if (has_avx512()) {
+        if (name == zen4_kernels.name || (any && halves_512_bits())) return &zen4_kernels;
+        if (name == avx512_kernels.name || any) return &avx512_kernels;
+    }
+    if (has_avx2() && (name == avx2_kernels.name || any)) return &avx2_kernels;
 #endif
-    return any || std::strcmp(wanted, "portable") == 0 ? &portable_kernels : nullptr;
+    return name == portable_kernels.name || any ? &portable_kernels : nullptr;
 }
 
 const Kernels& kernels_named(const char* isa) {

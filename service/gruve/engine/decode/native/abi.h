@@ -108,7 +108,7 @@ typedef struct gruve_decoder gruve_decoder;
 GRUVE_EXPORT int32_t gruve_abi_version(void);
 GRUVE_EXPORT void gruve_struct_sizes(size_t* weights, size_t* sampling, size_t* row, size_t* call);
 
-// The fastest instruction set of this CPU that is at most `wanted` ("avx512", "avx2", "portable"; null or "" for any).
+// `wanted`, or with null or "" the fastest: "avx512", "zen4" (AVX-512 in the form that suits Zen 4), "avx2" or "portable".
 // Null, where `wanted` is none of these or this CPU has it not.
 GRUVE_EXPORT const char* gruve_isa(const char* wanted);
 

@@ -61,7 +61,7 @@ class NativeBackend:
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
         self.threads = self.lanes = threads or available_cores()
-        self.enough_rows = 8 if self.isa == "avx512" else 4  # what one pass over a gated layer's weights takes
+        self.enough_rows = abi.ROWS_PER_PASS[self.isa]
         whole = arithmetic == "int16"
         self.why = f"{why} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
         numerics = f"{self.name} {VERSION} {config.precision}{' int16' if whole else ''}"

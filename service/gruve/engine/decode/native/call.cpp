@@ -119,7 +119,7 @@ int32_t Call::begin_tokens() {
 // Cuts a phase into tiles; their number.
 int32_t Call::cut(const Matrix& matrix, int32_t rows) {
     rows_ = std::min(rows, TILE_ROWS);
-    groups_ = model_.kernels->groups_per_pass(rows, matrix.vectors);
+    groups_ = model_.kernels->groups_per_pass(rows, matrix);
     const int32_t row_tiles = (rows + rows_ - 1) / rows_, wanted = threads_ * TILES_PER_THREAD;
     const auto tiles = [&] { return (matrix.groups + groups_ - 1) / groups_ * row_tiles; };
     while (groups_ > 1 && tiles() < wanted) groups_ /= 2;

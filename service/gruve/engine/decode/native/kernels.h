@@ -59,7 +59,7 @@ struct Kernels {
     int32_t width;
     bool half;  // stores fp16 matrices as they are
     // How many groups one pass over so many rows takes together, to have enough sums in flight.
-    int32_t (*groups_per_pass)(int32_t rows, int32_t vectors);
+    int32_t (*groups_per_pass)(int32_t rows, const Matrix& matrix);
     bool widens;  // where rows need several passes, the first one leaves fp16 weights as fp32 for the others
     // Groups [first, first + count) of a layer for all `rows`; `phase` is 1 for the second half of reset=before. `wide` is
     // scratch of one thread, as much as `wide_floats` of the layer or the head, or null where nothing is widened.
@@ -82,6 +82,7 @@ extern const Kernels portable_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels zen4_kernels;  // AVX-512 too
 #endif
 
 }  // namespace gruve

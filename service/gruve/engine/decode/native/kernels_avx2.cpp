@@ -14,6 +14,8 @@ struct Avx2 {
     static constexpr bool half = true;
     static constexpr bool widens = false;
 
+    using Few = Avx2;
+    using Others = Avx2;
     using Float = __m256;
     using Int = __m256i;
 

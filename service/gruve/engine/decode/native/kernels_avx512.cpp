@@ -8,12 +8,39 @@ namespace gruve {
 namespace avx512 {
 namespace {
 
+// What products of few rows need, in halves. Zen 4 carries out 512 bits in two of them anyway, and converts fp16 faster like
+// this: a step of a single row takes a third less time.
+struct InHalves {
+    static constexpr int32_t width = 16;
+    static constexpr int32_t accumulators = 12;
+
+    struct Float {
+        __m256 low, high;
+    };
+
+    static Float load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+    static Float load_half(const uint16_t* p) {
+        const auto* halves = reinterpret_cast<const __m128i*>(p);
+        return {_mm256_cvtph_ps(_mm_load_si128(halves)), _mm256_cvtph_ps(_mm_load_si128(halves + 1))};
+    }
+    static void store(float* p, Float a) {
+        _mm256_storeu_ps(p, a.low);
+        _mm256_storeu_ps(p + 8, a.high);
+    }
+    static Float set(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+    static Float fma(Float a, Float b, Float c) {
+        return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+    }
+};
+
 struct Avx512 {
     static constexpr int32_t width = 16;
     static constexpr int32_t accumulators = 24;
     static constexpr bool half = true;
     static constexpr bool widens = true;  // a conversion takes both units that multiply, on Intel
 
+    using Few = Avx512;
+    using Others = Avx512;
     using Float = __m512;
     using Int = __m512i;
 
@@ -49,6 +76,10 @@ struct Avx512 {
     }
 };
 
+struct Zen4 : Avx512 {
+    using Few = InHalves;
+};
+
 #include "kernels_impl.h"
 
 uint64_t weights(const float* logits, int32_t n, float highest_logit, float scale, int32_t* out) {
@@ -76,14 +107,18 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
     return total;
 }
 
-constexpr Kernels kernels = {
-    "avx512", Avx512::width, Avx512::half, groups_per_pass<Avx512>, Avx512::widens, run_layer<Avx512>, run_head<Avx512>,
-    fold, to_steps, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
-};
+template <class V>
+constexpr Kernels kernels(const char* name) {
+    return {
+        name, V::width, V::half, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
+        fold, to_steps, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
+    };
+}
 
 }  // namespace
 }  // namespace avx512
 
-const Kernels avx512_kernels = avx512::kernels;
+const Kernels avx512_kernels = avx512::kernels<avx512::Avx512>("avx512");
+const Kernels zen4_kernels = avx512::kernels<avx512::Zen4>("zen4");
 
 }  // namespace gruve

@@ -12,6 +12,7 @@
 // V has: Float, `width`, `accumulators` (sums held in registers), `widens`, load, load_half, store, set, add, sub, mul, div, fma,
 // min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23). For int16: Int,
 // zero, load_pairs (two of K a lane), set_pair, add_products (c + a[0] * b[0] + a[1] * b[1], exactly) and to_float.
+// V::Few takes its place in products of fp16 weights with so few rows that it holds their sums, V::Others in all others.
 
 constexpr int32_t MAX_BLOCK = 8;  // rows that one pass takes at most
 constexpr size_t AHEAD = 8192;    // bytes of weights that are asked for before they are needed
@@ -155,23 +156,45 @@ constexpr int most_rows(int vectors) {
 }
 
 template <class V>
-constexpr int most_groups(int rows, int vectors) {
-    return rows * vectors * 4 <= V::accumulators ? 4 : rows * vectors * 2 <= V::accumulators ? 2 : 1;
+constexpr bool are_few(int rows, int vectors) {
+    return rows * vectors <= V::Few::accumulators;
 }
 
-template <class V, class W, int MR, int NR>
+template <class V>
+constexpr int most_groups(int rows, int vectors, Number number) {
+    const int sums =
+        number == Number::fp16 && are_few<V>(rows, vectors) ? V::Few::accumulators : V::Others::accumulators;
+    return rows * vectors * 4 <= sums ? 4 : rows * vectors * 2 <= sums ? 2 : 1;
+}
+
+template <class V, class W, bool few>
+struct Chosen {
+    using Vector = typename V::Others;
+};
+
+template <class V>
+struct Chosen<V, uint16_t, true> {
+    using Vector = typename V::Few;
+};
+
+template <class Vectors, class W, int MR, int NR>
 constexpr Product choose_product(int groups, bool widen) {
-    constexpr int most = V::accumulators / (MR * NR);
-    if constexpr (V::widens && sizeof(W) < sizeof(float) && Arithmetic<V, W>::together == 1 && most >= 1) {
-        if (widen) return product<V, W, MR, NR, 1, true>;
+    using Wide = typename Vectors::Others;
+    if constexpr (Wide::widens && sizeof(W) < sizeof(float) && Arithmetic<Wide, W>::together == 1 &&
+                  MR * NR <= Wide::accumulators) {
+        if (widen) return product<Wide, W, MR, NR, 1, true>;
     }
+    using V = typename Chosen<Vectors, W, are_few<Vectors>(MR, NR)>::Vector;
+    constexpr int most = V::accumulators / (MR * NR);
     if constexpr (most >= 4) {
         if (groups == 4) return product<V, W, MR, NR, 4>;
     }
     if constexpr (most >= 2) {
         if (groups == 2) return product<V, W, MR, NR, 2>;
     }
-    if constexpr (most >= 1) return product<V, W, MR, NR, 1>;
+    if constexpr (most >= 1) {
+        if (groups == 1) return product<V, W, MR, NR, 1>;
+    }
     return nullptr;
 }
 
@@ -284,7 +307,7 @@ inline void for_each_pass(
         int32_t groups = 1;
         if (blocks == 1 && !tail) {
             const int32_t full = matrix.groups - (matrix.last_vectors != matrix.vectors) - first;
-            const int32_t together = most_groups<V>(row_count, vectors);
+            const int32_t together = most_groups<V>(row_count, vectors, matrix.number);
             groups = together <= count && together <= full ? together : 1;
         }
         for (int32_t b = 0; b < blocks; ++b) {
@@ -408,8 +431,8 @@ void elman(const Pass<V>& pass, const Layer& layer) {
 }
 
 template <class V>
-int32_t groups_per_pass(int32_t rows, int32_t vectors) {
-    return most_groups<V>(rows, vectors);
+int32_t groups_per_pass(int32_t rows, const Matrix& matrix) {
+    return most_groups<V>(rows, matrix.vectors, matrix.number);
 }
 
 template <class V>

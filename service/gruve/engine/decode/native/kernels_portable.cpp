@@ -15,6 +15,9 @@ struct Portable {
     static constexpr bool half = false;
     static constexpr bool widens = false;
 
+    using Few = Portable;
+    using Others = Portable;
+
     struct Float {
         float lane[width];
     };

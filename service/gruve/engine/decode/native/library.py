@@ -17,6 +17,9 @@ ABI_VERSION = 3
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
+ROWS_PER_PASS = {"avx512": 8, "zen4": 8, "avx2": 4, "portable": 4}
+"""Rows that one pass over a gated layer takes, by set of kernels; zen4 is AVX-512 in the form that suits Zen 4."""
+ISAS = tuple(ROWS_PER_PASS)
 
 OK, INVALID, FAILED, BUSY = range(4)
 
@@ -196,7 +199,7 @@ def chosen_isa(wanted: str | None = None) -> str:
     """`wanted`, or else the CPU's fastest; raises `InvalidField` where this CPU has it not."""
     isa = library().isa(wanted)
     if isa is None:
-        raise InvalidField("isa", f"{wanted!r} is not avx512, avx2 or portable, or this CPU has it not")
+        raise InvalidField("isa", f"{wanted!r} is not {', '.join(ISAS[:-1])} or {ISAS[-1]}, or this CPU has it not")
     return isa
 
 

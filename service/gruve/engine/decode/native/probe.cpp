@@ -119,6 +119,8 @@ __attribute__((target("avx2"))) Work read_avx2(const void* data, size_t bytes, i
 #endif
 Work read_portable(const void* data, size_t bytes, int32_t pattern) { return read_once<Quarter>(data, bytes, pattern); }
 
+bool is_avx512(const char* isa) { return std::strcmp(isa, "avx512") == 0 || std::strcmp(isa, "zen4") == 0; }
+
 bool has(const char* isa) {
     const char* found = isa == nullptr ? nullptr : gruve_isa(isa);
     return found != nullptr && std::strcmp(found, isa) == 0;
@@ -129,7 +131,7 @@ bool has(const char* isa) {
 double gruve_probe_fma(const char* isa, double seconds) {
     if (!has(isa)) return 0;
 #if defined(__x86_64__)
-    if (std::strcmp(isa, "avx512") == 0) return rate(seconds, fma_avx512);
+    if (is_avx512(isa)) return rate(seconds, fma_avx512);
     if (std::strcmp(isa, "avx2") == 0) return rate(seconds, fma_avx2);
 #endif
     return rate(seconds, fma_portable);
@@ -145,7 +147,7 @@ double gruve_probe_read(const char* isa, size_t bytes, int32_t pattern, double s
         std::memset(data, 1, bytes);
         auto* read = read_portable;
 #if defined(__x86_64__)
-        if (std::strcmp(isa, "avx512") == 0) read = read_avx512;
+        if (is_avx512(isa)) read = read_avx512;
         if (std::strcmp(isa, "avx2") == 0) read = read_avx2;
 #endif
         return rate(seconds, [&] { return read(data, bytes, pattern); });
