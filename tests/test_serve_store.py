@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -466,3 +469,16 @@ def test_the_store_of_the_command_line_is_a_file_where_a_user_expects_it(tiny_re
         server.signal(signal.SIGTERM)
         assert server.end()[0] == 0
     assert (tmp_path / "gruve" / "sessions.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_server_whose_redis_is_not_there_says_which_and_why_and_ends(tiny_repository):
+    with socket.socket() as nobody:  # has the port, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{nobody.getsockname()[1]}"
+        command = [sys.executable, "-m", "gruve.cli", "serve", "--models", str(tiny_repository), "--port", "0"]
+        command += ["--metrics-port", "0", "--store", f"redis://:secret@{where}/3"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"gruve: the session store does not answer or refuses to: redis://{where}/3: ")
+    assert "refused" in ended.stderr
+    assert "secret" not in ended.stderr

@@ -26,7 +26,7 @@ from gruve.engine.engine import EngineConfig
 from gruve.engine.sessions import Session, Sessions, SessionsConfig
 from gruve.engine.store import Store
 from gruve.engine.store.choose import open_store
-from gruve.errors import AddressInUse, ModelBroken, ModelUnknown, Unavailable
+from gruve.errors import AddressInUse, ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Broken, Model, scan
 from gruve.serve.generation import GenerationServicer
 from gruve.serve.hosting import Hosted, Models
@@ -308,11 +308,14 @@ class Server:
 
 
 def _key_of(store: Store | None) -> bytes | None:
-    """The store's key; a store that does not tell it is let go of."""
+    """The store's key; a store that does not tell it is let go of, and who starts the server learns which and why."""
     if store is None:
         return None
     try:
         return store.key()
+    except StoreUnavailable as error:
+        store.close()
+        raise StoreUnavailable(f"{error}: {store.name}: {error.__cause__}") from error
     except Unavailable:
         store.close()
         raise
