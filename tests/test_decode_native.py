@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import subprocess
 import threading
@@ -288,6 +289,28 @@ def test_this_cpu_gets_its_fastest_kernels():
     amd, wide = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii"), machine["isa"] == "avx512"
     zen4 = amd and wide and machine["family"] == "25"
     assert library.chosen_isa() == ("zen4" if zen4 else machine["isa"] if machine["isa"] in ISAS else "portable")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000", "cpu.max": "300000 100000"}, 1.5),
+        ("0::/of/the/host\n", {"cpu.max": "50000 100000"}, 0.5),
+        ("4:cpu:/a\n", {"cpu.max": "100000 100000"}, math.inf),
+        ("0::/\n", {"cpu.max": ""}, math.inf),
+        (None, {}, math.inf),
+    ],
+)
+def test_the_time_that_a_container_has_is_counted_in_cores(own, files, cores, tmp_path):
+    groups = tmp_path / "cgroup"
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    assert backend.quota_cores(groups, tmp_path / "own") == cores
 
 
 def test_int16_is_chosen_where_it_can_be_and_refused_where_the_native_backend_is_not_used():

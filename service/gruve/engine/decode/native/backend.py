@@ -8,10 +8,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import hashlib
+import math
 import os
 import threading
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -157,8 +159,28 @@ class NativeBackend:
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use: those it is bound to, or as many as its control groups give it time for."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Rounded down: threads that want more than there is stand still together until the next period.
+    return max(1, int(min(bound, quota_cores(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")))))
+
+
+def quota_cores(groups: Path, own: Path) -> float:
+    """How many cores' worth of time the control groups (version 2) that `own` names have; infinite without any."""
+    try:
+        named = [line.partition("::")[2] for line in own.read_text().splitlines() if line.startswith("0::")]
+    except OSError:
+        return math.inf
+    found = math.inf
+    for name in named:
+        folder = groups / name.strip("/")
+        for group in (folder, *folder.parents):
+            try:
+                most, period = (group / "cpu.max").read_text().split()
+                found = min(found, int(most) / int(period))
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+    return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
