@@ -122,6 +122,9 @@ class AheadBackend(FakeBackend):
 
         return result
 
+    def check(self) -> None:
+        pass
+
     def snapshots(self, slots):
         self.read_together += 1
         return [self.snapshot(slot) for slot in slots]

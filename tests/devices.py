@@ -13,7 +13,7 @@ from gruve.engine.decode.cuda.backend import CudaBackend, CudaConfig
 from gruve.engine.decode.cuda.device import CpuDevice
 from gruve.engine.decode.cuda.torch_step import TorchStep
 
-SMALL = CudaConfig(sizes=(4, 16, 64), pieces=(8, 2, 1))
+SMALL = CudaConfig(sizes=(4, 16, 64), pieces=(8, 2, 1), stop_entries=1 << 16)
 
 
 class LateDevice(CpuDevice):

@@ -13,9 +13,10 @@ import pytest
 from devices import need_triton, torch_backend
 from nets import CELLS, config_of, model_of
 
-from gruve.bench.gpu import GpuBenchConfig, held, run_gpu
+from gruve.bench.gpu import NO_TIME, GpuBenchConfig, held, run_gpu
 from gruve.bench.gpu_proofs import Extent, prove_draws, prove_mixes, prove_oracle
 from gruve.bench.plots import plot_gpu
+from gruve.bench.result import Result
 from gruve.engine.decode.cuda.memory import OUTBOX
 
 DRY = GpuBenchConfig.dry()
@@ -70,10 +71,25 @@ def test_what_fails_is_named_and_the_rest_goes_on():
 
 
 def test_nothing_new_is_begun_when_time_is_up():
-    config = dataclasses.replace(DRY, time_limit_s=-1.0, sessions=())
+    config = dataclasses.replace(DRY, time_limit_s=-1.0)
     result = run_gpu(config, lambda _: None, dry=True)
     assert {row["why"] for row in result.skipped} == {"no time was left"}
-    assert {row["what"] for row in result.rows} == {"roofline"}
+    assert result.rows == []
+    assert not held(result)
+
+
+def test_a_way_that_was_not_proved_or_not_served_does_not_hold():
+    proved, slow = {"mode": "triton", "ok": True}, {"what": "step", "mode": "triton"}
+    left_out = [
+        ({**slow, "why": NO_TIME}, True),
+        ({**slow, "why": "RuntimeError: lost"}, False),
+        ({"what": "proof", "mode": "triton", "why": NO_TIME}, False),
+        ({"what": "server", "why": "ChildProcessError: not ready"}, False),
+        ({"what": "step", "mode": "torch.compile", "why": "RuntimeError: slow"}, True),
+    ]
+    for row, holds in left_out:
+        assert held(Result("gpu", {}, {}, [proved], [row])) is holds
+    assert not held(Result("gpu", {}, {}, [{**proved, "ok": False}]))
 
 
 def broken(change):

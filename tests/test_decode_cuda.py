@@ -176,9 +176,9 @@ def test_a_program_captured_while_rows_run_moves_none_of_them():
     assert [t for t in np.concatenate(tokens).tolist() if t >= 0] == life(solo, 0, 60)[0]
 
 
-def test_stop_tables_that_outgrow_their_place_move_and_are_read_where_they_are(monkeypatch):
-    monkeypatch.setattr("gruve.engine.decode.cuda.pool.StopPool.__init__.__defaults__", (64,))
-    backend, solo = torch_backend(MODEL, 12, LateDevice()), torch_backend(MODEL, 1)
+def test_stop_tables_that_outgrow_their_place_move_and_are_read_where_they_are():
+    config = dataclasses.replace(SMALL, stop_entries=64)
+    backend, solo = torch_backend(MODEL, 12, LateDevice(), config), torch_backend(MODEL, 1)
     asked = []
     for slot in range(12):
         stops = compile_stops((TEXTS[2 + slot % 7] + TEXTS[3], "zzzz" * (slot + 1)), (), TEXTS)
@@ -221,6 +221,29 @@ def test_logits_are_kept_of_as_many_steps_as_have_room_and_none_is_lost(monkeypa
     assert np.isfinite(got.chosen[:31, 1]).all()
     assert np.isnan(got.chosen[31:, 1]).all()
     assert np.isnan(got.chosen[:, 0]).all()
+    # An odd number of steps is kept; nothing begins after one, for which nothing was captured at the start.
+    captured = parts._device.captured
+    parts.admit(1, row_of(admission), None)
+    parts.decode([1], [40], 40)
+    assert parts._device.captured == captured == len(parts._programs)
+
+
+def test_a_row_that_could_not_be_told_of_is_told_of_with_the_next_call():
+    device = LateDevice()
+    backend, solo = torch_backend(MODEL, 3, device), torch_backend(MODEL, 1)
+    rows = [row_with([2, 3], max_tokens=9, sampling=SamplingParameters(seed=slot)) for slot in range(3)]
+    for slot in range(2):
+        backend.admit(slot, rows[slot], None)
+    puts, put = iter(range(99)), device.put
+    device.put = lambda *values: put(*values) if next(puts) != 3 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        backend.submit([0], [20], 20)
+    device.put = put
+    backend.release(0)
+    backend.admit(2, rows[2], None)
+    for slot in (1, 2):
+        solo.admit(0, rows[slot], None)
+        assert life(backend, slot, 20) == life(solo, 0, 20)
 
 
 def test_log_probabilities_are_the_references():

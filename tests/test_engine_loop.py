@@ -94,6 +94,27 @@ def test_a_call_that_raises_one_call_ahead_fails_its_rows_once_and_the_engine_go
         assert got == alone(AheadBackend(), few)[0]
 
 
+@pytest.mark.parametrize("when", ["submit", "result"])
+def test_a_backend_that_is_lost_ends_the_engine_and_everybody_is_answered(when, caplog):
+    backend = AheadBackend(slots=2)
+    backend.check = lambda: 1 / 0
+    whole = backend.submit
+
+    def submit(*call):
+        return 1 / 0 if when == "submit" else (lambda: whole(*call)() and 1 / 0)
+
+    backend.submit, broken = submit, []
+    engine = Engine(backend, ear := Ear(), on_broken=lambda: broken.append(True))
+    ids = [engine.admit(admission_of()) for _ in range(5)]
+    engine.start()
+    for lane in engine._lanes:
+        lane.join()
+    assert all(ear.last[i].failed and ear.last[i].failed in caplog.text for i in ids)
+    assert broken == [True]
+    with pytest.raises(EngineFailed):
+        engine.admit(admission_of())
+
+
 def test_a_state_that_cannot_be_read_with_others_is_read_alone(caplog):
     backend, admissions = AheadBackend(), [admission_of(max_tokens=9, seed=i) for i in range(4)]
     backend.snapshots = lambda slots: 1 / 0

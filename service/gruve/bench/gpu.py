@@ -7,6 +7,7 @@ skipped and named.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -24,7 +25,7 @@ import torch
 from gruve.bench.figures import OBJECTIVE, S, figures
 from gruve.bench.gpu_bed import Bed, DryBed, GpuBed
 from gruve.bench.gpu_proofs import BOUNDS, Extent, fresh_model, prove_draws, prove_mixes, prove_oracle
-from gruve.bench.gpu_steps import PEERS, Ours, Peer, Timing, probe_bytes_per_s, probe_flop_per_s, step_s
+from gruve.bench.gpu_steps import COMPILED, PEERS, Ours, Peer, Timing, probe_bytes_per_s, probe_flop_per_s, step_s
 from gruve.bench.load import Clients, Closed, Workload, soon_ns
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.processes import Server
@@ -53,6 +54,7 @@ T = TypeVar("T")
 
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 PROOF_SIZE, EXTENT, TIMING = Size(2, 192), Extent(), Timing()
+NO_TIME = "no time was left"
 PEER_BOUND = 5e-2
 """How far an fp16 peer's logits may lie from the oracle's: it computes the same model or it is no peer."""
 
@@ -65,7 +67,7 @@ class GpuBenchConfig:
     batches: tuple[int, ...] = (1, 8, 64, 256, 1_024, 4_096)
     modes: tuple[CudaMode, ...] = MODES
     eager_batches: tuple[int, ...] = (1, 64, 1_024)
-    """The eager way is slow, and only its shape is of interest."""
+    """The eager way is slow, and only its shape is of interest; to compile torch's takes long, for each anew."""
     cells: tuple[str, ...] = CELLS
     proof_size: Size = PROOF_SIZE
     """Proved for every cell; the sizes measured are proved for the GRU."""
@@ -77,7 +79,7 @@ class GpuBenchConfig:
     """Of the server's closed loop."""
     client_processes: int = 8
     server_s: float = 8.0
-    time_limit_s: float = 450.0
+    time_limit_s: float = 420.0
     """After so long nothing new is begun."""
 
     @classmethod
@@ -121,9 +123,10 @@ def sees_gpu() -> bool:
 
 
 def held(result: Result) -> bool:
-    """Whether nothing that was to be proved failed, and the best way works."""
+    """Whether nothing that was to be proved failed or was left out, and the best way works, in the server as well."""
     failed = [row for row in result.rows if row.get("ok") is False]
-    return not failed and not any(row.get("mode") == MODES[0] for row in result.skipped)
+    ours = [row for row in result.skipped if row.get("mode", MODES[0]) == MODES[0]]
+    return not failed and all(row["what"] == "step" and row["why"] == NO_TIME for row in ours)
 
 
 class _Bench:
@@ -162,10 +165,15 @@ class _Bench:
 
     def probe(self) -> Iterator[Row]:
         """What the device's own rates are, for the floor under every step."""
+        if self._attempt({"what": "roofline"}, self._probe) is None:
+            return
+        yield {"what": "roofline", "tflop_per_s": self._flop_per_s / 1e12, "tb_per_s": self._bytes_per_s / 1e12}
+
+    def _probe(self) -> bool:
         self._flop_per_s = probe_flop_per_s(self._bed, self._config.matrix)
         self._bytes_per_s = probe_bytes_per_s(self._bed, self._config.copy_bytes)
         self._report(f"fp16 products {self._flop_per_s / 1e12:.0f} TFLOP/s, copies {self._bytes_per_s / 1e12:.2f} TB/s")
-        yield {"what": "roofline", "tflop_per_s": self._flop_per_s / 1e12, "tb_per_s": self._bytes_per_s / 1e12}
+        return True
 
     def measure(self) -> Iterator[Row]:
         """Step times of ours."""
@@ -177,10 +185,10 @@ class _Bench:
 
     def measure_peers(self) -> Iterator[Row]:
         """Step times of what else there is; last, because compiling them takes what time is left."""
-        for size in self._config.sizes:
-            model = make_model(self._folder / f"{size}-peers", size)
-            for name in PEERS:
-                batches = self._config.batches
+        models = [make_model(self._folder / f"{size}-peers", size) for size in self._config.sizes]
+        for name in PEERS:
+            batches = self._config.eager_batches if name == COMPILED else self._config.batches
+            for model in models:
                 yield from self._steps(name, model, batches, functools.partial(self._time_peer, name, model))
 
     def serve(self) -> list[Row]:
@@ -192,7 +200,8 @@ class _Bench:
     def _serve(self) -> list[Row]:
         config, bed, size = self._config, self._bed, str(self._config.sizes[0])
         model = make_model(self._folder / "models" / "bench", config.sizes[0])
-        settings = ServeConfig(models=self._folder / "models", decode=bed.decode, drain_s=0.0)
+        decode = dataclasses.replace(bed.decode, cuda=config.modes[0])  # no other in its place
+        settings = ServeConfig(models=self._folder / "models", decode=decode, drain_s=0.0)
         began = time.monotonic()
         with Server(settings) as server:
             started_s = time.monotonic() - began if bed.measures else math.nan
@@ -273,7 +282,7 @@ class _Bench:
         """What `work` gives; None, and why in `skipped`, where it cannot or no time is left."""
         why = None
         if time.monotonic() > self._until:
-            why = "no time was left"
+            why = NO_TIME
         else:
             try:
                 return work()
@@ -283,7 +292,8 @@ class _Bench:
             finally:
                 gc.collect()
                 if self._bed.measures:
-                    torch.cuda.empty_cache()
+                    with contextlib.suppress(RuntimeError):  # where the device is lost, all that follows says so
+                        torch.cuda.empty_cache()
         self._report(f"skipped {named}: {why}")
         self.skipped.append(named | {"why": why})
         return None

@@ -21,7 +21,7 @@ from gruve.engine.decode.cuda.modes import TORCH_CONFIG, CudaMode, make_step
 from gruve.engine.decode.reference import ReferenceBackend
 from gruve.model.repository import Model
 
-SMALL = CudaConfig(sizes=(4, 16), pieces=(4, 2, 1))
+SMALL = CudaConfig(sizes=(4, 16), pieces=(4, 2, 1), stop_entries=1 << 16)
 
 
 class Bed(Protocol):

@@ -27,7 +27,8 @@ from gruve.model.cells import cell_function
 from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
 
-PEERS = ("eager torch", "nn.GRU", "torch.compile")
+COMPILED = "torch.compile"
+PEERS = ("eager torch", "nn.GRU", COMPILED)
 AHEAD = 2
 """Calls submitted before the first one's result is asked for."""
 
@@ -96,9 +97,13 @@ class Peer:
             self._forward = _EagerStep(model, self._weights)
         self._next: Callable[[Tensor, Tensor], Any] = self._draw
         # On a CPU it would need a compiler for C++ and a minute.
-        self._compiled = name == "torch.compile" and bed.measures
+        self._compiled = name == COMPILED and bed.measures
         if self._compiled:
-            self._next = torch.compile(self._draw, mode="reduce-overhead")
+            # Each for its own shapes, and with weights and state that its graph reads where they are.
+            torch.compiler.reset()
+            for tensor in (*self._weights.values(), self._tokens, self._state):
+                torch._dynamo.mark_static_address(tensor)
+            self._next = torch.compile(self._draw, mode="reduce-overhead", dynamic=False)
 
     @torch.inference_mode()
     def steps(self, calls: int) -> int:

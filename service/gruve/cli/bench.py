@@ -158,15 +158,16 @@ def _growth(args: argparse.Namespace) -> int:
 
 def _gpu(args: argparse.Namespace) -> int:
     from gruve.bench.gpu import GpuBenchConfig, held, run_gpu, sees_gpu
-    from gruve.bench.plots import plot_gpu
 
     if not args.dry_run and not sees_gpu():
         raise Failure("torch sees no GPU: there is nothing to prove or to measure here")
     config = GpuBenchConfig.dry() if args.dry_run else _config(GpuBenchConfig, args, "modes")
     result = run_gpu(config, _say, dry=args.dry_run)
+    _end(result, args)  # first: what was measured is not to be lost over a picture of it
     if args.plot and not args.dry_run:
+        from gruve.bench.plots import plot_gpu
+
         plot_gpu(result.rows, args.plot)
-    _end(result, args)
     return 0 if held(result) else 1
 
 

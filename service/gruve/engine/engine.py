@@ -337,6 +337,7 @@ class Engine:
                 log.exception("decoding %d rows failed: incident %s", len(rows), incident := _incident())
                 with self._turn:
                     self._fail(rows, incident)
+                self._submitting.check()
                 return None
         else:
             result = functools.partial(self.backend.decode, slots, limits, steps, alone=alone)
@@ -358,6 +359,8 @@ class Engine:
             log.exception("decoding %d rows failed: incident %s", len(rows), incident := _incident())
             with self._turn:
                 self._fail(rows, incident)
+            if self._submitting is not None:
+                self._submitting.check()
             return time.perf_counter()
         ended_s, busy_s = time.perf_counter(), time.thread_time() - busy_s
         seconds = ended_s - max(call.began_s, free_s)

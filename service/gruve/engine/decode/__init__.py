@@ -140,5 +140,8 @@ class Submitting(Backend, Protocol):
     def submit(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Callable[[], Block]:
         """Takes a call as `decode` does, and returns what waits for its results; those are asked for in order."""
 
+    def check(self) -> None:
+        """Raises where nothing can be computed any more, whatever the rows: asked after a call has failed."""
+
     def snapshots(self, slots: Sequence[int]) -> Sequence[NDArray[np.float32]]:
         """What `snapshot` gives for each of several slots, for one wait."""

@@ -69,6 +69,9 @@ class CudaConfig:
     """Rows of a call, rounded up to one of these."""
     pieces: tuple[int, ...] = (32, 16, 8, 4, 2, 1)
     """Steps of a graph; a call's steps are made of these, the longest first. All even but 1, and 1 among them."""
+    stop_entries: int = 1 << 24
+    """Of the stop tables in use there is place for so many, 4 bytes each; for more everything is captured anew, while
+    streams wait. A row with the most and longest stops has 1,025 times its vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class CudaBackend:
         self.sizes = _enough(fitting or [min(self._config.sizes)], slots)
         self.most_rows = self.enough_rows = self.sizes[-1]
         self.memory = Memory(model.config, slots, self.sizes[-1], step.hidden_size, device.kind)
-        self._stops = StopPool(device)
+        self._stops = StopPool(device, self._config.stop_entries)
         step.attach(self.memory, self._stops)
         device.settle()
         text = f"{self.name} {VERSION} {step.description} {device.description}"
@@ -144,6 +147,7 @@ class CudaBackend:
         self._drop_stops(slot)
         self._held[slot] = False
         self._forced[slot] = _NO_TOKENS
+        self._admitted.pop(slot, None)
 
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
         """Runs a block of steps; see the contract. Raises `ValueError` for what is out of bounds."""
@@ -195,6 +199,10 @@ class CudaBackend:
         which, H = self._device.put(np.array(slots, dtype=np.int64)), self._model.hidden_size
         states: NDArray[np.float32] = self._device.take(lambda: self.memory.states[:, :, which, :H]).wait()
         return states.copy()
+
+    def check(self) -> None:
+        """Raises where the device is lost; see the contract."""
+        self._device.settle()
 
     def run(self, work: Work) -> None:
         """For measurements: does `work` on the device after everything submitted so far."""
@@ -270,7 +278,6 @@ class CudaBackend:
         if not self._admitted:
             return
         admitted, memory = self._admitted, self.memory
-        self._admitted = {}
         records = {slot: told.record for slot, told in admitted.items()}
         self._write(memory.integers, {slot: record.integers for slot, record in records.items()})
         self._write(memory.reals, {slot: record.reals for slot, record in records.items()})
@@ -286,6 +293,7 @@ class CudaBackend:
             states = self._device.put(np.stack(list(given.values()), axis=2))
             H = self._model.hidden_size
             self._device.run(lambda: _nothing(memory.states[..., :H].index_copy_(2, where, states)))
+        self._admitted = {}  # only now: what raises halfway is done again
 
     def _write(self, target: torch.Tensor, values: dict[int, NDArray[np.generic]]) -> None:
         if values:
@@ -334,7 +342,10 @@ class CudaBackend:
     def _capture_all(self) -> None:
         for size in self.sizes:
             for plain in self._step.kinds:
-                self._parts(size, 2 * self._config.pieces[0] - 1, 2 * self._config.pieces[0] - 1, plain=plain)
+                most = 2 * self._config.pieces[0] - 1
+                self._parts(size, most, most, plain=plain)
+                if self.memory.rows(size).logits.shape[0] == 1:  # they are taken one by one then
+                    self._parts(size, 2, 1, plain=plain)
             self._program(size, "gather")
             self._program(size, "scatter")
         self._device.settle()

@@ -6,6 +6,8 @@ that everything above runs and is tested without a GPU.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Work = Callable[[], None]
+
+_CAPTURING = threading.RLock()
+"""Held while a graph is captured: the end of another model's work must not be waited for meanwhile, in any thread."""
 
 
 class Pending(Protocol):
@@ -108,6 +113,8 @@ class GpuDevice:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # One pool for all graphs: they are replayed one after the other and share nothing that outlives a replay.
         self._pool = torch.cuda.graph_pool_handle()
+        self._failed: list[torch.cuda.CUDAGraph] = []
+        """What could not be captured; the allocator may remember it still."""
 
     def run(self, work: Work) -> None:
         """See `Device`."""
@@ -117,11 +124,24 @@ class GpuDevice:
     def capture(self, work: Work) -> Work:
         """See `Device`."""
         self.run(work)  # compiles and loads what it launches, which a capture may not
-        self.settle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.kind)
+        with _CAPTURING:
+            self.settle()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    work()
+            except BaseException:
+                self._abandon(graph, before)
+                raise
         return graph.replay
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph, before: torch.cuda.Stream) -> None:
+        """Leaves a capture that failed, which torch does by half: others may follow, into another pool."""
+        torch.cuda.set_stream(before)
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self.kind.index, self._pool)
+        self._failed.append(graph)
+        self._pool = torch.cuda.graph_pool_handle()
 
     def put(self, values: NDArray[Any], target: Tensor | None = None) -> Tensor:
         """See `Device`."""
@@ -133,7 +153,8 @@ class GpuDevice:
     def take(self, source: Callable[[], Tensor]) -> Pending:
         """See `Device`."""
         with torch.cuda.stream(self._stream):
-            values, event = source(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # Blocking: to wait is not to keep a core busy, of which a server may have two.
+            values, event = source(), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
             event.record(self._stream)
@@ -141,4 +162,5 @@ class GpuDevice:
 
     def settle(self) -> None:
         """See `Device`."""
-        torch.cuda.synchronize(self.kind)
+        with _CAPTURING:
+            torch.cuda.synchronize(self.kind)

@@ -85,24 +85,26 @@ def _keys(scores, allowed, ids):
 
 
 @triton.jit
-def _truncate(w, scores, allowed, ids, top_k, top_p, min_p):
-    """Zeroes the weights that top-k, top-p and min-p drop."""
+def _truncate(w, scores, allowed, ids, few, top_k, top_p, min_p):
+    """Zeroes the weights that top-k (of rows that are `few`), top-p and min-p drop; looks for what a row asks for."""
     keys = _keys(scores, allowed, ids)
     one = tl.full((), 1, tl.int64)
-    least = top_k ^ top_k
-    for b in range(KEY_BITS):
-        next_ = least | (one << (-b + KEY_BITS - 1))
-        count = tl.sum((keys >= next_[:, None]).to(tl.int64), axis=1)
-        least = tl.where(count >= top_k, next_, least)
-    w = tl.where(keys >= least[:, None], w, 0)
-    bound = top_p * tl.sum(w.to(tl.int64), axis=1)
-    least = top_k ^ top_k
-    for b in range(KEY_BITS):
-        next_ = least | (one << (-b + KEY_BITS - 1))
-        before = tl.sum(tl.where(keys >= next_[:, None], w, 0).to(tl.int64), axis=1)
-        least = tl.where((before << SHARE_BITS) >= bound, next_, least)
-    least = tl.where(top_p >= 0, least, 0)
-    w = tl.where(keys >= least[:, None], w, 0)
+    if tl.max(few.to(tl.int32), axis=0) > 0:
+        least = top_k ^ top_k
+        for b in range(KEY_BITS):
+            next_ = least | (one << (-b + KEY_BITS - 1))
+            count = tl.sum((keys >= next_[:, None]).to(tl.int64), axis=1)
+            least = tl.where(count >= top_k, next_, least)
+        w = tl.where(keys >= least[:, None], w, 0)
+    if tl.max((top_p >= 0).to(tl.int32), axis=0) > 0:
+        bound = top_p * tl.sum(w.to(tl.int64), axis=1)
+        least = top_k ^ top_k
+        for b in range(KEY_BITS):
+            next_ = least | (one << (-b + KEY_BITS - 1))
+            before = tl.sum(tl.where(keys >= next_[:, None], w, 0).to(tl.int64), axis=1)
+            least = tl.where((before << SHARE_BITS) >= bound, next_, least)
+        least = tl.where(top_p >= 0, least, 0)
+        w = tl.where(keys >= least[:, None], w, 0)
     return tl.where((w.to(tl.int64) << SHARE_BITS) >= (min_p << WEIGHT_BITS)[:, None], w, 0)
 
 
@@ -116,9 +118,10 @@ def _draw(scores, allowed, ids, record, real, active):
     top_k = tl.load(record + TOP_K, mask=active, other=0)
     top_p = tl.load(record + TOP_P, mask=active, other=-1)
     min_p = tl.load(record + MIN_P, mask=active, other=0)
-    asks = active & ((top_p >= 0) | (min_p > 0) | (top_k < tl.sum(allowed.to(tl.int64), axis=1)))
+    few = active & (top_k < tl.sum(allowed.to(tl.int64), axis=1))
+    asks = few | (active & ((top_p >= 0) | (min_p > 0)))
     if tl.max(asks.to(tl.int32), axis=0) > 0:
-        w = _truncate(w, scores, allowed, ids, top_k, top_p, min_p)
+        w = _truncate(w, scores, allowed, ids, few, top_k, top_p, min_p)
     cumulative = tl.cumsum(w.to(tl.int64), axis=1)
     total = tl.sum(w.to(tl.int64), axis=1)
     low, high = tl.load(record + KEY_LOW, mask=active, other=0), tl.load(record + KEY_HIGH, mask=active, other=0)
@@ -193,7 +196,8 @@ def _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, s
     tl.store(record + ACTIVE, running.to(tl.int64), mask=active)
 
 
-@triton.jit
+# One kernel for every batch: Triton would make others for numbers that 16 divides.
+@triton.jit(do_not_specialize=["size", "kept"])
 def head_and_draw(
     integers,
     reals,

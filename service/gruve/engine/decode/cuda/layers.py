@@ -58,7 +58,7 @@ def _rows_of_x(x, rows, record, active, K: tl.constexpr, X: tl.constexpr):
     return x + tl.load(record + PENDING, mask=active, other=0) * K
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def layer(
     integers,
     x,
@@ -131,7 +131,7 @@ def layer(
     tl.store(operand_after + mine, new.to(operand_after.dtype.element_ty), mask=active[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def reset_and_update(
     integers,
     x,
@@ -177,7 +177,7 @@ def reset_and_update(
     tl.store(update + mine, _sigmoid(z), mask=active[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def candidate(
     integers,
     x,

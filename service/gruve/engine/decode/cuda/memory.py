@@ -78,6 +78,7 @@ class Memory:
         """The memory of a call of `size` rows; calls of every size share it."""
         T, L, H, V = self._shape
         kept = len(self._logits) // (size * V)
+        kept -= kept % 2 if kept > 1 else 0  # what is captured begins after an even number of steps
         return Rows(
             size,
             self._inbox[: (INBOX + MAX_STEPS) * size].view(INBOX + MAX_STEPS, size),

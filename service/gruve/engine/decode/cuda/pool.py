@@ -16,9 +16,6 @@ from torch import Tensor
 
 from gruve.engine.decode.cuda.device import Device
 
-ENTRIES = 1 << 20
-"""What there is place for at first: 4 MiB."""
-
 
 @dataclasses.dataclass(slots=True)
 class _Table:
@@ -31,7 +28,8 @@ class _Table:
 class StopPool:
     """Gives tables their places. `entries` is replaced by a larger array when they are all taken."""
 
-    def __init__(self, device: Device, entries: int = ENTRIES) -> None:
+    def __init__(self, device: Device, entries: int) -> None:
+        """`entries` is what there is place for at first."""
         self.entries: Tensor = torch.zeros(entries, dtype=torch.int32, device=device.kind)
         self._device = device
         self._free: list[tuple[int, int]] = [(0, entries)]
@@ -69,10 +67,11 @@ class StopPool:
 
     def _grow(self, more: int) -> None:
         old, size = self.entries, len(self.entries)
-        new = torch.zeros(size + more, dtype=torch.int32, device=self._device.kind)
+        new = torch.empty(size + more, dtype=torch.int32, device=self._device.kind)
 
         def move() -> None:
             new[:size] = old
+            new[size:] = 0
 
         self._device.run(move)
         self._device.settle()  # `old` is read until then
