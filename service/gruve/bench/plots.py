@@ -20,14 +20,16 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
     for axes, state in zip(figure.subplots(1, 2), ("active", "idle"), strict=True):
         chosen = [row for row in rows if row["state"] == state]
         sessions = [_number(row["sessions"]) for row in chosen]
-        axes.plot(sessions, [_number(row["tokens_per_s"]) for row in chosen], "o-", color=OURS_COLOUR)
+        rates = [_number(row["tokens_per_s"]) for row in chosen]
+        axes.plot(sessions, rates, "o-", color=OURS_COLOUR)
         axes.set_xscale("symlog", linthresh=1)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(rates))
         axes.set_xlabel(f"{state} sessions")
         axes.set_ylabel("tokens/s" if state == "active" else "tokens/s of 64 active sessions", color=OURS_COLOUR)
         memory = axes.twinx()
-        memory.plot(sessions, [_number(row["rss_mb"]) for row in chosen], "s--", color=PEER_COLOURS[0])
-        memory.set_ylim(bottom=0)
+        sizes = [_number(row["rss_mb"]) for row in chosen]
+        memory.plot(sessions, sizes, "s--", color=PEER_COLOURS[0])
+        memory.set_ylim(0, 1.1 * max(sizes))
         memory.set_ylabel("resident memory, MB", color=PEER_COLOURS[0])
         axes.grid(alpha=0.3)
     figure.savefig(path)
