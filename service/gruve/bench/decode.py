@@ -55,8 +55,8 @@ class DecodeBenchConfig:
     other_batches: tuple[int, ...] = (1, 16, 64)
     rounds: int = 7
     warm_s: float = 0.05
-    """Before each timing, so that the threads of the one before have gone to sleep: torch's, and ONNX Runtime's, look for
-    more work for a while."""
+    """Before each timing, so that the threads of the one before have gone to sleep: torch's and ONNX Runtime's go on
+    looking for work for a while."""
     seconds: float = 0.06
     """How long one timing lasts at least."""
 
