@@ -17,7 +17,7 @@ ABI_VERSION = 3
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
-ROWS_PER_PASS = {"avx512": 8, "zen4": 8, "avx2": 4, "portable": 4}
+ROWS_PER_PASS = {"avx512": 8, "zen4": 4, "avx2": 4, "portable": 4}
 """Rows that one pass over a gated layer takes, by set of kernels; zen4 is AVX-512 in the form that suits Zen 4."""
 ISAS = tuple(ROWS_PER_PASS)
 
