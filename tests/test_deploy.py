@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from requiring import need, need_program
 
+from gruve.bench.replicas import free_port
 from gruve.client import Client
 from gruve.serve.server import ServeConfig
 
@@ -117,12 +118,6 @@ def test_the_image_is_made_from_what_is_there_and_let_through():
 
 
 # ---- as a pod runs it
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def ended(process: subprocess.Popen, within_s: float) -> int:

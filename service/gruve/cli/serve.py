@@ -95,7 +95,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--threads",
         int,
         None,
-        "CPU threads that decode; absent, it chooses",
+        "CPU threads that decode; absent, as many as the process or its container may use cores, and 1 without "
+        "native kernels",
         variable="GRUVE_THREADS",
         metavar="N",
     )

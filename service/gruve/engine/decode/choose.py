@@ -26,7 +26,7 @@ class DecodeConfig:
     slots: int = 1_024
     """Sequences that a model decodes at the same time."""
     threads: int | None = None
-    """CPU threads that decode; None takes every core this process may use."""
+    """CPU threads that decode; None takes as many as this process, or its container, may use cores, the reference 1."""
     native: bool = True
     """Whether the native backend may be used on a CPU; without it, it is the reference."""
     isa: str | None = None

@@ -63,7 +63,7 @@ class NativeBackend:
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
         self.threads = self.lanes = threads or available_cores()
-        self.enough_rows = abi.ROWS_PER_PASS[self.isa]
+        self.enough_rows = abi.ENOUGH_ROWS[self.isa]
         whole = arithmetic == "int16"
         self.why = f"{why} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
         numerics = f"{self.name} {VERSION} {config.precision}{' int16' if whole else ''}"
