@@ -14,8 +14,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CompileError, LinkError
 
-NATIVE = Path("service/gruve/engine/decode/native")
-LIBRARY = "gruve.engine.decode.native.libgruve_native"
+NATIVE = Path("service/gruve/decode/native")
+LIBRARY = "gruve.decode.native.libgruve_native"
 # -ffp-contract=off: an operation is fused where the source says so, or the bits would depend on the compiler.
 FLAGS = [
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread"),

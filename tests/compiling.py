@@ -18,8 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gruve.engine.decode.cuda import draw, layers
-from gruve.engine.decode.cuda.triton_step import FULL, HALF, Tiling, head_tile
+from gruve.decode.cuda import draw, layers
+from gruve.decode.cuda.triton_step import FULL, HALF, Tiling, head_tile
 
 TARGETS = (80, 90)
 

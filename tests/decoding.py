@@ -9,10 +9,10 @@ import threading
 
 import numpy as np
 
-from gruve.engine.decode import Block, Reason, Row
+from gruve.decode import Block, Reason, Row
+from gruve.decode.stops import MATCHED
 from gruve.engine.engine import Call, Engine, EngineConfig
 from gruve.engine.sequence import Admission, FinishReason
-from gruve.engine.stops import MATCHED
 from gruve.model.sampling import SamplingParameters, philox
 
 PATIENCE_S = 20.0

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from requiring import need
 
-from gruve.engine.decode.cuda.backend import CudaBackend, CudaConfig
-from gruve.engine.decode.cuda.device import CpuDevice
-from gruve.engine.decode.cuda.torch_step import TorchStep
+from gruve.decode.cuda.backend import CudaBackend, CudaConfig
+from gruve.decode.cuda.device import CpuDevice
+from gruve.decode.cuda.torch_step import TorchStep
 
 SMALL = CudaConfig(sizes=(4, 16, 64), pieces=(8, 2, 1), stop_entries=1 << 16)
 
@@ -76,7 +76,7 @@ def torch_backend(model, slots=5, device=None, config=SMALL) -> CudaBackend:
 
 def triton_backend(model, slots=5, device=None, precision="float16", config=SMALL) -> CudaBackend:
     """What `triton` is on a GPU, interpreted, with tiles as small as they can be."""
-    from gruve.engine.decode.cuda.triton_step import Tile, Tiling, TritonStep
+    from gruve.decode.cuda.triton_step import Tile, Tiling, TritonStep
 
     device = device or CpuDevice()
     tiling = Tiling(Tile(16, 16, 16, 4, 2), Tile(16, 0, 16, 4, 2), precision)

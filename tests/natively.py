@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from requiring import need
 
-from gruve.engine.decode import Reason, Row
-from gruve.engine.decode.native import NativeBackend, native_unavailable
-from gruve.engine.decode.native.library import ISAS as KNOWN
-from gruve.engine.decode.native.library import library
-from gruve.engine.stops import MATCHED
+from gruve.decode import Reason, Row
+from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.native.library import ISAS as KNOWN
+from gruve.decode.native.library import library
+from gruve.decode.stops import MATCHED
 from gruve.model import sampling as law
 
 ISAS = [] if native_unavailable() else [isa for isa in KNOWN if library().isa(isa)]
@@ -45,7 +45,7 @@ def life(backend: NativeBackend, slot: int, steps: int) -> tuple[list[int], Reas
 
 
 class PlainRow:
-    """A row by the words of `gruve.engine.decode.Row` and the law of sampling, one step at a time."""
+    """A row by the words of `gruve.decode.Row` and the law of sampling, one step at a time."""
 
     def __init__(self, row: Row) -> None:
         self.row, self.drawn, self.stop_state = row, row.drawn, row.stop_state

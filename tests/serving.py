@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gruve.client import CallFailed
 from gruve.client.failure import failure_of
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
 from gruve.engine.store import Store
 from gruve.model.repository import save

@@ -13,8 +13,8 @@ from gruve.bench.decode import DecodeBenchConfig, run_decode
 from gruve.bench.roofline import probe_roofline
 from gruve.bench.steppers import Absent, make_stepper
 from gruve.bench.synthetic import Size, make_model
-from gruve.engine.decode.native import native_unavailable
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode.native import native_unavailable
+from gruve.decode.reference import ReferenceBackend
 from gruve.model.oracle import Oracle
 
 TINY = Size(2, 16)

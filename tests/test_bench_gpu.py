@@ -17,7 +17,7 @@ from gruve.bench.gpu import NO_TIME, GpuBenchConfig, held, run_gpu
 from gruve.bench.gpu_proofs import Extent, prove_draws, prove_mixes, prove_oracle
 from gruve.bench.plots import plot_gpu
 from gruve.bench.result import Result
-from gruve.engine.decode.cuda.memory import OUTBOX
+from gruve.decode.cuda.memory import OUTBOX
 
 DRY = GpuBenchConfig.dry()
 SMALL = Extent(tokens=3, steps=4, probes=3, mixes=(3, 5))
@@ -63,7 +63,7 @@ def test_what_fails_is_named_and_the_rest_goes_on():
     config = dataclasses.replace(config, batches=(2,))
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gruve.engine.decode.cuda.modes.triton_unavailable", lambda: "there is none")
+        patch.setattr("gruve.decode.cuda.modes.triton_unavailable", lambda: "there is none")
         result = run_gpu(config, lines.append, dry=True)
     assert {row["why"] for row in result.skipped} == {"ModelBroken: there is none"}
     assert [row["ok"] for row in result.rows if "ok" in row] == [True, True, True]

@@ -18,7 +18,7 @@ from gruve.bench.plots import plot_decode, plot_peers
 from gruve.bench.serve import ServeBenchConfig, run_serve
 from gruve.bench.sessions import SessionsBenchConfig, run_sessions
 from gruve.bench.synthetic import Size
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode.choose import DecodeConfig
 
 TINY = Size(1, 16)
 CPU = DecodeConfig("cpu", threads=1)

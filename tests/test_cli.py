@@ -20,7 +20,7 @@ from fake_server import FakeServer
 
 from gruve.cli import main
 from gruve.client import Client
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,14 +15,14 @@ from natively import PlainRow, life, row_with
 from nets import CELL_NAMES, CELLS, config_of, configs, model_of
 from test_decode_native import rows
 
-from gruve.engine.decode import Reason
-from gruve.engine.decode.choose import DecodeConfig, choose_backend
-from gruve.engine.decode.cuda import modes
-from gruve.engine.decode.cuda.device import CpuDevice
-from gruve.engine.decode.cuda.exact import check_exact
-from gruve.engine.decode.cuda.pool import StopPool
-from gruve.engine.decode.reference import ReferenceBackend
-from gruve.engine.stops import compile_stops
+from gruve.decode import Reason
+from gruve.decode.choose import DecodeConfig, choose_backend
+from gruve.decode.cuda import modes
+from gruve.decode.cuda.device import CpuDevice
+from gruve.decode.cuda.exact import check_exact
+from gruve.decode.cuda.pool import StopPool
+from gruve.decode.reference import ReferenceBackend
+from gruve.decode.stops import compile_stops
 from gruve.errors import InvalidField, ModelBroken
 from gruve.model.sampling import SamplingParameters
 
@@ -210,7 +210,7 @@ def test_places_in_the_pool_never_overlap_and_all_come_back(sizes, data):
 def test_logits_are_kept_of_as_many_steps_as_have_room_and_none_is_lost(monkeypatch):
     admission = admission_of([3], max_tokens=30, seed=2, logprobs=4)
     whole = torch_backend(MODEL, 2)
-    monkeypatch.setattr("gruve.engine.decode.cuda.memory.LOGIT_ENTRIES", 5 * 4 * V)
+    monkeypatch.setattr("gruve.decode.cuda.memory.LOGIT_ENTRIES", 5 * 4 * V)
     parts = torch_backend(MODEL, 2, LateDevice())
     for backend in (whole, parts):
         backend.admit(1, row_of(admission), None)

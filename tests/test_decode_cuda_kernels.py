@@ -21,11 +21,11 @@ from nets import CELL_NAMES, CELLS, config_of, configs, model_of
 from test_decode_native import rows as native_rows
 from test_engine_sampler import masked_of, parameters
 
-from gruve.engine.decode import Reason, Row
-from gruve.engine.decode.cuda.exact import check_exact
-from gruve.engine.decode.cuda.records import Field
-from gruve.engine.decode.reference import ReferenceBackend
-from gruve.engine.stops import compile_stops
+from gruve.decode import Reason, Row
+from gruve.decode.cuda.exact import check_exact
+from gruve.decode.cuda.records import Field
+from gruve.decode.reference import ReferenceBackend
+from gruve.decode.stops import compile_stops
 from gruve.model import sampling as law
 from gruve.model.oracle import Oracle
 
@@ -89,12 +89,12 @@ def test_rounded_operands_do_not_carry_a_state_away_in_five_hundred_tokens():
 
 @cells
 def test_a_vocabulary_too_large_for_a_table_is_multiplied_with(cell, monkeypatch):
-    monkeypatch.setattr("gruve.engine.decode.cuda.triton_step.MAX_TABLE_ENTRIES", 0)
+    monkeypatch.setattr("gruve.decode.cuda.triton_step.MAX_TABLE_ENTRIES", 0)
     assert distance_to_oracle(config_of(cell, E=20, H=16), "float32", 10) < 1e-4
 
 
 def test_a_vocabulary_too_large_for_one_tile_is_drawn_from_by_torch(monkeypatch):
-    monkeypatch.setattr("gruve.engine.decode.cuda.draw.MOST_TOKENS", 12)
+    monkeypatch.setattr("gruve.decode.cuda.draw.MOST_TOKENS", 12)
     model = model_of(config_of(CELLS[0], H=17))
     admission = admission_of([3, 4], max_tokens=12, seed=4, repetition_penalty=1.3)
     expected, got = alone(ReferenceBackend(model, 1), admission), alone(triton_backend(model, 1), admission)

@@ -21,10 +21,10 @@ from requiring import need_program
 from test_engine_sampler import parameters
 
 from gruve.bench.machine import describe_machine
-from gruve.engine.decode import Reason
-from gruve.engine.decode.choose import DecodeConfig, choose_backend
-from gruve.engine.decode.native import NativeBackend, backend, library, native_unavailable
-from gruve.engine.stops import compile_stops
+from gruve.decode import Reason
+from gruve.decode.choose import DecodeConfig, choose_backend
+from gruve.decode.native import NativeBackend, backend, library, native_unavailable
+from gruve.decode.stops import compile_stops
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from natively import ISAS, every_isa, life, native, row_with
 from nets import CELL_NAMES, CELLS, config_of, configs, model_of, weights_of
 
-from gruve.engine.decode.native import NativeBackend
-from gruve.engine.decode.native.backend import packed_weights
-from gruve.engine.decode.native.library import library
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode.native import NativeBackend
+from gruve.decode.native.backend import packed_weights
+from gruve.decode.native.library import library
+from gruve.decode.reference import ReferenceBackend
 from gruve.model.oracle import Oracle, sigmoid
 from gruve.model.sampling import SamplingParameters
 

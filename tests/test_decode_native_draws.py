@@ -12,9 +12,9 @@ from natively import ISAS, every_isa, native, row_with
 from nets import CELLS, config_of, model_of
 from test_engine_sampler import FEW, masked_of, rows
 
-from gruve.engine.decode.native import NativeBackend
-from gruve.engine.decode.native.backend import native_sampling
-from gruve.engine.decode.native.library import library
+from gruve.decode.native import NativeBackend
+from gruve.decode.native.backend import native_sampling
+from gruve.decode.native.library import library
 from gruve.model import sampling as law
 
 __all__ = ["native"]

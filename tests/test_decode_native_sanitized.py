@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from requiring import need_program
 
-SOURCES = Path(__file__).parent.parent / "service/gruve/engine/decode/native"
+SOURCES = Path(__file__).parent.parent / "service/gruve/decode/native"
 DRIVER = Path(__file__).parent / "native/driver.cpp"
 ISA_FLAGS = {
     "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import CELL_NAMES, CELLS, config_of, configs, model_of
 
-from gruve.engine.decode import Reason
-from gruve.engine.decode.reference import ReferenceBackend
-from gruve.engine.stops import compile_stops
+from gruve.decode import Reason
+from gruve.decode.reference import ReferenceBackend
+from gruve.decode.stops import compile_stops
 from gruve.errors import ModelBroken
 from gruve.model.oracle import Oracle
 from gruve.model.sampling import draw
@@ -107,7 +107,7 @@ def test_a_large_vocabulary_needs_no_table_and_gives_the_same(monkeypatch):
     model = model_of(config_of(CELLS[0], H=16))
     admission = admission_of([3], max_tokens=30)
     tokens, _, _ = alone(ReferenceBackend(model, slots=1), admission)
-    monkeypatch.setattr("gruve.engine.decode.tiles.MAX_TABLE_ENTRIES", 0)
+    monkeypatch.setattr("gruve.decode.tiles.MAX_TABLE_ENTRIES", 0)
     plain = ReferenceBackend(model, slots=1)
     assert plain._tiles.input_table is None
     assert alone(plain, admission)[0] == tokens
@@ -197,7 +197,7 @@ def test_more_alternatives_than_tokens_give_every_token_once():
 
 
 def test_a_library_whose_rows_depend_on_their_place_is_refused(monkeypatch):
-    monkeypatch.setattr("gruve.engine.decode.tiles.linear", lambda x, W, b=None: x @ W.T + x[:1].sum())
+    monkeypatch.setattr("gruve.decode.tiles.linear", lambda x, W, b=None: x @ W.T + x[:1].sum())
     with pytest.raises(ModelBroken, match="cannot be exact here"):
         ReferenceBackend(model_of(config_of(CELLS[0])), slots=1)
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import CELL_NAMES, CELLS, config_of, model_of
 
-from gruve.engine.decode import Reason
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode import Reason
+from gruve.decode.reference import ReferenceBackend
+from gruve.decode.stops import compile_stops
 from gruve.engine.generations import Asked, abandon, open_generation, record
 from gruve.engine.sequence import FinishReason, Progress
 from gruve.engine.sessions import Session
-from gruve.engine.stops import compile_stops
 from gruve.errors import (
     GenerationMismatch,
     GruveError,

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.engine.decode import HISTORY, Row
-from gruve.engine.decode.sampler import RowSampling, Sampler, multiply_high, seen_in_ring, uniform
-from gruve.engine.stops import compile_stops
+from gruve.decode import HISTORY, Row
+from gruve.decode.sampler import RowSampling, Sampler, multiply_high, seen_in_ring, uniform
+from gruve.decode.stops import compile_stops
 from gruve.model import sampling as law
 
 seeds = st.integers(0, 2**64 - 1)

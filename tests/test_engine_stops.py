@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.engine.stops import MATCHED, compile_stops
+from gruve.decode.stops import MATCHED, compile_stops
 from gruve.errors import InvalidField
 
 letters = st.sampled_from("ab")

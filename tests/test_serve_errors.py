@@ -14,8 +14,8 @@ from google.rpc import error_details_pb2, status_pb2
 from serving import Gate, broken, read, refusal, until
 
 from gruve import errors
-from gruve.engine.decode.reference import ReferenceBackend
-from gruve.engine.decode.tiles import Tiles
+from gruve.decode.reference import ReferenceBackend
+from gruve.decode.tiles import Tiles
 from gruve.serve import streams
 from gruve.serve.status import RETRIES, status_code, trailer
 from gruve.v1 import error_pb2

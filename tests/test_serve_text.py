@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_serve_generate import naive_stop
 
-from gruve.engine.stops import compile_stops
+from gruve.decode.stops import compile_stops
 from gruve.serve.text import TextAssembler
 
 TEXTS = ("", "a", "b", "ab", "ba", "aab", "c\n", "bca")

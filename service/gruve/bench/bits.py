@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import CELLS, Size, make_model
-from gruve.engine.decode import Backend
-from gruve.engine.decode import Row as Admitted
-from gruve.engine.decode.native import NativeBackend, native_unavailable
-from gruve.engine.decode.native.library import ISAS, library
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode import Backend
+from gruve.decode import Row as Admitted
+from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.native.library import ISAS, library
+from gruve.decode.reference import ReferenceBackend
 from gruve.engine.sessions import START_TOKEN
 from gruve.model.sampling import SamplingParameters
 

@@ -12,8 +12,8 @@ from gruve.bench.figures import OBJECTIVE, Figures, S, figures
 from gruve.bench.load import Clients, Closed, Workload, soon_ns
 from gruve.bench.processes import Server
 from gruve.bench.serve import connect
-from gruve.engine.decode import Backend
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode import Backend
+from gruve.decode.choose import DecodeConfig
 from gruve.model.repository import Model
 from gruve.serve.server import ServeConfig
 

@@ -41,8 +41,8 @@ from gruve.bench.synthetic import (
     make_model,
     streamed_bytes,
 )
-from gruve.engine.decode.cuda.backend import CudaBackend
-from gruve.engine.decode.cuda.modes import MODES, CudaMode
+from gruve.decode.cuda.backend import CudaBackend
+from gruve.decode.cuda.modes import MODES, CudaMode
 from gruve.engine.sessions import START_TOKEN
 from gruve.model.config import Precision
 from gruve.model.oracle import Oracle

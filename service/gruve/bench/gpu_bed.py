@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 
 from gruve.bench.result import Value
-from gruve.engine.decode import Backend
-from gruve.engine.decode.choose import DecodeConfig
-from gruve.engine.decode.cuda.backend import CudaBackend, CudaConfig
-from gruve.engine.decode.cuda.device import CpuDevice, Device, GpuDevice, Work
-from gruve.engine.decode.cuda.modes import TORCH_CONFIG, CudaMode, make_step
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode import Backend
+from gruve.decode.choose import DecodeConfig
+from gruve.decode.cuda.backend import CudaBackend, CudaConfig
+from gruve.decode.cuda.device import CpuDevice, Device, GpuDevice, Work
+from gruve.decode.cuda.modes import TORCH_CONFIG, CudaMode, make_step
+from gruve.decode.reference import ReferenceBackend
 from gruve.model.repository import Model
 
 SMALL = CudaConfig(sizes=(4, 16), pieces=(4, 2, 1), stop_entries=1 << 16)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from gruve.bench.result import Row as ResultRow
 from gruve.bench.synthetic import Size, blueprint, tokenizer
-from gruve.engine.decode import HISTORY, Backend, Row
-from gruve.engine.decode.cuda.backend import CudaBackend
+from gruve.decode import HISTORY, Backend, Row
+from gruve.decode.cuda.backend import CudaBackend
 from gruve.model import sampling as law
 from gruve.model.config import ModelConfig, Precision
 from gruve.model.oracle import Oracle

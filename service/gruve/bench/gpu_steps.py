@@ -18,10 +18,10 @@ from torch.nn.functional import linear
 from gruve.bench.figures import median
 from gruve.bench.gpu_bed import Bed
 from gruve.bench.steppers import torch_layer
-from gruve.engine.decode import Backend, Block, Row
-from gruve.engine.decode.cuda.backend import CudaBackend
-from gruve.engine.decode.cuda.device import Work
-from gruve.engine.decode.cuda.records import MAX_POSITION
+from gruve.decode import Backend, Block, Row
+from gruve.decode.cuda.backend import CudaBackend
+from gruve.decode.cuda.device import Work
+from gruve.decode.cuda.records import MAX_POSITION
 from gruve.engine.sessions import START_TOKEN
 from gruve.model.cells import cell_function
 from gruve.model.repository import Model

@@ -15,7 +15,7 @@ from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.plots import plot_growth
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, blueprint, make_model
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode.choose import DecodeConfig
 from gruve.engine.sessions import SessionsConfig
 from gruve.serve.server import ServeConfig
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.decode import Block, Reason, Row
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode import Block, Reason, Row
+from gruve.decode.choose import DecodeConfig
 from gruve.engine.pace import MOST_STEPS
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 
 class IdleBackend:
-    """See `gruve.engine.decode.Submitting`; of a row it knows the prompt's length and how many tokens may be drawn."""
+    """See `gruve.decode.Submitting`; of a row it knows the prompt's length and how many tokens may be drawn."""
 
     name, why, numerics_id = "idle", "computes nothing", "0" * 16
     lanes, nice, ahead = 1, 0, 1

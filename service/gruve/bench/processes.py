@@ -26,8 +26,8 @@ from gruve.bench.figures import Record
 from gruve.bench.load import Workload
 from gruve.bench.machine import descendants, process_cpu_s, process_rss_mb
 from gruve.bench.transport import GENERATE
-from gruve.engine.decode import Backend
-from gruve.engine.decode.choose import DecodeConfig, choose_backend
+from gruve.decode import Backend
+from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import Call, Engine
 from gruve.engine.sequence import Admission
 from gruve.engine.sessions import START_TOKEN

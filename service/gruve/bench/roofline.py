@@ -11,9 +11,9 @@ import math
 import threading
 from collections.abc import Callable
 
-from gruve.engine.decode.native import native_unavailable
-from gruve.engine.decode.native.library import chosen_isa
-from gruve.engine.decode.native.probe import PATTERNS, clock_hz, fma_flop_per_s, read_bytes_per_s
+from gruve.decode.native import native_unavailable
+from gruve.decode.native.library import chosen_isa
+from gruve.decode.native.probe import PATTERNS, clock_hz, fma_flop_per_s, read_bytes_per_s
 
 BEST_OF = 5
 PROBE_S = 0.02

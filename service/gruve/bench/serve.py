@@ -21,7 +21,7 @@ from gruve.bench.processes import BareEngine, NullServer, Server
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, make_model
 from gruve.bench.transport import GruveTransport
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode.choose import DecodeConfig
 from gruve.serve.server import ServeConfig
 
 MODEL = "bench"

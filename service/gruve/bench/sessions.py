@@ -21,7 +21,7 @@ from gruve.bench.processes import Server
 from gruve.bench.result import Report, Result, Row
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.client import Client
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode.choose import DecodeConfig
 from gruve.engine.sessions import Session, Sessions, SessionsConfig
 from gruve.engine.store import Store
 from gruve.engine.store.choose import open_store

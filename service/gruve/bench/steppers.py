@@ -18,9 +18,9 @@ from torch import nn
 
 from gruve.bench.machine import optional_package
 from gruve.bench.onnx_step import make_step_graph, onnx
-from gruve.engine.decode import Backend, Row
-from gruve.engine.decode.native import NativeBackend, native_unavailable
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode import Backend, Row
+from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.reference import ReferenceBackend
 from gruve.engine.sessions import START_TOKEN
 from gruve.model.network import to_torch_gru
 from gruve.model.repository import Model

@@ -258,7 +258,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     ttl_s = args.session_ttl
     if ttl_s is None:
         ttl_s = MEMORY_TTL_S if store == "memory" else STORED_TTL_S
-    from gruve.engine.decode.choose import DecodeConfig
+    from gruve.decode.choose import DecodeConfig
     from gruve.engine.engine import EngineConfig
     from gruve.engine.sessions import SessionsConfig
     from gruve.serve.server import ServeConfig

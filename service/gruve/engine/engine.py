@@ -28,7 +28,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.decode import Backend, Block, Logprobs, Reason, Row, Submitting
+from gruve.decode import Backend, Block, Logprobs, Reason, Row, Submitting
 from gruve.engine.pace import MOST_STEPS, StepTimes
 from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, FinishReason, Progress, Sequence, TokenLogprobs

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.decode import HISTORY
+from gruve.decode import HISTORY
+from gruve.decode.stops import MATCHED, StopTable, compile_stops
 from gruve.engine.sequence import Admission, FinishReason, Progress
 from gruve.engine.sessions import SNAPSHOT_TOKENS, START_TOKEN, Generation, Session
-from gruve.engine.stops import MATCHED, StopTable, compile_stops
 from gruve.errors import (
     GenerationMismatch,
     GruveError,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.stops import StopTable
+from gruve.decode.stops import StopTable
 from gruve.engine.telling import Untold
 from gruve.model.sampling import SamplingParameters
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from gruve.engine.decode import Backend
+from gruve.decode import Backend
 from gruve.engine.engine import Call, Engine, EngineConfig
 from gruve.engine.sequence import Admission, Progress
 from gruve.errors import GruveError, ModelBroken, ModelUnknown

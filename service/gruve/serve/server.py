@@ -20,8 +20,8 @@ from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from gruve.engine.decode import Backend
-from gruve.engine.decode.choose import DecodeConfig, choose_backend
+from gruve.decode import Backend
+from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
 from gruve.engine.sessions import Session, Sessions, SessionsConfig
 from gruve.engine.store import Store

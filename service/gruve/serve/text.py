@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gruve.engine.stops import StopTable
+from gruve.decode.stops import StopTable
 
 
 class TextAssembler:

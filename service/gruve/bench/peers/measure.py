@@ -30,7 +30,7 @@ from gruve.bench.processes import Server
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.bench.transport import Ask, GruveTransport, Refused
-from gruve.engine.decode.choose import DecodeConfig
+from gruve.decode.choose import DecodeConfig
 from gruve.model.network import to_torch_gru
 from gruve.model.repository import Model
 from gruve.serve.server import ServeConfig

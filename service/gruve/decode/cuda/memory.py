@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from gruve.engine.decode import Reason
-from gruve.engine.decode.cuda.records import FIELDS, NEVER, REALS, Field
+from gruve.decode import Reason
+from gruve.decode.cuda.records import FIELDS, NEVER, REALS, Field
 from gruve.model.config import ModelConfig
 
 MAX_STEPS = 256

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gruve.engine.decode import HISTORY, Row
+from gruve.decode import HISTORY, Row
 from gruve.model import sampling as law
 
 MASK32 = 0xFFFFFFFF

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gruve.engine.decode import HISTORY, Arithmetic, Block, Logprobs, Row
-from gruve.engine.decode.native import library as abi
-from gruve.engine.stops import StopTable
+from gruve.decode import HISTORY, Arithmetic, Block, Logprobs, Row
+from gruve.decode.native import library as abi
+from gruve.decode.stops import StopTable
 from gruve.errors import ModelBroken
 from gruve.model import sampling as law
 from gruve.model.config import ModelConfig
@@ -35,7 +35,7 @@ CELLS = {("gru", "after"): 0, ("gru", "before"): 1, ("lstm", None): 2, ("elman",
 
 
 class NativeBackend:
-    """Decodes in C++ on the CPU; see `gruve.engine.decode.Backend` for the contract.
+    """Decodes in C++ on the CPU; see `gruve.decode.Backend` for the contract.
 
     The bits it makes depend on the model, the row, the arithmetic and `VERSION` alone: not on the instruction set, the
     threads, the other rows or how many steps a call takes. `close` ends its threads. After a fork it goes on working in

@@ -12,8 +12,8 @@ import enum
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.decode import HISTORY, Reason, Row
-from gruve.engine.stops import MATCHED, StopTable
+from gruve.decode import HISTORY, Reason, Row
+from gruve.decode.stops import MATCHED, StopTable
 from gruve.model import sampling as law
 
 MASK32 = 0xFFFFFFFF

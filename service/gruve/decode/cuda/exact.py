@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.decode import Row
-from gruve.engine.decode.cuda.backend import CudaBackend
+from gruve.decode import Row
+from gruve.decode.cuda.backend import CudaBackend
 from gruve.errors import ModelBroken
 from gruve.model.config import ModelConfig
 from gruve.model.sampling import SamplingParameters

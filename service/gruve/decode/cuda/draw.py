@@ -9,10 +9,10 @@ each a count or a sum, which are integers and so the same in whatever order they
 import triton
 import triton.language as tl
 
-from gruve.engine.decode import Reason
-from gruve.engine.decode.cuda import memory, records
-from gruve.engine.decode.cuda.records import Field, Real
-from gruve.engine.stops import MATCHED as _MATCHED
+from gruve.decode import Reason
+from gruve.decode.cuda import memory, records
+from gruve.decode.cuda.records import Field, Real
+from gruve.decode.stops import MATCHED as _MATCHED
 from gruve.model import sampling as law
 
 MOST_TOKENS = 512

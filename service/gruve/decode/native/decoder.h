@@ -1,4 +1,4 @@
-// Slots with a sequence each, and calls of several steps for some of them: what gruve.engine.decode.Backend promises.
+// Slots with a sequence each, and calls of several steps for some of them: what gruve.decode.Backend promises.
 
 #ifndef GRUVE_NATIVE_DECODER_H
 #define GRUVE_NATIVE_DECODER_H
@@ -17,9 +17,9 @@
 
 namespace gruve {
 
-constexpr int32_t MATCHED = 1 << 30;  // gruve.engine.stops.MATCHED
+constexpr int32_t MATCHED = 1 << 30;  // gruve.decode.stops.MATCHED
 
-// gruve.engine.decode.Reason: why a row froze.
+// gruve.decode.Reason: why a row froze.
 enum class Reason : int32_t { running = 0, stop = 1, end_of_sequence = 2, length = 3 };
 
 struct Slot {

@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gruve.engine.decode import Reason
-from gruve.engine.decode.cuda.memory import INBOX, OUTBOX, Memory, Rows
-from gruve.engine.decode.cuda.pool import StopPool
-from gruve.engine.decode.cuda.records import ALWAYS, BIASED, EARLY, MASKED, NEVER, Field, Real
-from gruve.engine.decode.folding import padded_size
-from gruve.engine.decode.sampler import RowSampling, Sampler
-from gruve.engine.decode.tiles import Tiles
-from gruve.engine.stops import MATCHED
+from gruve.decode import Reason
+from gruve.decode.cuda.memory import INBOX, OUTBOX, Memory, Rows
+from gruve.decode.cuda.pool import StopPool
+from gruve.decode.cuda.records import ALWAYS, BIASED, EARLY, MASKED, NEVER, Field, Real
+from gruve.decode.folding import padded_size
+from gruve.decode.sampler import RowSampling, Sampler
+from gruve.decode.stops import MATCHED
+from gruve.decode.tiles import Tiles
 from gruve.model.repository import Model
 
 
 class TorchStep:
-    """Steps in torch operations; see `gruve.engine.decode.cuda.backend.Step`."""
+    """Steps in torch operations; see `gruve.decode.cuda.backend.Step`."""
 
     kinds: tuple[bool, ...] = (True, False)
 

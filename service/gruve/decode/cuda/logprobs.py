@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gruve.engine.decode import Logprobs
-from gruve.engine.decode.cuda.device import Device, Pending
-from gruve.engine.decode.cuda.memory import OUTBOX, Rows
+from gruve.decode import Logprobs
+from gruve.decode.cuda.device import Device, Pending
+from gruve.decode.cuda.memory import OUTBOX, Rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gruve.engine.decode import Block, Row
-from gruve.engine.decode.cuda.device import Device, Pending, Work
-from gruve.engine.decode.cuda.logprobs import Recorder
-from gruve.engine.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, REASON, SLOT, TAKEN, Memory, Rows
-from gruve.engine.decode.cuda.pool import StopPool
-from gruve.engine.decode.cuda.records import Record, check_row, is_plain, record_of
+from gruve.decode import Block, Row
+from gruve.decode.cuda.device import Device, Pending, Work
+from gruve.decode.cuda.logprobs import Recorder
+from gruve.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, REASON, SLOT, TAKEN, Memory, Rows
+from gruve.decode.cuda.pool import StopPool
+from gruve.decode.cuda.records import Record, check_row, is_plain, record_of
 from gruve.model.repository import Model
 
 VERSION = 1
@@ -83,7 +83,7 @@ class _Admitted:
 
 
 class CudaBackend:
-    """Decodes on `device` with `step`; see `gruve.engine.decode.Backend` for the contract."""
+    """Decodes on `device` with `step`; see `gruve.decode.Backend` for the contract."""
 
     name = "cuda"
     nice = 0

@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gruve.engine.decode import HISTORY, Block, Logprobs, Reason, Row
-from gruve.engine.decode.folding import padded_size
-from gruve.engine.decode.sampler import RowSampling, Sampler, seen_in_ring
-from gruve.engine.decode.tiles import Tiles
-from gruve.engine.stops import MATCHED
+from gruve.decode import HISTORY, Block, Logprobs, Reason, Row
+from gruve.decode.folding import padded_size
+from gruve.decode.sampler import RowSampling, Sampler, seen_in_ring
+from gruve.decode.stops import MATCHED
+from gruve.decode.tiles import Tiles
 from gruve.model.repository import Model
 
 VERSION = 1
 
 
 class ReferenceBackend:
-    """Decodes with torch on `device`; see `gruve.engine.decode.Backend` for the contract."""
+    """Decodes with torch on `device`; see `gruve.decode.Backend` for the contract."""
 
     name = "reference"
 

@@ -18,7 +18,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.engine.stops import StopTable
+from gruve.decode.stops import StopTable
 from gruve.model.sampling import SamplingParameters
 
 HISTORY = 1_024

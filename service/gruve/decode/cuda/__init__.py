@@ -9,6 +9,6 @@ imports Triton.
 Tested on a CPU, kernels included, by interpretation and by compiling them for sm_80 and sm_90; not run on a GPU.
 """
 
-from gruve.engine.decode.cuda.modes import MODES, CudaMode, cuda_backend
+from gruve.decode.cuda.modes import MODES, CudaMode, cuda_backend
 
 __all__ = ["MODES", "CudaMode", "cuda_backend"]

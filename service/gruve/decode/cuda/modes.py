@@ -13,12 +13,12 @@ from typing import Literal
 
 import torch
 
-from gruve.engine.decode import Backend
-from gruve.engine.decode.cuda.backend import CudaBackend, CudaConfig, Step
-from gruve.engine.decode.cuda.device import Device, GpuDevice
-from gruve.engine.decode.cuda.exact import check_exact
-from gruve.engine.decode.cuda.torch_step import TorchStep
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode import Backend
+from gruve.decode.cuda.backend import CudaBackend, CudaConfig, Step
+from gruve.decode.cuda.device import Device, GpuDevice
+from gruve.decode.cuda.exact import check_exact
+from gruve.decode.cuda.torch_step import TorchStep
+from gruve.decode.reference import ReferenceBackend
 from gruve.errors import ModelBroken
 from gruve.model.repository import Model
 
@@ -53,7 +53,7 @@ def make_step(model: Model, mode: CudaMode, device: Device) -> Step:
     if (why_not := triton_unavailable()) is not None:
         raise ModelBroken(why_not)
     # Imported here because Triton is not there without a CUDA build of torch.
-    module = importlib.import_module("gruve.engine.decode.cuda.triton_step")
+    module = importlib.import_module("gruve.decode.cuda.triton_step")
     step: Step = module.TritonStep(model, device.kind)
     return step
 

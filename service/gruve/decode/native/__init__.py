@@ -5,7 +5,7 @@
 `decoder` (slots and steps) and `pool` (threads).
 """
 
-from gruve.engine.decode.native.backend import NativeBackend
-from gruve.engine.decode.native.library import native_unavailable
+from gruve.decode.native.backend import NativeBackend
+from gruve.decode.native.library import native_unavailable
 
 __all__ = ["NativeBackend", "native_unavailable"]

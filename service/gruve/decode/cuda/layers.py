@@ -12,8 +12,8 @@ row. `X` says where x comes from: the layer below, the embedding, or a table tha
 import triton
 import triton.language as tl
 
-from gruve.engine.decode.cuda.records import FIELDS as _FIELDS
-from gruve.engine.decode.cuda.records import Field
+from gruve.decode.cuda.records import FIELDS as _FIELDS
+from gruve.decode.cuda.records import Field
 
 FIELDS = tl.constexpr(_FIELDS)
 PENDING = tl.constexpr(int(Field.PENDING))

@@ -9,7 +9,7 @@ import ctypes
 import functools
 from ctypes import c_char_p, c_double, c_int32, c_size_t
 
-from gruve.engine.decode.native.library import LIBRARY
+from gruve.decode.native.library import LIBRARY
 
 PATTERNS = 3
 

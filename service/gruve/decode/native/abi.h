@@ -1,4 +1,4 @@
-// The C ABI between gruve.engine.decode.native and its shared library. Plain structs, plain functions, no global state.
+// The C ABI between gruve.decode.native and its shared library. Plain structs, plain functions, no global state.
 //
 // Every function that can fail returns a Status and, unless it is OK, writes a sentence into `error` (at most
 // `error_size` bytes with the final 0). Nothing is read past the sizes given; every index is checked before it is used.
@@ -64,7 +64,7 @@ typedef struct {
     const float* bias;
 } gruve_sampling;
 
-// gruve.engine.decode.Row. `stop_table` is kept until the slot is admitted again or released; the rest is copied.
+// gruve.decode.Row. `stop_table` is kept until the slot is admitted again or released; the rest is copied.
 typedef struct {
     int64_t position;
     const int32_t* history;

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gruve.engine.decode.cuda.device import Device
+from gruve.decode.cuda.device import Device
 
 
 @dataclasses.dataclass(slots=True)

@@ -12,12 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
-from gruve.engine.decode.cuda import draw, layers
-from gruve.engine.decode.cuda.memory import Memory, Rows
-from gruve.engine.decode.cuda.pool import StopPool
-from gruve.engine.decode.cuda.torch_step import TorchTail
-from gruve.engine.decode.folding import head, input_table, padded_size, padded_weights
-from gruve.engine.decode.tiles import Tiles
+from gruve.decode.cuda import draw, layers
+from gruve.decode.cuda.memory import Memory, Rows
+from gruve.decode.cuda.pool import StopPool
+from gruve.decode.cuda.torch_step import TorchTail
+from gruve.decode.folding import head, input_table, padded_size, padded_weights
+from gruve.decode.tiles import Tiles
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
@@ -64,7 +64,7 @@ def tiling_of(config: ModelConfig) -> Tiling:
 
 
 class TritonStep:
-    """Steps in fused kernels; see `gruve.engine.decode.cuda.backend.Step`.
+    """Steps in fused kernels; see `gruve.decode.cuda.backend.Step`.
 
     A vocabulary of more than `draw.MOST_TOKENS` is drawn from by torch operations.
     """

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
-from gruve.engine.decode import Arithmetic, Backend
-from gruve.engine.decode.cuda import CudaMode, cuda_backend
-from gruve.engine.decode.native import NativeBackend, native_unavailable
-from gruve.engine.decode.reference import ReferenceBackend
+from gruve.decode import Arithmetic, Backend
+from gruve.decode.cuda import CudaMode, cuda_backend
+from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.reference import ReferenceBackend
 from gruve.errors import InvalidField
 from gruve.model.repository import Model
 
