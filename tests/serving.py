@@ -23,11 +23,11 @@ from gruve.client import CallFailed
 from gruve.client.failure import failure_of
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
-from gruve.engine.store import Store
 from gruve.model.repository import save
 from gruve.model.tokenizer import END, START, Tokenizer
 from gruve.serve.hosting import Hosted
 from gruve.serve.server import ServeConfig, Server
+from gruve.sessions.store import Store
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, model_pb2_grpc, session_pb2, session_pb2_grpc
 

@@ -15,9 +15,7 @@ from nets import CELL_NAMES, CELLS, config_of, model_of
 from gruve.decode import Reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.stops import compile_stops
-from gruve.engine.generations import Asked, abandon, open_generation, record
 from gruve.engine.sequence import FinishReason, Progress
-from gruve.engine.sessions import Session
 from gruve.errors import (
     GenerationMismatch,
     GruveError,
@@ -28,6 +26,8 @@ from gruve.errors import (
     TranscriptFull,
 )
 from gruve.model.sampling import MAX_SEED, SamplingParameters
+from gruve.sessions.generations import Asked, abandon, open_generation, record
+from gruve.sessions.record import Session
 
 MODEL = model_of(config_of(CELLS[0], V=13))
 ENDLESS_MODEL = model_of(config_of(CELLS[0], V=13), has_end=False)

@@ -10,17 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gruve.engine.sequence import FinishReason
-from gruve.engine.sessions import (
-    MOST_SNAPSHOTS,
-    NEAR_TOKENS,
-    SNAPSHOT_TOKENS,
-    Change,
-    Generation,
-    Session,
-    rewind,
-    thin,
-)
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.record import MOST_SNAPSHOTS, NEAR_TOKENS, SNAPSHOT_TOKENS, Change, Generation, Session, thin
+from gruve.sessions.rewind import rewind
 
 STATE = np.zeros((1, 1, 2), np.float32)
 

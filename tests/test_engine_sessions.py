@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.engine.sessions import Generation, Session, Sessions, SessionsConfig
 from gruve.errors import SessionBusy, SessionExpired, SessionUnknown
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.record import Generation, Session
+from gruve.sessions.table import Sessions, SessionsConfig
 
 
 class Clock:

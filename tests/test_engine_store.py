@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from redis_server import RedisServer
 
 from gruve.engine.sequence import FinishReason
-from gruve.engine.sessions import Change, Generation, Session, rewind
-from gruve.engine.store.memory import MemoryStore
-from gruve.engine.store.packing import hand_over, unpack_head, unpack_session
-from gruve.engine.store.redis import RedisStore
-from gruve.engine.store.sqlite import SqliteStore
 from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.encoding import hand_over, unpack_head, unpack_session
+from gruve.sessions.record import Change, Generation, Session
+from gruve.sessions.rewind import rewind
+from gruve.sessions.store.memory import MemoryStore
+from gruve.sessions.store.redis import RedisStore
+from gruve.sessions.store.sqlite import SqliteStore
 
 NOW = 1.7e9
 KINDS = ("memory", "sqlite", "redis")

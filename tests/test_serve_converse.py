@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serving import HELD, broken, read, refusal, until
 from test_serve_ending import Process
 
-from gruve.engine.sessions import SessionsConfig
+from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc
 

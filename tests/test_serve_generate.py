@@ -10,10 +10,10 @@ import pytest
 from nets import CELL_NAMES
 from serving import ABC_TOKENS, HELD, PATIENCE_S, Gate, Read, broken, first, read, refusal, token, until
 
-from gruve.engine.sessions import SessionsConfig
 from gruve.model.oracle import Oracle
 from gruve.model.sampling import SamplingParameters, draw
 from gruve.serve import fields
+from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import sampling_pb2 as s
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import HELD, Gate, Read, broken, first, refusal, token, until
 
-from gruve.engine.sessions import Session, SessionsConfig
 from gruve.serve.generation import GenerationServicer
+from gruve.sessions.record import Session
+from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import sampling_pb2 as s
 from gruve.v1 import session_pb2 as p

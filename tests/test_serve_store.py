@@ -21,10 +21,10 @@ from serving import HELD, PATIENCE_S, Read, broken, first, refusal, token, until
 from test_serve_ending import Process, drain
 from test_serve_sessions import Clock, delete, get, listed
 
-from gruve.engine.sessions import SessionsConfig
-from gruve.engine.store.memory import MemoryStore
 from gruve.errors import StoreUnavailable
-from gruve.serve import keeping
+from gruve.sessions import persistence
+from gruve.sessions.store.memory import MemoryStore
+from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, session_pb2_grpc
 from gruve.v1 import sampling_pb2 as s
@@ -344,8 +344,8 @@ class Counting(MemoryStore):
 
 
 def test_what_many_streams_depend_on_is_written_together(start, monkeypatch):
-    monkeypatch.setattr(keeping, "PAUSE_S", 0.15)
-    monkeypatch.setattr(keeping, "PAUSE_EACH_S", 0.15)
+    monkeypatch.setattr(persistence, "PAUSE_S", 0.15)
+    monkeypatch.setattr(persistence, "PAUSE_EACH_S", 0.15)
     server = start(shared=(store := Counting()), slots=32)
     asked = {"new_session": g.NewSession(model="tiny"), "text": "O", "max_tokens": 100}
     calls = [server.generate(max_tokens_per_second=HELD, **asked) for _ in range(24)]

@@ -21,8 +21,8 @@ from gruve.decode import Row as Admitted
 from gruve.decode.native import NativeBackend, native_unavailable
 from gruve.decode.native.library import ISAS, library
 from gruve.decode.reference import ReferenceBackend
-from gruve.engine.sessions import START_TOKEN
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.record import START_TOKEN
 
 COLUMNS = ("cell", "backend", "isa", "numerics_id", "tokens", "digest")
 SEQUENCES = 10

@@ -22,8 +22,8 @@ from gruve.bench.replicas import Proxy, Redis, Replica, find_program
 from gruve.bench.result import Report
 from gruve.bench.streams import STEERED_TOKENS, Plan, Stream, Streams, Twins
 from gruve.bench.synthetic import Size, make_model
-from gruve.engine.store import LEASE_S, Store
-from gruve.engine.store.choose import open_store
+from gruve.sessions.store import LEASE_S, Store
+from gruve.sessions.store.open import open_store
 
 MODEL, TINY = "bench", Size(1, 64)
 LEAST = 32

@@ -20,9 +20,9 @@ from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.roofline import Roofline, probe_roofline
 from gruve.bench.steppers import BACKENDS, Absent, Peer, Stepper, make_stepper
 from gruve.bench.synthetic import CELLS, LARGE, MEDIUM, Size, flop_per_token, make_model, streamed_bytes
-from gruve.engine.sessions import START_TOKEN
 from gruve.model.oracle import Oracle
 from gruve.model.repository import Model
+from gruve.sessions.record import START_TOKEN
 
 COLUMNS = (
     "backend",

@@ -43,11 +43,11 @@ from gruve.bench.synthetic import (
 )
 from gruve.decode.cuda.backend import CudaBackend
 from gruve.decode.cuda.modes import MODES, CudaMode
-from gruve.engine.sessions import START_TOKEN
 from gruve.model.config import Precision
 from gruve.model.oracle import Oracle
 from gruve.model.repository import Model
 from gruve.serve.server import ServeConfig
+from gruve.sessions.record import START_TOKEN
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -22,10 +22,10 @@ from gruve.decode import Backend, Block, Row
 from gruve.decode.cuda.backend import CudaBackend
 from gruve.decode.cuda.device import Work
 from gruve.decode.cuda.records import MAX_POSITION
-from gruve.engine.sessions import START_TOKEN
 from gruve.model.cells import cell_function
 from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.record import START_TOKEN
 
 COMPILED = "torch.compile"
 PEERS = ("eager torch", "nn.GRU", COMPILED)

@@ -16,8 +16,8 @@ from gruve.bench.plots import plot_growth
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, blueprint, make_model
 from gruve.decode.choose import DecodeConfig
-from gruve.engine.sessions import SessionsConfig
 from gruve.serve.server import ServeConfig
+from gruve.sessions.table import SessionsConfig
 
 MODEL = "bench"
 COLUMNS = (

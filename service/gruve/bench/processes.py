@@ -30,10 +30,10 @@ from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import Call, Engine
 from gruve.engine.sequence import Admission
-from gruve.engine.sessions import START_TOKEN
 from gruve.model.repository import Model, load
 from gruve.model.sampling import SamplingParameters
 from gruve.serve.server import ServeConfig, Serving, serve
+from gruve.sessions.record import START_TOKEN
 from gruve.v1 import generation_pb2
 
 SPAWN = multiprocessing.get_context("spawn")

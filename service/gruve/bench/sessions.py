@@ -22,12 +22,13 @@ from gruve.bench.result import Report, Result, Row
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
-from gruve.engine.sessions import Session, Sessions, SessionsConfig
-from gruve.engine.store import Store
-from gruve.engine.store.choose import open_store
-from gruve.engine.store.export import import_session
-from gruve.engine.store.packing import hand_over, unpack_session
 from gruve.serve.server import ServeConfig
+from gruve.sessions.encoding import hand_over, unpack_session
+from gruve.sessions.export import import_session
+from gruve.sessions.record import Session
+from gruve.sessions.store import Store
+from gruve.sessions.store.open import open_store
+from gruve.sessions.table import Sessions, SessionsConfig
 from gruve.v1 import session_pb2
 
 MODEL = "bench"

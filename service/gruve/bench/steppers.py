@@ -21,10 +21,10 @@ from gruve.bench.onnx_step import make_step_graph, onnx
 from gruve.decode import Backend, Row
 from gruve.decode.native import NativeBackend, native_unavailable
 from gruve.decode.reference import ReferenceBackend
-from gruve.engine.sessions import START_TOKEN
 from gruve.model.network import to_torch_gru
 from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.record import START_TOKEN
 
 onnxruntime = optional_package("onnxruntime")
 openvino = optional_package("openvino")

@@ -260,8 +260,8 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         ttl_s = MEMORY_TTL_S if store == "memory" else STORED_TTL_S
     from gruve.decode.choose import DecodeConfig
     from gruve.engine.engine import EngineConfig
-    from gruve.engine.sessions import SessionsConfig
     from gruve.serve.server import ServeConfig
+    from gruve.sessions.table import SessionsConfig
 
     return ServeConfig(
         models=args.models,

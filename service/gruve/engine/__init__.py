@@ -1,4 +1,4 @@
-"""Continuous batching, sessions and the backends that decode. Knows no protobuf, no asyncio, no gRPC.
+"""Continuous batching: sequences, scheduler, engine loop, delivery. Knows no session, no protobuf and no asyncio.
 
-Only plain values cross its border: sequences are admitted, cancelled and granted tokens; blocks of tokens come out.
+Only plain values cross its border: sequences are admitted, cancelled and granted tokens; progress comes out.
 """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from gruve.engine.generations import check_bias
 from gruve.errors import InvalidField, InvalidRequest
 from gruve.model.tokenizer import Tokenizer
 from gruve.serve import fields
+from gruve.sessions.generations import check_bias
 from gruve.v1 import generation_pb2
 
 DEFAULT_CREDIT = 256

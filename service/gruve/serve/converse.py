@@ -21,14 +21,15 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from gruve.engine.generations import Opened, admission_of, record
 from gruve.engine.sequence import FinishReason, Progress
-from gruve.engine.sessions import SNAPSHOT_TOKENS, Change, rewind
 from gruve.errors import Draining, GruveError, HandedOver, InvalidField, PositionMismatch, TranscriptFull
 from gruve.serve.controls import MAX_CREDIT, Control, control_of, grant_of
 from gruve.serve.hosting import Hosted
 from gruve.serve.status import internal_error, shorten
 from gruve.serve.streams import Stream
+from gruve.sessions.generations import Opened, admission_of, record
+from gruve.sessions.record import SNAPSHOT_TOKENS, Change
+from gruve.sessions.rewind import rewind
 from gruve.v1 import generation_pb2, sampling_pb2
 
 MOST_UNANSWERED = 64

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from gruve.engine.generations import Asked
 from gruve.engine.sequence import FinishReason, TokenLogprobs
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 from gruve.model.tokenizer import Tokenizer
+from gruve.sessions.generations import Asked
 from gruve.v1 import generation_pb2, sampling_pb2
 
 MAX_PROMPT_TOKENS = 65_536

@@ -12,17 +12,17 @@ from typing import Any
 import grpc
 import numpy as np
 
-from gruve.engine.generations import Asked, Opened, abandon, check_same, open_generation
 from gruve.engine.sequence import Admission, FinishReason, Progress, TokenLogprobs
-from gruve.engine.sessions import START_TOKEN, Generation, Session
 from gruve.errors import Draining, EngineFailed, GruveError, InvalidField, SessionElsewhere
 from gruve.model.sampling import SamplingParameters
 from gruve.serve import fields
 from gruve.serve.controls import start_of
 from gruve.serve.converse import Conversation
 from gruve.serve.hosting import Hosted, Models
-from gruve.serve.keeping import Keeper
 from gruve.serve.streams import Stream
+from gruve.sessions.generations import Asked, Opened, abandon, check_same, open_generation
+from gruve.sessions.persistence import Keeper
+from gruve.sessions.record import START_TOKEN, Generation, Session
 from gruve.v1 import generation_pb2, generation_pb2_grpc
 
 WINDOWS_AT_ONCE = 16

@@ -16,8 +16,9 @@ from prometheus_client.registry import Collector
 from gruve import __version__
 from gruve.engine.engine import Call, Engine
 from gruve.engine.sequence import FinishReason
-from gruve.engine.sessions import Sessions
 from gruve.errors import AddressInUse
+from gruve.sessions.persistence import StoreObserver
+from gruve.sessions.table import Sessions
 
 SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 STEP_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
@@ -140,6 +141,13 @@ class StoreMetrics:
         )
         self.errors = Counter(
             "gruve_store_errors", "Calls in which the session store failed.", operation, registry=registry
+        )
+
+    def observer(self) -> StoreObserver:
+        """The callbacks through which persistence reports each call of the store."""
+        return StoreObserver(
+            on_call=lambda operation, seconds: self.seconds.labels(operation).observe(seconds),
+            on_error=lambda operation: self.errors.labels(operation).inc(),
         )
 
 

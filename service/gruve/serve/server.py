@@ -23,18 +23,19 @@ from grpc_reflection.v1alpha import reflection
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
-from gruve.engine.sessions import Session, Sessions, SessionsConfig
-from gruve.engine.store import Store
-from gruve.engine.store.choose import open_store
 from gruve.errors import AddressInUse, ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Broken, Model, scan
 from gruve.serve.generation import GenerationServicer
 from gruve.serve.hosting import Hosted, Models
 from gruve.serve.interceptor import Interceptor
-from gruve.serve.keeping import Keeper
 from gruve.serve.metrics import Metrics
 from gruve.serve.model import ModelServicer
 from gruve.serve.session import SessionServicer
+from gruve.sessions.persistence import Keeper
+from gruve.sessions.record import Session
+from gruve.sessions.store import Store
+from gruve.sessions.store.open import open_store
+from gruve.sessions.table import Sessions, SessionsConfig
 from gruve.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -80,7 +81,7 @@ class ServeConfig:
     export_key: bytes | None = None
     """Signs exported sessions; None takes the session key, unless that was drawn."""
     store: str = "memory"
-    """Where sessions outlive memory; see `gruve.engine.store.choose`."""
+    """Where sessions outlive memory; see `gruve.sessions.store.open`."""
     store_synchronous: str = "NORMAL"
     """How SQLite writes: NORMAL survives the process, FULL the power as well."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
@@ -152,7 +153,7 @@ class Server:
         key = config.session_key or _key_of(store)
         self.export_key = config.export_key or key
         self.sessions = Sessions(config.sessions, key=key, clock=clock, may_leave=self._may_leave)
-        self.keeper = Keeper(self.sessions, store, self.metrics.store)
+        self.keeper = Keeper(self.sessions, store, self.metrics.store.observer())
         self.keeper.on_failing = self._report_store
         self.health = health_aio.HealthServicer()
         self.models = Models({})

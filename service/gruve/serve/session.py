@@ -13,15 +13,16 @@ from typing import Any
 
 import grpc
 
-from gruve.engine.generations import make_continuable
-from gruve.engine.sessions import Generation, Session, rewind
-from gruve.engine.store import Listed
-from gruve.engine.store.export import export_session, import_session
-from gruve.engine.store.packing import unpack_head
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
 from gruve.serve import fields
 from gruve.serve.hosting import Models
-from gruve.serve.keeping import NEW_S, Keeper
+from gruve.sessions.encoding import unpack_head
+from gruve.sessions.export import export_session, import_session
+from gruve.sessions.generations import make_continuable
+from gruve.sessions.persistence import NEW_S, Keeper
+from gruve.sessions.record import Generation, Session
+from gruve.sessions.rewind import rewind
+from gruve.sessions.store import Listed
 from gruve.v1 import generation_pb2, session_pb2, session_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -11,12 +11,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-from gruve.engine.generations import Opened, record
 from gruve.engine.sequence import FinishReason, Progress, TokenLogprobs
 from gruve.errors import EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
 from gruve.model.tokenizer import Tokenizer
 from gruve.serve.fields import FINISH, duration, logprobs_message
 from gruve.serve.text import TextAssembler
+from gruve.sessions.generations import Opened, record
 from gruve.v1 import generation_pb2
 
 

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from gruve.engine.store import CHUNK_TOKENS, LEASE_S, Acquired, Listed, Stored, Write
 from gruve.errors import SessionElsewhere
+from gruve.sessions.store import CHUNK_TOKENS, LEASE_S, Acquired, Listed, Stored, Write
 
 CHUNK_BYTES = 2 * CHUNK_TOKENS
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gruve.engine.sequence import FinishReason
-from gruve.engine.sessions import Change, Generation, Kept, Session
-from gruve.engine.store import CHUNK_TOKENS, Listed, Stored, Write
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.record import Change, Generation, Kept, Session
+from gruve.sessions.store import CHUNK_TOKENS, Listed, Stored, Write
 
 PLAIN_GENERATION = tuple(
     field.name

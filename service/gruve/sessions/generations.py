@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from gruve.decode import HISTORY
 from gruve.decode.stops import MATCHED, StopTable, compile_stops
 from gruve.engine.sequence import Admission, FinishReason, Progress
-from gruve.engine.sessions import SNAPSHOT_TOKENS, START_TOKEN, Generation, Session
 from gruve.errors import (
     GenerationMismatch,
     GruveError,
@@ -27,6 +26,7 @@ from gruve.errors import (
 )
 from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
+from gruve.sessions.record import SNAPSHOT_TOKENS, START_TOKEN, Generation, Session
 
 DEFAULT_MAX_TOKENS = 1_024
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import logging
 import math
 import secrets
@@ -21,11 +22,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from gruve.engine.sessions import Session, Sessions
-from gruve.engine.store import LEASE_S, Listed, Store
-from gruve.engine.store.packing import Handed, hand_over, unpack_session
 from gruve.errors import GruveError, SessionElsewhere, SessionExpired, StoreUnavailable
-from gruve.serve.metrics import StoreMetrics
+from gruve.sessions.encoding import Handed, hand_over, unpack_session
+from gruve.sessions.record import Session
+from gruve.sessions.store import LEASE_S, Listed, Store
+from gruve.sessions.table import Sessions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -60,10 +61,20 @@ def lease_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoreObserver:
+    """Callbacks that hear about each call of the store, for metrics."""
+
+    on_call: Callable[[str, float], None] = lambda _operation, _seconds: None
+    """Called with the operation and its duration in seconds, whether it failed or not."""
+    on_error: Callable[[str], None] = lambda _operation: None
+    """Called with the operation that failed."""
+
+
 class Keeper:
     """Between the table of sessions and their store."""
 
-    def __init__(self, sessions: Sessions, store: Store | None, metrics: StoreMetrics) -> None:
+    def __init__(self, sessions: Sessions, store: Store | None, observer: StoreObserver | None = None) -> None:
         self.sessions = sessions
         self.store = store
         self.owner = secrets.token_hex(8)
@@ -75,7 +86,7 @@ class Keeper:
         """Called when another server has taken a session."""
         self.on_failing: Callable[[bool], None] = lambda _: None
         """Called when the store begins and ceases to fail."""
-        self._metrics = metrics
+        self._observer = observer or StoreObserver()
         self._failures: set[str] = set()
         """What the store failed to do when it was last asked: to read, to write."""
         # Two threads, so that who reads does not wait for who writes.
@@ -489,12 +500,12 @@ class Keeper:
             self._note_failure(kind, operation, error)
             raise StoreUnavailable("the session store holds what cannot be read, or failed in its own way") from error
         finally:
-            self._metrics.seconds.labels(operation).observe(time.monotonic() - started_s)
+            self._observer.on_call(operation, time.monotonic() - started_s)
         self._note_success(kind)
         return answer
 
     def _note_failure(self, kind: str, operation: str, error: BaseException) -> None:
-        self._metrics.errors.labels(operation).inc()
+        self._observer.on_error(operation)
         if kind not in self._failures:
             name = self.store.name if self.store else ""
             log.error("the session store is failing", extra={"store": name, "operation": operation, "why": str(error)})

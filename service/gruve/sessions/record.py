@@ -1,62 +1,37 @@
-"""Sessions: what a client may come back to. Kept in memory, by the rule of least recent use, until they expire.
-
-Knows the clock it is given; nothing of requests, tensors or the wire. Used from one thread.
+"""The session record: a transcript with the state that caches it, and the generations that wrote it.
 
 A session's state has consumed the first `consumed` tokens of its transcript. After an orderly end that is all but the
-last, the pending one; after a cut in the middle of a prompt, fewer; and 0, with no state, when it must be rebuilt.
-Whatever is missing is caught up by forcing the transcript's rest before anything else: the state is a cache of the
-transcript, never the other way round.
+last, the pending token; after a stream that was cut inside a prompt, fewer; and 0, without a state, when the state must
+be rebuilt. Whatever is missing is caught up by forcing the rest of the transcript before anything else: the state is a
+cache of the transcript, never the other way round.
+
+Knows no tensors, requests, threads or wire format.
 """
 
 from __future__ import annotations
 
 import array
-import base64
 import bisect
-import collections
 import dataclasses
-import heapq
-import hmac
-import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gruve.engine.sequence import FinishReason
-from gruve.errors import SessionBusy, SessionExpired, SessionUnknown
 from gruve.model.sampling import SamplingParameters
 
 START_TOKEN = 0
-NAME_BYTES = 15
-"""Of randomness in a session id; a multiple of 5, so that base32 has one spelling of it."""
-NAME_LETTERS = NAME_BYTES * 8 // 5
-MAX_TRANSCRIPT_TOKENS = 1_048_576
 SESSION_OVERHEAD_BYTES = 1_024
 """What a session costs beside state, transcript and generations: objects, the table's entry, the queue's."""
 GENERATION_OVERHEAD_BYTES = 768
 BIAS_BYTES = 128
 """One entry of a logit bias: a tuple and two numbers."""
 CHANGE_BYTES = 96
-STALE_EXPIRIES = 1_024
-"""So many entries of sessions that are gone may stand in the queue of expiries, and as many as there are sessions."""
 SNAPSHOT_TOKENS = 256
 """Reading forward from the nearest snapshot takes at most so many steps, `NEAR_TOKENS` back."""
 NEAR_TOKENS = 1_000
 MOST_SNAPSHOTS = 16
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SessionsConfig:
-    """How long sessions are kept and how much memory they may take."""
-
-    idle_ttl_s: float = 3_600.0
-    """How long a session may lie idle before it expires; also the longest a client may ask for."""
-    budget_bytes: int = 64 << 20
-    """Memory for idle sessions; beyond it the least recently used ones leave, for the store or for good."""
-    max_transcript_tokens: int = MAX_TRANSCRIPT_TOKENS
-    """A transcript's longest length, the start token included."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -283,43 +258,6 @@ class Session:
         )
 
 
-def rewind(session: Session, to_position: int, seed: int | None = None, *, within: Generation | None = None) -> None:
-    """Takes back the tokens from `to_position` on, 1 to the session's position.
-
-    Parameters are then those that were in force there, with `seed` where it is given. A generation that is taken back
-    in part is finished with CANCELLED, as is one that was unfinished; one taken back as a whole is forgotten. `within`
-    names the last generation where it is to go on instead; then `to_position` is at least its start, and `seed` becomes
-    a change of it. The state is the nearest that was kept, so `consumed` may lie before the pending token.
-    """
-    sampling = session.sampling_at(to_position)
-    if seed is not None:
-        sampling = SamplingParameters(seed=seed) if sampling is None else dataclasses.replace(sampling, seed=seed)
-    cut = [i for i, g in enumerate(session.generations) if g.next_position > to_position]
-    unchanged = min([*cut, len(session.generations) - 1]) if session.generations else 0
-    session.kept.cut(to_position, unchanged)
-    session.generations = [
-        g
-        for g in session.generations
-        if g is within or g.next_position <= to_position or g.prompt_position < to_position
-    ]
-    del session.transcript[to_position:]
-    for generation in session.generations[unchanged:]:
-        was_cut = generation.next_position > to_position
-        if was_cut:
-            generation.cut(to_position)
-        if generation is within:
-            generation.finish_reason, generation.finished = None, False
-            if seed is not None and sampling is not None:
-                generation.changes.append(Change(to_position, sampling))
-        elif was_cut or not generation.finished:
-            generation.finish(FinishReason.CANCELLED)
-    session.given = None if within is not None else sampling
-    session.snapshots = {at: state for at, state in session.snapshots.items() if at < to_position}
-    if session.consumed >= to_position:
-        session.consumed = max(session.snapshots, default=0)
-        session.state = session.snapshots.get(session.consumed)
-
-
 def thin(snapshots: Iterable[int], end: int, most: int = MOST_SNAPSHOTS) -> set[int]:
     """The snapshots that are kept, of those that have consumed so many tokens, of a transcript of `end` tokens.
 
@@ -336,191 +274,3 @@ def thin(snapshots: Iterable[int], end: int, most: int = MOST_SNAPSHOTS) -> set[
         cost = [gap / max(end - at, SNAPSHOT_TOKENS) for at, gap in zip(kept, gaps, strict=False)]
         del kept[min(range(len(gaps)), key=lambda i: (near[i], cost[i]))]
     return set(kept)
-
-
-class Sessions:
-    """The table of sessions, least recently used first."""
-
-    def __init__(
-        self,
-        config: SessionsConfig | None = None,
-        *,
-        key: bytes | None = None,
-        clock: Callable[[], float] = time.time,
-        may_leave: Callable[[Session], bool] = lambda _: True,
-    ) -> None:
-        """`key` authenticates session ids; servers that share sessions share it. Absent, it is drawn afresh.
-
-        `may_leave` says whether an idle session may leave memory before it expires.
-        """
-        self.config = config or SessionsConfig()
-        self._key = key or secrets.token_bytes(32)
-        self.clock = clock
-        self._may_leave = may_leave
-        self._table: collections.OrderedDict[str, Session] = collections.OrderedDict()
-        self._expiries: list[tuple[float, str]] = []
-        self._busy: dict[str, Session] = {}
-        self._idle_bytes = 0
-        self.expired = 0
-        self.evicted = 0
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __iter__(self) -> Iterator[Session]:
-        """All sessions that have not expired, least recently used first."""
-        self.expire()
-        return iter(list(self._table.values()))
-
-    def busy(self) -> list[Session]:
-        """Those in use."""
-        return list(self._busy.values())
-
-    @property
-    def in_use(self) -> int:
-        """How many are in use."""
-        return len(self._busy)
-
-    @property
-    def idle_bytes(self) -> int:
-        """What idle sessions take of the budget."""
-        return self._idle_bytes
-
-    def create(self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None = None) -> Session:
-        """A new, empty, idle session under a freshly minted id."""
-        now = self.clock()
-        ttl = self.config.idle_ttl_s if idle_ttl_s is None else idle_ttl_s
-        session = Session(self._mint(), model, digest, numerics_id, ttl, now, now)
-        self.take_in(session)
-        return session
-
-    def fork(self, session: Session, seed: int) -> Session:
-        """A copy of a session under a new id, whose next generation inherits `seed`; it shares nothing that changes."""
-        branch = self.create(session.model, session.digest, session.numerics_id, session.idle_ttl_s)
-        branch.copy(session)
-        branch.given = dataclasses.replace(session.sampling or SamplingParameters(), seed=seed)
-        self._count(branch)
-        return branch
-
-    def take_in(self, session: Session) -> None:
-        """Keeps a session that comes from elsewhere, in the place of whatever is kept under its id."""
-        if session.id in self._table:
-            self.forget(self._table[session.id])
-        self._table[session.id] = session
-        heapq.heappush(self._expiries, (session.used_s + session.idle_ttl_s, session.id))
-        self._count(session)
-
-    def get(self, session_id: str) -> Session:
-        """The session; raises `SessionUnknown` for an id not minted under this key, `SessionExpired` for one gone."""
-        session = self.find(session_id)
-        if session is None:
-            raise SessionExpired(f"session {session_id!r} has expired or was deleted")
-        return session
-
-    def find(self, session_id: str) -> Session | None:
-        """The session if it is in memory; raises `SessionUnknown` for an id not minted under this key."""
-        if not self._authentic(session_id):
-            raise SessionUnknown(f"session {session_id[:64]!r} was not minted by this server")
-        self.expire()
-        return self._table.get(session_id)
-
-    def lease(self, session: Session) -> None:
-        """Marks the session as used by one sequence.
-
-        Raises `SessionBusy` while another uses it, `SessionExpired` if it has gone since it was got.
-        """
-        if session.in_use:
-            raise SessionBusy(f"session {session.id!r} is being used by another request")
-        if session.id and self._table.get(session.id) is not session:
-            raise SessionExpired(f"session {session.id!r} has expired or was deleted")
-        session.in_use = True
-        if session.id:
-            self._busy[session.id] = session
-            self._table.move_to_end(session.id)
-            self._count(session)
-
-    def release(self, session: Session) -> None:
-        """Ends a lease; the time to live begins anew."""
-        session.in_use = False
-        session.used_s = self.clock()
-        session.kept.changed = True
-        if self._busy.get(session.id) is session:
-            del self._busy[session.id]
-        if self._table.get(session.id) is session:
-            self._table.move_to_end(session.id)
-            self._count(session)
-
-    def delete(self, session: Session) -> None:
-        """Forgets a session; raises `SessionBusy` while a sequence uses it."""
-        if session.in_use:
-            raise SessionBusy(f"session {session.id!r} is being used by another request")
-        self.forget(session)
-
-    def forget(self, session: Session) -> None:
-        """Has nothing more of a session, in use or not; nothing happens to one that has gone."""
-        if self._table.get(session.id) is session:
-            self._drop(session)
-
-    def trim(self) -> None:
-        """Lets idle sessions leave until those that are left keep the budget, the least recently used first."""
-        self._keep_budget(None)
-
-    def expire(self) -> None:
-        """Drops idle sessions whose time to live has passed. Costs nothing for those whose time has not come."""
-        now = self.clock()
-        due = []
-        while self._expiries and self._expiries[0][0] <= now:
-            due.append(heapq.heappop(self._expiries)[1])
-        for session in filter(None, map(self._table.get, due)):
-            busy = session.in_use or session.holds > 0
-            used_s = now if busy else session.used_s
-            if used_s + session.idle_ttl_s <= now and not busy:
-                self._drop(session)
-                self.expired += 1
-            else:  # used in the meantime: look again when it may have expired
-                heapq.heappush(self._expiries, (used_s + session.idle_ttl_s, session.id))
-
-    def _count(self, session: Session) -> None:
-        """Counts a session for what it takes now, nothing while it is in use, and keeps the budget."""
-        self._idle_bytes -= session.idle_bytes
-        session.idle_bytes = 0 if session.in_use else session.memory_bytes()
-        self._idle_bytes += session.idle_bytes
-        self._keep_budget(session)
-
-    def _keep_budget(self, spared: Session | None) -> None:
-        if self._idle_bytes <= self.config.budget_bytes:
-            return
-        self.expire()
-        while self._idle_bytes > self.config.budget_bytes:
-            victim = next((s for s in self._table.values() if s is not spared and self._is_free(s)), None)
-            if victim is None:
-                return
-            self._drop(victim)
-            self.evicted += 1
-
-    def _is_free(self, session: Session) -> bool:
-        return not session.in_use and not session.holds and self._may_leave(session)
-
-    def _drop(self, session: Session) -> None:
-        del self._table[session.id]
-        self._busy.pop(session.id, None)  # one that is deleted was leased for it
-        self._idle_bytes -= session.idle_bytes
-        if len(self._expiries) > 2 * len(self._table) + STALE_EXPIRIES:
-            self._expiries = [entry for entry in self._expiries if entry[1] in self._table]
-            heapq.heapify(self._expiries)
-
-    def _mint(self) -> str:
-        return self._id(secrets.token_bytes(NAME_BYTES))
-
-    def _authentic(self, session_id: str) -> bool:
-        """Whether the id is, letter by letter, what this key makes of the name in it."""
-        try:
-            name = base64.b32decode(session_id[:NAME_LETTERS], casefold=True)
-        except ValueError:
-            return False
-        return hmac.compare_digest(self._id(name).encode(), session_id.encode(errors="replace"))
-
-    def _id(self, name: bytes) -> str:
-        """A name and its authentication, 15 bytes each, as 48 letters and digits."""
-        tag = hmac.digest(self._key, b"gruve session" + name, "sha256")[:NAME_BYTES]
-        return base64.b32encode(name + tag).decode().lower()

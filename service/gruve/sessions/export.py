@@ -11,10 +11,10 @@ import hmac
 import json
 import struct
 
-from gruve.engine.sessions import Session
-from gruve.engine.store import Listed, Stored
-from gruve.engine.store.packing import pack_generation, pack_head, pack_state, pack_tokens, unpack_session
 from gruve.errors import BlobRefused, ExportTooLarge
+from gruve.sessions.encoding import pack_generation, pack_head, pack_state, pack_tokens, unpack_session
+from gruve.sessions.record import Session
+from gruve.sessions.store import Listed, Stored
 
 MAGIC = b"gruve session\n"
 VERSION = 1

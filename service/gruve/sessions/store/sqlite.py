@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from gruve.engine.store import Acquired, Listed, Stored, Write
 from gruve.errors import StoreBroken, StoreUnavailable
+from gruve.sessions.store import Acquired, Listed, Stored, Write
 
 BUSY_MS = 1_000
 """How long somebody else's lock on the database is waited for."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gruve.engine.store import Store
-from gruve.engine.store.redis import RedisStore
-from gruve.engine.store.sqlite import SqliteStore
 from gruve.errors import StoreBroken
+from gruve.sessions.store import Store
+from gruve.sessions.store.redis import RedisStore
+from gruve.sessions.store.sqlite import SqliteStore
 
 FORMS = "memory, sqlite:PATH or redis://HOST"
 

@@ -21,8 +21,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gruve.engine.store import LEASE_S, Acquired, Listed, Stored, Write
 from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
+from gruve.sessions.store import LEASE_S, Acquired, Listed, Stored, Write
 
 ANSWER_S = 2.0
 CONNECT_S = 1.0
