@@ -7,6 +7,7 @@ import signal
 
 import torch
 from hypothesis import HealthCheck, settings
+
 from redis_server import redis_server
 from serving import loop, repository, server, start, stopping, tiny_repository
 

@@ -1,0 +1,345 @@
+"""The command line against real processes: exit codes, what goes to which stream, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fake_server import FakeServer
+from gruve.cli import main
+from gruve.client import Client
+from gruve.decode.choose import DecodeConfig
+from gruve.engine.engine import EngineConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+GRUVE = (sys.executable, "-m", "gruve.cli")
+COMMANDS = ("serve", "generate", "chat", "models", "train", "evaluate", "publish", "demo")
+ANY_PORTS = ("--port", "0", "--metrics-port", "0")
+TUNE = "L:1/8\nM:4/4\nK:Cmaj\n|: CDEF GABc | c4 z4 :|\n"
+
+
+def gruve(*arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (*GRUVE, *arguments), input=text, capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that is gone afterwards."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen((*GRUVE, *arguments), text=True, **pipes)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def address(server):
+    return server.address
+
+
+@pytest.fixture
+def fake():
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
+def generate(address: str, *arguments: str, **more) -> subprocess.CompletedProcess[str]:
+    return gruve("generate", "tiny", *arguments, "--address", address, **more)
+
+
+def test_serve_logs_lines_of_json(tiny_repository):
+    with started("serve", *ANY_PORTS, "--models", str(tiny_repository), "--log-level", "debug") as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert "tiny" in [line.get("model") for line in lines]
+
+
+def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, monkeypatch):
+    configs = []
+
+    async def serve(config, _):
+        configs.append(config)
+
+    monkeypatch.setattr("gruve.serve.server.serve", serve)
+    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    assert main(["serve", "--models", str(tiny_repository)]) == 0
+    assert (configs[0].engine, configs[0].decode) == (EngineConfig(), DecodeConfig())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "line"),
+    [
+        (["serve", "--models", "/no/where"], {}, 1, "--models is '/no/where'; there is no such folder"),
+        (["serve", "--port", "70000"], {}, 2, "--port is 70000; must be 0 to 65535"),
+        (["serve"], {"GRUVE_PORT": "x"}, 2, "--port is 'x' in GRUVE_PORT; must be a whole number"),
+        (["serve"], {"GRUVE_DEVICE": "tpu"}, 2, "--device is 'tpu' in GRUVE_DEVICE; must be one of auto, cpu, cuda"),
+        (["serve"], {"GRUVE_SESSION_KEY": "short"}, 2, "GRUVE_SESSION_KEY has 5 bytes; at least 16"),
+        (["generate"], {}, 2, "the following arguments are required: MODEL"),
+        (["generate", "m", "--max-tokens", "many"], {}, 2, "--max-tokens is 'many'; must be a whole number"),
+        (["generate", "m", "--out", "x.txt"], {}, 2, "--out is 'x.txt'; its name must end in one of .abc, .svg, .mid"),
+        (["generate", "m", "--key", "G"], {}, 2, "--key transposes what --out writes"),
+        (["generate", "m", "--address", ","], {}, 2, "--address is ','"),
+        (["models"], {"GRUVE_ADDRESS": "localhost:1"}, 1, "no server answers at localhost:1 (Connection refused)"),
+        (["evaluate", "models/tiny", "/no/where"], {}, 1, "there is no corpus at '/no/where'"),
+        (["nonsense"], {}, 2, "invalid choice: 'nonsense'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code, line, capsys, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        returned = main(arguments)
+    except SystemExit as ended:
+        returned = ended.code
+    out, err = capsys.readouterr()
+    assert (returned, out) == (code, "")
+    assert err.startswith("gruve: ")
+    assert err.count("\n") == 1
+    assert line in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["RO€"], "UNKNOWN_CHARACTER: '€' (U+20AC) at line 1, column 3"),
+        (["--temperature", "-1"], "INVALID_FIELD: sampling.temperature"),
+        (["--temperature", "nan"], "INVALID_FIELD: sampling.temperature"),
+        (["--max-tokens", "0"], "INVALID_FIELD: max_tokens"),
+        (["--seed", "-1"], "INVALID_FIELD: seed"),
+        (["--session", "forged"], "SESSION_UNKNOWN"),
+        (["--max-tokens", "40", "--out", "/no/where/tune.abc", "--quiet"], "no file was written"),
+    ],
+)
+def test_what_the_server_refuses_is_one_line_too(address, arguments, line, capsys):
+    assert main(["generate", "tiny", *arguments, "--address", address]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("gruve: ")
+    assert (err.count("\n"), line in err) == (1, True), err
+
+
+def test_generated_text_alone_goes_to_a_pipe(address):
+    done = generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "80")
+    with Client(address) as client:
+        assert done.stdout == client.generate("ROMEO:", model="tiny", seed=7, max_tokens=80).text()
+    assert done.returncode == 0
+    assert re.fullmatch(r"tiny · seed 7 · 80 tokens in [\d.]+ s · LENGTH\n", done.stderr)
+
+
+def test_flags_may_stand_between_the_model_and_its_prompt(address):
+    before = generate(address, "--seed", "7", "--max-tokens", "20", "ROMEO:")
+    assert before.stdout == generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "20").stdout
+
+
+def test_the_prompt_may_come_from_standard_input_and_go_first(address):
+    plain = generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "20", "--quiet")
+    echoed = generate(address, "-", "--seed", "7", "--max-tokens", "20", "--quiet", "--echo", text="ROMEO:")
+    assert (echoed.stdout, echoed.stderr) == ("ROMEO:" + plain.stdout, "")
+
+
+def test_a_session_goes_on_where_it_stood(address, capsys):
+    def said(*arguments: str) -> tuple[str, str]:
+        assert main(["generate", "tiny", *arguments, "--address", address]) == 0
+        return capsys.readouterr()
+
+    whole, _ = said("ROMEO:", "--seed", "3", "--max-tokens", "100")
+    first, notes = said("ROMEO:", "--seed", "3", "--max-tokens", "40", "--session", "new")
+    second, _ = said("--max-tokens", "60", "--session", re.search(r"session (\S+)", notes)[1])
+    assert first + second == whole
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(address):
+    with started("generate", "tiny", "--max-tokens", "65536", "--address", address, "--quiet") as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, "")
+
+
+@contextlib.contextmanager
+def in_a_terminal(*arguments: str, term: str = "xterm") -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+    """A process on a terminal of its own: (process, the end that shows and types, the end that the process has)."""
+    shown, inside = pty.openpty()
+    # The first terminal that the leader of a session opens becomes its own, and Ctrl-C there its interrupt.
+    script = 'exec "$@" <"$0" >"$0" 2>&1'
+    command = ("sh", "-c", script, os.ttyname(inside), *GRUVE, *arguments)
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"TERM": term})
+    try:
+        yield process, shown, inside
+    finally:
+        process.kill()
+        process.wait()
+        os.close(shown)
+        os.close(inside)
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    shown = b""
+    while text not in shown:
+        shown += os.read(terminal, 4_096)
+    return shown
+
+
+def test_ctrl_c_cancels_the_call_and_leaves_the_terminal_clean(fake):
+    fake.reset(text="abcdef")
+    fake.hold = True
+    with in_a_terminal("generate", "made-up", "ROMEO:", "--address", fake.address) as (process, shown, inside):
+        before = termios.tcgetattr(inside)
+        read_until(shown, b"abc")
+        os.write(shown, b"\x03")
+        assert process.wait(60) == 130
+        assert read_until(shown, b"cancelled").startswith(b"^C\r\n")
+        assert termios.tcgetattr(inside) == before
+    assert fake.cancelled.wait(5)
+
+
+def test_a_terminal_shows_the_prompt_dimmed_and_no_control_characters(fake):
+    fake.reset(text="a\x1b[2Jb")
+    with in_a_terminal("generate", "made-up", "RO", "--address", fake.address, "--quiet") as (process, shown, _):
+        assert process.wait(60) == 0
+        assert os.read(shown, 4_096) == b"\x1b[2mRO\x1b[0ma\xe2\x90\x9b[2Jb\r\n"
+
+
+def test_a_tune_is_written_as_notation_drawn_and_to_play(fake, tmp_path, monkeypatch):
+    fake.reset(text=TUNE)
+    paths = [tmp_path / "new" / name for name in ("tune.abc", "tune.svg", "tune.mid")]
+    outs = [argument for path in paths for argument in ("--out", str(path))]
+    assert main(["generate", "made-up", "--address", fake.address, *outs, "--key", "G", "--quiet"]) == 0
+    assert "\nK:G" in paths[0].read_text()
+    assert paths[1].read_text().startswith(("<?xml", "<svg"))
+    assert paths[2].read_bytes().startswith(b"MThd")
+
+
+def test_a_tune_that_breaks_the_rules_is_mended_and_said_to_be(fake, tmp_path, capsys):
+    fake.reset(text=TUNE.replace("c4 z4", "c4 (3z4"))
+    assert main(["generate", "made-up", "--address", fake.address, "--out", str(tmp_path / "tune.abc")]) == 0
+    assert "the notation was mended: " in capsys.readouterr().err
+
+
+def test_chat_reads_lines_and_forgets_its_session(address):
+    with Client(address) as client:
+        before = len(list(client.list_sessions()))
+        done = gruve("chat", "tiny", "--address", address, "--max-tokens", "30", text="ROMEO:\n/temp 0\n\n€\n/quit\n")
+        assert (done.returncode, len(done.stdout)) == (0, 60)
+        assert done.stderr.startswith("gruve: UNKNOWN_CHARACTER: '€'")
+        assert len(list(client.list_sessions())) == before
+
+
+def test_ctrl_c_in_a_chat_stops_the_answer_alone(address):
+    with in_a_terminal("chat", "tiny", "--address", address, "--rate", "20", term="dumb") as (process, shown, _):
+        read_until(shown, b"> ")
+        os.write(shown, b"ROMEO:\n")
+        read_until(shown, b"ROMEO:\r\n")
+        os.read(shown, 1)
+        os.write(shown, b"\x03")
+        read_until(shown, b"stopped; an empty line goes on\r\n> ")
+        os.write(shown, b"\x04")
+        assert process.wait(60) == 0
+
+
+def test_models_are_a_line_each(address, capsys):
+    assert main(["models", "--address", address]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert {len(line) for line in lines} == {10}
+    rows = {line[0]: line[1:] for line in lines}
+    assert rows["tiny"][:5] == ["serving", "characters", "66", "gru", "2x96"]
+    assert rows["truncated"][0] == "broken"
+    assert "bytes" in rows["truncated"][-1]
+
+
+def test_the_small_model_is_measured_in_both_ways(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 100)
+    assert main(["evaluate", str(ROOT / "models" / "tiny"), str(tmp_path / "text.txt")]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:3] for row in rows[1:]] == [["validation", "carried", "430"], ["validation", "cold", "256"]]
+    assert all(1 < float(row[3]) < 4 for row in rows[1:])
+
+
+def test_training_leaves_a_model_that_can_be_served(tmp_path, capsys):
+    config = (ROOT / "models" / "tiny" / "training.toml").read_text()
+    config = re.sub(r"(?m)^(steps|warmup_steps|validate_every_steps) = .*$", r"\1 = 2", config)
+    (tmp_path / "short.toml").write_text(re.sub(r"(?m)^corpus_sha256 = .*$", "", config))
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 300)
+    arguments = ["train", "--config", "short.toml", "--corpus", "text.txt", "--out", "run"]
+    with contextlib.chdir(tmp_path):
+        assert main(arguments) == 0
+        assert main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("step 2 of 2: ")
+    assert said[1].startswith("run: ")
+    assert said[2].startswith("gruve: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"a" * 2_000, b"\xff\xfe" * 2_000, b"\x00\x01" * 2_000])
+def test_a_bad_corpus_is_one_line(tmp_path, content, capsys):
+    (tmp_path / "bad.txt").write_bytes(content)
+    config = str(ROOT / "models" / "tiny" / "training.toml")
+    assert main(["train", "--config", config, "--corpus", str(tmp_path / "bad.txt"), "--out", str(tmp_path / "r")]) == 1
+    assert re.fullmatch(r"gruve: the corpus .*bad\.txt .*\n", capsys.readouterr().err)
+
+
+def test_the_demo_shows_all_and_ends_by_itself(tiny_repository, tmp_path):
+    done = gruve("demo", "--models", str(tiny_repository), "--out", str(tmp_path), "--rate", "10000")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("300 tokens in") == 2
+    assert "The server got SIGTERM and ended in order" in done.stdout
+
+
+def test_a_demo_that_is_interrupted_takes_its_server_with_it(tiny_repository):
+    with started("demo", "--models", str(tiny_repository), "--rate", "5") as process:
+        seen = ""
+        while "ROMEO:" not in seen:
+            seen += process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    port = int(re.search(r"localhost:(\d+)", seen)[1])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    assert (process.returncode, err) == (130, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    for arguments in (["--help"], [command, "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+    listed, told = capsys.readouterr().out.split(f"usage: gruve {command}")
+    assert f"\n    {command} " in listed
+    assert "example" in told
+
+
+def test_help_imports_nothing_heavy():
+    heavy = {"torch", "numpy", "grpc", "rich", "verovio"}
+    code = f"import sys, gruve.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_generating_never_imports_torch(fake):
+    code = f"""if True:
+        import sys
+        from gruve.cli import main
+        main(["generate", "made-up", "--address", {fake.address!r}, "--quiet"])
+        sys.exit(", ".join({{"torch", "numpy"}} & set(sys.modules)) or 0)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

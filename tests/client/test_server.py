@@ -1,0 +1,103 @@
+"""The client and the server together: what both promise is kept over real connections that are really lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from cutting_proxy import CuttingProxy
+from gruve.client import AsyncClient, CallFailed, Client
+from serving import until
+
+PROMPT = "ROMEO:\n"
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.address) as client:
+        yield client
+
+
+def test_a_session_whose_connections_are_cut_has_the_uninterrupted_stream(server, client):
+    options = {"seed": 11, "max_tokens": 150, "max_tokens_per_message": 2, "logprobs": 1, "stop": ["xyz"]}
+    whole = list(client.generate(PROMPT, model="tiny", **options))
+    proxy = CuttingProxy(server.serving.port, [900, 1_500, 800])
+    with contextlib.closing(proxy), Client(proxy.address) as cut:
+        stream = cut.generate(PROMPT, model="tiny", new_session=True, **options)
+        chunks = list(stream)
+        transcript = client.get_session(stream.start.session_id)
+    assert proxy.cuts == []
+    for part in ("token_ids", "logprobs"):
+        assert [x for c in chunks for x in getattr(c, part)] == [x for c in whole for x in getattr(c, part)]
+    assert "".join(c.text for c in chunks) == "".join(c.text for c in whole)
+    assert (transcript.session.position, len(transcript.generations)) == (1 + len(PROMPT) + 150, 1)
+
+
+def test_a_stream_that_is_handed_over_goes_on_at_the_next_server(start):
+    first, second = start(drain_s=0.0), start()
+    options = {"seed": 5, "max_tokens": 300}
+    with Client([first.address, second.address]) as client:
+        whole = client.generate(PROMPT, model="tiny", **options).text()
+        stream = client.generate(PROMPT, model="tiny", max_tokens_per_second=500, **options)
+        begun = next(stream).text
+        first.close()
+        assert begun + stream.text() == whole
+    until(lambda: second.handled("Generate", "OK") == 1)
+
+
+def test_a_busy_session_is_waited_for(client):
+    session = client.create_session("tiny").id
+    slow = client.generate(PROMPT, session=session, max_tokens=40, max_tokens_per_second=100)
+    first = next(slow)
+    with contextlib.closing(client.generate(session=session, max_tokens=5)) as queued:
+        rest = slow.text()
+        assert queued.text()
+    assert first.text + rest in client.get_session(session).text
+
+
+def test_both_clients_have_the_same_methods_and_get_the_same_answers(start):
+    server = start(session_key=bytes(32))
+    with Client(server.address) as client:
+        both_are_answered_alike(server, client)
+
+
+def both_are_answered_alike(server, client):
+    async def ask() -> list[object]:
+        async with AsyncClient(server.address) as other:
+            session = (await other.create_session("tiny", idle_ttl_s=60)).id
+            text = await other.generate(PROMPT, session=session, seed=1, max_tokens=20).text()
+            answers = [
+                text,
+                (await other.get_session(session)).text,
+                await other.tokenize(PROMPT, model="tiny"),
+                await other.detokenize([5, 6], model="tiny"),
+                await other.score(PROMPT, model="tiny", logprobs=0),
+                await other.models(),
+                session in [kept.id async for kept in other.list_sessions("tiny")],
+            ]
+            rewound = await other.rewind_session(session, 20)
+            (branch,) = await other.fork_session(session, [4])
+            copy = await other.import_session(await other.export_session(session), idle_ttl_s=60)
+            answers += [rewound.position, branch.sampling.seed, copy.position]
+            await other.delete_session(session)
+            return answers
+
+    session = client.create_session("tiny", idle_ttl_s=60).id
+    text = client.generate(PROMPT, session=session, seed=1, max_tokens=20).text()
+    assert asyncio.run(ask()) == [
+        text,
+        client.get_session(session).text,
+        client.tokenize(PROMPT, model="tiny"),
+        client.detokenize([5, 6], model="tiny"),
+        client.score(PROMPT, model="tiny", logprobs=0),
+        client.models(),
+        session in [kept.id for kept in client.list_sessions("tiny")],
+        client.rewind_session(session, 20).position,
+        client.fork_session(session, [4])[0].sampling.seed,
+        client.import_session(client.export_session(session), idle_ttl_s=60).position,
+    ]
+    client.delete_session(session)
+    with pytest.raises(CallFailed, match="SESSION_EXPIRED"):
+        client.get_session(session)

@@ -1,0 +1,289 @@
+"""The Triton kernels, interpreted on this CPU: near the oracle, the law's draws, the same bits in any company."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from decoding import admission_of, alone, row_of
+from devices import SMALL, LateDevice, need_triton, torch_backend, triton_backend
+from gruve.decode import Reason, Row
+from gruve.decode.cuda.exact import check_exact
+from gruve.decode.cuda.records import Field
+from gruve.decode.reference import ReferenceBackend
+from gruve.decode.stops import compile_stops
+from gruve.model import sampling as law
+from gruve.model.oracle import Oracle
+from natively import PlainRow, life, row_with
+from nets import CELL_NAMES, CELLS, config_of, configs, model_of
+from row_cases import rows as native_rows
+from sampling_cases import masked_of, parameters
+
+need_triton_now = pytest.fixture(autouse=True, scope="module")(need_triton)
+cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
+BOUNDS = {"float16": 2e-2, "float32": 1e-4}
+SHARED_BYTES = 99 * 1024
+"""What a block may have on the least of the GPUs: sm_86 and sm_89."""
+SPILLED_BYTES = 16
+
+
+@pytest.fixture
+def exact_products(monkeypatch):
+    """The interpreter's products come from a library that adds up some rows of a matrix in another order."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+    def create_dot(self, a, b, d, *_):
+        product = np.einsum("mk,kn->mn", a.data.astype(np.float32), b.data.astype(np.float32))
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def distance_to_oracle(config, precision: str, tokens: int) -> float:
+    """How far log-probabilities lie from the oracle's over so many forced tokens."""
+    model = model_of(config)
+    if config.cell == "elman":  # a gain above 1 makes it chaotic: it multiplies any rounding, whoever rounds
+        calm = {name: (w * 0.5).half().float() if "weight_hh" in name else w for name, w in model.weights.items()}
+        model = dataclasses.replace(model, weights=calm)
+    V = config.vocabulary_size
+    forced = np.random.default_rng(5).integers(0, V, tokens).astype(np.int32)
+    expected = Oracle(config, model.weights).run([0, *forced[:-1]])
+    expected -= np.log(np.exp(expected).sum(axis=1, keepdims=True))
+    backend, worst = triton_backend(model, 1, precision=precision), 0.0
+    backend.admit(0, row_of(admission_of(forced, max_tokens=0, logprobs=V)), None)
+    for first in range(0, tokens, 10):
+        made = backend.decode([0], [10], 10).logprobs
+        got = np.empty((10, V))
+        np.put_along_axis(got, made.top_ids[:, 0], made.top[:, 0].astype(np.float64), axis=1)
+        worst = max(worst, float(np.abs(got - expected[first : first + 10]).max()))
+    return worst
+
+
+@cells
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_logits_stay_within_their_bound_of_the_oracle(cell, precision):
+    assert distance_to_oracle(config_of(cell, H=17, L=2, tied=True), precision, 20) < BOUNDS[precision]
+
+
+@pytest.mark.slow
+@cells
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_logits_stay_within_their_bound_of_the_oracle_for_long(cell, precision):
+    assert distance_to_oracle(config_of(cell, V=31, E=20, H=40, L=3), precision, 60) < BOUNDS[precision]
+
+
+@pytest.mark.slow
+def test_rounded_operands_do_not_carry_a_state_away_in_five_hundred_tokens():
+    assert distance_to_oracle(config_of(CELLS[0], H=17, L=2), "float16", 500) < BOUNDS["float16"]
+
+
+@cells
+def test_a_vocabulary_too_large_for_a_table_is_multiplied_with(cell, monkeypatch):
+    monkeypatch.setattr("gruve.decode.cuda.triton_step.MAX_TABLE_ENTRIES", 0)
+    assert distance_to_oracle(config_of(cell, E=20, H=16), "float32", 10) < 1e-4
+
+
+def test_a_vocabulary_too_large_for_one_tile_is_drawn_from_by_torch(monkeypatch):
+    monkeypatch.setattr("gruve.decode.cuda.draw.MOST_TOKENS", 12)
+    model = model_of(config_of(CELLS[0], H=17))
+    admission = admission_of([3, 4], max_tokens=12, seed=4, repetition_penalty=1.3)
+    expected, got = alone(ReferenceBackend(model, 1), admission), alone(triton_backend(model, 1), admission)
+    assert got[0] == expected[0]
+
+
+@cells
+def test_the_torch_operations_and_the_kernels_draw_the_same_where_logits_are_as_good_as_equal(cell):
+    model = model_of(config_of(cell, H=16))
+    admission = admission_of([3, 4], max_tokens=12, seed=4, temperature=0.9)
+    exact = triton_backend(model, precision="float32", device=LateDevice())
+    expected, got = alone(torch_backend(model), admission), alone(exact, admission)
+    assert got[0] == expected[0]
+    assert max(np.abs(a - b).max() for a, b in zip(got[1], expected[1], strict=True)) < 1e-5
+
+
+@settings(max_examples=5)
+@given(native_rows())
+def test_a_row_lives_as_the_contract_says(row):
+    model = model_of(config_of(CELLS[3], V=9, H=16, L=1))
+    backend, plain = triton_backend(model), PlainRow(row)
+    backend.admit(0, dataclasses.replace(row, logprobs=0), None)
+    reason = Reason.RUNNING
+    while reason is Reason.RUNNING:
+        with np.errstate(over="ignore"):  # a tiny temperature takes a difference to -inf, which weighs nothing
+            block = backend.decode([0], [1], 1)
+        token, reason = plain.step(backend.kept_logits(1, 1)[0, 0])
+        assert (block.tokens[0, 0], Reason(int(block.reasons[0]))) == (token, reason)
+
+
+@pytest.mark.slow
+@settings(max_examples=30)
+@given(native_rows())
+def test_a_row_lives_as_the_contract_says_for_long(row):
+    test_a_row_lives_as_the_contract_says.hypothesis.inner_test(row)
+
+
+@st.composite
+def draws(draw, vocabularies):
+    """A call's rows and logits: ties, masks, positions below and beyond the history's length, everything."""
+    V = draw(st.sampled_from(vocabularies))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    made = []
+    for _ in range(4):
+        logits = (generator.normal(size=V) * draw(st.sampled_from([0.0, 1.0, 20.0]))).astype(np.float32)
+        logits = np.round(logits) if draw(st.booleans()) else logits
+        position = draw(st.sampled_from([1, 2, 5, 1023, 1024, 1025, 5000, 2**20 - 1]))
+        minimum, drawn = draw(st.sampled_from([(0, 0), (3, 2), (3, 3)]))
+        row = Row(
+            generator.integers(0, V, size=min(position, 1024)).astype(np.int32),
+            position - 1,
+            np.empty(0, dtype=np.int32),
+            draw(parameters(V)),
+            max_tokens=9,
+            min_tokens=minimum,
+            end_id=draw(st.sampled_from([None, 1])),
+            ignore_eos=draw(st.booleans()),
+            stops=compile_stops((), (V - 1,), ("x",) * V) if V > 2 and draw(st.booleans()) else None,
+            drawn=drawn,
+        )
+        made.append((row, logits))
+    return V, made
+
+
+def check_draws(V: int, made) -> None:
+    """The head as the identity, so that what the kernel draws from is the logits to the bit, against the law."""
+    model = model_of(config_of(CELLS[3], V=V, E=V, H=max(V, 8), L=1))
+    backend = triton_backend(model, 4, precision="float32")
+    step, rows = backend._step, backend.memory.rows(4)
+    step._head = torch.eye(len(step._head), step.hidden_size)
+    step._head_bias.zero_()
+    for slot, (row, _) in enumerate(made):
+        backend.admit(slot, row, None)
+    backend._take_steps = lambda *_: None
+    backend._programs.clear()
+    backend.decode(range(4), [1] * 4, 1)  # gathers, takes no step
+    rows.integers[:, Field.ACTIVE] = 1
+    operand = step._operand(0, rows)[-1]
+    operand[:, :V] = torch.from_numpy(np.stack([logits for _, logits in made]))
+    with np.errstate(over="ignore"):  # a tiny temperature takes a difference to -inf, which weighs nothing
+        step._head_and_draw(rows, operand)
+    expected = [
+        law.draw(
+            logits,
+            row.sampling,
+            position=row.position + 1,
+            history=row.history,
+            masked=masked_of(row, row.drawn),
+        )
+        for row, logits in made
+    ]
+    assert rows.integers[:, Field.PENDING].tolist() == expected
+
+
+@settings(max_examples=25)
+@given(draws([3, 13, 40]))
+def test_on_equal_logits_every_row_draws_what_the_law_draws(made):
+    check_draws(*made)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(draws([3, 4, 13, 40, 140, 300]))
+def test_on_equal_logits_every_row_draws_what_the_law_draws_for_long(made):
+    check_draws(*made)
+
+
+@cells
+@pytest.mark.usefixtures("exact_products")
+def test_at_the_start_a_row_is_shown_to_be_the_same_at_every_place(cell):
+    model = model_of(config_of(cell, H=17, L=2))
+    with np.errstate(invalid="ignore"):  # the neighbours are no numbers
+        check_exact(triton_backend(model, 18, config=dataclasses.replace(SMALL, sizes=(4, 32))), model.config)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("exact_products")
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(configs(), st.integers(0, 2**32))
+def test_a_row_in_company_is_as_it_is_alone(config, seed):
+    model = model_of(config)
+    chance = np.random.default_rng(seed)
+    admissions = [
+        admission_of(chance.integers(0, config.vocabulary_size, i % 4), max_tokens=6, seed=seed % 99 + i)
+        for i in range(18)
+    ]
+    together = triton_backend(model, 18, LateDevice())
+    for slot, admission in enumerate(admissions):
+        together.admit(slot, row_of(admission, 1), None)
+    block = together.decode(range(18), [20] * 18, 20)
+    for slot in (0, 5, 16, 17):
+        solo = triton_backend(model, 1)
+        solo.admit(0, row_of(admissions[slot], 1), None)
+        tokens, _ = life(solo, 0, 3)
+        assert block.tokens[: block.taken[slot], slot].tolist() == tokens
+        assert together.snapshot(slot).tobytes() == solo.snapshot(0).tobytes()
+
+
+def test_a_prompt_and_a_stop_in_two_groups_one_call_ahead():
+    model = model_of(config_of(CELLS[0], H=16, L=1))
+    stops = compile_stops((model.tokenizer.texts[5],), (), model.tokenizer.texts)
+    asked = [row_with([2] * i, max_tokens=5, stops=stops, sampling=law.SamplingParameters(seed=i)) for i in range(4)]
+    ahead, solo = triton_backend(model, 4, LateDevice()), triton_backend(model, 1)
+    for slot, row in enumerate(asked):
+        ahead.admit(slot, row, None)
+    tickets = [(group, ahead.submit(group, [4, 4], 4)) for _ in range(2) for group in ([0, 1], [2, 3])]
+    got = [[], [], [], []]
+    for group, ticket in tickets:
+        block = ticket()
+        for i, slot in enumerate(group):
+            got[slot] += block.tokens[: block.taken[i], i].tolist()
+    for slot, row in enumerate(asked):
+        solo.admit(0, row, None)
+        assert got[slot] == life(solo, 0, 2)[0]
+
+
+def compiled(cache: Path, *arguments: str) -> list[dict]:
+    """What `compiling.py` prints."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    program = Path(__file__).parents[1] / "support" / "compiling.py"
+    result = subprocess.run(
+        [sys.executable, program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def check_compiled(kernels: list[dict]) -> None:
+    for found in kernels:
+        assert found["shared_bytes"] <= SHARED_BYTES, found
+        assert found["spilled_bytes"] <= SPILLED_BYTES, found
+        assert found["registers"] <= 255, found
+        assert found["async_copies"] > 0, found
+        if found["precision"] == "float16":
+            wide = found["sm"] == 90 and found["kernel"] != "head"
+            assert found["wgmma" if wide else "mma"] > 0, found
+
+
+def test_what_a_gru_launches_compiles_for_sm_80_and_sm_90_and_spills_nothing(tmp_path):
+    kernels = compiled(tmp_path, "float16", "512", "140", "gru below", "head")
+    assert len(kernels) == 4
+    check_compiled(kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize(("H", "V"), [(512, 140), (1_024, 512)])
+def test_everything_that_is_launched_compiles_for_sm_80_and_sm_90(precision, H, V, tmp_path):
+    kernels = compiled(tmp_path, precision, str(H), str(V))
+    assert len(kernels) == 32
+    check_compiled(kernels)

@@ -1,0 +1,313 @@
+"""The native backend keeps the decode contract: prompts, stops, limits, log-probabilities, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gruve.bench.machine import describe_machine
+from gruve.decode import Reason
+from gruve.decode.choose import DecodeConfig, choose_backend
+from gruve.decode.native import NativeBackend, backend, library, native_unavailable
+from gruve.decode.stops import compile_stops
+from gruve.errors import InvalidField
+from gruve.model.sampling import SamplingParameters
+from natively import ISAS, PlainRow, life, native, row_with
+from nets import CELLS, config_of, model_of
+from requiring import need_program
+from row_cases import MODEL, TEXTS, V, rows
+
+__all__ = ["native"]
+
+
+@settings(max_examples=150)
+@given(rows())
+def test_a_row_lives_as_the_contract_says(row):
+    native, plain = NativeBackend(MODEL, 1, 1), PlainRow(row)
+    native.admit(0, row, None)
+    reason = Reason.RUNNING
+    while reason is Reason.RUNNING:
+        block = native.decode([0], [1], 1)
+        token, reason = plain.step(native.last_logits(0))
+        assert (block.tokens[0, 0], Reason(int(block.reasons[0]))) == (token, reason)
+
+
+@settings(max_examples=60)
+@given(st.lists(rows(), min_size=2, max_size=9), st.integers(1, 12))
+def test_rows_in_one_call_live_as_each_does_alone(several, steps):
+    together = NativeBackend(MODEL, 16, 2)
+    for slot, row in enumerate(several):
+        together.admit(slot, row, None)
+    block = together.decode(range(len(several)), [steps] * len(several), steps)
+    for slot, row in enumerate(several):
+        solo = NativeBackend(MODEL, 1, 1)
+        solo.admit(0, row, None)
+        tokens, reason = life(solo, 0, 1)
+        taken = block.taken[slot]
+        assert block.tokens[:taken, slot].tolist() == tokens[:steps]
+        assert (block.tokens[taken:, slot] == -1).all()
+        assert block.reasons[slot] == (reason if len(tokens) <= steps else Reason.RUNNING)
+
+
+def test_a_row_takes_no_more_steps_than_its_limit():
+    native = NativeBackend(MODEL, 4, 2)
+    for slot in range(4):
+        native.admit(slot, row_with(max_tokens=99), None)
+    block = native.decode([0, 1, 2, 3], [0, 3, 8, 99], 8)
+    assert block.taken.tolist() == [0, 3, 8, 8]
+    assert (block.tokens[3:, 1] == -1).all()
+
+
+def test_a_prompt_alone_ends_with_its_last_token():
+    native = NativeBackend(MODEL, 1)
+    native.admit(0, row_with([3, 4, 5], max_tokens=0), None)
+    assert life(native, 0, 10) == ([3, 4, 5], Reason.LENGTH)
+
+
+def test_a_penalty_reads_the_last_1024_tokens_wherever_they_stand():
+    model = model_of(config_of(CELLS[0], V=40))
+    rng = np.random.default_rng(3)
+    for position in (5, 1_023, 1_024, 5_000):
+        history = rng.integers(0, 40, min(position + 1, 1_024))
+        sampling = SamplingParameters(repetition_penalty=3.0, repetition_window=1_024, temperature=0.7)
+        row = row_with(history=history, position=position, max_tokens=6, sampling=sampling)
+        native, plain = NativeBackend(model, 1), PlainRow(row)
+        native.admit(0, row, None)
+        for _ in range(6):
+            token = native.decode([0], [1], 1).tokens[0, 0]
+            assert token == plain.step(native.last_logits(0))[0]
+
+
+def test_log_probabilities_are_of_the_unmodified_distribution_and_given_to_who_asked():
+    native = NativeBackend(MODEL, 3, 2)
+    sampling = SamplingParameters(temperature=0.1, top_k=1)
+    native.admit(0, row_with([4], max_tokens=9, sampling=sampling, logprobs=3), None)
+    native.admit(1, row_with([4], max_tokens=9), None)
+    native.admit(2, row_with([4], max_tokens=9, logprobs=V + 2), None)
+    block = native.decode([0, 1, 2], [1, 1, 1], 2)
+    expected = torch.log_softmax(torch.from_numpy(native.last_logits(0)).double(), 0).numpy()
+    got = block.logprobs
+    assert abs(got.chosen[0, 0] - expected[4]) < 1e-6
+    assert got.top_ids[0, 0, :3].tolist() == np.argsort(-expected, kind="stable")[:3].tolist()
+    assert np.abs(got.top[0, 0, :3] - np.sort(expected)[::-1][:3]).max() < 1e-6
+    assert sorted(got.top_ids[0, 2, :V]) == list(range(V))
+    assert np.isnan(got.chosen[:, 1]).all()
+    assert np.isnan(got.chosen[1]).all()
+    assert (got.top_ids[0, 2, V:] == -1).all()
+
+
+def test_a_slot_that_was_released_is_empty_and_keeps_its_state_until_it_is_taken_again():
+    native = NativeBackend(MODEL, 1)
+    native.admit(0, row_with(max_tokens=3), None)
+    life(native, 0, 3)
+    state = native.snapshot(0)
+    native.release(0)
+    assert native.snapshot(0).tobytes() == state.tobytes()
+    with pytest.raises(ValueError, match="slot 0 holds no sequence"):
+        native.decode([0], [1], 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"history": np.array([V], dtype=np.int32)}, "history token 9 is not between 0 and 8"),
+        ({"history": np.array([], dtype=np.int32)}, "history's size 0"),
+        ({"forced": np.array([1, -1], dtype=np.int32)}, "forced token -1"),
+        ({"position": -1}, "position -1"),
+        ({"end_id": V}, "end_id 9"),
+        ({"max_tokens": -1}, "max_tokens -1"),
+        ({"min_tokens": -5}, "min_tokens -5"),
+        ({"drawn": -1}, "drawn -1"),
+        ({"logprobs": 1_025}, "logprobs 1025"),
+        ({"stop_state": 1}, "stop_state 1"),
+        ({"sampling": SamplingParameters(logit_bias=((V, 1.0),))}, "logit_bias token 9"),
+        ({"stops": compile_stops(("a",), (), ("a",) * (V + 1))}, "stop table of shape"),
+    ],
+)
+def test_a_row_out_of_bounds_is_refused_and_the_slot_stays_as_it_was(changes, complaint):
+    native = NativeBackend(MODEL, 1)
+    native.admit(0, row_with(max_tokens=3), None)
+    with pytest.raises(ValueError, match=complaint):
+        native.admit(0, dataclasses.replace(row_with(), **changes), None)
+    undisturbed = NativeBackend(MODEL, 1)
+    undisturbed.admit(0, row_with(max_tokens=3), None)
+    assert life(native, 0, 3) == life(undisturbed, 0, 3)
+
+
+@pytest.mark.parametrize("entry", [2, -1, 1 << 29, -(1 << 31)])
+def test_a_stop_table_that_leads_nowhere_is_refused(entry):
+    stops = compile_stops(("a",), (), TEXTS)
+    stops.table[1, 3] = entry
+    with pytest.raises(ValueError, match="a stop table's next state"):
+        NativeBackend(MODEL, 1).admit(0, row_with(stops=stops), None)
+
+
+@pytest.mark.parametrize(
+    ("slots", "limits", "steps", "complaint"),
+    [
+        ([0, 0], [1, 1], 1, "slot 0 is given twice"),
+        ([5], [1], 1, "slot 5 is not between 0 and 4"),
+        ([-1], [1], 1, "slot -1 is not between"),
+        ([4], [1], 1, "slot 4 holds no sequence"),
+        ([0], [-1], 1, "limit -1"),
+        ([0], [1], 0, "steps 0"),
+        ([0], [1], 4_097, "steps 4097"),
+        ([0], [1, 1], 1, "1 slots and 2 limits"),
+        ([], [], 1, "0 slots"),
+        (range(65), [1] * 65, 1, "65 slots"),
+    ],
+)
+def test_a_call_out_of_bounds_is_refused(slots, limits, steps, complaint):
+    native = NativeBackend(MODEL, 5)
+    native.admit(0, row_with(), None)
+    with pytest.raises(ValueError, match=complaint):
+        native.decode(slots, limits, steps)
+
+
+@pytest.mark.parametrize(("slots", "threads", "complaint"), [(0, 1, "slots 0"), (1, -1, "threads -1"), (1, 257, "257")])
+def test_a_backend_out_of_bounds_is_refused(slots, threads, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        NativeBackend(MODEL, slots, threads)
+
+
+def test_a_state_of_another_shape_or_a_slot_that_is_not_there_is_refused():
+    native = NativeBackend(MODEL, 1)
+    with pytest.raises(ValueError, match=r"a state of shape \(1, 2, 17\)"):
+        native.admit(0, row_with(), np.zeros((1, 2, 17), dtype=np.float32))
+    for refused in (native.snapshot, native.release, lambda slot: native.admit(slot, row_with(), None)):
+        with pytest.raises(ValueError, match="slot 1 is not between 0 and 0"):
+            refused(1)
+
+
+def test_a_second_caller_is_told_that_the_backend_is_in_use():
+    native = NativeBackend(MODEL, 64, 1)
+    for slot in range(64):
+        native.admit(slot, row_with(max_tokens=4_096), None)
+    caller = threading.Thread(target=native.decode, args=(range(64), [4_096] * 64, 4_096))
+    caller.start()
+    refused = 0
+    while caller.is_alive():
+        try:
+            native.snapshot(0)
+        except RuntimeError as error:
+            refused += "in use by another thread" in str(error)
+    caller.join()
+    assert refused > 0
+
+
+def test_closing_ends_the_threads_and_what_is_closed_is_refused():
+    before = threads_of_this_process()
+    native = NativeBackend(MODEL, 1, 5)
+    assert threads_of_this_process() == before + 4
+    native.close()
+    native.close()
+    assert threads_of_this_process() == before
+    with pytest.raises(ValueError, match="no decoder, or it was closed"):
+        native.snapshot(0)
+
+
+def threads_of_this_process() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_a_forked_child_decodes_on_alone_and_leaves_the_parent_undisturbed():
+    model = model_of(config_of(CELLS[0], V=V, H=256, L=3))
+    native = NativeBackend(model, 2, 3)
+    for slot in (0, 1):
+        native.admit(slot, row_with(max_tokens=60), None)
+    first = life(native, 0, 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is the point
+        child = os.fork()
+    if child == 0:
+        same = life(native, 1, 60) == first
+        native.close()
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert life(native, 1, 60) == first
+
+
+def test_it_says_why_it_cannot_be_used(monkeypatch, tmp_path):
+    assert native_unavailable() is None
+    with pytest.raises(InvalidField, match="'sse9' is not avx512, zen4, avx2 or portable"):
+        NativeBackend(MODEL, 1, isa="sse9")
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "libgruve_native.so")
+    assert "was not built" in native_unavailable()
+
+
+def test_a_library_of_another_version_or_layout_is_refused(monkeypatch):
+    monkeypatch.setattr(library, "ABI_VERSION", 99)
+    with pytest.raises(ImportError, match="its ABI version is 3, this package's 99"):
+        library.Library(library.LIBRARY)
+    monkeypatch.undo()
+    monkeypatch.setattr(library, "STRUCTS", (library.Weights, library.Sampling, library.Call, library.NativeRow))
+    with pytest.raises(ImportError, match="its Call has"):
+        library.Library(library.LIBRARY)
+
+
+def test_it_says_what_it_runs_on():
+    native = NativeBackend(MODEL, 1, 2, why="no GPU", isa="portable")
+    assert (native.name, native.isa, native.why) == ("native", "portable", "no GPU (portable, 2 threads)")
+    assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int16").why.endswith("(portable, 2 threads, int16)")
+    assert backend.available_cores() >= 1
+
+
+def test_this_cpu_gets_its_fastest_kernels():
+    machine = describe_machine()
+    amd, wide = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii"), machine["isa"] == "avx512"
+    zen4 = amd and wide and machine["family"] == "25"
+    assert library.chosen_isa() == ("zen4" if zen4 else machine["isa"] if machine["isa"] in ISAS else "portable")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000", "cpu.max": "300000 100000"}, 1.5),
+        ("0::/of/the/host\n", {"cpu.max": "50000 100000"}, 0.5),
+        ("4:cpu:/a\n", {"cpu.max": "100000 100000"}, math.inf),
+        ("0::/\n", {"cpu.max": ""}, math.inf),
+        (None, {}, math.inf),
+    ],
+)
+def test_the_time_that_a_container_has_is_counted_in_cores(own, files, cores, tmp_path):
+    groups = tmp_path / "cgroup"
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    assert backend.quota_cores(groups, tmp_path / "own") == cores
+
+
+def test_int16_is_chosen_where_it_can_be_and_refused_where_the_native_backend_is_not_used():
+    chosen = choose_backend(MODEL, DecodeConfig("cpu", slots=1, arithmetic="int16"))
+    assert chosen.numerics_id == NativeBackend(MODEL, 1, arithmetic="int16").numerics_id
+    with pytest.raises(InvalidField, match="int16 needs the native backend; here it is reference: a CPU was asked for"):
+        choose_backend(MODEL, DecodeConfig("cpu", 1, torch.get_num_threads(), native=False, arithmetic="int16"))
+
+
+def test_only_the_objects_made_for_them_hold_wide_instructions():
+    objdump = need_program("objdump", "apt-get install binutils")
+    listing = subprocess.run([objdump, "-d", "--no-show-raw-insn", library.LIBRARY], capture_output=True, text=True)
+    name, wide = "", {"%ymm": set(), "%zmm": set()}
+    for line in listing.stdout.splitlines():
+        name = line if line.endswith(">:") else name
+        for register, names in wide.items():
+            if register in line:
+                names.add(name)
+    assert all("avx2" in name or "avx512" in name for name in wide["%ymm"])
+    assert all("avx512" in name for name in wide["%zmm"])
+    assert wide["%ymm"] or "avx2" not in ISAS

@@ -1,0 +1,92 @@
+"""The README's commands and examples run as they stand, against a server of the models in models/."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from requiring import need, need_program
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+GRUVE = Path(sys.executable).parent / "gruve"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    command = [str(GRUVE), "serve", "--port", "0", "--metrics-port", "0", "--models", str(ROOT / "models")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        yield f"localhost:{json.loads(server.stdout.readline())['port']}"
+        server.send_signal(signal.SIGTERM)
+
+
+def run(command: list[str], address: str, folder: Path, **more) -> str:
+    done = subprocess.run(
+        command,
+        env=os.environ | {"GRUVE_ADDRESS": address},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **more,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("make")])
+def test_every_make_command_is_a_target(line):
+    assert subprocess.run([*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if "gruve " in c and " serve" not in c])
+def test_every_gruve_command_runs(line, address, tmp_path):
+    words = re.findall(r'"[^"]*"|\S+', line.replace(".venv/bin/gruve", str(GRUVE)))
+    assert run([word.strip('"') for word in words], address, tmp_path, input="ROMEO:\n/quit\n").strip()
+
+
+def test_the_python_example_streams_and_goes_on(address, tmp_path):
+    code, _ = blocks("python")
+    text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
+    assert len(text) == 300
+
+
+def test_the_python_example_steers_and_forks(address, tmp_path):
+    _, code = blocks("python")
+    text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
+    assert len(text) == 300
+
+
+def test_the_picture_is_what_its_caption_says(address, tmp_path):
+    (command,) = re.findall(r"`gruve (generate folk [^`]*)`", README)
+    run([str(GRUVE), *command.split(), "--out", "tune.abc"], address, tmp_path)
+    assert (tmp_path / "tune.abc").read_text() == (ROOT / "models" / "folk" / "tune.abc").read_text()
+
+
+@pytest.mark.slow
+def test_the_node_example_streams_a_tune(address, tmp_path):
+    need_program("npm", "apt-get install npm")
+    packages = ["npm", "install", "--silent", "--no-audit", "--no-fund", "@grpc/grpc-js", "@grpc/proto-loader"]
+    installed = subprocess.run(packages, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    need("node", present=installed, install="npm install @grpc/grpc-js @grpc/proto-loader")
+    shutil.copytree(ROOT / "proto", tmp_path / "proto")
+    (code,) = blocks("js")
+    assert "K:" in run(["node", "-e", code.replace("localhost:50051", address)], address, tmp_path)

@@ -1,0 +1,125 @@
+"""The map of rooms, held as data: who may import whom, and who alone may know what."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "service" / "gruve"
+
+# A room may import from the rooms named here, and from itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "v1": set(),
+    "tune": {"errors"},
+    "model": {"errors", "tune"},
+    "training": {"errors", "tune", "model"},
+    "decode": {"errors", "model"},
+    "engine": {"errors", "model", "decode"},
+    "sessions": {"errors", "model", "decode", "engine"},
+    "serve": {"errors", "model", "decode", "engine", "sessions", "v1"},
+    "client": {"errors", "v1"},
+    "bench": {"errors", "tune", "model", "decode", "engine", "sessions", "serve", "client", "v1"},
+    "cli": {"errors", "tune", "model", "training", "decode", "engine", "sessions", "serve", "client", "bench", "v1"},
+}
+# What is outside the standard library, or stands for a concern: only these places may know it.
+ALONE_MAY_KNOW = {
+    "argparse": ("cli",),
+    "asyncio": ("sessions/persistence", "serve", "client", "bench", "cli"),
+    "ctypes": ("decode",),
+    "grpc": ("serve", "client", "bench"),
+    "matplotlib": ("training", "bench"),
+    "prometheus_client": ("serve",),
+    "redis": ("sessions/store",),
+    "rich": ("cli",),
+    "safetensors": ("model", "training"),
+    "sqlite3": ("sessions/store", "bench/breaking"),
+    "threading": ("decode", "engine", "sessions/store", "bench", "cli", "client"),
+    "torch": ("model", "training", "decode", "bench"),
+    "triton": ("decode",),
+    "verovio": ("tune/draw",),
+}
+# Rooms inside rooms that know less than the house they stand in.
+MAY_NOT_KNOW = {
+    "engine/scheduler": {"torch", "numpy", "threading", "time"},
+    "engine/sequence": {"torch", "threading", "time"},
+    "decode/stops": {"torch", "threading", "time"},
+    "engine": {"asyncio"},
+    "sessions": {"torch"},
+    "sessions/record": {"time"},
+    "sessions/table": {"threading"},
+    "sessions/generations": {"time"},
+    "model": {"threading", "time"},
+}
+
+
+def place(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("/__init__")
+
+
+def files() -> list[Path]:
+    return [path for path in sorted(SOURCE.rglob("*.py")) if place(path).split("/")[0] not in ("v1", "__init__")]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_in(where: str, places: tuple[str, ...] | str) -> bool:
+    return any(where == p or where.startswith(p + "/") for p in ((places,) if isinstance(places, str) else places))
+
+
+def complaints(path: Path) -> list[str]:
+    where = place(path)
+    room = where.split("/")[0]
+    found = []
+    for name in imports(ast.parse(path.read_text())):
+        top, *rest = name.split(".")
+        if top == "gruve" and rest and rest[0] in MAY_IMPORT and rest[0] != room and rest[0] not in MAY_IMPORT[room]:
+            found.append(f"{where} may not import {rest[0]}")
+        if top in ALONE_MAY_KNOW and not is_in(where, ALONE_MAY_KNOW[top]):
+            found.append(f"{where} may not know {top}")
+        found += [
+            f"{where} may not know {top}"
+            for small, unknown in MAY_NOT_KNOW.items()
+            if is_in(where, small) and top in unknown
+        ]
+    return found
+
+
+@pytest.mark.parametrize("path", files(), ids=place)
+def test_a_room_imports_and_knows_only_what_the_map_allows(path):
+    assert not complaints(path)
+
+
+@pytest.mark.parametrize("path", [p for p in files() if not is_in(place(p), "cli")], ids=place)
+def test_only_the_command_line_imports_late_prints_or_reads_the_environment(path):
+    tree = ast.parse(path.read_text())
+    late = [n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)]
+    assert not [n.lineno for n in late if isinstance(n, ast.Import | ast.ImportFrom)], "imports stand at the top"
+    names = [n for n in ast.walk(tree) if isinstance(n, ast.Name | ast.Attribute)]
+    assert not [n.lineno for n in names if getattr(n, "id", getattr(n, "attr", "")) in ("print", "environ", "getenv")]
+
+
+def test_the_map_names_every_room_that_stands():
+    rooms = {place(path).split("/")[0] for path in files()}
+    assert rooms <= set(MAY_IMPORT), f"no purpose is written down for {sorted(rooms - set(MAY_IMPORT))}"
+
+
+def test_the_map_would_catch_an_offence(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
+    (tmp_path / "engine").mkdir()
+    path = tmp_path / "engine" / "scheduler.py"
+    path.write_text("import torch\nfrom gruve.serve import server\n")
+    assert "engine/scheduler may not know torch" in complaints(path)
+    assert "engine/scheduler may not import serve" in complaints(path)

@@ -1,0 +1,179 @@
+"""From start to end: ports, signals, and that nothing that was accepted goes unanswered."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gruve.errors import AddressInUse, ModelUnknown
+from gruve.v1 import generation_pb2 as g
+from gruve.v1 import generation_pb2_grpc
+from gruve.v1 import model_pb2 as m
+from gruve.v1 import sampling_pb2 as s
+from server_process import KEY, Process, drain
+from serving import HELD, PATIENCE_S, Gate, Read, broken, refusal, token, until
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health(channel, service=""):
+    return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service)).status
+
+
+def test_draining_is_told_and_refuses_new_work_while_streams_go_on(start):
+    server = start()
+    watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service="tiny"))
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    whole = server.read(text="O", max_tokens=30, sampling=s.SamplingParameters(seed=1))
+    gate = Gate(server.hosted("tiny"))
+    running = server.generate(text="O", max_tokens=30, sampling=s.SamplingParameters(seed=1))
+    messages = [next(running)]
+    _, task = drain(server)
+    assert next(watch).status == NOT_SERVING
+    assert {health(server.channel, name) for name in ("", "tiny", "gruve.v1.GenerationService")} == {NOT_SERVING}
+    for ask in (server.generate, server.create, lambda: server.models.ListModels(m.ListModelsRequest())):
+        failure = refusal(ask)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert failure.retry_after_s == pytest.approx(1.0)
+    assert not task.done()
+    gate.open()
+    assert Read([*messages, *running]).tokens == whole.tokens
+    until(task.done)
+    watch.cancel()
+
+
+def test_streams_that_outlast_the_drain_are_handed_over_with_their_position(start):
+    server = start(slots=2, drain_s=0.05)
+    session = server.create()
+    running = server.generate(session_id=session, generation_id="a", max_tokens_per_second=HELD)
+    begun = token(running)
+    others = [server.generate(max_tokens_per_second=HELD) for _ in range(3)]  # two of them wait
+    starts = [next(call) for call in others]
+    _, task = drain(server)
+    until(task.done)
+    server.close()
+    messages, failure = broken(lambda: running)
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "HANDED_OVER")
+    assert failure.metadata["next_position"] == str(begun.position + 1)
+    assert failure.retry_after_s is not None
+    assert messages[-1].end.finish_reason == g.FINISH_REASON_HANDED_OVER
+    assert [start.HasField("start") for start in starts] == [True] * 3
+    assert {refusal(lambda: call).reason for call in others} == {"HANDED_OVER"}  # noqa: B023 - called at once
+
+
+def test_a_second_signal_hands_over_at_once(start):
+    server = start(drain_s=3_600.0)
+    running = server.generate(max_tokens_per_second=HELD)
+    token(running)
+    asked, task = drain(server)
+    assert refusal(server.create).reason == "DRAINING"
+    assert not task.done()
+    server.run(asked.put("drain"))
+    until(task.done)
+    server.close()
+    assert refusal(lambda: running).reason == "HANDED_OVER"
+
+
+def test_a_measure_that_is_cut_by_the_end_is_answered(start):
+    server = start()
+    gate = Gate(server.hosted("tiny"))
+    measured = server.generation.Score.future(g.ScoreRequest(model="tiny", text="To be, or not to be", window_tokens=1))
+    gate.let(0)
+    drain(server, "hand_over")
+    server.close()
+    gate.open()
+    failure = refusal(measured.result)
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+def test_sigterm_lets_a_stream_end_and_the_process_goes_quietly(tiny_repository):
+    with Process(tiny_repository) as server, server.connect() as channel:
+        assert set(server.line) == {"event", "port", "metrics_port", "models"}
+        assert (server.line["event"], server.line["models"]) == ("serving", ["tiny"])
+        url = f"http://127.0.0.1:{server.line['metrics_port']}/metrics"
+        assert b"gruve_build_info" in urllib.request.urlopen(url, timeout=PATIENCE_S).read()
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        call = stub.Generate(g.GenerateRequest(model="tiny", max_tokens=60, max_tokens_per_second=100.0))
+        token(call)
+        server.signal(signal.SIGTERM)
+        assert sum(len(message.token_ids) for message in call) == 59
+        code, out, err = server.end()
+        assert (code, out) == (0, "")
+        assert [json.loads(line)["level"] for line in err.splitlines()] == ["info"] * 3
+
+
+def test_two_signals_hand_over_and_a_third_does_not_cut_that_short(tiny_repository):
+    with Process(tiny_repository) as server, server.connect() as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        calls = [stub.Generate(g.GenerateRequest(model="tiny", max_tokens_per_second=HELD)) for _ in range(20)]
+        for call in calls:
+            token(call)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            server.signal(number)
+        failures = [refusal(lambda: call) for call in calls]  # noqa: B023 - called at once
+        assert {(f.reason, f.metadata.get("next_position")) for f in failures} == {("HANDED_OVER", "2")}
+        assert server.end()[0] == 0
+
+
+def test_a_killed_servers_stream_goes_on_bit_for_bit_on_another(tiny_repository, start):
+    asked = {"model": "tiny", "text": "O", "max_tokens": 80, "sampling": s.SamplingParameters(seed=11)}
+    with Process(tiny_repository) as server, server.connect() as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        call = stub.Generate(g.GenerateRequest(max_tokens_per_second=50.0, new_session=None, **asked))
+        head = [next(call), token(call), token(call)]
+        server.signal(signal.SIGKILL)
+        rest, failure = broken(lambda: call)
+        assert failure.code is grpc.StatusCode.UNAVAILABLE
+        head += rest
+    other = start(session_key=KEY.encode())
+    whole = other.read(**asked)
+    position = head[-1].position + len(head[-1].token_ids)
+    assert head[0].start.numerics_id == whole.start.numerics_id
+    tail = other.read(from_position=position, **asked)
+    assert Read([*head, *tail.messages]).tokens == whole.tokens
+    assert Read([*head, *tail.messages]).text == whole.text
+
+
+def test_session_ids_are_authentic_wherever_the_key_is_shared(start):
+    one, two, stranger = start(session_key=b"shared"), start(session_key=b"shared"), start()
+    session = one.create()
+    assert refusal(lambda: two.session(session)).reason == "SESSION_EXPIRED"
+    assert refusal(lambda: stranger.session(session)).reason == "SESSION_UNKNOWN"
+
+
+@pytest.mark.parametrize("field", ["port", "metrics_port"])
+def test_a_port_in_use_is_an_error_that_names_it(start, field):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressInUse, match=f"127.0.0.1:{port}"):
+            start(**{field: port})
+
+
+def test_two_servers_never_share_a_port(start):
+    port = start().serving.port
+    with pytest.raises(AddressInUse, match=str(port)):
+        start(port=port)
+
+
+def test_a_port_in_use_ends_the_process_with_one_line(tiny_repository):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Process(tiny_repository, "--port", str(port), "--log-level", "warning") as server:
+            code, out, err = server.end()
+    assert (code != 0, out) == (True, "")
+    assert f"cannot listen on 127.0.0.1:{port}" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("broken_one", [False, True])
+def test_a_repository_without_a_model_that_serves_is_refused(start, tmp_path, broken_one):
+    if broken_one:
+        (tmp_path / "half").mkdir()
+    with pytest.raises(ModelUnknown, match=r"half: config.json" if broken_one else "empty"):
+        start(models=tmp_path)

@@ -1,0 +1,96 @@
+"""`/metrics`: the names that were promised, and numbers that add up."""
+
+from __future__ import annotations
+
+import pytest
+
+from gruve import __version__
+from serving import HELD, read, refusal, token, until
+
+OF_A_MODEL = {
+    "gruve_requests_running",
+    "gruve_requests_waiting",
+    "gruve_prompt_tokens_total",
+    "gruve_generation_tokens_total",
+    "gruve_time_to_first_token_seconds_count",
+    "gruve_inter_message_seconds_count",
+    "gruve_tokens_per_message_count",
+    "gruve_queue_seconds_count",
+    "gruve_step_seconds_count",
+    "gruve_batch_rows_count",
+}
+
+
+def test_every_series_of_a_model_is_there_before_its_first_request(start):
+    metrics = start().metrics()
+    assert all(metrics[name][("model", "tiny"),] == 0 for name in OF_A_MODEL)
+    assert {labels[0] for labels in metrics["gruve_session_moves_total"]} == {
+        ("reason", "evicted"),
+        ("reason", "expired"),
+    }
+    assert metrics["gruve_sessions"] == {(("where", "memory"),): 0}
+    assert metrics["gruve_build_info"] == {(("version", __version__),): 1}
+    assert not [name for name in metrics if name.endswith("_created") or name.startswith("gruve_store")]
+
+
+def test_what_was_served_is_counted(start):
+    server = start()
+    stream = server.read(text="To be", max_tokens=30, max_tokens_per_message=1)
+    server.read(text="O", max_tokens=5)
+    until(lambda: server.metric("gruve_requests_total", model="tiny", finish_reason="length") == 2)
+    metrics = {name: found.get((("model", "tiny"),)) for name, found in server.metrics().items()}
+    assert metrics["gruve_prompt_tokens_total"] == 6
+    assert metrics["gruve_generation_tokens_total"] == 35
+    assert metrics["gruve_time_to_first_token_seconds_count"] == 2
+    assert metrics["gruve_tokens_per_message_sum"] == 35
+    assert metrics["gruve_tokens_per_message_count"] == metrics["gruve_inter_message_seconds_count"] + 2
+    assert metrics["gruve_queue_seconds_count"] == 2
+    # A prompt token and a generated one are each a step; of a prompt's last token and the first drawn one is a step.
+    assert metrics["gruve_batch_rows_sum"] <= 6 + 35
+    assert len(stream.tokens) == 30
+
+
+def test_running_and_waiting_are_told_as_they_are(start):
+    server = start(slots=2)
+    calls = [server.generate(max_tokens_per_second=HELD) for _ in range(5)]
+    for call in calls:
+        next(call)
+    until(lambda: server.metric("gruve_requests_running", model="tiny") == 2)
+    assert server.metric("gruve_requests_waiting", model="tiny") == 3
+    for call in calls:
+        call.cancel()
+    until(lambda: server.metric("gruve_requests_running", model="tiny") == 0)
+    assert server.metric("gruve_requests_waiting", model="tiny") == 0
+    until(lambda: server.metric("gruve_requests_total", model="tiny", finish_reason="cancelled") == 5)
+
+
+def test_a_failed_stream_and_a_replay_are_told_apart_from_decoding(start):
+    server = start()
+    session = server.create()
+    for _ in range(3):
+        server.read(session_id=session, generation_id="a", text="O", max_tokens=4)
+    assert server.metric("gruve_prompt_tokens_total", model="tiny") == 1
+    assert server.metric("gruve_generation_tokens_total", model="tiny") == 4
+    assert server.metric("gruve_queue_seconds_count", model="tiny") == 1
+    assert server.metric("gruve_sessions", where="memory") == 1
+
+
+@pytest.mark.parametrize("code", ["OK", "INVALID_ARGUMENT", "CANCELLED"])
+def test_every_rpc_is_counted_with_its_status(start, code):
+    server = start()
+    labels = {"grpc_type": "server_stream", "grpc_service": "gruve.v1.GenerationService", "grpc_method": "Generate"}
+    messages = 0
+    if code == "OK":
+        messages = len(read(server.generate(max_tokens=9)).messages)
+    elif code == "INVALID_ARGUMENT":
+        refusal(lambda: server.generate(max_tokens=0))
+    else:
+        call = server.generate(max_tokens_per_second=HELD)
+        token(call)
+        messages = 2
+        call.cancel()
+    until(lambda: server.metric("grpc_server_handled_total", grpc_code=code, **labels) == 1)
+    assert server.metric("grpc_server_started_total", **labels) == 1
+    assert server.metric("grpc_server_msg_received_total", **labels) == 1
+    assert server.metric("grpc_server_handling_seconds_count", **labels) == 1
+    assert server.metric("grpc_server_msg_sent_total", **labels) == messages

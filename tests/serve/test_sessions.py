@@ -1,0 +1,451 @@
+"""Sessions over the wire: what a client may come back to, and how a stream goes on wherever it was cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gruve.serve.generation import GenerationServicer
+from gruve.sessions.record import Session
+from gruve.sessions.table import SessionsConfig
+from gruve.v1 import generation_pb2 as g
+from gruve.v1 import sampling_pb2 as s
+from gruve.v1 import session_pb2 as p
+from serving import HELD, Gate, Read, broken, first, refusal, token, until
+from session_calls import Clock, delete, get, listed
+
+
+def pages(server, session_id, page_size):
+    """Every page of a session's transcript."""
+    page = get(server, session_id, page_size=page_size)
+    yield page
+    while page.next_page_token:
+        page = get(server, session_id, page_size=page_size, page_token=page.next_page_token)
+        yield page
+
+
+def test_a_deleted_session_leaves_nothing_behind(server):
+    session = server.create()
+    server.read(session_id=session, max_tokens=3)
+    server.sessions.DeleteSession(p.DeleteSessionRequest(session_id=session))
+    # The calls' own frames go a moment after their answers.
+    until(lambda: gc.collect() >= 0 and not any(type(o) is Session and o.id == session for o in gc.get_objects()))
+
+
+def test_a_new_session_holds_the_start_token_alone(server):
+    session = server.session(server.create(idle_ttl=duration_pb2.Duration(seconds=90)))
+    hosted = server.hosted("tiny")
+    assert (session.model, session.position, session.in_use) == ("tiny", 1, False)
+    assert (session.model_digest, session.numerics_id) == (hosted.model.digest, hosted.backend.numerics_id)
+    assert session.location == p.SESSION_LOCATION_MEMORY
+    assert (session.idle_ttl.seconds, session.expire_time.seconds) == (90, session.update_time.seconds + 90)
+    assert not session.HasField("sampling")
+
+
+def test_a_stream_may_create_its_session(server):
+    stream = server.read(new_session=g.NewSession(model="tiny"), text="O", max_tokens=4)
+    session = server.session(stream.start.session_id)
+    assert (session.position, session.in_use) == (6, False)
+    assert server.read(session_id=session.id, expected_position=6, max_tokens=1).end.next_position == 7
+
+
+def test_a_stream_that_is_refused_creates_no_session(server):
+    before = len(server.server.sessions)
+    new = g.NewSession(model="tiny")
+    assert refusal(lambda: server.generate(new_session=new, stop_token_ids=[66])).reason == "INVALID_FIELD"
+    assert refusal(lambda: server.generate(new_session=new, expected_position=3)).reason == "POSITION_MISMATCH"
+    assert len(server.server.sessions) == before
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_generation_resumed_anywhere_goes_on_with_the_same_tokens_and_text(server, data):
+    stop = data.draw(st.lists(st.sampled_from(["e", "the", "a t", "\nT", "ou", "~~", "o~", "zzz"]), max_size=4))
+    session = server.create()
+    asked = {"session_id": session, "generation_id": "a", "text": "O", "stop": stop, "max_tokens": 25}
+    asked |= {"min_tokens": data.draw(st.integers(0, 10)), "sampling": s.SamplingParameters(seed=len(stop))}
+    whole = server.read(max_tokens_per_message=1, **asked)
+    position = data.draw(st.integers(0, whole.end.next_position))
+    rest = server.read(from_position=position, logprobs=data.draw(st.sampled_from([None, 1])), **asked)
+    missing = [message for message in whole.messages if message.position >= position]
+    assert rest.tokens == [token for message in missing for token in message.token_ids]
+    assert rest.text == "".join(message.text for message in missing)
+    assert (rest.reason, rest.end.stop) == (whole.reason, whole.end.stop)
+    assert server.session(session).position == whole.end.next_position
+
+
+@settings(max_examples=15)
+@given(cuts=st.lists(st.integers(0, 4), max_size=5), stops=st.booleans())
+def test_a_stream_that_is_cut_again_and_again_loses_nothing(server, cuts, stops):
+    asked = {"text": "To be", "max_tokens": 24, "stop": ["th", "e~"] if stops else []}
+    whole = server.read(sampling=s.SamplingParameters(seed=5), **asked)
+    session, tokens, text, position = server.create(), [], "", 0
+    for messages in [*cuts, None]:
+        call = server.generate(
+            session_id=session,
+            generation_id="a",
+            from_position=position,
+            max_tokens_per_message=1,
+            sampling=s.SamplingParameters(seed=5),
+            **asked,
+        )
+        for message in itertools.islice(call, messages):
+            tokens += message.token_ids
+            text += message.text
+            position = message.position + len(message.token_ids)
+        call.cancel()
+    assert (tokens, text) == (whole.tokens, whole.text)
+
+
+def test_a_generation_cut_in_the_middle_of_its_prompt_reads_on_where_it_was(start):
+    server = start()
+    asked = {"text": "O Romeo " * 30, "max_tokens": 10, "sampling": s.SamplingParameters(seed=1)}
+    whole = server.read(**asked)
+    session, gate = server.create(), Gate(server.hosted("tiny"))
+    call = server.generate(session_id=session, generation_id="a", **asked)
+    next(call)
+    gate.let(2)
+    call.cancel()
+    until(lambda: server.handled("Generate", "CANCELLED") == 1)
+    gate.open()
+    until(lambda: not server.session(session).in_use)
+    assert 0 < server.server.sessions.get(session).consumed < 240
+    rest = server.read(session_id=session, generation_id="a", **asked)
+    assert rest.tokens == whole.tokens
+
+
+def test_a_finished_generation_is_repeated_and_nothing_is_generated(server):
+    session = server.create()
+    asked = {"session_id": session, "generation_id": "a", "text": "O", "max_tokens": 20}
+    whole = server.read(**asked)
+    generated = server.metric("gruve_generation_tokens_total", model="tiny")
+    again = server.read(**asked)
+    assert (again.tokens, again.text, again.reason) == (whole.tokens, whole.text, whole.reason)
+    assert again.start == whole.start
+    assert again.end.next_position == whole.end.next_position
+    assert not again.end.usage.HasField("generation_time")
+    assert server.metric("gruve_generation_tokens_total", model="tiny") == generated
+
+
+def test_log_probabilities_of_a_finished_generation_are_computed_again(server):
+    session = server.create()
+    asked = {"session_id": session, "generation_id": "a", "text": "O", "max_tokens": 20, "stop": ["e"]}
+    whole = server.read(logprobs=2, echo=True, **asked)
+    again = server.read(logprobs=2, echo=True, **asked)
+    assert (again.tokens, again.logprobs, again.reason) == (whole.tokens, whole.logprobs, whole.reason)
+    later = server.read(logprobs=2, from_position=4, **asked)
+    assert later.logprobs == whole.logprobs[3:]
+    assert server.session(session).position == whole.end.next_position
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("prompt", {"text": "A"}),
+        ("max_tokens", {"max_tokens": 6}),
+        ("stop", {"stop": ["y"]}),
+        ("ignore_eos", {"ignore_eos": True}),
+        ("sampling.seed", {"sampling": s.SamplingParameters(seed=8)}),
+        ("sampling.top_k", {"sampling": s.SamplingParameters(top_k=3)}),
+    ],
+)
+def test_another_request_under_the_same_generation_id_is_refused_by_field(server, field, other):
+    session = server.create()
+    asked = {"text": "O", "max_tokens": 5, "stop": ["x"], "sampling": s.SamplingParameters(seed=7)}
+    server.read(session_id=session, generation_id="a", **asked)
+    failure = refusal(lambda: server.generate(session_id=session, generation_id="a", **{**asked, **other}))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "GENERATION_MISMATCH")
+    assert failure.metadata["field"] == field
+
+
+def test_fields_that_are_absent_are_taken_from_the_record(server):
+    session = server.create()
+    whole = server.read(session_id=session, generation_id="a", text="O", max_tokens=9, stop=["~"])
+    assert server.read(session_id=session, generation_id="a").tokens == whole.tokens
+
+
+def test_a_resume_takes_the_older_stream_over(server):
+    session = server.create()
+    asked = {"session_id": session, "generation_id": "a", "max_tokens": 3}
+    older = server.generate(max_tokens_per_second=HELD, **asked)
+    begun = token(older)
+    newer = server.read(from_position=begun.position, **asked)
+    failure = refusal(lambda: older)
+    assert (failure.code, failure.reason) == (grpc.StatusCode.ABORTED, "TAKEN_OVER")
+    assert newer.tokens[0] == begun.token_ids[0]
+    assert len(newer.tokens) == 3
+
+
+def test_a_stream_whose_reader_stands_still_is_taken_over_all_the_same(server):
+    session = server.create()
+
+    class Context:
+        def time_remaining(self):
+            return None
+
+    async def scenario():
+        servicer = GenerationServicer(server.server.models, server.server.keeper)
+        asked = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5)
+        held = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5, max_tokens_per_second=HELD)
+        older = servicer.Generate(held, Context())
+        await anext(older)  # and never asks for the next: its call waits in a write
+        newer = [message async for message in servicer.Generate(asked, Context())]
+        await older.aclose()
+        return newer
+
+    assert len(Read(server.run(scenario())).tokens) == 5
+
+
+def test_a_request_that_does_not_fit_takes_nothing_over(server):
+    session = server.create()
+    older = server.generate(session_id=session, generation_id="a", max_tokens_per_second=HELD)
+    token(older)
+    failure = refusal(lambda: server.generate(session_id=session, generation_id="a", max_tokens=5))
+    assert failure.reason == "GENERATION_MISMATCH"
+    assert older.is_active()
+    assert server.session(session).in_use
+    older.cancel()
+
+
+def test_another_generation_of_a_session_in_use_is_refused(server):
+    session = server.create()
+    call = server.generate(session_id=session, generation_id="a", max_tokens_per_second=HELD)
+    token(call)
+    for attempt in (lambda: server.generate(session_id=session), lambda: delete(server, session)):
+        failure = refusal(attempt)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.ABORTED, "SESSION_BUSY")
+        assert failure.retry_after_s == pytest.approx(0.5)
+    call.cancel()
+
+
+def test_a_lost_client_leaves_the_session_to_the_next_generation(server):
+    session = server.create()
+    call = server.generate(session_id=session, generation_id="a", text="O", max_tokens_per_second=HELD)
+    token(call)
+    call.cancel()
+    until(lambda: not server.session(session).in_use)
+    recorded = get(server, session).generations[0]
+    assert (recorded.finish_reason, recorded.finished) == (g.FINISH_REASON_CANCELLED, False)
+    server.read(session_id=session, generation_id="b", max_tokens=2)
+    assert get(server, session).generations[0].finished
+    again = server.read(session_id=session, generation_id="a")
+    assert (again.reason, len(again.tokens)) == ("CANCELLED", 1)
+
+
+def test_the_record_tells_a_generation_that_streams_from_one_that_was_cut(server):
+    session = server.create()
+    call = server.generate(session_id=session, generation_id="a", max_tokens_per_second=HELD)
+    token(call)
+    assert server.session(session).in_use
+    assert get(server, session).generations[0].finish_reason == g.FINISH_REASON_UNSPECIFIED
+    call.cancel()
+    until(lambda: not server.session(session).in_use)
+    resumed = server.generate(session_id=session, generation_id="a", from_position=2, max_tokens_per_second=HELD)
+    token(resumed)
+    assert get(server, session).generations[0].finish_reason == g.FINISH_REASON_UNSPECIFIED
+    resumed.cancel()
+
+
+def test_a_generation_that_finds_no_room_leaves_its_session_as_it_was(start):
+    server = start(slots=1, waiting=0)
+    session = server.create()
+    server.read(session_id=session, generation_id="a", text="O", max_tokens=3)
+    holder = server.generate(max_tokens_per_second=HELD)
+    token(holder)
+    before = get(server, session)
+    assert refusal(lambda: server.generate(session_id=session, generation_id="b", text="A")).reason == "QUEUE_FULL"
+    after = get(server, session)
+    assert (after.token_ids, after.generations, after.session.in_use) == (before.token_ids, before.generations, False)
+    holder.cancel()
+
+
+def test_a_session_where_the_client_does_not_expect_it_is_left_alone(server):
+    session = server.create()
+    server.read(session_id=session, max_tokens=4)
+    failure = refusal(lambda: server.generate(session_id=session, expected_position=4))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "POSITION_MISMATCH")
+    assert failure.metadata["position"] == "5"
+    assert server.session(session).position == 5
+
+
+def test_a_transcript_is_read_page_by_page(server):
+    session = server.create("abc")
+    for i, prompt in enumerate(["K:Cmaj\nA2|", "", "B", "C2"]):
+        text = {"text": prompt} if prompt else {}
+        server.read(session_id=session, generation_id=str(i), max_tokens=3 + i, ignore_eos=True, **text)
+    whole = get(server, session)
+    for size in (1, 2, 5, 100):
+        read_ = list(pages(server, session, size))
+        assert [token for page in read_ for token in page.token_ids] == list(whole.token_ids)
+        assert "".join(page.text for page in read_) == whole.text
+        assert [x.id for page in read_ for x in page.generations] == ["0", "1", "2", "3"]
+        assert [page.position for page in read_] == list(range(0, len(whole.token_ids), size))
+    assert len(whole.token_ids) == whole.session.position
+    assert list(whole.token_ids[:4]) == [0, 4, 8, 17]
+
+
+def test_a_page_tells_all_of_a_generation(server):
+    session = server.create()
+    stream = server.read(session_id=session, generation_id="a", text="To be", max_tokens=6)
+    recorded = get(server, session).generations[0]
+    assert (recorded.id, recorded.prompt_position, recorded.start_position, recorded.next_position) == ("a", 1, 6, 12)
+    assert (recorded.sampling, recorded.max_tokens) == (stream.start.sampling, 6)
+    assert (recorded.finish_reason, recorded.finished) == (g.FINISH_REASON_LENGTH, True)
+    assert (recorded.model_digest, recorded.numerics_id) == (stream.start.model_digest, stream.start.numerics_id)
+
+
+def test_a_page_of_size_zero_leaves_the_transcript_out(server):
+    session = server.create()
+    server.read(session_id=session, max_tokens=2)
+    page = get(server, session, page_size=0)
+    assert page.session.position == 3
+    assert [*page.token_ids, *page.generations, page.text, page.next_page_token] == ["", ""]
+
+
+def test_a_page_of_many_generations_or_biases_fits_into_a_message(start):
+    server = start()
+    session = server.create()
+    bias = s.LogitBias(biases=dict.fromkeys(range(66), -0.5))
+    server.read(session_id=session, max_tokens=1, sampling=s.SamplingParameters(logit_bias=bias))
+    kept = server.server.sessions.get(session)
+    kept.transcript.extend([5] * 6_000)
+    kept.generations = [
+        dataclasses.replace(kept.generations[0], id=str(i), prompt_position=i // 3, start_position=i // 3)
+        for i in range(6_000)
+    ]
+    read_ = list(pages(server, session, 65_536))
+    assert [x.id for page in read_ for x in page.generations] == [str(i) for i in range(6_000)]
+    assert [token for page in read_ for token in page.token_ids] == kept.transcript.tolist()
+    assert max(page.ByteSize() for page in read_) < 2 << 20 < sum(page.ByteSize() for page in read_)
+
+
+def test_sessions_are_listed_the_latest_first_page_by_page(start, repository):
+    server = start(models=repository)
+    created = [server.create(("tiny", "lstm")[i % 2]) for i in range(7)]
+    server.read(session_id=created[0], max_tokens=1)  # use does not change the order
+    assert list(listed(server)) == [created[::-1]]
+    assert list(listed(server, page_size=3)) == [created[:3:-1], created[3:0:-1], created[:1]]
+    assert list(listed(server, page_size=3, model="lstm")) == [created[5::-2]]
+    assert list(listed(server, model="nobody")) == [[]]
+
+
+def test_sessions_created_at_the_same_moment_are_listed_once_each(start):
+    server = start(clock=Clock())
+    created = {server.create() for _ in range(5)}
+    found = [session for page in listed(server, page_size=2) for session in page]
+    assert len(found) == 5
+    assert set(found) == created
+
+
+@pytest.mark.parametrize("make", [get, delete, lambda server, i: server.generate(session_id=i)])
+def test_a_deleted_session_has_expired_and_a_forged_one_is_unknown(server, make):
+    session = server.create()
+    delete(server, session)
+    failure = refusal(lambda: make(server, session))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_EXPIRED")
+    forged = session[:-1] + ("a" if session[-1] != "a" else "b")
+    for unknown in (forged, session.upper(), "", "x" * 500, "é" * 48):
+        failure = refusal(lambda: make(server, unknown))  # noqa: B023 - called at once
+        assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_UNKNOWN")
+
+
+def test_an_idle_session_expires_and_use_puts_that_off(start):
+    clock = Clock()
+    server = start(clock=clock)
+    session = server.create(idle_ttl=duration_pb2.Duration(seconds=10))
+    clock.now_s += 9
+    server.read(session_id=session, max_tokens=1)
+    clock.now_s += 9
+    assert server.session(session).position == 2
+    clock.now_s += 1
+    assert refusal(lambda: get(server, session)).reason == "SESSION_EXPIRED"
+    assert server.metric("gruve_session_moves_total", reason="expired") == 1
+    assert server.metric("gruve_sessions", where="memory") == 0
+
+
+def test_a_session_in_use_does_not_expire(start):
+    clock = Clock()
+    server = start(clock=clock)
+    session = server.create(idle_ttl=duration_pb2.Duration(seconds=10))
+    call = server.generate(session_id=session, max_tokens_per_second=HELD)
+    token(call)
+    clock.now_s += 100
+    assert server.session(session).in_use
+    call.cancel()
+
+
+def test_the_least_recently_used_sessions_leave_when_memory_is_short(start):
+    server = start(sessions=SessionsConfig(budget_bytes=20_000))
+    created = [server.create() for _ in range(40)]
+    server.read(session_id=created[-1], max_tokens=1)
+    left = next(listed(server))
+    assert left == created[::-1][: len(left)]
+    assert 5 < len(left) < 40
+    assert server.metric("gruve_session_moves_total", reason="evicted") == 40 - len(left)
+    assert server.metric("gruve_session_memory_bytes") <= 20_000
+
+
+def test_a_time_to_live_beyond_the_servers_limit_is_refused(server):
+    for seconds, nanos in ((3_601, 0), (0, 999_999_999), (-1, 0)):
+        ttl = duration_pb2.Duration(seconds=seconds, nanos=nanos)
+        failure = refusal(lambda: server.create(idle_ttl=ttl))  # noqa: B023 - called at once
+        assert failure.reason == "INVALID_FIELD"
+        assert failure.violations[0].field == "session.idle_ttl"
+        assert "3600" in failure.message
+
+
+def test_a_session_deleted_while_a_resume_waits_has_expired(start):
+    server = start()
+    session, gate = server.create(), Gate(server.hosted("tiny"))
+    older = server.generate(session_id=session, generation_id="a")
+    next(older)
+    gate.let(0)
+    newer = server.generate(session_id=session, generation_id="a")
+    assert refusal(lambda: older).reason == "TAKEN_OVER"
+    server.server.sessions._table.pop(session)  # as if it had been evicted just then
+    gate.open()
+    assert refusal(lambda: newer).reason == "SESSION_EXPIRED"
+
+
+def test_a_resume_that_is_cancelled_while_it_waits_leaves_the_session_free(start):
+    server = start()
+    session, gate = server.create(), Gate(server.hosted("tiny"))
+    older = server.generate(session_id=session, generation_id="a", max_tokens=5)
+    next(older)
+    gate.let(0)
+    newer = server.generate(session_id=session, generation_id="a", max_tokens=5)
+    assert refusal(lambda: older).reason == "TAKEN_OVER"
+    newer.cancel()
+    gate.open()
+    until(lambda: not server.session(session).in_use)
+    assert len(server.read(session_id=session, generation_id="a", max_tokens=5).tokens) == 5
+
+
+def test_many_resumes_at_once_leave_one_stream_that_has_it_all(server):
+    session = server.create()
+    asked = {"session_id": session, "generation_id": "a", "text": "O", "max_tokens": 300}
+    calls = [server.generate(**asked) for _ in range(8)]
+    ends = [broken(lambda: call) for call in calls]  # noqa: B023 - called at once
+    reads = [Read(messages) for messages, failure in ends if failure is None]
+    assert {failure.code for _, failure in ends if failure is not None} <= {grpc.StatusCode.ABORTED}
+    assert {len(stream.tokens) for stream in reads} == {300}
+    assert len(server.read(**asked).tokens) == 300
+
+
+def test_a_client_that_vanishes_right_after_it_asked_frees_the_session(server):
+    session = server.create()
+    for messages in (0, 0, 1, 0, 2):
+        call = server.generate(
+            session_id=session, generation_id="a", text="O" * 30, max_tokens=40, max_tokens_per_message=1
+        )
+        first(call, messages)
+        call.cancel()
+    assert len(server.read(session_id=session, generation_id="a", text="O" * 30, max_tokens=40).tokens) == 40
+    until(lambda: not server.session(session).in_use)

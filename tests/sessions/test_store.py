@@ -1,0 +1,393 @@
+"""Every store keeps what it was given and refuses what is fenced off: the same promises for all, and each one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gruve.engine.sequence import FinishReason
+from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
+from gruve.model.sampling import SamplingParameters
+from gruve.sessions.encoding import hand_over, unpack_head, unpack_session
+from gruve.sessions.record import Change
+from gruve.sessions.rewind import rewind
+from gruve.sessions.store.memory import MemoryStore
+from gruve.sessions.store.redis import RedisStore
+from gruve.sessions.store.sqlite import SqliteStore
+from redis_server import RedisServer
+from session_records import NOW, generation_of, grow, load, save, session_of
+
+KINDS = ("memory", "sqlite", "redis")
+SHARED = ("memory", "redis")
+
+
+@pytest.fixture
+def make(request, tmp_path):
+    """Makes another door to one and the same store."""
+    kind, made = request.param, []
+    if kind == "memory":
+        store = MemoryStore()
+        yield lambda: store
+        return
+    if kind == "redis":
+        url = request.getfixturevalue("redis_server").url
+        door = RedisStore(url)
+        door._redis.flushall()
+
+    def open_one():
+        if kind == "sqlite" and made:
+            made.pop().close()
+        made.append(SqliteStore(tmp_path / "s.db") if kind == "sqlite" else RedisStore(url))
+        return made[-1]
+
+    yield open_one
+    for store in made:
+        store.close()
+
+
+def contents(session):
+    """What a session is, whoever keeps it."""
+    plain = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
+    for name in ("kept", "in_use", "holds", "idle_bytes", "state", "snapshots"):
+        del plain[name]
+    return plain | {"states": {at: state.tolist() for at, state in session.snapshots.items()}}
+
+
+all_stores = pytest.mark.parametrize("make", KINDS, indirect=True)
+shared_stores = pytest.mark.parametrize("make", SHARED, indirect=True)
+
+
+@all_stores
+def test_a_session_comes_back_as_it_was(make):
+    session = session_of(tokens=700)
+    change = Change(650, SamplingParameters(seed=5, top_k=3), inserted=4)
+    session.generations = [
+        generation_of(10, finish_reason=FinishReason.STOP, finished=True),
+        generation_of(600, changes=[change], digest="x"),
+    ]
+    session.generations[-1].next_position = session.position
+    session.given = SamplingParameters(seed=8)
+    session.move(np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 3, 256)
+    session.move(np.full((2, 3, 4), np.float32(1e-30)), 700)
+    assert save(make(), session) == []
+    assert contents(load(make())) == contents(session)
+
+
+@all_stores
+def test_what_nobody_has_written_is_not_there(make):
+    store = make()
+    assert store.read("a", NOW) is None
+    assert store.acquire("a", "me", None, NOW) is None
+    session = session_of()
+    session.kept.stored = True
+    assert save(store, session) == ["a"]
+
+
+@all_stores
+def test_tokens_that_follow_are_written_alone_and_those_taken_back_are_gone(make):
+    store, session = make(), session_of()
+    grow(session, [5] * 299)
+    session.move(np.zeros((1, 1, 2), np.float32), 290)
+    save(store, session)
+    grow(session, [9] * 500)
+    write = hand_over(session).write
+    assert (write.head, write.generations, write.first_chunk) == ("", (), 1)
+    store.write("me", [write])
+    assert load(store).transcript == session.transcript
+    rewind(session, 256, seed=4)
+    grow(session, [8] * 3)
+    save(store, session)
+    assert contents(load(store)) == contents(session)
+
+
+@all_stores
+def test_a_write_may_come_twice(make):
+    store, session = make(), session_of(tokens=600)
+    session.generations = [generation_of(3)]
+    session.generations[-1].next_position = session.position
+    write = hand_over(session).write
+    assert store.write("me", [write]) == store.write("me", [write]) == []
+    assert load(store).transcript == session.transcript
+
+
+@all_stores
+def test_a_write_that_failed_is_handed_over_once_more(make):
+    store, session = make(), session_of(tokens=300)
+    save(store, session)
+    session.transcript.extend([9] * 300)
+    session.move(np.ones((1, 1, 2), np.float32), 550)
+    lost = hand_over(session)  # and never comes to the store
+    session.transcript.extend([7] * 300)
+    lost.failed()
+    assert session.unsaved
+    save(store, session)
+    assert contents(load(store)) == contents(session)
+    assert not session.unsaved
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(["tokens", "rewind", "event", "write", "lose", "arrive"]), st.integers(1, 600)))
+)
+def test_whatever_was_written_in_whatever_order_what_arrived_is_what_there_is(acts):
+    store, session, handed = MemoryStore(), session_of(), None
+    for act, n in [*acts, ("arrive", 0), ("write", 0), ("arrive", 0)]:
+        if act == "tokens":
+            grow(session, ((n + i) % 60_000 for i in range(n)))
+            session.move(np.full((1, 1, 2), n, np.float32), session.position - 1)
+        elif act == "rewind":
+            rewind(session, 1 + n % session.position)
+        elif act == "event":
+            for generation in session.generations[-1:]:
+                generation.finish(FinishReason.CANCELLED)
+            grow(session, [n])
+        elif act == "write" and handed is None:
+            handed = hand_over(session)
+        elif handed is not None:
+            if act == "lose":
+                handed.failed()
+            else:
+                store.write("me", [handed.write])
+                handed.arrived()
+            handed = None
+        check_durable(store, session)
+    assert contents(load(store)) == contents(session)
+    assert not session.unsaved
+
+
+def check_durable(store, session):
+    """Nothing at or below what is called durable is lost."""
+    kept = load(store)
+    durable = session.kept.durable_position
+    assert kept is not None or not durable
+    if kept is not None:
+        assert kept.transcript[:durable] == session.transcript[:durable]
+
+
+@all_stores
+def test_the_key_is_made_once_and_stays(make):
+    store = make()
+    key = store.key()
+    assert (len(key), store.key()) == (32, key)
+
+
+@all_stores
+def test_sessions_are_listed_the_latest_first_from_anywhere_on(make):
+    store = make()
+    sessions = [session_of(f"s{i:03}", NOW + i // 3, "ab"[i % 2]) for i in range(600)]
+    save(store, *sessions)
+    everybody = [(s.created_s, s.id) for s in reversed(sessions)]
+    assert [i.id for i in store.page("", None, 1_000, NOW)] == [i for _, i in everybody]
+    for at in (0, 1, 2, 300, 598):
+        assert [i.id for i in store.page("", everybody[at], 4, NOW)] == [i for _, i in everybody[at + 1 : at + 5]]
+    assert [i.id for i in store.page("b", everybody[0], 2, NOW)] == ["s597", "s595"]
+    assert store.page("c", None, 5, NOW) == []
+    assert store.count() == 600
+    assert unpack_head(store.page("", None, 1, NOW)[0]).model == "b"
+
+
+@pytest.mark.parametrize("make", ["memory", "sqlite"], indirect=True)
+def test_sessions_expire_when_they_have_lain_idle_so_many_a_pass_and_none_that_is_spared(make):
+    store = make()
+    save(store, *(session_of(f"s{i}", ttl_s=10.0 + i) for i in range(5)), release=True)
+    assert load(store, "s0", NOW + 9.9).id == "s0"
+    assert load(store, "s0", NOW + 10.0) is None
+    assert [i.id for i in store.page("", None, 9, NOW + 12.0)] == ["s4", "s3"]
+    assert store.expire(NOW + 13.5, 2, {"s1"}) == 2
+    assert store.expire(NOW + 13.5, 2, {"s1"}) == 1
+    assert (store.expire(NOW + 13.5, 2, {"s1"}), store.count()) == (0, 2)
+
+
+def test_redis_expires_by_itself_and_the_indexes_are_swept(redis_server):
+    store = RedisStore(redis_server.url)
+    store._redis.flushall()
+    kept, gone = session_of("kept"), session_of("gone", ttl_s=0.001)
+    save(store, kept, gone, release=True)
+    while store.read("gone", NOW):
+        time.sleep(0.005)
+    assert [i.id for i in store.page("", None, 9, NOW)] == ["kept"]
+    assert (store.count(), store.expire(NOW, 100, ()), store.count()) == (2, 1, 1)
+    store.close()
+
+
+@all_stores
+def test_a_deleted_session_leaves_nothing(make):
+    store = make()
+    save(store, session_of(tokens=9), session_of("b"))
+    assert store.delete("a", "me", 1)
+    assert not store.delete("a", "me", 1)
+    assert load(store) is None
+    assert [i.id for i in store.page("", None, 9, NOW)] == ["b"]
+
+
+@shared_stores
+def test_a_lease_keeps_others_out_until_it_is_released(make):
+    store, other, session = make(), make(), session_of(tokens=5)
+    save(store, session)
+    with pytest.raises(SessionElsewhere):
+        other.acquire("a", "you", None, NOW)
+    assert other.read("a", NOW).listed.owner == "me"
+    save(store, session, release=True)
+    assert other.read("a", NOW).listed.owner == ""
+    assert store.renew("me", [("a", 1)]) == ["a"]
+    acquired = other.acquire("a", "you", None, NOW)
+    assert unpack_session(acquired.stored, acquired.version).transcript == session.transcript
+    with pytest.raises(SessionElsewhere):
+        store.acquire("a", "me", 1, NOW)
+
+
+@shared_stores
+def test_a_write_of_a_lost_lease_is_refused_and_those_beside_it_are_not(make):
+    store, session, other = make(), session_of(tokens=5), session_of("b")
+    save(store, session, other, release=True)
+    store.acquire("a", "you", None, NOW)
+    session.transcript.append(1)
+    other.transcript.append(1)
+    assert save(store, session, other) == ["a"]
+    assert (load(store).position, load(store, "b").position) == (6, 2)
+    assert store.renew("me", [("a", 1), ("b", 1)]) == ["a"]
+    assert not store.delete("a", "me", 1)
+
+
+@shared_stores
+def test_a_copy_that_nobody_has_overtaken_is_not_sent_again(make):
+    store, session = make(), session_of(tokens=5)
+    save(store, session, release=True)
+    first = store.acquire("a", "me", 1, NOW)
+    assert (first.version, first.stored) == (2, None)
+    session.kept.version = 2
+    session.transcript.append(7)
+    save(store, session, release=True)
+    assert store.acquire("a", "you", None, NOW).version == 3
+    session.kept.version = 3
+    save(store, session, owner="you", release=True)
+    assert store.acquire("a", "me", 2, NOW).stored is not None
+
+
+def test_a_lease_ends_with_its_time_unless_it_is_renewed():
+    clock = iter_clock()
+    store = MemoryStore(clock=clock)
+    save(store, session_of())
+    clock.now += 9.0
+    assert store.renew("me", [("a", 1)]) == []
+    clock.now += 9.0
+    with pytest.raises(SessionElsewhere):
+        store.acquire("a", "you", None, NOW)
+    clock.now += 2.0
+    assert store.acquire("a", "you", None, NOW).version == 2
+
+
+class iter_clock:  # noqa: N801 - used as a function
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_second_server_is_kept_off_the_file(tmp_path):
+    store = SqliteStore(tmp_path / "s.db")
+    with pytest.raises(StoreBroken, match="in use by another server"):
+        SqliteStore(tmp_path / "s.db")
+    store.close()
+    SqliteStore(tmp_path / "s.db").close()
+
+
+def test_a_killed_servers_file_is_free_at_once_and_whole(tmp_path):
+    code = f"""
+import os
+from pathlib import Path
+from gruve.sessions.store.sqlite import SqliteStore
+from session_records import save, session_of
+store = SqliteStore(Path({str(tmp_path / "s.db")!r}))
+for i in range(20):
+    save(store, session_of(f"s{{i}}", tokens=900))
+os.kill(os.getpid(), 9)
+"""
+    path = [*sys.path, str(pytest.__file__)]
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {path!r}\n{code}"], check=False)
+    store = SqliteStore(tmp_path / "s.db")
+    assert [load(store, f"s{i}").position for i in range(20)] == [901] * 20
+    store.close()
+
+
+@pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(b"not a database" * 99), lambda p: other_database(p)])
+def test_a_file_that_is_no_store_is_left_alone(tmp_path, spoil):
+    path = tmp_path / "s.db"
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(StoreBroken, match="sqlite:"):
+        SqliteStore(path)
+    assert path.read_bytes() == before
+
+
+def other_database(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE plants (name TEXT)")
+
+
+def test_a_file_of_a_later_version_is_refused_by_name(tmp_path):
+    SqliteStore(tmp_path / "s.db").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as db:
+        db.execute("PRAGMA user_version = 9")
+    with pytest.raises(StoreBroken, match="schema 9"):
+        SqliteStore(tmp_path / "s.db")
+
+
+def test_a_full_disk_refuses_a_write_whole_and_takes_it_later(tmp_path):
+    store, session = SqliteStore(tmp_path / "s.db"), session_of(tokens=5)
+    save(store, session)
+    store._writer.execute("PRAGMA max_page_count = 1")
+    session.transcript.extend([5] * 50_000)
+    handed = hand_over(session)
+    with pytest.raises(StoreUnavailable):
+        store.write("me", [handed.write])
+    handed.failed()
+    assert load(store).position == 6
+    store._writer.execute("PRAGMA max_page_count = 100000")
+    save(store, session)
+    assert load(store).transcript == session.transcript
+    store.close()
+
+
+def test_a_locked_database_is_waited_for_and_no_longer(tmp_path):
+    store = SqliteStore(tmp_path / "s.db", busy_ms=30)
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable):
+            save(store, session_of())
+        db.execute("ROLLBACK")
+    save(store, session_of())
+    assert load(store) is not None
+    store.close()
+
+
+def test_a_redis_that_is_gone_is_said_to_be_and_found_again(tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp("r"))
+    store = RedisStore(server.url)
+    save(store, session_of(tokens=4), release=True)
+    server.stop()
+    for ask in (lambda: store.read("a", NOW), lambda: save(store, session_of("b")), store.key, store.count):
+        with pytest.raises(StoreUnavailable):
+            ask()
+    server.start()
+    assert load(store).position == 5
+    server.stop()
+    store.close()
+
+
+def test_a_redis_password_is_in_no_name_and_no_complaint():
+    store = RedisStore("redis://user:s3cret@localhost:1/2")
+    assert store.name == "redis://localhost:1/2"
+    with pytest.raises(StoreUnavailable) as told:
+        store.key()
+    assert "s3cret" not in f"{told.value} {told.value.__cause__}"
+    store.close()

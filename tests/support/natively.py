@@ -1,0 +1,81 @@
+"""What the tests of the native backend share: this CPU's instruction sets, backends, and a row's life told plainly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gruve.decode import Reason, Row
+from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.native.library import ISAS as KNOWN
+from gruve.decode.native.library import library
+from gruve.decode.stops import MATCHED
+from gruve.model import sampling as law
+from requiring import need
+
+ISAS = [] if native_unavailable() else [isa for isa in KNOWN if library().isa(isa)]
+every_isa = pytest.mark.parametrize("isa", ISAS)
+
+
+@pytest.fixture(autouse=True)
+def native():
+    """Skips, or fails where GRUVE_REQUIRE names native, if the library was not built."""
+    need("native", present=native_unavailable() is None, install=f"pip install -e . ({native_unavailable()})")
+
+
+def row_with(prompt=(), *, history=(0,), position=None, max_tokens=10, sampling=None, **more) -> Row:
+    return Row(
+        np.array(history, dtype=np.int32),
+        len(history) - 1 if position is None else position,
+        np.array(prompt, dtype=np.int32),
+        sampling or law.SamplingParameters(seed=1),
+        max_tokens,
+        **more,
+    )
+
+
+def life(backend: NativeBackend, slot: int, steps: int) -> tuple[list[int], Reason]:
+    """The tokens of the row in `slot` until it freezes, `steps` steps a call, and why it froze."""
+    tokens, reason = [], Reason.RUNNING
+    while reason is Reason.RUNNING:
+        block = backend.decode([slot], [steps], steps)
+        tokens += block.tokens[: block.taken[0], 0].tolist()
+        reason = Reason(int(block.reasons[0]))
+    return tokens, reason
+
+
+class PlainRow:
+    """A row by the words of `gruve.decode.Row` and the law of sampling, one step at a time."""
+
+    def __init__(self, row: Row) -> None:
+        self.row, self.drawn, self.stop_state = row, row.drawn, row.stop_state
+        self.transcript, self.forced = row.history.tolist(), row.forced.tolist()
+        self.position = row.position
+
+    def step(self, logits) -> tuple[int, Reason]:
+        """`logits` as the network gives them for the pending token."""
+        row, self.position = self.row, self.position + 1
+        prompted = bool(self.forced)
+        token = self.forced.pop(0) if prompted else self._draw(logits)
+        self.transcript.append(token)
+        if prompted:
+            return token, Reason.LENGTH if not self.forced and self.drawn >= row.max_tokens else Reason.RUNNING
+        self.drawn += 1
+        matched = False
+        if row.stops is not None:
+            entry = int(row.stops.table[self.stop_state, token])
+            self.stop_state, matched = entry % MATCHED, entry >= MATCHED
+        if token == row.end_id:
+            return token, Reason.END_OF_SEQUENCE
+        if matched and self.drawn >= row.min_tokens:
+            return token, Reason.STOP
+        return token, Reason.LENGTH if self.drawn >= row.max_tokens else Reason.RUNNING
+
+    def _draw(self, logits) -> int:
+        row, early = self.row, self.drawn < self.row.min_tokens
+        masked = {row.end_id} if row.end_id is not None and (early or row.ignore_eos) else set()
+        if early and row.stops is not None:
+            masked |= set(row.stops.token_ids)
+        history = np.array(self.transcript[-law.MAX_REPETITION_WINDOW :])
+        with np.errstate(over="ignore", invalid="ignore"):  # at temperatures near 0 the law leaves fp32 behind
+            return law.draw(logits, row.sampling, position=self.position, history=history, masked=tuple(sorted(masked)))

@@ -1,0 +1,66 @@
+"""`gruve serve` as a process, and how a server in this process is drained."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+
+import grpc
+
+from serving import PATIENCE_S
+
+KEY = "a key that every server shares"
+
+
+class Process:
+    """`gruve serve` as a process of its own."""
+
+    def __init__(self, repository, *flags: str) -> None:
+        command = [sys.executable, "-m", "gruve.cli", "serve", "--models", str(repository), "--port", "0"]
+        self._process = subprocess.Popen(
+            [*command, "--metrics-port", "0", "--device", "cpu", "--threads", "1", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "GRUVE_SESSION_KEY": KEY},
+        )
+        self._line: dict[str, object] | None = None
+
+    @property
+    def line(self):
+        """What it says when it is ready."""
+        if self._line is None:
+            self._line = json.loads(self._process.stdout.readline())
+        return self._line
+
+    def connect(self) -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{self.line['port']}", options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, the rest of standard output, and standard error."""
+        out, err = self._process.communicate(timeout=PATIENCE_S)
+        return self._process.returncode, out, err
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def drain(server, ending="drain"):
+    """Begins to end a server as a signal does; returns what a second signal would be put into."""
+
+    async def begin():
+        asked = asyncio.Queue()
+        task = asyncio.create_task(server.server.drain(ending, asked))
+        return asked, task
+
+    return server.run(begin())

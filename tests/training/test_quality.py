@@ -1,0 +1,121 @@
+"""Samples are judged by what they are, and a card prints what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gruve.errors import CorpusError, InvalidField
+from gruve.model.repository import load
+from gruve.training.card import CardText, read_card_text, render_card
+from gruve.training.config import Architecture, Batches, Schedule, TrainingConfig, read_config
+from gruve.training.publish import publish
+from gruve.training.quality import GRAM, Sample, abc2midi_accepts, as_abc, judge
+from gruve.training.report import naming
+from gruve.training.trainer import train
+
+MODELS = Path(__file__).parents[2] / "models"
+RIGHT = "L:1/8\nM:2/4\nK:Cmaj\n|: CDEF| G2G2| FEDC| C4:|\n"
+WRONG = RIGHT.replace("FEDC", "FEDCB")
+UNREADABLE = RIGHT.replace("FEDC", "(3(3FE")
+TEXT = CardText(
+    title="A model",
+    summary="Says little.",
+    license="cc0-1.0",
+    license_note="Do as you like.",
+    language=["en"],
+    tags=["gru"],
+    datasets=["cats"],
+    corpus_path="corpus.txt",
+    data="Cats.",
+    limits=["Knows only cats."],
+)
+
+
+def sample(text: str, ids: tuple[int, ...]) -> Sample:
+    return Sample(ids, text, ended=True)
+
+
+def test_shares_count_what_the_judges_said() -> None:
+    samples = [sample(RIGHT, (5, 6)), sample(RIGHT, (5, 7)), sample(WRONG, (5, 8)), sample(UNREADABLE, (5, 9))]
+    quality = judge(samples, train=[(5, 6)], others=[(7, 7)], temperature=1.0, seed=0)
+    assert (quality.parsed, quality.all_bars_right) == (0.75, 0.5)
+    assert quality.interior_bars_right == pytest.approx(5 / 6)
+    assert (quality.exact_copies, quality.distinct, quality.ended) == (1, 1.0, 1.0)
+
+
+def test_a_run_of_the_corpus_is_found_to_its_full_length() -> None:
+    tune = tuple(range(2, 60))
+    copied = sample(RIGHT, (*range(70, 80), *tune[10:35], 90))
+    fresh = sample(RIGHT, tuple(range(100, 140)))
+    quality = judge([copied, fresh], train=[tune], others=[], temperature=1.0, seed=0)
+    assert quality.longest_copied_run == 25
+    runs = (36 - GRAM + 1) + (40 - GRAM + 1)
+    assert quality.copied_runs == pytest.approx((25 - GRAM + 1) / runs)
+
+
+@pytest.mark.skipif(shutil.which("abc2midi") is None, reason="abc2midi is not installed")
+def test_abc2midi_objects_to_a_wrong_bar() -> None:
+    assert abc2midi_accepts([as_abc(RIGHT), as_abc(WRONG)]) == [True, False]
+
+
+def test_without_abc2midi_its_judgement_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert abc2midi_accepts([as_abc(RIGHT)]) is None
+
+
+def test_transcribers_are_counted_by_their_last_name(tmp_path: Path) -> None:
+    (tmp_path / "a.abc").write_bytes(b"X:1\nZ:Typed by ANN WHITE, 1999\nX:2\nZ: ann white\nX:3\r\nZ:Bo Gray <x@y>\r\n")
+    assert naming(tmp_path, ["Bo Gray", "Ann White"]) == [("Ann White", 2), ("Bo Gray", 1)]
+    with pytest.raises(CorpusError, match="names 'Cy Black'"):
+        naming(tmp_path, ["Cy Black"])
+
+
+def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the cat sat on the mat and looked at the rat.\n" * 90, encoding="utf-8")
+    config = TrainingConfig(
+        name="cat",
+        kind="characters",
+        architecture=Architecture("gru", embedding_size=4, hidden_size=8, num_layers=1, reset="after"),
+        schedule=Schedule(8, 1e-2, 1e-3, warmup_steps=1, validate_every_steps=4),
+        batches=Batches(rows=4, steps=16),
+    )
+    trained = train(config, corpus, tmp_path / "runs" / "cat")
+    model = publish(config, TEXT, corpus, tmp_path / "runs" / "cat", tmp_path / "models" / "cat")
+    card = (tmp_path / "models" / "cat" / "README.md").read_text(encoding="utf-8")
+    assert (model.digest, model.license, model.description) == (trained.digest, "cc0-1.0", "Says little.")
+    assert model.digest in card
+    assert re.search(r"\| validation \| carried \| 414 \| \d\.\d{4} \|", card)
+    assert "8 updates" in card
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "folk", "tiny"])
+def test_a_shipped_model_loads_and_is_the_one_its_config_describes(name: str) -> None:
+    model = load(MODELS / name)
+    described = read_config(MODELS / name / "training.toml").architecture.model_config(model.tokenizer.size)
+    assert dataclasses.replace(model.config, files=()) == described
+    size = sum(path.stat().st_size for path in (MODELS / name).iterdir())
+    assert size < (300_000 if name == "tiny" else 30_000_000)
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "folk", "tiny"])
+def test_a_shipped_card_is_what_its_results_render_to(name: str) -> None:
+    folder = MODELS / name
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    drawings = sorted(path.name for path in folder.glob("sample-*.svg"))
+    assert render_card(read_card_text(folder / "card.toml"), results, drawings) == (folder / "README.md").read_text(
+        "utf-8"
+    )
+    assert results["model"]["digest"] == load(folder).digest
+
+
+def test_a_card_text_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text('titel = "x"\n', encoding="utf-8")
+    with pytest.raises(InvalidField, match="titel"):
+        read_card_text(tmp_path / "card.toml")

@@ -1,0 +1,101 @@
+"""Writing: pretty ABC that says the same, from sound tokens and from nonsense."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+
+from gruve.errors import TuneError
+from gruve.tune.mend import mended
+from gruve.tune.normal import parse_tune
+from gruve.tune.score import Key, Note, Tune
+from gruve.tune.tokens import detokenize, join, split
+from gruve.tune.transpose import to_key
+from gruve.tune.write import write_tune
+from tunes import abc, kept, token_lists, tunes
+
+
+def written(music: str, meter: str = "4/4") -> list[str]:
+    return write_tune(parse_tune(abc(music, meter))).splitlines()[5:]
+
+
+@given(tunes())
+def test_what_is_written_reads_as_the_same_tune(tune: Tune) -> None:
+    assert replace(parse_tune(write_tune(tune)), title="") == tune
+
+
+def test_the_headers_are_what_musicians_write() -> None:
+    tune = to_key(parse_tune(abc("A8|]", meter="C|", key="Cdor")), Key(5, 0, "maj"))
+    assert write_tune(tune, title="A\nReel %1", number=7).splitlines()[:5] == [
+        "X:7",
+        "T:A Reel 1",
+        "M:C|",
+        "L:1/8",
+        "K:Ador",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("music", "meter", "lines"),
+    [
+        ("ABcdefga|A2B2c2d2|]", "4/4", ["ABcd efga | A2B2 c2d2 |]"]),
+        ("d|ABcdef|A2Bc2d|A3-A2|]", "6/8", ["d | ABc def | A2B c2d | A3- A2 |]"]),
+        ("Bc|(3ABcd2e2|]", "3/4", ["Bc | (3ABc d2 e2 |]"]),
+        ("|:A8|B8|A8|B8|A8:|:d8|1e8:|2f8|]", "4/4", ["|: A8 | B8 | A8 | B8 |", "A8 :|", "|: d8 |1 e8 :|2 f8 |]"]),
+        ("A8|B8|:A8:|", "4/4", ["A8 | B8 ||", "|: A8 :|"]),
+    ],
+)
+def test_beams_follow_the_beat_and_lines_the_parts(music: str, meter: str, lines: list[str]) -> None:
+    assert written(music, meter) == lines
+
+
+def test_sound_tokens_are_mended_into_the_tune_they_spell() -> None:
+    for one in kept():
+        assert mended(one.tokens) == detokenize(one.tokens)
+
+
+@given(token_lists)
+def test_any_tokens_can_be_written_and_read_again(tokens: list[str]) -> None:
+    tune = mended(tokens)
+    text = write_tune(tune)
+    if tune.events:
+        assert replace(parse_tune(text), title="") == tune
+
+
+@given(token_lists)
+def test_mending_keeps_every_note_in_its_order(tokens: list[str]) -> None:
+    letters = [token.strip("^_=,'").upper() for token in tokens if token.strip("^_=,'").upper() in {*"ABCDEFGZ"}]
+    played = [event.pitch.letter if event.pitch else 7 for event in mended(tokens).events if isinstance(event, Note)]
+    assert played == ["CDEFGABZ".index(letter) for letter in letters]
+
+
+@given(token_lists)
+def test_mending_changes_nothing_that_reads(tokens: list[str]) -> None:
+    tokens = ["L:1/8\n", "M:6/8\n", "K:Cmaj\n", *(token for token in tokens if ":1" not in token and token[1:2] != ":")]
+    assume(split(join(tokens)) == tokens and not re.search("[<>]{2}", join(tokens)))  # what runs together in a text
+    try:
+        tune = detokenize(tokens)
+    except TuneError:
+        return
+    assert mended(tokens) == tune
+
+
+@pytest.mark.parametrize(
+    ("music", "notes"),
+    [("2A", "A"), ("A>|B", "A|B"), ("(3AB|c", "AB|c"), ("-A--", "A"), ("|1A:|2", "A"), ("(3(3ABc", "(3ABc")],
+)
+def test_what_makes_no_sense_is_passed_over(music: str, notes: str) -> None:
+    head = ["L:1/8\n", "M:4/4\n", "K:Cmaj\n"]
+    said, wanted = mended([*head, *split(music)]), parse_tune(abc(notes))
+    assert [e for e in said.events if isinstance(e, Note)] == [e for e in wanted.events if isinstance(e, Note)]
+
+
+def test_of_two_lengths_the_first_counts() -> None:
+    assert mended(["L:1/8\n", "M:4/4\n", "K:Cmaj\n", "A", "2", "3"]) == parse_tune(abc("A2"))
+
+
+def test_without_a_note_the_headers_are_written() -> None:
+    assert write_tune(mended([])).splitlines() == ["X:1", "T:Untitled", "M:4/4", "L:1/8", "K:C"]
