@@ -31,7 +31,7 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def encode(server):
-    return server.hosted("tiny").model.tokenizer.encode
+    return server.host("tiny").model.tokenizer.encode
 
 
 class Reader:
@@ -157,7 +157,7 @@ def test_a_reader_who_does_not_read_parks_the_server_exactly(server, client):
     session = server.create()
     conversation = client.converse(PROMPT, session=session, window=10, **OPTIONS)
     read = len(next(conversation).token_ids)
-    until(lambda: server.session(session).position == START + 10 and server.hosted("tiny").engine.load == 0)
+    until(lambda: server.session(session).position == START + 10 and server.host("tiny").engine.load == 0)
     assert read + sum(len(chunk.token_ids) for chunk in conversation) == 60
     assert server.session(session).position == START + 60
 

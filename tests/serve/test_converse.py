@@ -29,7 +29,7 @@ def alone(server, **fields):
 
 @pytest.fixture(scope="module")
 def encode(server):
-    return server.hosted("tiny").model.tokenizer.encode
+    return server.host("tiny").model.tokenizer.encode
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,9 @@ def controls_are_what_they_are(server, encode, controls, credit, echo, kept, log
 def test_never_a_token_more_than_granted_is_sent_or_computed(server):
     conversation = talk(server, 7, new_session=g.NewSession(model="tiny")).until(7)
     session = conversation.start.session_id
-    until(lambda: server.session(session).position == START + 7 and server.hosted("tiny").engine.load == 0)
+    until(lambda: server.session(session).position == START + 7 and server.host("tiny").engine.load == 0)
     conversation.grant(3)
-    until(lambda: server.session(session).position == START + 10 and server.hosted("tiny").engine.load == 0)
+    until(lambda: server.session(session).position == START + 10 and server.host("tiny").engine.load == 0)
     conversation.say(stop={})
     assert conversation.rest().sent == 10
     assert conversation.finish == "CANCELLED"
@@ -161,7 +161,7 @@ def test_one_who_waits_costs_others_nothing(start, how):
     if how == "paused":
         assert conversation.position(conversation.say(pause={})) == START + 2
         conversation.grant(100)
-    until(lambda: server.hosted("tiny").engine.load == 0)
+    until(lambda: server.host("tiny").engine.load == 0)
     assert server.read(text="O", max_tokens=9).reason == "LENGTH"
     if how == "paused":
         assert conversation.position(conversation.say(resume={})) == START + 2

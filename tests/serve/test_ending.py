@@ -31,7 +31,7 @@ def test_draining_is_told_and_refuses_new_work_while_streams_go_on(start):
     watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service="tiny"))
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     whole = server.read(text="O", max_tokens=30, sampling=s.SamplingParameters(seed=1))
-    gate = Gate(server.hosted("tiny"))
+    gate = Gate(server.host("tiny"))
     running = server.generate(text="O", max_tokens=30, sampling=s.SamplingParameters(seed=1))
     messages = [next(running)]
     _, task = drain(server)
@@ -82,7 +82,7 @@ def test_a_second_signal_hands_over_at_once(start):
 
 def test_a_measure_that_is_cut_by_the_end_is_answered(start):
     server = start()
-    gate = Gate(server.hosted("tiny"))
+    gate = Gate(server.host("tiny"))
     measured = server.generation.Score.future(g.ScoreRequest(model="tiny", text="To be, or not to be", window_tokens=1))
     gate.let(0)
     drain(server, "hand_over")

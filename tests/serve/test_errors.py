@@ -123,7 +123,7 @@ def test_a_stream_that_fails_inside_frees_its_session(start, monkeypatch):
 
 def test_a_stream_that_cannot_be_recorded_fails_alone(start, monkeypatch, caplog):
     server = start()
-    session, gate = server.create(), Gate(server.hosted("tiny"))
+    session, gate = server.create(), Gate(server.host("tiny"))
     lost = server.generate(session_id=session, generation_id="a", max_tokens=20)
     other = server.generate(text="O", max_tokens=20, sampling=s.SamplingParameters(seed=3))
     starts = [next(lost), next(other)]
@@ -140,24 +140,24 @@ def test_a_stream_that_cannot_be_recorded_fails_alone(start, monkeypatch, caplog
     assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert failure.metadata["incident"] in {getattr(r, "incident", None) for r in caplog.records}
     assert [len(starts), len(read(other).tokens)] == [2, 20]
-    until(lambda: not server.session(session).in_use and server.hosted("tiny").engine.load == 0)
+    until(lambda: not server.session(session).in_use and server.host("tiny").engine.load == 0)
     monkeypatch.undo()
     assert len(server.read(session_id=session, generation_id="a", max_tokens=20).tokens) == 20
 
 
 def test_a_computation_that_fails_ends_its_streams_and_loses_nothing(start, caplog):
     server = start()
-    session, hosted = server.create(), server.hosted("tiny")
+    session, host = server.create(), server.host("tiny")
     asked = {"text": "O Romeo", "max_tokens": 30, "stop": ["e~"], "sampling": s.SamplingParameters(seed=6)}
-    whole, decode, calls = server.read(**asked), hosted.backend.decode, itertools.count()
+    whole, decode, calls = server.read(**asked), host.backend.decode, itertools.count()
 
     def fail(slots, limits, steps, **more):
         if next(calls) < 20:
             return decode(slots, limits, 1, **more)
-        hosted.backend.decode = decode
+        host.backend.decode = decode
         raise MemoryError("secret of the house")
 
-    hosted.backend.decode = fail
+    host.backend.decode = fail
     messages, failure = broken(lambda: server.generate(session_id=session, generation_id="a", **asked))
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_FAILED")
     assert "secret" not in failure.message

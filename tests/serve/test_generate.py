@@ -8,7 +8,7 @@ import pytest
 
 from gruve.model.oracle import Oracle
 from gruve.model.sampling import SamplingParameters, draw
-from gruve.serve import fields
+from gruve.serve import validation
 from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import sampling_pb2 as s
@@ -17,16 +17,16 @@ from nets import CELL_NAMES
 from serving import ABC_TOKENS, HELD, PATIENCE_S, Gate, Read, broken, first, read, refusal, token, until
 
 
-def oracle_logits(hosted, tokens):
-    model = hosted.model
+def oracle_logits(host, tokens):
+    model = host.model
     return Oracle(model.config, {name: w.numpy() for name, w in model.weights.items()}).run(tokens)
 
 
 def test_the_first_message_tells_what_was_accepted_and_the_last_how_it_ended(server):
     stream = server.read(text="To be", max_tokens=7, generation_id="mine")
-    start, hosted = stream.start, server.hosted("tiny")
+    start, host = stream.start, server.host("tiny")
     assert (start.generation_id, start.session_id, start.model, start.max_tokens) == ("mine", "", "tiny", 7)
-    assert (start.model_digest, start.numerics_id) == (hosted.model.digest, hosted.backend.numerics_id)
+    assert (start.model_digest, start.numerics_id) == (host.model.digest, host.backend.numerics_id)
     assert (start.prompt_position, start.start_position) == (1, 6)
     assert [m.HasField("start") for m in stream.messages] == [True] + [False] * (len(stream.messages) - 1)
     assert [m.HasField("end") for m in stream.messages] == [False] * (len(stream.messages) - 1) + [True]
@@ -41,7 +41,7 @@ def test_positions_follow_one_another_and_the_text_is_that_of_the_tokens(server)
         assert message.position == position
         position += len(message.token_ids)
     assert position == stream.end.next_position == 66
-    assert stream.text == server.hosted("tiny").model.tokenizer.decode(stream.tokens)
+    assert stream.text == server.host("tiny").model.tokenizer.decode(stream.tokens)
 
 
 def test_echo_sends_the_prompt_first(server):
@@ -70,7 +70,7 @@ def test_what_was_reported_may_be_sent_back(server):
 
 def test_log_probabilities_are_those_of_the_equations(server):
     stream = server.read(model="lstm", text="abc", max_tokens=10, logprobs=3, echo=True, ignore_eos=True)
-    logits = oracle_logits(server.hosted("lstm"), [0, *stream.tokens])
+    logits = oracle_logits(server.host("lstm"), [0, *stream.tokens])
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     assert len(stream.logprobs) == len(stream.tokens) == 13
     for entry, at, row in zip(stream.logprobs, stream.tokens, expected, strict=False):
@@ -102,7 +102,7 @@ def test_a_paced_stream_says_the_same_as_one_in_a_hurry(server):
 
 def test_temperature_zero_takes_the_likeliest_token_of_the_equations(server):
     stream = server.read(model="gru-before", text="ab", max_tokens=30, sampling=s.SamplingParameters(temperature=0))
-    logits = oracle_logits(server.hosted("gru-before"), [0, 2, 3, *stream.tokens])[2:]
+    logits = oracle_logits(server.host("gru-before"), [0, 2, 3, *stream.tokens])[2:]
     for row, drawn in zip(logits, stream.tokens, strict=False):
         top = np.sort(row)
         assert drawn == row.argmax() or top[-1] - top[-2] < 2e-4
@@ -132,7 +132,7 @@ def test_a_stop_ends_the_text_before_its_first_character(server, model, min_toke
     for seed in range(12):
         asked = {"model": model, "max_tokens": 60, "ignore_eos": True, "sampling": s.SamplingParameters(seed=seed)}
         free = server.read(**asked)
-        texts = [server.hosted(model).model.tokenizer.texts[token] for token in free.tokens]
+        texts = [server.host(model).model.tokenizer.texts[token] for token in free.tokens]
         expected = naive_stop(texts, stops, min_tokens)
         stopped = server.read(stop=stops, min_tokens=min_tokens, **asked)
         assert expected is not None
@@ -141,22 +141,22 @@ def test_a_stop_ends_the_text_before_its_first_character(server, model, min_toke
 
 
 def test_what_might_have_become_a_stop_is_sent_at_the_end(server):
-    letters = server.hosted("tiny").model.tokenizer.texts[1:]
+    letters = server.host("tiny").model.tokenizer.texts[1:]
     stops = [letter + "~~" for letter in letters[:16]]  # `~` is no token: none of them can be completed
     stream = server.read(stop=stops, max_tokens=40, max_tokens_per_message=1)
     assert stream.reason == "LENGTH"
-    assert stream.text == server.hosted("tiny").model.tokenizer.decode(stream.tokens)
+    assert stream.text == server.host("tiny").model.tokenizer.decode(stream.tokens)
     withheld = [m for m in stream.messages if m.token_ids and not m.text]
     assert len(withheld) > 0, "nothing was withheld; choose other stops"
 
 
 def test_a_stop_token_ends_the_stream_and_has_no_text(server):
-    ids = server.hosted("tiny").model.tokenizer.encode("eo")
+    ids = server.host("tiny").model.tokenizer.encode("eo")
     stream = server.read(text="O", stop_token_ids=ids, max_tokens=400)
     assert stream.reason == "STOP"
     assert stream.end.stop_token_id == stream.tokens[-1]
     assert stream.end.WhichOneof("matched") == "stop_token_id"
-    assert not {"e", "o"} & set(server.hosted("tiny").model.tokenizer.decode(stream.tokens[:-1]))
+    assert not {"e", "o"} & set(server.host("tiny").model.tokenizer.decode(stream.tokens[:-1]))
 
 
 def test_no_stop_token_is_drawn_before_min_tokens(server):
@@ -171,7 +171,7 @@ def test_the_end_token_ends_a_sequence_and_is_sent_without_text(server):
     assert stream.reason == "END_OF_SEQUENCE"
     assert stream.tokens[-1] == 1
     assert 1 not in stream.tokens[:-1]
-    assert stream.text == server.hosted("gru-after").model.tokenizer.decode(stream.tokens[:-1])
+    assert stream.text == server.host("gru-after").model.tokenizer.decode(stream.tokens[:-1])
 
 
 def test_ignore_eos_never_draws_the_end_token(server):
@@ -249,7 +249,7 @@ def test_a_running_stream_ends_with_its_deadline_and_keeps_what_it_withholds(ser
     withheld = server.read(max_tokens=1, sampling=sampling).text
     asked = {"session_id": server.create(), "generation_id": "a", "sampling": sampling, "max_tokens": 60}
     asked["stop"] = [withheld + "~"]
-    monkeypatch.setattr(fields, "DEADLINE_MARGIN_S", 29.0)
+    monkeypatch.setattr(validation, "DEADLINE_MARGIN_S", 29.0)
     messages, failure = broken(lambda: server.generate(max_tokens_per_second=HELD, timeout=30.0, **asked))
     assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert messages[-1].end.finish_reason == g.FINISH_REASON_DEADLINE
@@ -261,7 +261,7 @@ def test_a_running_stream_ends_with_its_deadline_and_keeps_what_it_withholds(ser
 
 
 def test_a_waiting_stream_ends_with_its_deadline(start, monkeypatch):
-    monkeypatch.setattr(fields, "DEADLINE_MARGIN_S", 29.8)
+    monkeypatch.setattr(validation, "DEADLINE_MARGIN_S", 29.8)
     server = start(slots=1)
     holder = server.generate(max_tokens_per_second=HELD, timeout=None)
     token(holder)
@@ -291,14 +291,14 @@ def test_a_cancelled_waiting_stream_frees_its_place(start):
     next(waiting)
     assert refusal(server.generate).reason == "QUEUE_FULL"
     waiting.cancel()
-    until(lambda: server.hosted("tiny").engine.load == 1)
+    until(lambda: server.host("tiny").engine.load == 1)
     next(server.generate(max_tokens=3))
     holder.cancel()
 
 
 def test_a_full_queue_refuses_at_once_and_answers_everyone_it_took(start):
     server = start(slots=2, waiting=3)
-    gate = Gate(server.hosted("tiny"))
+    gate = Gate(server.host("tiny"))
     taken = [server.generate(max_tokens=20, text="O", sampling=s.SamplingParameters(seed=i)) for i in range(5)]
     starts = [next(call) for call in taken]
     failure = refusal(lambda: server.generate(max_tokens=5))
@@ -317,7 +317,7 @@ def test_a_hundred_clients_that_vanish_leave_nothing_behind(server):
         for i, call in enumerate(calls):
             first(call, (i + wave) % 3)
             call.cancel()
-    until(lambda: server.hosted("tiny").engine.load == 0)
+    until(lambda: server.host("tiny").engine.load == 0)
     assert server.read(max_tokens=3).reason == "LENGTH"
 
 
@@ -330,7 +330,7 @@ def test_the_abc_model_cuts_and_joins_its_own_tokens(server):
 
 def test_a_parameter_means_the_decimal_number_that_was_written(server):
     asked = s.SamplingParameters(temperature=0.8, seed=3)  # 0.8 as a 32-bit float is not 0.8
-    logits = oracle_logits(server.hosted("elman"), [0])[0].astype(np.float32)
+    logits = oracle_logits(server.host("elman"), [0])[0].astype(np.float32)
     drawn = draw(logits, SamplingParameters(temperature=0.8, seed=3), position=1)
     assert server.read(model="elman", max_tokens=1, sampling=asked, ignore_eos=False).tokens == [drawn]
     assert server.read(max_tokens=1, sampling=s.SamplingParameters(repetition_penalty=0.01)).tokens
@@ -342,8 +342,8 @@ def test_a_parameter_means_the_decimal_number_that_was_written(server):
 def test_among_many_streams_messages_wait_to_be_fuller_and_the_first_and_last_do_not(server, monkeypatch):
     neighbour = server.generate(max_tokens_per_second=HELD)
     first(neighbour)
-    monkeypatch.setattr("gruve.serve.hosting.LONGEST_GAP_S", PATIENCE_S)
-    monkeypatch.setattr("gruve.serve.hosting.MESSAGES_PER_S", 1 / PATIENCE_S)
+    monkeypatch.setattr("gruve.serve.model_host.LONGEST_GAP_S", PATIENCE_S)
+    monkeypatch.setattr("gruve.serve.model_host.MESSAGES_PER_S", 1 / PATIENCE_S)
     counts = [len(message.token_ids) for message in server.read(text="O", max_tokens=200).messages]
     assert sum(counts) == 200
     assert len(counts) <= 2  # one, where all were there before the first was written

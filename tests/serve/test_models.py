@@ -79,9 +79,9 @@ def test_a_broken_model_is_described_too(server):
 def test_text_becomes_tokens_and_tokens_text(server):
     for model, text in (("tiny", "To be, or\nnot"), ("abc", "L:1/8\nM:4/4\nK:Cmaj\nA2 c'3/2 (3ABC |]"), ("tiny", "")):
         ids = server.models.Tokenize(m.TokenizeRequest(model=model, text=text)).token_ids
-        assert list(ids) == server.hosted(model).model.tokenizer.encode(text)
+        assert list(ids) == server.host(model).model.tokenizer.encode(text)
         back = server.models.Detokenize(m.DetokenizeRequest(model=model, token_ids=[0, *ids])).text
-        assert back.split() == server.hosted(model).model.tokenizer.decode(ids).split()
+        assert back.split() == server.host(model).model.tokenizer.decode(ids).split()
         assert model == "abc" or back == text
 
 
@@ -92,7 +92,7 @@ def test_a_text_is_measured_as_the_equations_measure_it(server, model, window):
     measured = score(server, model=model, tokens=s.TokenIds(ids=tokens), window_tokens=window, logprobs=2)
     step = window or len(tokens)
     pieces = [tokens[at : at + step] for at in range(0, len(tokens), step)]
-    expected = np.concatenate([oracle_logprobs(server.hosted(model).model, piece) for piece in pieces])
+    expected = np.concatenate([oracle_logprobs(server.host(model).model, piece) for piece in pieces])
     assert [entry.logprob for entry in measured.logprobs] == pytest.approx(expected, abs=1e-4)
     assert measured.nats == pytest.approx(-expected.sum(), abs=1e-3)
     assert (measured.token_count, list(measured.token_ids)) == (50, tokens)
@@ -135,19 +135,19 @@ def test_a_measure_that_finds_no_room_is_refused_and_one_that_is_dropped_leaves_
     failure = refusal(lambda: score(server, model="tiny", text="To be"))
     assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     holder.cancel()
-    until(lambda: server.hosted("tiny").engine.load == 0)
-    gate = Gate(server.hosted("tiny"))
+    until(lambda: server.host("tiny").engine.load == 0)
+    gate = Gate(server.host("tiny"))
     dropped = server.generation.Score.future(g.ScoreRequest(model="tiny", text="To be"))
     gate.let(0)
     dropped.cancel()
     until(lambda: server.handled("Score", "CANCELLED") == 1)
     gate.open()
-    until(lambda: server.hosted("tiny").engine.load == 0)
+    until(lambda: server.host("tiny").engine.load == 0)
 
 
 def test_a_model_whose_engine_is_gone_makes_the_server_not_ready(start):
     server = start()
-    server.hosted("tiny").backend.decode = lambda slots, limits, steps, alone: None  # no block: nobody expects that
+    server.host("tiny").backend.decode = lambda slots, limits, steps, alone: None  # no block: nobody expects that
     assert refusal(server.generate).reason == "ENGINE_FAILED"
     not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
     until(lambda: health(server, "tiny") == health(server, "") == not_serving)

@@ -12,7 +12,7 @@ from google.protobuf import duration_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.serve.generation import GenerationServicer
+from gruve.serve.generation_service import GenerationServicer
 from gruve.sessions.record import Session
 from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
@@ -41,9 +41,9 @@ def test_a_deleted_session_leaves_nothing_behind(server):
 
 def test_a_new_session_holds_the_start_token_alone(server):
     session = server.session(server.create(idle_ttl=duration_pb2.Duration(seconds=90)))
-    hosted = server.hosted("tiny")
+    host = server.host("tiny")
     assert (session.model, session.position, session.in_use) == ("tiny", 1, False)
-    assert (session.model_digest, session.numerics_id) == (hosted.model.digest, hosted.backend.numerics_id)
+    assert (session.model_digest, session.numerics_id) == (host.model.digest, host.backend.numerics_id)
     assert session.location == p.SESSION_LOCATION_MEMORY
     assert (session.idle_ttl.seconds, session.expire_time.seconds) == (90, session.update_time.seconds + 90)
     assert not session.HasField("sampling")
@@ -108,7 +108,7 @@ def test_a_generation_cut_in_the_middle_of_its_prompt_reads_on_where_it_was(star
     server = start()
     asked = {"text": "O Romeo " * 30, "max_tokens": 10, "sampling": s.SamplingParameters(seed=1)}
     whole = server.read(**asked)
-    session, gate = server.create(), Gate(server.hosted("tiny"))
+    session, gate = server.create(), Gate(server.host("tiny"))
     call = server.generate(session_id=session, generation_id="a", **asked)
     next(call)
     gate.let(2)
@@ -403,7 +403,7 @@ def test_a_time_to_live_beyond_the_servers_limit_is_refused(server):
 
 def test_a_session_deleted_while_a_resume_waits_has_expired(start):
     server = start()
-    session, gate = server.create(), Gate(server.hosted("tiny"))
+    session, gate = server.create(), Gate(server.host("tiny"))
     older = server.generate(session_id=session, generation_id="a")
     next(older)
     gate.let(0)
@@ -416,7 +416,7 @@ def test_a_session_deleted_while_a_resume_waits_has_expired(start):
 
 def test_a_resume_that_is_cancelled_while_it_waits_leaves_the_session_free(start):
     server = start()
-    session, gate = server.create(), Gate(server.hosted("tiny"))
+    session, gate = server.create(), Gate(server.host("tiny"))
     older = server.generate(session_id=session, generation_id="a", max_tokens=5)
     next(older)
     gate.let(0)

@@ -24,7 +24,7 @@ from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
 from gruve.model.repository import save
 from gruve.model.tokenizer import END, START, Tokenizer
-from gruve.serve.hosting import Hosted
+from gruve.serve.model_host import ModelHost
 from gruve.serve.server import ServeConfig, Server
 from gruve.sessions.store import Store
 from gruve.v1 import generation_pb2 as g
@@ -71,7 +71,7 @@ class Running:
         """A connection of its own."""
         return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
 
-    def hosted(self, model: str) -> Hosted:
+    def host(self, model: str) -> ModelHost:
         return self.server.models.get(model)
 
     def generate(self, timeout: float | None = PATIENCE_S, **fields: Any) -> Any:
@@ -200,12 +200,12 @@ LANES = 64
 class Gate:
     """Holds a model's backend before each call until that is let through."""
 
-    def __init__(self, hosted: Hosted) -> None:
+    def __init__(self, host: ModelHost) -> None:
         self._arrived = self._let = 0
         self._open = False
         self._permits = threading.Semaphore(0)
-        self._decode = hosted.backend.decode
-        hosted.backend.decode = self._held  # type: ignore[method-assign]
+        self._decode = host.backend.decode
+        host.backend.decode = self._held  # type: ignore[method-assign]
 
     def let(self, calls: int) -> None:
         """Lets so many calls through and returns when the next stands before the gate."""

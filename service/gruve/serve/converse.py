@@ -23,9 +23,9 @@ import grpc
 
 from gruve.engine.sequence import FinishReason, Progress
 from gruve.errors import Draining, GruveError, HandedOver, InvalidField, PositionMismatch, TranscriptFull
-from gruve.serve.controls import MAX_CREDIT, Control, control_of, grant_of
-from gruve.serve.hosting import Hosted
+from gruve.serve.model_host import ModelHost
 from gruve.serve.status import internal_error, shorten
+from gruve.serve.steering import MAX_CREDIT, Control, control_of, grant_of
 from gruve.serve.streams import Stream
 from gruve.sessions.generations import Opened, admission_of, record
 from gruve.sessions.record import SNAPSHOT_TOKENS, Change
@@ -46,7 +46,7 @@ class Conversation(Stream):
     def __init__(
         self,
         opened: Opened,
-        hosted: Hosted,
+        host: ModelHost,
         start: generation_pb2.GenerationStart,
         most_tokens: int,
         on_end: Callable[[Stream], None],
@@ -66,10 +66,10 @@ class Conversation(Stream):
         self._called_back = False
         self._may_draw_to = 0
         """Where the credit of the running sequence ends."""
-        self._hosted = hosted
+        self._host = host
         self._most_transcript = most_transcript
         self._deadline: asyncio.TimerHandle | None = None
-        super().__init__(opened, hosted.model.tokenizer, start, most_tokens, on_end, hosted.message_gap_s)
+        super().__init__(opened, host.model.tokenizer, start, most_tokens, on_end, host.message_gap_s)
 
     def begin(self) -> None:
         """Gives the engine what there is to decode; raises what `Engine.admit` raises."""
@@ -80,7 +80,7 @@ class Conversation(Stream):
 
     async def listen(self, requests: AsyncIterator[object]) -> None:
         """Takes what the client says until it says no more; the call fails on what is no control."""
-        tokenizer = self._hosted.model.tokenizer
+        tokenizer = self._host.model.tokenizer
         try:
             async for request in requests:
                 tokens = grant_of(request)
@@ -104,7 +104,7 @@ class Conversation(Stream):
         except grpc.aio.BaseError:
             return  # the call has ended, and nobody is left to be heard or answered
         except Exception as error:  # noqa: BLE001 - the call must not wait for one that has gone
-            self._break_off(internal_error(error, model=self._hosted.model.name))
+            self._break_off(internal_error(error, model=self._host.model.name))
 
     async def responses(self) -> AsyncIterator[generation_pb2.ConverseResponse]:
         """The messages of the call; see `messages`."""
@@ -133,7 +133,7 @@ class Conversation(Stream):
             raise self._handed_over()
 
     def take(self, progress: Progress) -> None:
-        """Hears from the engine; see `hosting.Listener`."""
+        """Hears from the engine; see `model_host.Listener`."""
         if progress.failed is not None:
             self.sequence_id = None
             super().take(progress)
@@ -199,7 +199,7 @@ class Conversation(Stream):
             raise InvalidField("grant.tokens", f"{tokens} and {self._credit} not yet used are above {MAX_CREDIT}")
         self._credit += tokens
         if self.sequence_id is not None and not self._called_back:
-            self._hosted.engine.grant(self.sequence_id, tokens)
+            self._host.engine.grant(self.sequence_id, tokens)
             self._may_draw_to += tokens
         self._advance()
 
@@ -248,7 +248,7 @@ class Conversation(Stream):
     def _call_back(self) -> None:
         if not self._called_back and self.sequence_id is not None:
             self._called_back = True
-            self._hosted.engine.cancel(self.sequence_id)
+            self._host.engine.cancel(self.sequence_id)
 
     def _here(self) -> int:
         """The position of the next token not yet sent, which a control that names none means."""
@@ -387,7 +387,7 @@ class Conversation(Stream):
             tell_forced=True,  # one without credit has no slot once its prompt is read
             most_untold=self._most_tokens,
         )
-        self.sequence_id = self._hosted.admit(admission, self, credit, again=again)
+        self.sequence_id = self._host.admit(admission, self, credit, again=again)
         self._may_draw_to = end + credit
 
     def _ready_tokens(self) -> int:

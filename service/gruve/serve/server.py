@@ -25,12 +25,12 @@ from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
 from gruve.errors import AddressInUse, ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Broken, Model, scan
-from gruve.serve.generation import GenerationServicer
-from gruve.serve.hosting import Hosted, Models
+from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.interceptor import Interceptor
 from gruve.serve.metrics import Metrics
-from gruve.serve.model import ModelServicer
-from gruve.serve.session import SessionServicer
+from gruve.serve.model_host import ModelHost, ModelHosts
+from gruve.serve.model_service import ModelServicer
+from gruve.serve.session_service import SessionServicer
 from gruve.sessions.persistence import Keeper
 from gruve.sessions.record import Session
 from gruve.sessions.store import Store
@@ -156,7 +156,7 @@ class Server:
         self.keeper = Keeper(self.sessions, store, self.metrics.store.observer())
         self.keeper.on_failing = self._report_store
         self.health = health_aio.HealthServicer()
-        self.models = Models({})
+        self.models = ModelHosts({})
         self._grpc: grpc.aio.Server | None = None
         self._generations: GenerationServicer | None = None
         self._reporting: set[asyncio.Future[None]] = set()
@@ -171,12 +171,12 @@ class Server:
     async def start(self) -> Serving:
         """Loads models, starts engines and listens."""
         loop = asyncio.get_running_loop()
-        entries: dict[str, Hosted | Broken] = {}
+        entries: dict[str, ModelHost | Broken] = {}
         for name, entry in (await asyncio.to_thread(scan, self.config.models)).items():
-            entries[name] = entry if isinstance(entry, Broken) else await self._host(entry, loop)
+            entries[name] = entry if isinstance(entry, Broken) else await self._host_model(entry, loop)
             if isinstance(found := entries[name], Broken):
                 log.warning("model is broken", extra={"model": name, "why": found.why})
-        self.models = Models(entries)
+        self.models = ModelHosts(entries)
         if not self.models.serving:
             broken = "; ".join(f"{e.name}: {e.why}" for e in entries.values() if isinstance(e, Broken))
             raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served ({broken or 'it is empty'})")
@@ -185,11 +185,11 @@ class Server:
         await self.keeper.start()
         self.metrics.watch_sessions(self.sessions, self.keeper)
         self._metrics_server, metrics_port = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
-        for hosted in self.models.serving:
-            hosted.engine.start()
+        for host in self.models.serving:
+            host.engine.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         port = await self._listen()  # last: whoever is answered is served
-        names = tuple(hosted.model.name for hosted in self.models.serving)
+        names = tuple(host.model.name for host in self.models.serving)
         broken_entries = tuple((e.name, e.why) for e in entries.values() if isinstance(e, Broken))
         return Serving(port, metrics_port, names, broken_entries)
 
@@ -212,8 +212,8 @@ class Server:
 
     async def _close(self) -> None:
         """Ends engines first: what they hand over still has to be written."""
-        for hosted in self.models.serving:
-            await asyncio.to_thread(hosted.engine.close)
+        for host in self.models.serving:
+            await asyncio.to_thread(host.engine.close)
         if self._generations is not None:
             self._generations.hand_over()
         if self._grpc is not None:
@@ -223,7 +223,7 @@ class Server:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
 
-    async def _host(self, model: Model, loop: asyncio.AbstractEventLoop) -> Hosted | Broken:
+    async def _host_model(self, model: Model, loop: asyncio.AbstractEventLoop) -> ModelHost | Broken:
         """Puts a model on its backend; one that its backend refuses is broken."""
         config = self.config
         try:
@@ -240,7 +240,7 @@ class Server:
                 "numerics_id": backend.numerics_id,
             },
         )
-        return Hosted(model, backend, config.engine, self.metrics, loop, self._report_broken)
+        return ModelHost(model, backend, config.engine, self.metrics, loop, self._report_broken)
 
     async def _listen(self) -> int:
         """Starts the gRPC server and returns its port."""
@@ -283,7 +283,7 @@ class Server:
         """Sets the status of the whole, of each service and of each model that serves."""
         if self.keeper.store is not None:
             self._report_store(self.keeper.failing)
-        for name in ("", *SERVICES, *(hosted.model.name for hosted in self.models.serving)):
+        for name in ("", *SERVICES, *(host.model.name for host in self.models.serving)):
             await self.health.set(name, status)
         for entry in self.models.entries.values():
             if isinstance(entry, Broken):
@@ -305,7 +305,7 @@ class Server:
         task.add_done_callback(self._reporting.discard)
 
     def _load(self) -> int:
-        return sum(hosted.engine.load for hosted in self.models.serving)
+        return sum(host.engine.load for host in self.models.serving)
 
 
 def _key_of(store: Store | None) -> bytes | None:

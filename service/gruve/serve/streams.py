@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from gruve.engine.sequence import FinishReason, Progress, TokenLogprobs
 from gruve.errors import EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
 from gruve.model.tokenizer import Tokenizer
-from gruve.serve.fields import FINISH, duration, logprobs_message
-from gruve.serve.text import TextAssembler
+from gruve.serve.text_assembler import TextAssembler
+from gruve.serve.validation import FINISH, duration, logprobs_message
 from gruve.sessions.generations import Opened, record
 from gruve.v1 import generation_pb2
 
@@ -73,7 +73,7 @@ class Stream:
         self._end(self.generation.finish_reason or FinishReason.CANCELLED)
 
     def take(self, progress: Progress) -> None:
-        """Hears from the engine; see `hosting.Listener`."""
+        """Hears from the engine; see `model_host.Listener`."""
         opened = self.opened
         if progress.failed is not None:
             self._error = EngineFailed(progress.failed)

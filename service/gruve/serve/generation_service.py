@@ -15,10 +15,10 @@ import numpy as np
 from gruve.engine.sequence import Admission, FinishReason, Progress, TokenLogprobs
 from gruve.errors import Draining, EngineFailed, GruveError, InvalidField, SessionElsewhere
 from gruve.model.sampling import SamplingParameters
-from gruve.serve import fields
-from gruve.serve.controls import start_of
+from gruve.serve import validation
 from gruve.serve.converse import Conversation
-from gruve.serve.hosting import Hosted, Models
+from gruve.serve.model_host import ModelHost, ModelHosts
+from gruve.serve.steering import start_of
 from gruve.serve.streams import Stream
 from gruve.sessions.generations import Asked, Opened, abandon, check_same, open_generation
 from gruve.sessions.persistence import Keeper
@@ -35,7 +35,7 @@ MEASURING = SamplingParameters(temperature=0.0)
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """Serves `gruve.v1.GenerationService`."""
 
-    def __init__(self, models: Models, keeper: Keeper) -> None:
+    def __init__(self, models: ModelHosts, keeper: Keeper) -> None:
         self._models = models
         self._keeper = keeper
         self._sessions = keeper.sessions
@@ -48,15 +48,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams a generation; see the contract."""
         times = _MessageTimes()
-        hosted, stream = await self._accept(request, context)
+        host, stream = await self._accept(request, context)
         try:
             async for message in stream.messages():
                 await self._allow(stream, message)
-                times.observe(hosted, message)
+                times.observe(host, message)
                 yield message
             await _end_overdue(stream, context)
         finally:
-            self._cut(hosted, stream)
+            self._cut(host, stream)
 
     async def Converse(
         self,
@@ -66,8 +66,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Streams a generation that its client steers; see the contract."""
         times = _MessageTimes()
         request, credit = start_of(await anext(request_iterator, None))
-        with fields.inside("start.generate"):
-            hosted, stream = await self._accept(request, context, credit)
+        with validation.inside("start.generate"):
+            host, stream = await self._accept(request, context, credit)
         assert isinstance(stream, Conversation)  # noqa: S101 - there is credit
         listening = asyncio.create_task(stream.listen(request_iterator))
         try:
@@ -76,12 +76,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     await self._allow(stream, response.tokens)
                 elif response.HasField("control_applied"):  # whoever hears of it may count on it
                     await self._keeper.allow(stream.opened.session, response.control_applied.position)
-                times.observe(hosted, response.tokens)
+                times.observe(host, response.tokens)
                 yield response
             await _end_overdue(stream, context)
         finally:
             listening.cancel()
-            self._cut(hosted, stream)
+            self._cut(host, stream)
 
     def hand_over(self) -> None:
         """Ends the conversations that no engine hands over, because they wait for their clients."""
@@ -94,13 +94,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> generation_pb2.ScoreResponse:
         """Measures a text; see the contract."""
-        hosted = self._models.get(request.model)
-        tokenizer = hosted.model.tokenizer
-        ids = await fields.prompt_of(request, tokenizer, oneof="content")
+        host = self._models.get(request.model)
+        tokenizer = host.model.tokenizer
+        ids = await validation.prompt_of(request, tokenizer, oneof="content")
         if not ids:
             raise InvalidField("content", "absent; one of text and tokens must be set")
-        window, alternatives = fields.measures_of(request, len(ids))
-        scored = await _score(hosted, ids, window, alternatives or 0)
+        window, alternatives = validation.measures_of(request, len(ids))
+        scored = await _score(host, ids, window, alternatives or 0)
         nats = -float(np.sum(np.array([entry.logprob for entry in scored], dtype=np.float64)))
         per_token = nats / len(ids)
         response = generation_pb2.ScoreResponse(
@@ -108,14 +108,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             nats=nats,
             nats_per_token=per_token,
             bits_per_token=per_token / math.log(2.0),
-            model_digest=hosted.model.digest,
-            numerics_id=hosted.backend.numerics_id,
+            model_digest=host.model.digest,
+            numerics_id=host.backend.numerics_id,
         )
         if alternatives is not None:
             response.token_ids.extend(ids)
             for at in range(0, len(scored), ENTRIES_AT_ONCE):
                 entries = scored[at : at + ENTRIES_AT_ONCE]
-                response.logprobs.extend(fields.logprobs_message(entry, tokenizer.texts) for entry in entries)
+                response.logprobs.extend(validation.logprobs_message(entry, tokenizer.texts) for entry in entries)
                 await asyncio.sleep(0)
         return response
 
@@ -124,26 +124,26 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request: generation_pb2.GenerateRequest,
         context: grpc.aio.ServicerContext[Any, Any],
         credit: int | None = None,
-    ) -> tuple[Hosted, Stream]:
+    ) -> tuple[ModelHost, Stream]:
         """The stream of a request, with `credit` one that is steered; raises what refuses it."""
         if request.WhichOneof("source") != "session_id":
-            hosted, new_ttl_s = self._new_source(request)
-            asked = await fields.asked_of(request, hosted.model.tokenizer, context.time_remaining())
-            most_tokens = fields.tokens_per_message(request)
-            return hosted, self._open(hosted, None, new_ttl_s, asked, most_tokens, credit)
+            host, new_ttl_s = self._new_source(request)
+            asked = await validation.asked_of(request, host.model.tokenizer, context.time_remaining())
+            most_tokens = validation.tokens_per_message(request)
+            return host, self._open(host, None, new_ttl_s, asked, most_tokens, credit)
         async with self._keeper.hold(request.session_id) as session:
-            hosted = self._models.get(session.model)
-            asked = await fields.asked_of(request, hosted.model.tokenizer, context.time_remaining())
-            most_tokens = fields.tokens_per_message(request)
-            session = await self._settle(hosted, session, asked)
-            return hosted, self._open(hosted, session, None, asked, most_tokens, credit)
+            host = self._models.get(session.model)
+            asked = await validation.asked_of(request, host.model.tokenizer, context.time_remaining())
+            most_tokens = validation.tokens_per_message(request)
+            session = await self._settle(host, session, asked)
+            return host, self._open(host, session, None, asked, most_tokens, credit)
 
-    def _new_source(self, request: generation_pb2.GenerateRequest) -> tuple[Hosted, float | None]:
+    def _new_source(self, request: generation_pb2.GenerateRequest) -> tuple[ModelHost, float | None]:
         """The model of a request that continues no session, and the time to live of one that is to be created."""
         source = request.WhichOneof("source")
         if source == "new_session":
             longest_s = self._sessions.config.idle_ttl_s
-            ttl_s = fields.ttl_of(request.new_session, "new_session.idle_ttl", longest_s)
+            ttl_s = validation.ttl_of(request.new_session, "new_session.idle_ttl", longest_s)
             return self._models.get(request.new_session.model), ttl_s or longest_s
         if source == "model":
             return self._models.get(request.model), None
@@ -167,7 +167,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if stream is not None and stream.opened.session is session:
             stream.lose(SessionElsewhere(f"another server has taken session {session.id!r} over"))
 
-    async def _settle(self, hosted: Hosted, session: Session, asked: Asked) -> Session:
+    async def _settle(self, host: ModelHost, session: Session, asked: Asked) -> Session:
         """Takes over the session's open stream if this request resumes its generation, and waits for one that is
         on its way out; leaves any other alone, and the lease will say that the session is busy.
 
@@ -177,24 +177,24 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             if stream.generation.id == asked.generation_id:
                 check_same(session, stream.generation, asked)
                 stream.take_over()
-                self._cut(hosted, stream)  # its own call may be waiting for a reader that is no more
+                self._cut(host, stream)  # its own call may be waiting for a reader that is no more
             elif not stream.leaving:
                 break
             await stream.ended.wait()
         return self._sessions.get(session.id)
 
     @staticmethod
-    def _cut(hosted: Hosted, stream: Stream) -> None:
+    def _cut(host: ModelHost, stream: Stream) -> None:
         """Has the engine let go of a stream's sequence, if it has not; then `_ended` frees the session."""
         stream.leaving = True
         if stream.sequence_id is not None and not stream.ended.is_set():
-            hosted.engine.cancel(stream.sequence_id)
+            host.engine.cancel(stream.sequence_id)
         elif isinstance(stream, Conversation):
             stream.let_go()
 
     def _open(
         self,
-        hosted: Hosted,
+        host: ModelHost,
         session: Session | None,
         new_ttl_s: float | None,
         asked: Asked,
@@ -202,7 +202,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         credit: int | None,
     ) -> Stream:
         """Leases the session, opens the generation and admits what is left to decode; all of it or nothing."""
-        model, numerics_id = hosted.model, hosted.backend.numerics_id
+        model, numerics_id = host.model, host.backend.numerics_id
         created = None
         if new_ttl_s is not None:
             session = created = self._keeper.create(model.name, model.digest, numerics_id, new_ttl_s)
@@ -211,7 +211,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             session = Session("", model.name, model.digest, numerics_id, 0.0, time.time(), time.time())
         self._sessions.lease(session)
         try:
-            stream = self._begin(hosted, session, asked, most_tokens, credit)
+            stream = self._begin(host, session, asked, most_tokens, credit)
         except BaseException:
             self._sessions.release(session)
             if created is not None:
@@ -221,73 +221,73 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             self._streams[session.id] = stream
         return stream
 
-    def _begin(self, hosted: Hosted, session: Session, asked: Asked, most_tokens: int, credit: int | None) -> Stream:
+    def _begin(self, host: ModelHost, session: Session, asked: Asked, most_tokens: int, credit: int | None) -> Stream:
         """The stream of a generation that was begun or resumed on a leased session."""
         most_transcript = self._sessions.config.max_transcript_tokens
         opened = open_generation(
-            session, asked, hosted.model, hosted.backend.numerics_id, now_s=time.time(), max_transcript=most_transcript
+            session, asked, host.model, host.backend.numerics_id, now_s=time.time(), max_transcript=most_transcript
         )
         try:
-            start = _start_message(hosted, session, opened.generation)
+            start = _start_message(host, session, opened.generation)
             if credit is not None:
-                stream = self._converse(hosted, opened, start, most_tokens, credit)
+                stream = self._converse(host, opened, start, most_tokens, credit)
             else:
                 stream = Stream(
                     opened,
-                    hosted.model.tokenizer,
+                    host.model.tokenizer,
                     start,
                     most_tokens,
-                    lambda end: self._ended(hosted, end),
-                    hosted.message_gap_s,
+                    lambda end: self._ended(host, end),
+                    host.message_gap_s,
                 )
                 if opened.admission is not None:
                     admission = dataclasses.replace(opened.admission, most_untold=most_tokens)
-                    stream.sequence_id = hosted.admit(admission, stream)
+                    stream.sequence_id = host.admit(admission, stream)
         except BaseException:
             abandon(opened)
             raise
         if opened.begun:
             session.kept.events += 1
             self._keeper.note(session)
-            hosted.metrics.observe_begin(opened.generation.start_position - opened.generation.prompt_position)
+            host.metrics.observe_begin(opened.generation.start_position - opened.generation.prompt_position)
         return stream
 
     def _converse(
-        self, hosted: Hosted, opened: Opened, start: generation_pb2.GenerationStart, most_tokens: int, credit: int
+        self, host: ModelHost, opened: Opened, start: generation_pb2.GenerationStart, most_tokens: int, credit: int
     ) -> Stream:
         """A stream that is steered."""
 
         def ended(_: Stream) -> None:
             self._conversations.discard(stream)
-            self._ended(hosted, stream)
+            self._ended(host, stream)
 
         stream = Conversation(
-            opened, hosted, start, most_tokens, ended, credit, self._sessions.config.max_transcript_tokens
+            opened, host, start, most_tokens, ended, credit, self._sessions.config.max_transcript_tokens
         )
         stream.begin()
         self._conversations.add(stream)
         return stream
 
-    def _ended(self, hosted: Hosted, stream: Stream) -> None:
+    def _ended(self, host: ModelHost, stream: Stream) -> None:
         """The engine has let go of a stream's sequence: the session is free again."""
         session = stream.opened.session
         if self._streams.get(session.id) is stream:
             del self._streams[session.id]
         self._sessions.release(session)
         self._keeper.note(session)
-        hosted.metrics.observe_end(stream.finish, stream.queue_s if stream.sequence_id is not None else None)
+        host.metrics.observe_end(stream.finish, stream.queue_s if stream.sequence_id is not None else None)
 
 
-def _start_message(hosted: Hosted, session: Session, generation: Generation) -> generation_pb2.GenerationStart:
+def _start_message(host: ModelHost, session: Session, generation: Generation) -> generation_pb2.GenerationStart:
     return generation_pb2.GenerationStart(
         generation_id=generation.id,
         session_id=session.id,
-        model=hosted.model.name,
-        model_digest=hosted.model.digest,
-        numerics_id=hosted.backend.numerics_id,
+        model=host.model.name,
+        model_digest=host.model.digest,
+        numerics_id=host.backend.numerics_id,
         prompt_position=generation.prompt_position,
         start_position=generation.start_position,
-        sampling=fields.sampling_message(generation.sampling, hosted.model.tokenizer.size),
+        sampling=validation.sampling_message(generation.sampling, host.model.tokenizer.size),
         max_tokens=generation.max_tokens,
     )
 
@@ -299,13 +299,13 @@ class _MessageTimes:
         self._arrived_s = time.monotonic()
         self._written_s: float | None = None
 
-    def observe(self, hosted: Hosted, message: generation_pb2.GenerateResponse) -> None:
+    def observe(self, host: ModelHost, message: generation_pb2.GenerateResponse) -> None:
         """Counts a message that is about to be written, if it has tokens."""
         if not message.token_ids:
             return
         now, before = time.monotonic(), self._written_s
         self._written_s = now
-        hosted.metrics.observe_message(
+        host.metrics.observe_message(
             len(message.token_ids), now - self._arrived_s, None if before is None else now - before
         )
 
@@ -325,7 +325,7 @@ class _Scored:
         self.done = asyncio.Event()
 
     def take(self, progress: Progress) -> None:
-        """Hears from the engine; see `hosting.Listener`."""
+        """Hears from the engine; see `model_host.Listener`."""
         self.logprobs.extend(progress.logprobs)
         if progress.failed is not None:
             self.error = EngineFailed(progress.failed)
@@ -340,14 +340,14 @@ class _Scored:
         self.done.set()
 
 
-async def _score(hosted: Hosted, ids: tuple[int, ...], window: int, alternatives: int) -> list[TokenLogprobs]:
+async def _score(host: ModelHost, ids: tuple[int, ...], window: int, alternatives: int) -> list[TokenLogprobs]:
     """Runs the text through the engine as forced tokens, each window from a zero state that reads the start token."""
     scored: list[list[TokenLogprobs]] = [[] for _ in range(0, len(ids), window)]
     turns = iter(range(len(scored)))
 
     async def measure() -> None:
         for turn in turns:
-            scored[turn] = await _measure(hosted, ids[turn * window : (turn + 1) * window], alternatives)
+            scored[turn] = await _measure(host, ids[turn * window : (turn + 1) * window], alternatives)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -358,16 +358,16 @@ async def _score(hosted: Hosted, ids: tuple[int, ...], window: int, alternatives
     return [entry for piece in scored for entry in piece]
 
 
-async def _measure(hosted: Hosted, piece: tuple[int, ...], alternatives: int) -> list[TokenLogprobs]:
+async def _measure(host: ModelHost, piece: tuple[int, ...], alternatives: int) -> list[TokenLogprobs]:
     """The log-probabilities of one window's tokens."""
     scored = _Scored()
     forced, start = np.array(piece, dtype=np.int32), np.array([START_TOKEN], dtype=np.int32)
-    sequence_id = hosted.admit(Admission(MEASURING, start, 0, forced, max_tokens=0, logprobs=alternatives), scored)
+    sequence_id = host.admit(Admission(MEASURING, start, 0, forced, max_tokens=0, logprobs=alternatives), scored)
     try:
         await scored.done.wait()
     finally:
         if not scored.done.is_set():
-            hosted.engine.cancel(sequence_id)
+            host.engine.cancel(sequence_id)
     if scored.error is not None:
         raise scored.error
     return scored.logprobs

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from gruve.errors import InvalidField, InvalidRequest
 from gruve.model.tokenizer import Tokenizer
-from gruve.serve import fields
+from gruve.serve import validation
 from gruve.sessions.generations import check_bias
 from gruve.v1 import generation_pb2
 
@@ -63,11 +63,11 @@ async def control_of(request: generation_pb2.ConverseRequest, tokenizer: Tokeniz
     at = request.at_position if request.HasField("at_position") else None
     match kind:
         case "change_parameters":
-            sampling = fields.sampling_of(request.change_parameters.sampling, tokenizer.size)
+            sampling = validation.sampling_of(request.change_parameters.sampling, tokenizer.size)
             check_bias(sampling.get("logit_bias", ()), tokenizer.size)
             return Control(request.control_id, kind, at, sampling=sampling)
         case "insert_prompt":
-            prompt = await fields.prompt_of(request.insert_prompt, tokenizer)
+            prompt = await validation.prompt_of(request.insert_prompt, tokenizer)
             if not prompt:
                 raise InvalidField("insert_prompt.prompt", "absent; one of text and tokens must be set")
             return Control(request.control_id, kind, at, prompt=prompt)

@@ -8,8 +8,8 @@ import grpc
 
 from gruve.errors import NotYet
 from gruve.model.repository import Broken
-from gruve.serve import fields
-from gruve.serve.hosting import Hosted, Models
+from gruve.serve import validation
+from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.v1 import model_pb2, model_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -20,7 +20,7 @@ RESETS = {"before": model_pb2.RESET_CONVENTION_BEFORE, "after": model_pb2.RESET_
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Serves `gruve.v1.ModelService`."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelHosts) -> None:
         self._models = models
 
     async def ListModels(
@@ -45,8 +45,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.TokenizeResponse:
         """Cuts a text into tokens."""
-        ids = await fields.encode(self._models.get(request.model).model.tokenizer, request.text)
-        fields.check_count("text", ids)
+        ids = await validation.encode(self._models.get(request.model).model.tokenizer, request.text)
+        validation.check_count("text", ids)
         return model_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(
@@ -56,8 +56,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.DetokenizeResponse:
         """Joins tokens into a text."""
         tokenizer = self._models.get(request.model).model.tokenizer
-        fields.check_count("token_ids", request.token_ids)
-        fields.check_ids("token_ids", request.token_ids, tokenizer)
+        validation.check_count("token_ids", request.token_ids)
+        validation.check_ids("token_ids", request.token_ids, tokenizer)
         return model_pb2.DetokenizeResponse(text=tokenizer.decode(request.token_ids))
 
     async def ReloadModel(self, request: Any, context: Context) -> Any:
@@ -65,7 +65,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         raise NotYet("ReloadModel is in the contract; this release does not serve it yet. Restart the server")
 
 
-def _message(entry: Hosted | Broken) -> model_pb2.Model:
+def _message(entry: ModelHost | Broken) -> model_pb2.Model:
     if isinstance(entry, Broken):
         return model_pb2.Model(name=entry.name, state=model_pb2.MODEL_STATE_BROKEN, state_reason=entry.why)
     model, config = entry.model, entry.model.config
@@ -73,7 +73,7 @@ def _message(entry: Hosted | Broken) -> model_pb2.Model:
         name=model.name,
         digest=model.digest,
         state=model_pb2.MODEL_STATE_SERVING,
-        load_time=fields.timestamp(entry.load_time_s),
+        load_time=validation.timestamp(entry.load_time_s),
         cell=CELLS[config.cell],
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,

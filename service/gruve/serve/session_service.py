@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
-from gruve.serve import fields
-from gruve.serve.hosting import Models
+from gruve.serve import validation
+from gruve.serve.model_host import ModelHosts
 from gruve.sessions.encoding import unpack_head
 from gruve.sessions.export import export_session, import_session
 from gruve.sessions.generations import make_continuable
@@ -42,7 +42,7 @@ WIDEST_VOCABULARY = 65_535
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     """Serves `gruve.v1.SessionService`."""
 
-    def __init__(self, models: Models, keeper: Keeper, export_key: bytes | None, most_request_bytes: int) -> None:
+    def __init__(self, models: ModelHosts, keeper: Keeper, export_key: bytes | None, most_request_bytes: int) -> None:
         """Without `export_key` nothing is exported or imported."""
         self._models = models
         self._keeper = keeper
@@ -58,9 +58,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Creates an empty session."""
         if not request.HasField("session"):
             raise InvalidField("session", "absent; it must name a model")
-        hosted = self._models.get(request.session.model)
-        ttl_s = fields.ttl_of(request.session, "session.idle_ttl", self._sessions.config.idle_ttl_s)
-        session = self._keeper.create(hosted.model.name, hosted.model.digest, hosted.backend.numerics_id, ttl_s)
+        host = self._models.get(request.session.model)
+        ttl_s = validation.ttl_of(request.session, "session.idle_ttl", self._sessions.config.idle_ttl_s)
+        session = self._keeper.create(host.model.name, host.model.digest, host.backend.numerics_id, ttl_s)
         await self._keeper.saved(session, NEW_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
 
@@ -138,8 +138,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if request.to_position < 1:
             raise InvalidField("to_position", "0 would take back the start token; at least 1")
         async with self._using(request.session_id) as session:
-            hosted = self._models.get(session.model)
-            make_continuable(session, hosted.model, hosted.backend.numerics_id)
+            host = self._models.get(session.model)
+            make_continuable(session, host.model, host.backend.numerics_id)
             if request.to_position > session.position:
                 raise PositionMismatch(
                     f"to_position is {request.to_position}; the session stands at {session.position}",
@@ -162,15 +162,15 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ImportSessionResponse:
         """Creates a session from such bytes."""
         longest_s = self._sessions.config.idle_ttl_s
-        ttl_s = fields.ttl_of(request, "idle_ttl", longest_s)
+        ttl_s = validation.ttl_of(request, "idle_ttl", longest_s)
         exported = import_session(request.blob, self._key())
-        hosted = self._models.get(exported.model)
-        if exported.digest != hosted.model.digest:
+        host = self._models.get(exported.model)
+        if exported.digest != host.model.digest:
             raise ModelChanged(
                 f"the session was exported from model digest {exported.digest[:16]}; "
-                f"{hosted.model.name!r} here has {hosted.model.digest[:16]}",
+                f"{host.model.name!r} here has {host.model.digest[:16]}",
                 session_digest=exported.digest,
-                model_digest=hosted.model.digest,
+                model_digest=host.model.digest,
             )
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
         session = self._keeper.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
@@ -202,15 +202,15 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             model_digest=session.digest,
             numerics_id=session.numerics_id,
             position=entry.position,
-            create_time=fields.timestamp(session.created_s),
-            update_time=fields.timestamp(session.used_s),
-            expire_time=fields.timestamp(session.used_s + session.idle_ttl_s),
-            idle_ttl=fields.duration(session.idle_ttl_s),
+            create_time=validation.timestamp(session.created_s),
+            update_time=validation.timestamp(session.used_s),
+            expire_time=validation.timestamp(session.used_s + session.idle_ttl_s),
+            idle_ttl=validation.duration(session.idle_ttl_s),
             location=LOCATIONS.get(place, session_pb2.SESSION_LOCATION_ELSEWHERE),
             in_use=session.in_use or place not in LOCATIONS,
         )
         if session.sampling is not None:
-            message.sampling.CopyFrom(fields.sampling_message(session.sampling, self._size(session)))
+            message.sampling.CopyFrom(validation.sampling_message(session.sampling, self._size(session)))
         if not place and self._keeper.is_behind(session):
             message.durable_position = max(0, session.kept.durable_position - 1)
         return message
@@ -241,13 +241,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             prompt_position=generation.prompt_position,
             start_position=generation.start_position,
             next_position=generation.next_position,
-            sampling=fields.sampling_message(generation.sampling, self._size(session)),
+            sampling=validation.sampling_message(generation.sampling, self._size(session)),
             max_tokens=generation.max_tokens,
-            finish_reason=fields.FINISH[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED,
+            finish_reason=validation.FINISH[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED,
             finished=generation.finished,
             model_digest=generation.digest or session.digest,
             numerics_id=generation.numerics_id or session.numerics_id,
-            create_time=fields.timestamp(generation.created_s),
+            create_time=validation.timestamp(generation.created_s),
         )
 
     def _text(self, session: Session, tokens: list[int]) -> str:

@@ -36,7 +36,7 @@ class Listener(Protocol):
         """Called instead, and for the last time, after `take` has raised."""
 
 
-class Hosted:
+class ModelHost:
     """One serving model."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Hosted:
             self._deliver,
             config,
             end_id=model.tokenizer.end_id,
-            on_broken=self._tell_broken,
+            on_broken=self._report_broken,
         )
         self.metrics = ModelMetrics(metrics, model.name)
         self.metrics.watch(self.engine, model.digest)
@@ -88,7 +88,7 @@ class Hosted:
             self._woken = True
             self._loop.call_soon_threadsafe(self._dispatch)
 
-    def _tell_broken(self) -> None:
+    def _report_broken(self) -> None:
         self._loop.call_soon_threadsafe(self._on_broken, self.model.name)
 
     def _dispatch(self) -> None:
@@ -97,9 +97,9 @@ class Hosted:
             call = self._calls.popleft()
             self.metrics.observe_call(call)
             for progress in call.progress:
-                self._tell(progress)
+                self._notify(progress)
 
-    def _tell(self, progress: Progress) -> None:
+    def _notify(self, progress: Progress) -> None:
         listeners, ended = self._listeners, progress.finish_reason is not None or progress.failed is not None
         listener = listeners.pop(progress.sequence_id, None) if ended else listeners.get(progress.sequence_id)
         if ended:
@@ -114,26 +114,26 @@ class Hosted:
             listener.fail(internal_error(error, model=self.model.name))
 
 
-class Models:
+class ModelHosts:
     """The models of the repository by name, serving and broken."""
 
-    def __init__(self, entries: dict[str, Hosted | Broken]) -> None:
+    def __init__(self, entries: dict[str, ModelHost | Broken]) -> None:
         self.entries = entries
 
     @property
-    def serving(self) -> list[Hosted]:
+    def serving(self) -> list[ModelHost]:
         """Those that serve, in the order of their names."""
-        return [entry for entry in self.entries.values() if isinstance(entry, Hosted)]
+        return [entry for entry in self.entries.values() if isinstance(entry, ModelHost)]
 
-    def entry(self, name: str) -> Hosted | Broken:
+    def entry(self, name: str) -> ModelHost | Broken:
         """The entry of that name; raises `ModelUnknown`."""
         entry = self.entries.get(name)
         if entry is None:
-            known = ", ".join(hosted.model.name for hosted in self.serving)
+            known = ", ".join(host.model.name for host in self.serving)
             raise ModelUnknown(f"no model is called {name[:80]!r}; serving are: {known}")
         return entry
 
-    def get(self, name: str) -> Hosted:
+    def get(self, name: str) -> ModelHost:
         """The serving model of that name; raises `ModelUnknown` or, with the reason, `ModelBroken`."""
         entry = self.entry(name)
         if isinstance(entry, Broken):
