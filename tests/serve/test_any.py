@@ -73,7 +73,7 @@ class Remembering:
         assert refusal(lambda: get(self.server, session["id"])).reason == "SESSION_EXPIRED"
 
     def evict(self, session, n):
-        until(lambda: not self.server.server.keeper.behind)
+        until(lambda: not self.server.server.persistence.behind)
         self.server.run(forget(self.server.server.sessions, session["id"]))
 
     def restart(self, session, n):

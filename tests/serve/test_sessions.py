@@ -191,7 +191,7 @@ def test_a_stream_whose_reader_stands_still_is_taken_over_all_the_same(server):
             return None
 
     async def scenario():
-        servicer = GenerationServicer(server.server.models, server.server.keeper)
+        servicer = GenerationServicer(server.server.models, server.server.persistence)
         asked = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5)
         held = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5, max_tokens_per_second=HELD)
         older = servicer.Generate(held, Context())

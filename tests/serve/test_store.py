@@ -146,18 +146,18 @@ def test_a_model_that_is_gone_leaves_its_sessions_to_be_read(start, sqlite, repo
 
 def fill(server):
     """The disk is full."""
-    server.server.keeper.store._writer.execute("PRAGMA max_page_count = 1")
+    server.server.persistence.store._writer.execute("PRAGMA max_page_count = 1")
 
 
 def drain_disk(server):
-    server.server.keeper.store._writer.execute("PRAGMA max_page_count = 1000000")
+    server.server.persistence.store._writer.execute("PRAGMA max_page_count = 1000000")
 
 
 class Lock:
     """Another program that locks a database."""
 
     def __init__(self, server) -> None:
-        self._db = sqlite3.connect(server.server.keeper.store._path, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(server.server.persistence.store._path, isolation_level=None, check_same_thread=False)
         self._db.execute("BEGIN IMMEDIATE")
 
     def __call__(self, server) -> None:
@@ -165,8 +165,8 @@ class Lock:
 
 
 def make_read_only(server):
-    server.server.keeper.store._writer.execute("PRAGMA query_only = 1")
-    return lambda server: server.server.keeper.store._writer.execute("PRAGMA query_only = 0")
+    server.server.persistence.store._writer.execute("PRAGMA query_only = 1")
+    return lambda server: server.server.persistence.store._writer.execute("PRAGMA query_only = 0")
 
 
 def fill_for_a_while(server):
@@ -208,8 +208,8 @@ def test_a_file_that_is_spoilt_while_it_is_used_stops_no_stream(start, sqlite, s
     asked = {"text": "O", "max_tokens": 3_000, "ignore_eos": True, "sampling": seeded(1)}
     call = small.generate(new_session=g.NewSession(model="tiny"), **asked)
     messages = [token(call)]
-    path = small.server.keeper.store._path
-    small.server.keeper.store._writer.execute("PRAGMA cache_size = 1")  # it would not look into the file again
+    path = small.server.persistence.store._path
+    small.server.persistence.store._writer.execute("PRAGMA cache_size = 1")  # it would not look into the file again
     for name in (path.name, f"{path.name}-wal"):
         spoilt = path.with_name(name)
         spoilt.write_bytes(b"\xff" * spoilt.stat().st_size)
@@ -237,7 +237,7 @@ def test_what_was_called_durable_is_there_when_the_server_dies_with_a_full_disk(
 def test_while_the_store_is_down_memory_takes_in_new_sessions_up_to_a_bound(start, sqlite):
     server = start(store=sqlite, sessions=SessionsConfig(budget_bytes=5_000))
     fill(server)
-    until(lambda: isinstance(broken(server.create)[1], object) and server.server.keeper.failing)
+    until(lambda: isinstance(broken(server.create)[1], object) and server.server.persistence.failing)
     created = [server.create() for _ in range(5)]
     with pytest.raises(grpc.RpcError):
         created += [server.create() for _ in range(40)]
@@ -246,7 +246,7 @@ def test_while_the_store_is_down_memory_takes_in_new_sessions_up_to_a_bound(star
     assert failure.retry_after_s is not None
     assert server.read(session_id=created[0], max_tokens=2).end.next_position == 3
     drain_disk(server)
-    until(lambda: not server.server.keeper.failing)
+    until(lambda: not server.server.persistence.failing)
 
 
 def test_a_session_that_only_a_failing_store_has_is_unavailable(start, sqlite, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_session_that_only_a_failing_store_has_is_unavailable(start, sqlite, m
     def fail(*_):
         raise StoreUnavailable("the store is gone: s3cret")
 
-    monkeypatch.setattr(server.server.keeper.store, "read", fail)
+    monkeypatch.setattr(server.server.persistence.store, "read", fail)
     for ask in (lambda: server.generate(session_id=session), lambda: get(server, session)):
         failure = refusal(ask)
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
@@ -325,8 +325,8 @@ def test_a_caller_who_leaves_while_a_session_is_fetched_keeps_it_from_nobody(sta
     call.cancel()
     until(lambda: two.handled("Generate", "CANCELLED"))
     store.let.set()
-    until(lambda: two.server.keeper.moves["returned"])
-    until(lambda: not two.server.keeper.behind)
+    until(lambda: two.server.persistence.moves["returned"])
+    until(lambda: not two.server.persistence.behind)
     assert one.read(session_id=session, text="O", max_tokens=12).end.next_position == 14
     assert two.session(session).position == 14
 
@@ -374,7 +374,7 @@ def test_a_server_that_was_overtaken_sends_no_further_token_and_writes_nothing(s
     token(call)
     clock.now += 11.0
     rest = two.read(**asked)
-    until(lambda: one.server.keeper.moves["lost"] == 1)
+    until(lambda: one.server.persistence.moves["lost"] == 1)
     failure = refusal(lambda: call)
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SESSION_ELSEWHERE")
     assert get(one, session).token_ids[2:] == rest.tokens
@@ -442,7 +442,7 @@ def test_servers_share_a_redis_and_go_on_when_it_restarts(start, tmp_path_factor
     messages = [token(call)]
     redis.stop()
     messages += [token(call) for _ in range(30)]
-    until(lambda: one.server.keeper.failing)
+    until(lambda: one.server.persistence.failing)
     assert refusal(lambda: two.generate(session_id=session)).reason == "STORE_UNAVAILABLE"
     redis.start()
     messages += call

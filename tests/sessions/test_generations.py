@@ -25,7 +25,7 @@ from gruve.errors import (
     TranscriptFull,
 )
 from gruve.model.sampling import MAX_SEED, SamplingParameters
-from gruve.sessions.generations import Asked, abandon, open_generation, record
+from gruve.sessions.generations import GenerationRequest, abandon, open_generation, record
 from gruve.sessions.record import Session
 from nets import CELL_NAMES, CELLS, config_of, model_of
 
@@ -42,7 +42,7 @@ def ask(id_="g", prompt=(), **more):
     """What a client asks; sampling fields go to `sampling`."""
     names = {field.name for field in dataclasses.fields(SamplingParameters)}
     sampling = {name: more.pop(name) for name in list(more) if name in names}
-    return Asked(id_, tuple(prompt), sampling, fresh_seed=more.pop("fresh_seed", 99), **more)
+    return GenerationRequest(id_, tuple(prompt), sampling, fresh_seed=more.pop("fresh_seed", 99), **more)
 
 
 def open_(session, asked, *, model=MODEL, numerics="numerics", limit=LIMIT):

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from gruve.engine.sequence import FinishReason
 from gruve.model.sampling import SamplingParameters
-from gruve.sessions.record import MOST_SNAPSHOTS, NEAR_TOKENS, SNAPSHOT_TOKENS, Change, Generation, Session, thin
+from gruve.sessions.record import (
+    MAX_SNAPSHOTS,
+    NEAR_TOKENS,
+    SNAPSHOT_TOKENS,
+    Change,
+    Generation,
+    Session,
+    thin_snapshots,
+)
 from gruve.sessions.rewind import rewind
 
 STATE = np.zeros((1, 1, 2), np.float32)
@@ -46,7 +54,7 @@ def session_of(*generations):
                 [Change(start + offset, seeded(seed), inserted) for offset, seed, inserted in changes],
             )
         )
-        session.move(STATE, session.position - 1)
+        session.advance(STATE, session.position - 1)
     return session
 
 
@@ -98,7 +106,7 @@ def test_within_its_generation_a_rewind_lets_it_go_on_under_another_seed():
     assert (generation.next_position, generation.finished, generation.finish_reason) == (9, False, None)
     assert (generation.sampling_at(8), generation.sampling_at(9)) == (seeded(50), seeded(70))
     assert session.sampling == seeded(70)
-    assert session.given is None
+    assert session.next_sampling is None
 
 
 def test_a_session_without_generations_takes_a_seed():
@@ -129,8 +137,8 @@ def test_a_state_near_the_end_is_never_far(steps, back):
     session = session_of()
     for step in steps:
         session.transcript.extend([1] * step)
-        session.move(STATE, session.position - 1)
-    assert len(session.snapshots) <= MOST_SNAPSHOTS
+        session.advance(STATE, session.position - 1)
+    assert len(session.snapshots) <= MAX_SNAPSHOTS
     to = max(1, session.position - back)
     rewind(session, to)
     assert 0 <= to - 1 - session.consumed <= SNAPSHOT_TOKENS
@@ -139,9 +147,9 @@ def test_a_state_near_the_end_is_never_far(steps, back):
 def test_further_back_states_are_further_apart():
     kept: set[int] = set()
     for at in range(255, 1 << 20, 256):
-        kept = thin(kept | {at}, at + 1)
+        kept = thin_snapshots(kept | {at}, at + 1)
     end = (1 << 20) - 1
-    assert len(kept) == MOST_SNAPSHOTS
+    assert len(kept) == MAX_SNAPSHOTS
     for back in (5_000, 20_000, 100_000, 500_000):
         nearest = max((at for at in kept if at <= end - back), default=0)
         assert end - back - nearest <= 2 * back, back

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gruve.engine.sequence import FinishReason
 from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
 from gruve.model.sampling import SamplingParameters
-from gruve.sessions.encoding import hand_over, unpack_head, unpack_session
+from gruve.sessions.encoding import prepare_write, unpack_head, unpack_session
 from gruve.sessions.record import Change
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store.memory import MemoryStore
@@ -57,7 +57,7 @@ def make(request, tmp_path):
 def contents(session):
     """What a session is, whoever keeps it."""
     plain = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
-    for name in ("kept", "in_use", "holds", "idle_bytes", "state", "snapshots"):
+    for name in ("store_progress", "in_use", "holds", "idle_bytes", "state", "snapshots"):
         del plain[name]
     return plain | {"states": {at: state.tolist() for at, state in session.snapshots.items()}}
 
@@ -75,9 +75,9 @@ def test_a_session_comes_back_as_it_was(make):
         generation_of(600, changes=[change], digest="x"),
     ]
     session.generations[-1].next_position = session.position
-    session.given = SamplingParameters(seed=8)
-    session.move(np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 3, 256)
-    session.move(np.full((2, 3, 4), np.float32(1e-30)), 700)
+    session.next_sampling = SamplingParameters(seed=8)
+    session.advance(np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 3, 256)
+    session.advance(np.full((2, 3, 4), np.float32(1e-30)), 700)
     assert save(make(), session) == []
     assert contents(load(make())) == contents(session)
 
@@ -88,7 +88,7 @@ def test_what_nobody_has_written_is_not_there(make):
     assert store.read("a", NOW) is None
     assert store.acquire("a", "me", None, NOW) is None
     session = session_of()
-    session.kept.stored = True
+    session.store_progress.stored = True
     assert save(store, session) == ["a"]
 
 
@@ -96,10 +96,10 @@ def test_what_nobody_has_written_is_not_there(make):
 def test_tokens_that_follow_are_written_alone_and_those_taken_back_are_gone(make):
     store, session = make(), session_of()
     grow(session, [5] * 299)
-    session.move(np.zeros((1, 1, 2), np.float32), 290)
+    session.advance(np.zeros((1, 1, 2), np.float32), 290)
     save(store, session)
     grow(session, [9] * 500)
-    write = hand_over(session).write
+    write = prepare_write(session).write
     assert (write.head, write.generations, write.first_chunk) == ("", (), 1)
     store.write("me", [write])
     assert load(store).transcript == session.transcript
@@ -114,7 +114,7 @@ def test_a_write_may_come_twice(make):
     store, session = make(), session_of(tokens=600)
     session.generations = [generation_of(3)]
     session.generations[-1].next_position = session.position
-    write = hand_over(session).write
+    write = prepare_write(session).write
     assert store.write("me", [write]) == store.write("me", [write]) == []
     assert load(store).transcript == session.transcript
 
@@ -124,14 +124,14 @@ def test_a_write_that_failed_is_handed_over_once_more(make):
     store, session = make(), session_of(tokens=300)
     save(store, session)
     session.transcript.extend([9] * 300)
-    session.move(np.ones((1, 1, 2), np.float32), 550)
-    lost = hand_over(session)  # and never comes to the store
+    session.advance(np.ones((1, 1, 2), np.float32), 550)
+    lost = prepare_write(session)  # and never comes to the store
     session.transcript.extend([7] * 300)
-    lost.failed()
-    assert session.unsaved
+    lost.fail()
+    assert session.dirty
     save(store, session)
     assert contents(load(store)) == contents(session)
-    assert not session.unsaved
+    assert not session.dirty
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -143,7 +143,7 @@ def test_whatever_was_written_in_whatever_order_what_arrived_is_what_there_is(ac
     for act, n in [*acts, ("arrive", 0), ("write", 0), ("arrive", 0)]:
         if act == "tokens":
             grow(session, ((n + i) % 60_000 for i in range(n)))
-            session.move(np.full((1, 1, 2), n, np.float32), session.position - 1)
+            session.advance(np.full((1, 1, 2), n, np.float32), session.position - 1)
         elif act == "rewind":
             rewind(session, 1 + n % session.position)
         elif act == "event":
@@ -151,23 +151,23 @@ def test_whatever_was_written_in_whatever_order_what_arrived_is_what_there_is(ac
                 generation.finish(FinishReason.CANCELLED)
             grow(session, [n])
         elif act == "write" and handed is None:
-            handed = hand_over(session)
+            handed = prepare_write(session)
         elif handed is not None:
             if act == "lose":
-                handed.failed()
+                handed.fail()
             else:
                 store.write("me", [handed.write])
-                handed.arrived()
+                handed.succeed()
             handed = None
         check_durable(store, session)
     assert contents(load(store)) == contents(session)
-    assert not session.unsaved
+    assert not session.dirty
 
 
 def check_durable(store, session):
     """Nothing at or below what is called durable is lost."""
     kept = load(store)
-    durable = session.kept.durable_position
+    durable = session.store_progress.durable_position
     assert kept is not None or not durable
     if kept is not None:
         assert kept.transcript[:durable] == session.transcript[:durable]
@@ -264,11 +264,11 @@ def test_a_copy_that_nobody_has_overtaken_is_not_sent_again(make):
     save(store, session, release=True)
     first = store.acquire("a", "me", 1, NOW)
     assert (first.version, first.stored) == (2, None)
-    session.kept.version = 2
+    session.store_progress.version = 2
     session.transcript.append(7)
     save(store, session, release=True)
     assert store.acquire("a", "you", None, NOW).version == 3
-    session.kept.version = 3
+    session.store_progress.version = 3
     save(store, session, owner="you", release=True)
     assert store.acquire("a", "me", 2, NOW).stored is not None
 
@@ -347,10 +347,10 @@ def test_a_full_disk_refuses_a_write_whole_and_takes_it_later(tmp_path):
     save(store, session)
     store._writer.execute("PRAGMA max_page_count = 1")
     session.transcript.extend([5] * 50_000)
-    handed = hand_over(session)
+    handed = prepare_write(session)
     with pytest.raises(StoreUnavailable):
         store.write("me", [handed.write])
-    handed.failed()
+    handed.fail()
     assert load(store).position == 6
     store._writer.execute("PRAGMA max_page_count = 100000")
     save(store, session)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gruve.errors import SessionBusy, SessionExpired, SessionUnknown
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import Generation, Session
-from gruve.sessions.table import Sessions, SessionsConfig
+from gruve.sessions.table import SessionsConfig, SessionTable
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 
 
 def sessions_of(clock=None, key=b"k" * 32, **config):
-    return Sessions(SessionsConfig(**config), key=key, clock=clock or Clock())
+    return SessionTable(SessionsConfig(**config), key=key, clock=clock or Clock())
 
 
 def create(sessions, **more):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gruve.model.sampling import SamplingParameters
-from gruve.sessions.encoding import hand_over, unpack_session
+from gruve.sessions.encoding import prepare_write, unpack_session
 from gruve.sessions.record import Generation, Session
 
 NOW = 1.7e9
@@ -24,18 +24,18 @@ def grow(session, tokens):
     """Generates so many tokens, in a new generation where the last one has ended."""
     if not session.generations or session.generations[-1].finished:
         session.generations.append(generation_of(session.position - 1))
-        session.given = None
-        session.kept.events += 1
+        session.next_sampling = None
+        session.store_progress.events += 1
     session.transcript.extend(tokens)
     session.generations[-1].next_position = session.position
 
 
 def save(store, *sessions, owner="me", **how):
-    handed = [hand_over(session, **how) for session in sessions]
+    handed = [prepare_write(session, **how) for session in sessions]
     lost = store.write(owner, [each.write for each in handed])
     for each in handed:
         if each.session.id not in lost:
-            each.arrived()
+            each.succeed()
     return lost
 
 

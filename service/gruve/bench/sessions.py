@@ -23,12 +23,12 @@ from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_mod
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from gruve.serve.server import ServeConfig
-from gruve.sessions.encoding import hand_over, unpack_session
+from gruve.sessions.encoding import prepare_write, unpack_session
 from gruve.sessions.export import import_session
 from gruve.sessions.record import Session
 from gruve.sessions.store import Store
 from gruve.sessions.store.open import open_store
-from gruve.sessions.table import Sessions, SessionsConfig
+from gruve.sessions.table import SessionsConfig, SessionTable
 from gruve.v1 import session_pb2
 
 MODEL = "bench"
@@ -237,7 +237,7 @@ class _Bench:
 
 def _copy(store: Store, origin: Session, count: int) -> list[str]:
     """Copies of a session in the store, written through its own interface."""
-    minting = Sessions(SessionsConfig(idle_ttl_s=TTL_S, budget_bytes=1 << 40), key=KEY)
+    minting = SessionTable(SessionsConfig(idle_ttl_s=TTL_S, budget_bytes=1 << 40), key=KEY)
     ids: list[str] = []
     while len(ids) < count:
         copies = []
@@ -245,7 +245,7 @@ def _copy(store: Store, origin: Session, count: int) -> list[str]:
             copy = minting.create(MODEL, origin.digest, origin.numerics_id)
             copy.copy(origin)
             copies.append(copy)
-        store.write("bench", [hand_over(copy, release=True).write for copy in copies])
+        store.write("bench", [prepare_write(copy, release=True).write for copy in copies])
         for copy in copies:
             minting.forget(copy)
         ids += [copy.id for copy in copies]

@@ -27,7 +27,7 @@ from gruve.serve.model_host import ModelHost
 from gruve.serve.status import internal_error, shorten
 from gruve.serve.steering import MAX_CREDIT, Control, control_of, grant_of
 from gruve.serve.streams import Stream
-from gruve.sessions.generations import Opened, admission_of, record
+from gruve.sessions.generations import OpenedGeneration, admission_of, record
 from gruve.sessions.record import SNAPSHOT_TOKENS, Change
 from gruve.sessions.rewind import rewind
 from gruve.v1 import generation_pb2, sampling_pb2
@@ -45,7 +45,7 @@ class Conversation(Stream):
 
     def __init__(
         self,
-        opened: Opened,
+        opened: OpenedGeneration,
         host: ModelHost,
         start: generation_pb2.GenerationStart,
         most_tokens: int,
@@ -357,7 +357,7 @@ class Conversation(Stream):
         self._take_back(position)
         self._stopped = True
         self.generation.finish(FinishReason.CANCELLED)
-        self.opened.session.kept.events += 1
+        self.opened.session.store_progress.events += 1
 
     def _record(self, change: Change) -> None:
         """Writes down what a control did; of two that inserted nothing at one position the later one stands."""
@@ -365,7 +365,7 @@ class Conversation(Stream):
         if changes and changes[-1].position == change.position and not changes[-1].inserted:
             changes.pop()
         changes.append(change)
-        self.opened.session.kept.events += 1
+        self.opened.session.store_progress.events += 1
 
     def _go_on(self, *, again: bool) -> None:
         """Has the engine go on as far as credit and waiting controls allow; it is left alone where it need not."""

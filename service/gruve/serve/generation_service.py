@@ -20,8 +20,8 @@ from gruve.serve.converse import Conversation
 from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.serve.steering import start_of
 from gruve.serve.streams import Stream
-from gruve.sessions.generations import Asked, Opened, abandon, check_same, open_generation
-from gruve.sessions.persistence import Keeper
+from gruve.sessions.generations import GenerationRequest, OpenedGeneration, abandon, check_same, open_generation
+from gruve.sessions.persistence import Persistence
 from gruve.sessions.record import START_TOKEN, Generation, Session
 from gruve.v1 import generation_pb2, generation_pb2_grpc
 
@@ -35,10 +35,10 @@ MEASURING = SamplingParameters(temperature=0.0)
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """Serves `gruve.v1.GenerationService`."""
 
-    def __init__(self, models: ModelHosts, keeper: Keeper) -> None:
+    def __init__(self, models: ModelHosts, persistence: Persistence) -> None:
         self._models = models
-        self._keeper = keeper
-        self._sessions = keeper.sessions
+        self._persistence = persistence
+        self._table = persistence.sessions
         self._streams: dict[str, Stream] = {}
         """By session, those that the engine still decodes."""
         self._conversations: set[Conversation] = set()
@@ -75,7 +75,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 if response.HasField("tokens"):
                     await self._allow(stream, response.tokens)
                 elif response.HasField("control_applied"):  # whoever hears of it may count on it
-                    await self._keeper.allow(stream.opened.session, response.control_applied.position)
+                    await self._persistence.allow(stream.opened.session, response.control_applied.position)
                 times.observe(host, response.tokens)
                 yield response
             await _end_overdue(stream, context)
@@ -128,12 +128,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """The stream of a request, with `credit` one that is steered; raises what refuses it."""
         if request.WhichOneof("source") != "session_id":
             host, new_ttl_s = self._new_source(request)
-            asked = await validation.asked_of(request, host.model.tokenizer, context.time_remaining())
+            asked = await validation.generation_request(request, host.model.tokenizer, context.time_remaining())
             most_tokens = validation.tokens_per_message(request)
             return host, self._open(host, None, new_ttl_s, asked, most_tokens, credit)
-        async with self._keeper.hold(request.session_id) as session:
+        async with self._persistence.hold(request.session_id) as session:
             host = self._models.get(session.model)
-            asked = await validation.asked_of(request, host.model.tokenizer, context.time_remaining())
+            asked = await validation.generation_request(request, host.model.tokenizer, context.time_remaining())
             most_tokens = validation.tokens_per_message(request)
             session = await self._settle(host, session, asked)
             return host, self._open(host, session, None, asked, most_tokens, credit)
@@ -142,7 +142,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """The model of a request that continues no session, and the time to live of one that is to be created."""
         source = request.WhichOneof("source")
         if source == "new_session":
-            longest_s = self._sessions.config.idle_ttl_s
+            longest_s = self._table.config.idle_ttl_s
             ttl_s = validation.ttl_of(request.new_session, "new_session.idle_ttl", longest_s)
             return self._models.get(request.new_session.model), ttl_s or longest_s
         if source == "model":
@@ -152,14 +152,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def _allow(self, stream: Stream, message: generation_pb2.GenerateResponse) -> None:
         """Lets a message go once what it depends on is durable, or writes into it how far that has come."""
         session = stream.opened.session
-        if message.HasField("end") and session.unsaved:
+        if message.HasField("end") and session.dirty:
             # What comes next depends on all of it, and nobody who has heard the end asks for the last tokens again.
-            session.kept.events += 1
-        durable = await self._keeper.allow(session, message.position + len(message.token_ids))
+            session.store_progress.events += 1
+        durable = await self._persistence.allow(session, message.position + len(message.token_ids))
         if durable is not None:
             message.durable_position = durable
         if message.end.finish_reason == generation_pb2.FINISH_REASON_HANDED_OVER:
-            await self._keeper.let_go(session)
+            await self._persistence.let_go(session)
 
     def lose(self, session: Session) -> None:
         """Ends the stream of a session that another server has taken."""
@@ -167,11 +167,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if stream is not None and stream.opened.session is session:
             stream.lose(SessionElsewhere(f"another server has taken session {session.id!r} over"))
 
-    async def _settle(self, host: ModelHost, session: Session, asked: Asked) -> Session:
+    async def _settle(self, host: ModelHost, session: Session, asked: GenerationRequest) -> Session:
         """Takes over the session's open stream if this request resumes its generation, and waits for one that is
         on its way out; leaves any other alone, and the lease will say that the session is busy.
 
-        Returns the session as it is then, or raises what `Sessions.get` raises.
+        Returns the session as it is then, or raises what `SessionTable.get` raises.
         """
         while (stream := self._streams.get(session.id)) is not None:
             if stream.generation.id == asked.generation_id:
@@ -181,7 +181,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             elif not stream.leaving:
                 break
             await stream.ended.wait()
-        return self._sessions.get(session.id)
+        return self._table.get(session.id)
 
     @staticmethod
     def _cut(host: ModelHost, stream: Stream) -> None:
@@ -197,7 +197,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         host: ModelHost,
         session: Session | None,
         new_ttl_s: float | None,
-        asked: Asked,
+        asked: GenerationRequest,
         most_tokens: int,
         credit: int | None,
     ) -> Stream:
@@ -205,25 +205,27 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         model, numerics_id = host.model, host.backend.numerics_id
         created = None
         if new_ttl_s is not None:
-            session = created = self._keeper.create(model.name, model.digest, numerics_id, new_ttl_s)
+            session = created = self._persistence.create(model.name, model.digest, numerics_id, new_ttl_s)
         elif session is None:
             # A session that nobody keeps: it lives as long as its sequence.
             session = Session("", model.name, model.digest, numerics_id, 0.0, time.time(), time.time())
-        self._sessions.lease(session)
+        self._table.lease(session)
         try:
             stream = self._begin(host, session, asked, most_tokens, credit)
         except BaseException:
-            self._sessions.release(session)
+            self._table.release(session)
             if created is not None:
-                self._keeper.discard(created)
+                self._persistence.discard(created)
             raise
         if session.id and not stream.ended.is_set():
             self._streams[session.id] = stream
         return stream
 
-    def _begin(self, host: ModelHost, session: Session, asked: Asked, most_tokens: int, credit: int | None) -> Stream:
+    def _begin(
+        self, host: ModelHost, session: Session, asked: GenerationRequest, most_tokens: int, credit: int | None
+    ) -> Stream:
         """The stream of a generation that was begun or resumed on a leased session."""
-        most_transcript = self._sessions.config.max_transcript_tokens
+        most_transcript = self._table.config.max_transcript_tokens
         opened = open_generation(
             session, asked, host.model, host.backend.numerics_id, now_s=time.time(), max_transcript=most_transcript
         )
@@ -247,13 +249,18 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             abandon(opened)
             raise
         if opened.begun:
-            session.kept.events += 1
-            self._keeper.note(session)
+            session.store_progress.events += 1
+            self._persistence.note(session)
             host.metrics.observe_begin(opened.generation.start_position - opened.generation.prompt_position)
         return stream
 
     def _converse(
-        self, host: ModelHost, opened: Opened, start: generation_pb2.GenerationStart, most_tokens: int, credit: int
+        self,
+        host: ModelHost,
+        opened: OpenedGeneration,
+        start: generation_pb2.GenerationStart,
+        most_tokens: int,
+        credit: int,
     ) -> Stream:
         """A stream that is steered."""
 
@@ -261,9 +268,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             self._conversations.discard(stream)
             self._ended(host, stream)
 
-        stream = Conversation(
-            opened, host, start, most_tokens, ended, credit, self._sessions.config.max_transcript_tokens
-        )
+        stream = Conversation(opened, host, start, most_tokens, ended, credit, self._table.config.max_transcript_tokens)
         stream.begin()
         self._conversations.add(stream)
         return stream
@@ -273,8 +278,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         session = stream.opened.session
         if self._streams.get(session.id) is stream:
             del self._streams[session.id]
-        self._sessions.release(session)
-        self._keeper.note(session)
+        self._table.release(session)
+        self._persistence.note(session)
         host.metrics.observe_end(stream.finish, stream.queue_s if stream.sequence_id is not None else None)
 
 

@@ -18,7 +18,7 @@ from gruve.engine.engine import Call, Engine
 from gruve.engine.sequence import FinishReason
 from gruve.errors import AddressInUse
 from gruve.sessions.persistence import StoreObserver
-from gruve.sessions.table import Sessions
+from gruve.sessions.table import SessionTable
 
 SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 STEP_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
@@ -84,8 +84,8 @@ class Metrics:
         )
         Info("gruve_build", "The server's version.", registry=registry).info({"version": __version__})
 
-    def watch_sessions(self, sessions: Sessions, keeping: Keeping) -> None:
-        """Reads the session table, and what its keeper knows of the store, whenever it is scraped."""
+    def watch_sessions(self, sessions: SessionTable, keeping: Keeping) -> None:
+        """Reads the session table, and what its persistence knows of the store, whenever it is scraped."""
         self.registry.register(_SessionTable(sessions, keeping))
 
     def rpc(self, kind: str, service: str, method: str) -> RpcMetrics:
@@ -226,14 +226,14 @@ class ModelMetrics:
 class _SessionTable(Collector):
     """Sessions by where they are, what they take, and how many have left."""
 
-    def __init__(self, sessions: Sessions, keeping: Keeping) -> None:
-        self._sessions = sessions
+    def __init__(self, sessions: SessionTable, keeping: Keeping) -> None:
+        self._table = sessions
         self._keeping = keeping
 
     def collect(self) -> Iterator[Metric]:
         """Reads the table; called on the scraper's thread, so it only looks at numbers."""
         where = GaugeMetricFamily("gruve_sessions", "Sessions, by where they are.", labels=["where"])
-        where.add_metric(["memory"], len(self._sessions))
+        where.add_metric(["memory"], len(self._table))
         if self._keeping.store is not None:
             where.add_metric(["store"], self._keeping.stored)
             yield GaugeMetricFamily(
@@ -244,13 +244,13 @@ class _SessionTable(Collector):
             )
         yield where
         yield GaugeMetricFamily(
-            "gruve_session_memory_bytes", "What idle sessions take of their budget.", self._sessions.idle_bytes
+            "gruve_session_memory_bytes", "What idle sessions take of their budget.", self._table.idle_bytes
         )
         moves = CounterMetricFamily(
             "gruve_session_moves", "Sessions that left memory or came back, by reason.", labels=["reason"]
         )
-        moves.add_metric(["expired"], self._sessions.expired)
-        moves.add_metric(["evicted"], self._sessions.evicted)
+        moves.add_metric(["expired"], self._table.expired)
+        moves.add_metric(["evicted"], self._table.evicted)
         for reason, count in sorted(self._keeping.moves.items()):
             moves.add_metric([reason], count)
         yield moves

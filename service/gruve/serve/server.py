@@ -31,11 +31,11 @@ from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.serve.model_service import ModelServicer
 from gruve.serve.session_service import SessionServicer
-from gruve.sessions.persistence import Keeper
+from gruve.sessions.persistence import Persistence
 from gruve.sessions.record import Session
 from gruve.sessions.store import Store
 from gruve.sessions.store.open import open_store
-from gruve.sessions.table import Sessions, SessionsConfig
+from gruve.sessions.table import SessionsConfig, SessionTable
 from gruve.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -152,9 +152,9 @@ class Server:
         store = store or open_store(config.store, synchronous=config.store_synchronous)
         key = config.session_key or _key_of(store)
         self.export_key = config.export_key or key
-        self.sessions = Sessions(config.sessions, key=key, clock=clock, may_leave=self._may_leave)
-        self.keeper = Keeper(self.sessions, store, self.metrics.store.observer())
-        self.keeper.on_failing = self._report_store
+        self.sessions = SessionTable(config.sessions, key=key, clock=clock, may_leave=self._may_leave)
+        self.persistence = Persistence(self.sessions, store, self.metrics.store.observer())
+        self.persistence.on_failing = self._report_store
         self.health = health_aio.HealthServicer()
         self.models = ModelHosts({})
         self._grpc: grpc.aio.Server | None = None
@@ -180,10 +180,10 @@ class Server:
         if not self.models.serving:
             broken = "; ".join(f"{e.name}: {e.why}" for e in entries.values() if isinstance(e, Broken))
             raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served ({broken or 'it is empty'})")
-        if self.keeper.store is not None:
-            log.info("sessions are stored", extra={"store": self.keeper.store.name})
-        await self.keeper.start()
-        self.metrics.watch_sessions(self.sessions, self.keeper)
+        if self.persistence.store is not None:
+            log.info("sessions are stored", extra={"store": self.persistence.store.name})
+        await self.persistence.start()
+        self.metrics.watch_sessions(self.sessions, self.persistence)
         self._metrics_server, metrics_port = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
         for host in self.models.serving:
             host.engine.start()
@@ -201,7 +201,7 @@ class Server:
         log.info("draining", extra={"ending": ending, "running": self._load()})
         self.interceptor.draining = True
         await self._set_health(NOT_SERVING)
-        if ending == "drain" and self.keeper.store is None:
+        if ending == "drain" and self.persistence.store is None:
             again, quiet = asyncio.ensure_future(asked.get()), asyncio.ensure_future(self.interceptor.quiet.wait())
             _, waiting = await asyncio.wait(
                 (again, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
@@ -218,7 +218,7 @@ class Server:
             self._generations.hand_over()
         if self._grpc is not None:
             await self._grpc.stop(grace=FLUSH_S)
-        await self.keeper.close()
+        await self.persistence.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
@@ -253,10 +253,10 @@ class Server:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
         server = grpc.aio.server(interceptors=[self.interceptor], options=options)
-        self._generations = GenerationServicer(self.models, self.keeper)
-        self.keeper.on_lost = self._generations.lose
+        self._generations = GenerationServicer(self.models, self.persistence)
+        self.persistence.on_lost = self._generations.lose
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._generations, server)
-        sessions = SessionServicer(self.models, self.keeper, self.export_key, MAX_REQUEST_BYTES)
+        sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
         session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
@@ -281,8 +281,8 @@ class Server:
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Sets the status of the whole, of each service and of each model that serves."""
-        if self.keeper.store is not None:
-            self._report_store(self.keeper.failing)
+        if self.persistence.store is not None:
+            self._report_store(self.persistence.failing)
         for name in ("", *SERVICES, *(host.model.name for host in self.models.serving)):
             await self.health.set(name, status)
         for entry in self.models.entries.values():
@@ -297,7 +297,7 @@ class Server:
 
     def _may_leave(self, session: Session) -> bool:
         """Whether memory may do without a session: where there is no store it expires, with one it has to be there."""
-        return self.keeper.store is None or not session.unsaved
+        return self.persistence.store is None or not session.dirty
 
     def _report_store(self, failing: bool) -> None:
         status = NOT_SERVING if failing else health_pb2.HealthCheckResponse.SERVING

@@ -19,10 +19,10 @@ from gruve.serve.model_host import ModelHosts
 from gruve.sessions.encoding import unpack_head
 from gruve.sessions.export import export_session, import_session
 from gruve.sessions.generations import make_continuable
-from gruve.sessions.persistence import NEW_S, Keeper
+from gruve.sessions.persistence import NEW_S, Persistence
 from gruve.sessions.record import Generation, Session
 from gruve.sessions.rewind import rewind
-from gruve.sessions.store import Listed
+from gruve.sessions.store import SessionSummary
 from gruve.v1 import generation_pb2, session_pb2, session_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,11 +42,13 @@ WIDEST_VOCABULARY = 65_535
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     """Serves `gruve.v1.SessionService`."""
 
-    def __init__(self, models: ModelHosts, keeper: Keeper, export_key: bytes | None, most_request_bytes: int) -> None:
+    def __init__(
+        self, models: ModelHosts, persistence: Persistence, export_key: bytes | None, most_request_bytes: int
+    ) -> None:
         """Without `export_key` nothing is exported or imported."""
         self._models = models
-        self._keeper = keeper
-        self._sessions = keeper.sessions
+        self._persistence = persistence
+        self._table = persistence.sessions
         self._export_key = export_key
         self._most_blob_bytes = most_request_bytes - ENVELOPE_BYTES
 
@@ -59,9 +61,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if not request.HasField("session"):
             raise InvalidField("session", "absent; it must name a model")
         host = self._models.get(request.session.model)
-        ttl_s = validation.ttl_of(request.session, "session.idle_ttl", self._sessions.config.idle_ttl_s)
-        session = self._keeper.create(host.model.name, host.model.digest, host.backend.numerics_id, ttl_s)
-        await self._keeper.saved(session, NEW_S)
+        ttl_s = validation.ttl_of(request.session, "session.idle_ttl", self._table.config.idle_ttl_s)
+        session = self._persistence.create(host.model.name, host.model.digest, host.backend.numerics_id, ttl_s)
+        await self._persistence.saved(session, NEW_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
 
     async def GetSession(
@@ -71,7 +73,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.GetSessionResponse:
         """Shows a session and a page of its transcript."""
         size = _page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, least=0)
-        session, place = await self._keeper.look(request.session_id)
+        session, place = await self._persistence.look(request.session_id)
         first = int(_page_start(request.page_token, TRANSCRIPT_PAGE)[0] or 0)
         after = max(first, min(first + size, session.position))
         response = session_pb2.GetSessionResponse(session=self._message(session, place), position=first)
@@ -94,7 +96,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         size = _page_size(request, DEFAULT_LIST_PAGE, MAX_LIST_PAGE, least=1)
         created, last_id = (*_page_start(request.page_token, LIST_PAGE), "")[:2]
         before = (float.fromhex(created), last_id) if created else None
-        found = await self._keeper.page(request.model, before, size + 1)
+        found = await self._persistence.page(request.model, before, size + 1)
         response = session_pb2.ListSessionsResponse()
         size_bytes = 0
         for last, place in found[:size]:
@@ -112,8 +114,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.DeleteSessionResponse:
         """Forgets a session."""
-        async with self._keeper.hold(request.session_id) as session:
-            await self._keeper.delete(session)
+        async with self._persistence.hold(request.session_id) as session:
+            await self._persistence.delete(session)
         return session_pb2.DeleteSessionResponse()
 
     async def ForkSession(
@@ -122,13 +124,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Copies a session."""
         if not 1 <= len(request.branches) <= MAX_BRANCHES:
             raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
-        self._keeper.refuse_without_room()
+        self._persistence.refuse_without_room()
         async with self._using(request.session_id) as session:
             seeds = [b.seed if b.HasField("seed") else secrets.randbits(64) for b in request.branches]
-            branches = [self._sessions.fork(session, seed) for seed in seeds]
+            branches = [self._table.fork(session, seed) for seed in seeds]
             for branch in branches:
-                self._keeper.begin(branch)
-        await asyncio.gather(*(self._keeper.saved(branch, NEW_S) for branch in branches))
+                self._persistence.begin(branch)
+        await asyncio.gather(*(self._persistence.saved(branch, NEW_S) for branch in branches))
         return session_pb2.ForkSessionResponse(sessions=[self._message(branch) for branch in branches])
 
     async def RewindSession(
@@ -146,7 +148,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                     position=session.position,
                 )
             rewind(session, request.to_position, request.seed if request.HasField("seed") else None)
-            await self._keeper.saved(session)
+            await self._persistence.saved(session)
         return session_pb2.RewindSessionResponse(session=self._message(session))
 
     async def ExportSession(
@@ -161,7 +163,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ImportSessionRequest, context: Context
     ) -> session_pb2.ImportSessionResponse:
         """Creates a session from such bytes."""
-        longest_s = self._sessions.config.idle_ttl_s
+        longest_s = self._table.config.idle_ttl_s
         ttl_s = validation.ttl_of(request, "idle_ttl", longest_s)
         exported = import_session(request.blob, self._key())
         host = self._models.get(exported.model)
@@ -173,9 +175,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 model_digest=host.model.digest,
             )
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
-        session = self._keeper.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
+        session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
         session.copy(exported)
-        await self._keeper.saved(session, NEW_S)
+        await self._persistence.saved(session, NEW_S)
         return session_pb2.ImportSessionResponse(session=self._message(session))
 
     def _key(self) -> bytes:
@@ -186,16 +188,16 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     @contextlib.asynccontextmanager
     async def _using(self, session_id: str) -> AsyncIterator[Session]:
         """A session that nobody else uses meanwhile; that is a use of it."""
-        async with self._keeper.hold(session_id) as session:
-            self._sessions.lease(session)
+        async with self._persistence.hold(session_id) as session:
+            self._table.lease(session)
             try:
                 yield session
             finally:
-                self._sessions.release(session)
+                self._table.release(session)
 
-    def _message(self, entry: Session | Listed, place: str = "") -> session_pb2.Session:
-        """What is told of a session that is where `Keeper.look` says."""
-        session = unpack_head(entry) if isinstance(entry, Listed) else entry
+    def _message(self, entry: Session | SessionSummary, place: str = "") -> session_pb2.Session:
+        """What is told of a session that is where `Persistence.look` says."""
+        session = unpack_head(entry) if isinstance(entry, SessionSummary) else entry
         message = session_pb2.Session(
             id=session.id,
             model=session.model,
@@ -211,8 +213,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         )
         if session.sampling is not None:
             message.sampling.CopyFrom(validation.sampling_message(session.sampling, self._size(session)))
-        if not place and self._keeper.is_behind(session):
-            message.durable_position = max(0, session.kept.durable_position - 1)
+        if not place and self._persistence.is_behind(session):
+            message.durable_position = max(0, session.store_progress.durable_position - 1)
         return message
 
     def _generations(

@@ -16,7 +16,7 @@ from gruve.errors import EngineFailed, GruveError, HandedOver, PositionMismatch,
 from gruve.model.tokenizer import Tokenizer
 from gruve.serve.text_assembler import TextAssembler
 from gruve.serve.validation import FINISH, duration, logprobs_message
-from gruve.sessions.generations import Opened, record
+from gruve.sessions.generations import OpenedGeneration, record
 from gruve.v1 import generation_pb2
 
 
@@ -25,7 +25,7 @@ class Stream:
 
     def __init__(
         self,
-        opened: Opened,
+        opened: OpenedGeneration,
         tokenizer: Tokenizer,
         start: generation_pb2.GenerationStart,
         most_tokens: int,

@@ -17,7 +17,7 @@ from gruve.engine.sequence import FinishReason, TokenLogprobs
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 from gruve.model.tokenizer import Tokenizer
-from gruve.sessions.generations import Asked
+from gruve.sessions.generations import GenerationRequest
 from gruve.v1 import generation_pb2, sampling_pb2
 
 MAX_PROMPT_TOKENS = 65_536
@@ -54,9 +54,9 @@ def inside(path: str) -> Iterator[None]:
         raise InvalidField(f"{path}.{error.field}", error.why) from error
 
 
-async def asked_of(
+async def generation_request(
     request: generation_pb2.GenerateRequest, tokenizer: Tokenizer, time_remaining_s: float | None
-) -> Asked:
+) -> GenerationRequest:
     """The request as plain values; raises `InvalidField` or `UnknownCharacter`."""
     deadline_s = None
     if time_remaining_s is not None:
@@ -76,7 +76,7 @@ async def asked_of(
     sampling = sampling_of(request.sampling, tokenizer.size)
     if request.WhichOneof("source") == "model" and request.from_position and "seed" not in sampling:
         raise InvalidField("sampling.seed", "absent; without a session, from_position needs the seed that was reported")
-    return Asked(
+    return GenerationRequest(
         generation_id=generation_id,
         prompt=await prompt_of(request, tokenizer),
         sampling=sampling,

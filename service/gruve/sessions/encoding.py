@@ -1,4 +1,4 @@
-"""From sessions to what a store holds, and back. Nothing here is ever executed: JSON, integers and floats alone."""
+"""Encodes sessions for a store and decodes them: JSON, integers and floats. No stored byte is ever executed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from gruve.engine.sequence import FinishReason
 from gruve.model.sampling import SamplingParameters
-from gruve.sessions.record import Change, Generation, Kept, Session
-from gruve.sessions.store import CHUNK_TOKENS, Listed, Stored, Write
+from gruve.sessions.record import Change, Generation, Session, StoreProgress
+from gruve.sessions.store import CHUNK_TOKENS, SessionSummary, StoredSession, Write
 
 PLAIN_GENERATION = tuple(
     field.name
@@ -28,43 +28,47 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Handed:
-    """A write on its way, and what it was made from."""
+class PendingWrite:
+    """A write that was submitted to the store, with the session and the progress it was made from."""
 
     session: Session
     write: Write
     events: int
     cuts: int
 
-    def arrived(self) -> None:
-        """The store has it."""
-        kept = self.session.kept
-        kept.stored = True
-        kept.durable_events = self.events
-        kept.stored_snapshots -= set(self.write.dropped_states)
-        if kept.cuts == self.cuts:
-            kept.durable_position = self.write.position
+    def succeed(self) -> None:
+        """Records that the store has the write."""
+        progress = self.session.store_progress
+        progress.stored = True
+        progress.durable_events = self.events
+        progress.stored_snapshots -= set(self.write.dropped_states)
+        if progress.cuts == self.cuts:
+            progress.durable_position = self.write.position
 
-    def failed(self) -> None:
-        """Whether the store has it is not known: it will be handed over once more."""
-        kept, write = self.session.kept, self.write
-        kept.position = min(kept.position, write.first_chunk * CHUNK_TOKENS)
-        kept.generations = min(kept.generations, write.first_generation)
-        kept.snapshots -= {at for at, _ in write.states}
-        kept.handed_events, kept.changed = kept.durable_events, True
+    def fail(self) -> None:
+        """Records that the write may or may not have reached the store; everything in it is submitted again."""
+        progress, write = self.session.store_progress, self.write
+        progress.position = min(progress.position, write.first_chunk * CHUNK_TOKENS)
+        progress.generations = min(progress.generations, write.first_generation)
+        progress.snapshots -= {at for at, _ in write.states}
+        progress.submitted_events, progress.changed = progress.durable_events, True
 
 
-def hand_over(session: Session, *, release: bool = False) -> Handed:
-    """What the store does not have yet of a session, to be written; takes note that it was handed over."""
-    kept = session.kept
-    first_chunk = kept.position // CHUNK_TOKENS
-    eventful = kept.handed_events < kept.events or kept.changed
-    # The last generation that was handed over may have gone on since, or have been finished by the next one. While it
-    # only goes on, its record follows from the tokens.
-    first_generation = max(0, kept.generations - 1) if eventful else len(session.generations)
+def prepare_write(session: Session, *, release: bool = False) -> PendingWrite:
+    """Build the write of everything that the store lacks, and mark it as submitted in `session.store_progress`.
+
+    With `release` the write also ends the lease.
+    """
+    progress = session.store_progress
+    first_chunk = progress.position // CHUNK_TOKENS
+    eventful = progress.submitted_events < progress.events or progress.changed
+    # The last submitted generation may have grown, or the next one may have finished it. While it only grows, its
+    # record follows from the tokens.
+    first_generation = max(0, progress.generations - 1) if eventful else len(session.generations)
+    new_states = ((at, state) for at, state in session.snapshots.items() if at not in progress.snapshots)
     write = Write(
         id=session.id,
-        version=kept.version,
+        version=progress.version,
         model=session.model,
         created_s=session.created_s,
         used_s=session.used_s,
@@ -75,20 +79,20 @@ def hand_over(session: Session, *, release: bool = False) -> Handed:
         chunks=pack_chunks(session.transcript, first_chunk),
         first_generation=first_generation,
         generations=tuple(map(pack_generation, session.generations[first_generation:])),
-        states=tuple((at, pack_state(state)) for at, state in session.snapshots.items() if at not in kept.snapshots),
-        dropped_states=tuple(kept.stored_snapshots - session.snapshots.keys()),
-        create=not kept.stored,
+        states=tuple((at, pack_state(state)) for at, state in new_states),
+        dropped_states=tuple(progress.stored_snapshots - session.snapshots.keys()),
+        create=not progress.stored,
         release=release,
     )
-    kept.position, kept.generations, kept.handed_events = session.position, len(session.generations), kept.events
-    kept.changed = False
-    kept.snapshots = frozenset(session.snapshots)
-    kept.stored_snapshots |= kept.snapshots
-    return Handed(session, write, kept.events, kept.cuts)
+    progress.position, progress.generations = session.position, len(session.generations)
+    progress.submitted_events, progress.changed = progress.events, False
+    progress.snapshots = frozenset(session.snapshots)
+    progress.stored_snapshots |= progress.snapshots
+    return PendingWrite(session, write, progress.events, progress.cuts)
 
 
 def pack_head(session: Session) -> str:
-    """What is said of a session beside its contents."""
+    """Encode the session's metadata, without transcript, generations and states."""
     return _encode(
         {
             "model": session.model,
@@ -97,14 +101,14 @@ def pack_head(session: Session) -> str:
             "tokenizer_digest": session.tokenizer_digest,
             "idle_ttl_s": session.idle_ttl_s,
             "created_s": session.created_s,
-            "given": session.given is not None,
+            "given": session.next_sampling is not None,
             "sampling": None if session.sampling is None else _plain(session.sampling),
         }
     )
 
 
-def unpack_head(listed: Listed) -> Session:
-    """A session without its contents: its transcript is not to be read, and `Listed.position` says how long it is."""
+def unpack_head(listed: SessionSummary) -> Session:
+    """Decode a session without its contents. Its transcript is empty; `SessionSummary.position` has the length."""
     head = json.loads(listed.head)
     sampling = None if head["sampling"] is None else _sampling(head["sampling"])
     return Session(
@@ -116,23 +120,23 @@ def unpack_head(listed: Listed) -> Session:
         created_s=head["created_s"],
         used_s=listed.used_s,
         tokenizer_digest=head["tokenizer_digest"],
-        given=sampling,
+        next_sampling=sampling,
     )
 
 
-def unpack_session(stored: Stored, version: int) -> Session:
-    """The session as it was when it was last written."""
+def unpack_session(stored: StoredSession, version: int) -> Session:
+    """Decode a session as it was last written, held under the lease `version`."""
     session = unpack_head(stored.listed)
     if not json.loads(stored.listed.head)["given"]:
-        session.given = None
+        session.next_sampling = None
     session.transcript = unpack_tokens(stored.transcript)
     session.generations = [unpack_generation(record) for record in stored.generations]
-    if session.generations and not session.generations[-1].finished:  # written before its latest tokens were
+    if session.generations and not session.generations[-1].finished:  # its record is older than its tokens
         session.generations[-1].next_position = session.position
     session.snapshots = {at: unpack_state(state) for at, state in sorted(stored.states) if at < session.position}
     session.consumed = max(session.snapshots, default=0)
     session.state = session.snapshots.get(session.consumed)
-    session.kept = Kept(
+    session.store_progress = StoreProgress(
         stored=True,
         version=version,
         position=session.position,
@@ -146,7 +150,7 @@ def unpack_session(stored: Stored, version: int) -> Session:
 
 
 def pack_generation(generation: Generation) -> str:
-    """A generation's record."""
+    """Encode a generation."""
     samplings = list(dict.fromkeys([generation.sampling, *(change.sampling for change in generation.changes)]))
     plain: dict[str, Any] = {name: getattr(generation, name) for name in PLAIN_GENERATION}
     return _encode(
@@ -162,14 +166,14 @@ def pack_generation(generation: Generation) -> str:
 
 
 def unpack_generation(record: str) -> Generation:
-    """The generation of a record."""
-    told = json.loads(record)
-    samplings = [_sampling(fields) for fields in told.pop("samplings")]
-    changes = [Change(position, samplings[i], inserted) for position, i, inserted in told.pop("changes")]
-    reason = told.pop("finish_reason")
-    stop, stop_token_ids = tuple(told.pop("stop")), tuple(told.pop("stop_token_ids"))
+    """Decode a generation."""
+    plain = json.loads(record)
+    samplings = [_sampling(values) for values in plain.pop("samplings")]
+    changes = [Change(position, samplings[i], inserted) for position, i, inserted in plain.pop("changes")]
+    reason = plain.pop("finish_reason")
+    stop, stop_token_ids = tuple(plain.pop("stop")), tuple(plain.pop("stop_token_ids"))
     return Generation(
-        **told,
+        **plain,
         sampling=samplings[0],
         stop=stop,
         stop_token_ids=stop_token_ids,
@@ -179,7 +183,7 @@ def unpack_generation(record: str) -> Generation:
 
 
 def pack_tokens(tokens: array.array[int]) -> bytes:
-    """Two bytes a token, little-endian."""
+    """Encode tokens as two bytes each, little-endian."""
     if sys.byteorder == "big":
         tokens = array.array("H", tokens)
         tokens.byteswap()
@@ -187,14 +191,14 @@ def pack_tokens(tokens: array.array[int]) -> bytes:
 
 
 def pack_chunks(tokens: array.array[int], first: int) -> tuple[bytes, ...]:
-    """The chunks of a transcript from the `first` on."""
+    """Encode the chunks of a transcript from chunk number `first` on."""
     return tuple(
         pack_tokens(tokens[at : at + CHUNK_TOKENS]) for at in range(first * CHUNK_TOKENS, len(tokens), CHUNK_TOKENS)
     )
 
 
 def unpack_tokens(packed: bytes) -> array.array[int]:
-    """The tokens again."""
+    """Decode tokens."""
     tokens = array.array("H")
     tokens.frombytes(packed)
     if sys.byteorder == "big":
@@ -203,12 +207,12 @@ def unpack_tokens(packed: bytes) -> array.array[int]:
 
 
 def pack_state(state: NDArray[np.float32]) -> bytes:
-    """A state with its shape."""
+    """Encode a state, its shape first."""
     return struct.pack(f"<B{state.ndim}I", state.ndim, *state.shape) + state.astype("<f4").tobytes()
 
 
 def unpack_state(packed: bytes) -> NDArray[np.float32]:
-    """The state again; raises ValueError where the bytes are none."""
+    """Decode a state; raises ValueError if the bytes are not one."""
     if not packed or len(packed) < 1 + 4 * packed[0]:
         raise ValueError(f"a state of {len(packed)} bytes")
     shape = struct.unpack_from(f"<{packed[0]}I", packed, 1)

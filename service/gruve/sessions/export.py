@@ -14,7 +14,7 @@ import struct
 from gruve.errors import BlobRefused, ExportTooLarge
 from gruve.sessions.encoding import pack_generation, pack_head, pack_state, pack_tokens, unpack_session
 from gruve.sessions.record import Session
-from gruve.sessions.store import Listed, Stored
+from gruve.sessions.store import SessionSummary, StoredSession
 
 MAGIC = b"gruve session\n"
 VERSION = 1
@@ -51,8 +51,8 @@ def import_session(blob: bytes, key: bytes) -> Session:
         at += length
     head, generations, transcript, state = parts
     states = ((struct.unpack_from("<I", state)[0], state[4:]),) if state else ()
-    listed = Listed("", head.decode(), len(transcript) // 2, 0.0, 0.0, "")
-    return unpack_session(Stored(listed, transcript, tuple(json.loads(generations)), states), 0)
+    listed = SessionSummary("", head.decode(), len(transcript) // 2, 0.0, 0.0, "")
+    return unpack_session(StoredSession(listed, transcript, tuple(json.loads(generations)), states), 0)
 
 
 def _sign(body: bytes, key: bytes) -> bytes:

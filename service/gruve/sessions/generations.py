@@ -32,7 +32,7 @@ DEFAULT_MAX_TOKENS = 1_024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
+class GenerationRequest:
     """A request to generate, checked field by field and free of the wire. None and empty mean absent."""
 
     generation_id: str
@@ -58,7 +58,7 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedGeneration:
     """A generation that was begun or resumed, with its session leased by the caller."""
 
     session: Session
@@ -72,13 +72,13 @@ class Opened:
     """What is left to decode; None when nothing is."""
     begun: bool
     """Whether the generation is new."""
-    before: _Before
+    before: _SessionBackup
     """What `abandon` puts back."""
-    asked: Asked
+    asked: GenerationRequest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Before:
+class _SessionBackup:
     """What a session was before a generation was opened on it, so far as that changes it."""
 
     digest: str
@@ -87,13 +87,13 @@ class _Before:
     state: NDArray[np.float32] | None
     consumed: int
     snapshots: dict[int, NDArray[np.float32]]
-    given: SamplingParameters | None
+    next_sampling: SamplingParameters | None
     position: int
     generations: int
     latest: tuple[FinishReason | None, bool] | None
 
     @classmethod
-    def of(cls, session: Session) -> _Before:
+    def of(cls, session: Session) -> _SessionBackup:
         latest = session.generations[-1] if session.generations else None
         return cls(
             session.digest,
@@ -102,17 +102,17 @@ class _Before:
             session.state,
             session.consumed,
             session.snapshots,
-            session.given,
+            session.next_sampling,
             session.position,
             len(session.generations),
             None if latest is None else (latest.finish_reason, latest.finished),
         )
 
-    def put_back(self, session: Session) -> None:
+    def restore(self, session: Session) -> None:
         session.digest, session.numerics_id = self.digest, self.numerics_id
         session.tokenizer_digest = self.tokenizer_digest
         session.state, session.consumed, session.snapshots = self.state, self.consumed, self.snapshots
-        session.given = self.given
+        session.next_sampling = self.next_sampling
         del session.transcript[self.position :]
         del session.generations[self.generations :]
         if self.latest is not None:
@@ -120,14 +120,14 @@ class _Before:
 
 
 def open_generation(
-    session: Session, asked: Asked, model: Model, numerics_id: str, *, now_s: float, max_transcript: int
-) -> Opened:
+    session: Session, asked: GenerationRequest, model: Model, numerics_id: str, *, now_s: float, max_transcript: int
+) -> OpenedGeneration:
     """Begins a generation on `session`, or resumes the one of that id.
 
     The caller has leased the session. Raises what stands under `SessionError`, or `InvalidField`; then nothing was
     changed.
     """
-    before = _Before.of(session)
+    before = _SessionBackup.of(session)
     try:
         make_continuable(
             session, model, numerics_id, rebase=asked.rebase, allow_numerics_change=asked.allow_numerics_change
@@ -137,13 +137,13 @@ def open_generation(
             return _resume(session, generation, asked, model, max_transcript, before)
         return _begin(session, asked, model, now_s, max_transcript, before)
     except GruveError:
-        before.put_back(session)
+        before.restore(session)
         raise
 
 
-def abandon(opened: Opened) -> None:
+def abandon(opened: OpenedGeneration) -> None:
     """Takes back what `open_generation` wrote, when the engine would not take the sequence."""
-    opened.before.put_back(opened.session)
+    opened.before.restore(opened.session)
 
 
 def make_continuable(
@@ -165,8 +165,8 @@ def make_continuable(
                 model_digest=model.digest,
             )
         session.digest, session.numerics_id = model.digest, numerics_id
-        session.forget_states()
-        session.kept.events += 1
+        session.drop_states()
+        session.store_progress.events += 1
     if session.numerics_id != numerics_id:
         if not allow_numerics_change:
             raise NumericsChanged(
@@ -176,10 +176,12 @@ def make_continuable(
                 server_numerics_id=numerics_id,
             )
         session.numerics_id = numerics_id
-        session.kept.events += 1
+        session.store_progress.events += 1
 
 
-def _begin(session: Session, asked: Asked, model: Model, now_s: float, max_transcript: int, before: _Before) -> Opened:
+def _begin(
+    session: Session, asked: GenerationRequest, model: Model, now_s: float, max_transcript: int, before: _SessionBackup
+) -> OpenedGeneration:
     position = session.position
     if asked.expected_position is not None and asked.expected_position != position:
         raise PositionMismatch(
@@ -219,18 +221,25 @@ def _begin(session: Session, asked: Asked, model: Model, now_s: float, max_trans
         digest=session.digest,
         numerics_id=session.numerics_id,
     )
-    session.given = None
+    session.next_sampling = None
     session.tokenizer_digest = model.tokenizer_digest
     session.transcript.extend(restart + asked.prompt)
     session.generations.append(generation)
     first_position = _first_position(generation, asked)
     admission = admission_of(session, generation, asked, stops, max_transcript, first_position)
-    return Opened(session, generation, stops, first_position, (), admission, begun=True, before=before, asked=asked)
+    return OpenedGeneration(
+        session, generation, stops, first_position, (), admission, begun=True, before=before, asked=asked
+    )
 
 
 def _resume(
-    session: Session, generation: Generation, asked: Asked, model: Model, max_transcript: int, before: _Before
-) -> Opened:
+    session: Session,
+    generation: Generation,
+    asked: GenerationRequest,
+    model: Model,
+    max_transcript: int,
+    before: _SessionBackup,
+) -> OpenedGeneration:
     check_same(session, generation, asked)
     first_position, next_position = _first_position(generation, asked), generation.next_position
     if generation.finished and first_position > next_position:
@@ -246,10 +255,12 @@ def _resume(
         generation.digest, generation.numerics_id = session.digest, session.numerics_id
     if again or not generation.finished:
         admission = admission_of(session, generation, asked, stops, max_transcript, first_position)
-    return Opened(session, generation, stops, first_position, known, admission, begun=False, before=before, asked=asked)
+    return OpenedGeneration(
+        session, generation, stops, first_position, known, admission, begun=False, before=before, asked=asked
+    )
 
 
-def _first_position(generation: Generation, asked: Asked) -> int:
+def _first_position(generation: Generation, asked: GenerationRequest) -> int:
     first = generation.prompt_position if asked.echo else generation.start_position
     return max(first, asked.from_position or 0)
 
@@ -257,7 +268,7 @@ def _first_position(generation: Generation, asked: Asked) -> int:
 def admission_of(
     session: Session,
     generation: Generation,
-    asked: Asked,
+    asked: GenerationRequest,
     stops: StopTable | None,
     max_transcript: int,
     first_position: int,
@@ -306,7 +317,7 @@ def record(session: Session, generation: Generation, progress: Progress) -> int:
     session.transcript.extend(drawn)
     generation.next_position += len(drawn)
     if progress.state is not None:
-        session.move(progress.state, progress.position + len(progress.tokens) - 1)
+        session.advance(progress.state, progress.position + len(progress.tokens) - 1)
     if progress.finish_reason is not None and not generation.finished:
         generation.finish_reason = progress.finish_reason
         generation.finished = progress.finish_reason in _FINAL
@@ -317,7 +328,7 @@ _FINAL = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.END_OF_SEQUENCE)
 """What the tokens themselves decide. A sequence that was cut goes on when its generation is resumed."""
 
 
-def inherit(before: SamplingParameters | None, asked: Asked) -> SamplingParameters:
+def inherit(before: SamplingParameters | None, asked: GenerationRequest) -> SamplingParameters:
     """The parameters in force: what is asked, else what the session had, else the defaults; a seed always."""
     if before is not None:
         return dataclasses.replace(before, **asked.sampling)
@@ -333,7 +344,7 @@ def check_bias(logit_bias: Iterable[tuple[int, float]], vocabulary_size: int) ->
             )
 
 
-def check_same(session: Session, generation: Generation, asked: Asked) -> None:
+def check_same(session: Session, generation: Generation, asked: GenerationRequest) -> None:
     """Refuses a generation id that comes back with another request; what is absent is taken from the record."""
     given: dict[str, tuple[object, object]] = {
         f"sampling.{name}": (value, getattr(generation.sampling, name)) for name, value in asked.sampling.items()

@@ -23,10 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from gruve.errors import GruveError, SessionElsewhere, SessionExpired, StoreUnavailable
-from gruve.sessions.encoding import Handed, hand_over, unpack_session
+from gruve.sessions.encoding import PendingWrite, prepare_write, unpack_session
 from gruve.sessions.record import Session
-from gruve.sessions.store import LEASE_S, Listed, Store
-from gruve.sessions.table import Sessions
+from gruve.sessions.store import LEASE_S, SessionSummary, Store
+from gruve.sessions.table import SessionTable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,10 +71,10 @@ class StoreObserver:
     """Called with the operation that failed."""
 
 
-class Keeper:
+class Persistence:
     """Between the table of sessions and their store."""
 
-    def __init__(self, sessions: Sessions, store: Store | None, observer: StoreObserver | None = None) -> None:
+    def __init__(self, sessions: SessionTable, store: Store | None, observer: StoreObserver | None = None) -> None:
         self.sessions = sessions
         self.store = store
         self.owner = secrets.token_hex(8)
@@ -137,7 +137,7 @@ class Keeper:
 
     def discard(self, session: Session) -> None:
         """Has nothing more of a session that nobody has been told of."""
-        session.kept.lost = True
+        session.store_progress.lost = True
         self._forget(session)
 
     def refuse_without_room(self) -> None:
@@ -151,7 +151,7 @@ class Keeper:
 
     def begin(self, session: Session) -> None:
         """Takes note of a session that is new to the store."""
-        session.kept.lease_until_s = lease_clock() + LEASE_S
+        session.store_progress.lease_until_s = lease_clock() + LEASE_S
         self.note(session)
 
     @contextlib.asynccontextmanager
@@ -196,7 +196,7 @@ class Keeper:
 
     def _is_ours(self, session: Session) -> bool:
         """Whether nobody else can have the session, as far as is known here."""
-        return self.store is None or not self.store.shared or session.kept.lease_until_s > 0.0
+        return self.store is None or not self.store.shared or session.store_progress.lease_until_s > 0.0
 
     async def _acquire(self, session_id: str) -> Session:
         """Leases a session and brings it into memory, unless what memory has of it is still true."""
@@ -205,13 +205,13 @@ class Keeper:
         session = self.sessions.find(session_id)
         if session is not None and self._is_ours(session):
             return session
-        known = None if session is None else session.kept.version
+        known = None if session is None else session.store_progress.version
         until_s = lease_clock() + LEASE_S
         assert self.store is not None  # noqa: S101 - or there would be nothing to acquire from
         acquired = await self._ask("acquire", self._fetch, session_id, known, self.sessions.clock())
         if acquired is None:
-            if session is not None and not session.kept.stored:
-                session.kept.lease_until_s = until_s
+            if session is not None and not session.store_progress.stored:
+                session.store_progress.lease_until_s = until_s
                 return session  # the store has yet to hear of it
             if session is not None:
                 self._forget(session)
@@ -224,7 +224,7 @@ class Keeper:
             session = fetched
         if session is None:
             raise StoreUnavailable("the session store has not told what it was asked for")
-        session.kept.version, session.kept.lease_until_s = version, until_s
+        session.store_progress.version, session.store_progress.lease_until_s = version, until_s
         return session
 
     def _fetch(self, session_id: str, known: int | None, now_s: float) -> tuple[int, Session | None] | None:
@@ -239,33 +239,35 @@ class Keeper:
     async def look(self, session_id: str) -> tuple[Session, str]:
         """A session to be read, not used, and who has it: "" for this server's memory, "store", or an owner."""
         session = self.sessions.find(session_id)
-        if session is not None and (self._is_ours(session) or session.unsaved):
+        if session is not None and (self._is_ours(session) or session.dirty):
             return session, ""
         if self.store is None:
             raise SessionExpired(f"session {session_id!r} has expired or was deleted")
         stored = await self._ask("read", self.store.read, session_id, self.sessions.clock())
         if stored is None:
             raise SessionExpired(f"session {session_id!r} has expired or was deleted")
-        return unpack_session(stored, 0), self._whereabouts(stored.listed, session)
+        return unpack_session(stored, 0), self._location(stored.listed, session)
 
-    def _whereabouts(self, listed: Listed, session: Session | None) -> str:
+    def _location(self, listed: SessionSummary, session: Session | None) -> str:
         if listed.owner not in ("", self.owner):
             return listed.owner
         return "" if session is not None and session.position == listed.position else "store"
 
-    async def page(self, model: str, before: tuple[float, str] | None, size: int) -> list[tuple[Listed | Session, str]]:
-        """Sessions of memory and store, the latest created first, each with its whereabouts as in `look`."""
+    async def page(
+        self, model: str, before: tuple[float, str] | None, size: int
+    ) -> list[tuple[SessionSummary | Session, str]]:
+        """Sessions of memory and store, the latest created first, each with its location as in `look`."""
         matching = {
             s.id: s
             for s in self.sessions
             if model in ("", s.model) and (before is None or (s.created_s, s.id) < before)
         }
-        found: list[tuple[tuple[float, str], Listed | Session, str]] = []
-        ours = {i: s for i, s in matching.items() if self._is_ours(s) or s.unsaved}
+        found: list[tuple[tuple[float, str], SessionSummary | Session, str]] = []
+        ours = {i: s for i, s in matching.items() if self._is_ours(s) or s.dirty}
         if self.store is not None:
             for listed in await self._ask("page", self.store.page, model, before, size, self.sessions.clock()):
                 if listed.id not in ours:
-                    place = self._whereabouts(listed, matching.get(listed.id))
+                    place = self._location(listed, matching.get(listed.id))
                     found.append(((listed.created_s, listed.id), listed, place))
         found += [((s.created_s, s.id), s, "") for s in ours.values()]
         found.sort(key=lambda entry: entry[0], reverse=True)
@@ -275,8 +277,8 @@ class Keeper:
         """Deletes a session that is held; raises `SessionBusy` or `StoreUnavailable`."""
         self.sessions.lease(session)
         try:
-            if self.store is not None and (session.kept.stored or session.id in self._flying):
-                version = session.kept.version
+            if self.store is not None and (session.store_progress.stored or session.id in self._flying):
+                version = session.store_progress.version
                 deleted = self._ask(
                     "delete", self.store.delete, session.id, self.owner, version, executor=self._writing
                 )
@@ -284,21 +286,21 @@ class Keeper:
         except BaseException:
             self.sessions.release(session)
             raise
-        session.kept.lost = True  # nothing of it may be written any more
+        session.store_progress.lost = True  # nothing of it may be written any more
         self._forget(session)
 
     def note(self, session: Session) -> None:
         """Takes note of what may have changed of a session, so that it is written in good time."""
-        if self.store is None or not session.id or session.kept.lost:
+        if self.store is None or not session.id or session.store_progress.lost:
             return
-        kept = session.kept
+        kept = session.store_progress
         idle = not session.in_use and not session.holds
         leaving = idle and self.store.shared and kept.lease_until_s > 0.0
-        if not session.unsaved and not leaving:
+        if not session.dirty and not leaving:
             return
         if session.id not in self._unwritten:
             self._unwritten[session.id] = (session, time.monotonic())
-        if kept.handed_events < kept.events or leaving:
+        if kept.submitted_events < kept.events or leaving:
             self._urgent.set()
             self._wanted.set()
         elif session.position - kept.position >= WRITE_TOKENS:
@@ -312,7 +314,7 @@ class Keeper:
 
     async def saved(self, session: Session, within_s: float = PATIENCE_S) -> bool:
         """Waits until what tokens depend on is durable: not longer than `within_s`, not at all for a failing store."""
-        kept, wanted = session.kept, session.kept.events
+        kept, wanted = session.store_progress, session.store_progress.events
         if self.store is None or not session.id or kept.durable_events >= wanted:
             return True
         self.note(session)
@@ -328,7 +330,7 @@ class Keeper:
         Returns the durable position where the message must say it, and raises `SessionElsewhere` where another server
         has the session by now.
         """
-        kept = session.kept
+        kept = session.store_progress
         if self.store is None or not session.id:
             return None
         if kept.durable_events < kept.events:
@@ -339,7 +341,7 @@ class Keeper:
         if kept.lost:
             raise SessionElsewhere(f"another server has taken session {session.id!r} over")
         self.note(session)
-        if self._is_late(session) or self.failing or next_position - kept.durable_position > BEHIND_TOKENS:
+        if self._is_overdue(session) or self.failing or next_position - kept.durable_position > BEHIND_TOKENS:
             return max(0, kept.durable_position - 1)
         return None
 
@@ -353,12 +355,12 @@ class Keeper:
 
     def is_behind(self, session: Session) -> bool:
         """Whether the store is behind with a session that is looked at."""
-        if self.store is None or not session.unsaved:
+        if self.store is None or not session.dirty:
             return False
-        behind = session.position - session.kept.durable_position
-        return self._is_late(session) or self.failing or behind > BEHIND_TOKENS
+        behind = session.position - session.store_progress.durable_position
+        return self._is_overdue(session) or self.failing or behind > BEHIND_TOKENS
 
-    def _is_late(self, session: Session) -> bool:
+    def _is_overdue(self, session: Session) -> bool:
         """Whether something of the session has waited for the store too long."""
         _, since_s = self._unwritten.get(session.id, (session, math.inf))
         return time.monotonic() - min(since_s, self._flying.get(session.id, math.inf)) > BEHIND_S
@@ -388,16 +390,16 @@ class Keeper:
     async def _write_some(self, *, everything: bool = False) -> None:
         """One write of what is due; raises `StoreUnavailable` and then has taken it back."""
         now = time.monotonic()
-        handed: list[Handed] = []
+        handed: list[PendingWrite] = []
         for session, since_s in list(self._unwritten.values()):
-            kept, idle = session.kept, not session.in_use and not session.holds
+            kept, idle = session.store_progress, not session.in_use and not session.holds
             enough = session.position - kept.position >= FEWEST_TOKENS or now - since_s >= WRITE_S
             if kept.lost:
                 del self._unwritten[session.id]
-            elif everything or idle or enough or kept.handed_events < kept.events:
+            elif everything or idle or enough or kept.submitted_events < kept.events:
                 del self._unwritten[session.id]
                 self._flying[session.id] = since_s
-                handed.append(hand_over(session, release=idle))
+                handed.append(prepare_write(session, release=idle))
                 if idle:
                     kept.lease_until_s = 0.0
             if len(handed) == MOST_AT_ONCE:
@@ -409,7 +411,7 @@ class Keeper:
         if handed:
             await self._write_handed(handed)
 
-    async def _write_handed(self, handed: list[Handed]) -> None:
+    async def _write_handed(self, handed: list[PendingWrite]) -> None:
         assert self.store is not None  # noqa: S101 - or nothing would be handed over
         lost: Iterable[str] | None = None
         try:
@@ -420,21 +422,21 @@ class Keeper:
                 session = each.session
                 since_s = self._flying.pop(session.id)
                 if lost is None:
-                    each.failed()
+                    each.fail()
                     self._unwritten[session.id] = (session, since_s)
                 elif session.id in lost:
                     self._lose(session)
                 else:
-                    each.arrived()
+                    each.succeed()
             self._written.set()
             self._written = asyncio.Event()
             self.sessions.trim()
 
     def _lose(self, session: Session) -> None:
         """Another server has it, or it has expired in the store."""
-        if session.kept.lost:
+        if session.store_progress.lost:
             return
-        session.kept.lost = True
+        session.store_progress.lost = True
         log.warning("a session is elsewhere", extra={"session": session.id[:8]})
         self.moves["lost"] += 1
         self._forget(session)
@@ -450,7 +452,7 @@ class Keeper:
         assert self.store is not None  # noqa: S101 - `start` has looked
         while self.store.shared:
             await asyncio.sleep(RENEW_S)
-            leased = [s for s in self.sessions.busy() if s.kept.stored and s.id not in self._flying]
+            leased = [s for s in self.sessions.busy() if s.store_progress.stored and s.id not in self._flying]
             if leased:
                 with contextlib.suppress(StoreUnavailable):
                     await self._renew_all(leased)
@@ -458,15 +460,15 @@ class Keeper:
     async def _renew_all(self, sessions: Sequence[Session]) -> None:
         assert self.store is not None  # noqa: S101 - who calls it has looked
         until_s = lease_clock() + LEASE_S
-        leases = [(session.id, session.kept.version) for session in sessions]
+        leases = [(session.id, session.store_progress.version) for session in sessions]
         lost = set(await self._ask("renew", self.store.renew, self.owner, leases))
         for session, (_, version) in zip(sessions, leases, strict=True):
-            if session.kept.version != version or not session.kept.lease_until_s:
+            if session.store_progress.version != version or not session.store_progress.lease_until_s:
                 continue  # let go of in the meantime, and maybe leased anew
             if session.id in lost:
                 self._lose(session)
             elif session.in_use or session.holds:
-                session.kept.lease_until_s = until_s
+                session.store_progress.lease_until_s = until_s
 
     async def _sweep(self) -> None:
         """Removes what has expired from the store, so many a pass, and counts what it has."""

@@ -31,7 +31,7 @@ CHANGE_BYTES = 96
 SNAPSHOT_TOKENS = 256
 """Reading forward from the nearest snapshot takes at most so many steps, `NEAR_TOKENS` back."""
 NEAR_TOKENS = 1_000
-MOST_SNAPSHOTS = 16
+MAX_SNAPSHOTS = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Generation:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Kept:
+class StoreProgress:
     """How far a store has a session. What was handed over is on its way; what is durable has arrived."""
 
     stored: bool = False
@@ -148,7 +148,7 @@ class Kept:
     """So many tokens have arrived."""
     events: int = 1
     """Counts what tokens depend on: its creation, generations that begin, what controls did to them, rewinds."""
-    handed_events: int = 0
+    submitted_events: int = 0
     durable_events: int = 0
     changed: bool = False
     """Whether something else of it has changed, which nothing depends on: how a generation ended, when it was used."""
@@ -184,7 +184,7 @@ class Session:
     generations: list[Generation] = dataclasses.field(default_factory=list)
     tokenizer_digest: str = ""
     """Of the tokenizer that the transcript is in; empty while it holds the start token alone."""
-    given: SamplingParameters | None = None
+    next_sampling: SamplingParameters | None = None
     """What the next generation inherits where that is not what the last one had: after a rewind or a fork."""
     snapshots: dict[int, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     """Earlier states, and `state`, by how many tokens they have consumed."""
@@ -193,7 +193,7 @@ class Session:
     """How many requests have it in hand and are about to use it."""
     idle_bytes: int = 0
     """What it is counted as in the budget while it lies idle."""
-    kept: Kept = dataclasses.field(default_factory=Kept)
+    store_progress: StoreProgress = dataclasses.field(default_factory=StoreProgress)
 
     @property
     def position(self) -> int:
@@ -201,16 +201,16 @@ class Session:
         return len(self.transcript)
 
     @property
-    def unsaved(self) -> bool:
+    def dirty(self) -> bool:
         """Whether there is anything that has not arrived in the store."""
-        kept = self.kept
+        kept = self.store_progress
         return kept.durable_position < self.position or kept.durable_events < kept.events or kept.changed
 
     @property
     def sampling(self) -> SamplingParameters | None:
         """What the next generation inherits, or None before the first."""
-        if self.given is not None:
-            return self.given
+        if self.next_sampling is not None:
+            return self.next_sampling
         return self.generations[-1].last_sampling if self.generations else None
 
     def sampling_at(self, position: int) -> SamplingParameters | None:
@@ -224,12 +224,12 @@ class Session:
         """The generation of that id, or None."""
         return next((g for g in reversed(self.generations) if g.id == generation_id), None)
 
-    def move(self, state: NDArray[np.float32], consumed: int) -> None:
+    def advance(self, state: NDArray[np.float32], consumed: int) -> None:
         """Keeps a state that has consumed so many tokens among the snapshots; the furthest is the session's own."""
         if consumed >= self.consumed:
             self.state, self.consumed = state, consumed
         snapshots = {**self.snapshots, consumed: state}
-        kept = thin(snapshots, self.position)
+        kept = thin_snapshots(snapshots, self.position)
         self.snapshots = {at: snapshot for at, snapshot in snapshots.items() if at in kept}
 
     def copy(self, other: Session) -> None:
@@ -239,13 +239,13 @@ class Session:
         for generation in self.generations[-1:]:
             if not generation.finished:  # its call is the other's
                 generation.finish_reason = generation.finish_reason or FinishReason.CANCELLED
-        self.tokenizer_digest, self.given = other.tokenizer_digest, other.given
+        self.tokenizer_digest, self.next_sampling = other.tokenizer_digest, other.next_sampling
         self.state, self.consumed, self.snapshots = other.state, other.consumed, other.snapshots
 
-    def forget_states(self) -> None:
+    def drop_states(self) -> None:
         """Has the state rebuilt from the transcript when the session is next used."""
         self.state, self.consumed, self.snapshots = None, 0, {}
-        self.kept.snapshots = frozenset()
+        self.store_progress.snapshots = frozenset()
 
     def memory_bytes(self) -> int:
         """What it would be counted as in the budget."""
@@ -258,7 +258,7 @@ class Session:
         )
 
 
-def thin(snapshots: Iterable[int], end: int, most: int = MOST_SNAPSHOTS) -> set[int]:
+def thin_snapshots(snapshots: Iterable[int], end: int, most: int = MAX_SNAPSHOTS) -> set[int]:
     """The snapshots that are kept, of those that have consumed so many tokens, of a transcript of `end` tokens.
 
     The further back the fewer: each time the one goes whose loss costs least for its distance from the end, never the

@@ -22,7 +22,7 @@ def rewind(session: Session, to_position: int, seed: int | None = None, *, withi
         sampling = SamplingParameters(seed=seed) if sampling is None else dataclasses.replace(sampling, seed=seed)
     cut = [i for i, g in enumerate(session.generations) if g.next_position > to_position]
     unchanged = min([*cut, len(session.generations) - 1]) if session.generations else 0
-    session.kept.cut(to_position, unchanged)
+    session.store_progress.cut(to_position, unchanged)
     session.generations = [
         g
         for g in session.generations
@@ -39,7 +39,7 @@ def rewind(session: Session, to_position: int, seed: int | None = None, *, withi
                 generation.changes.append(Change(to_position, sampling))
         elif was_cut or not generation.finished:
             generation.finish(FinishReason.CANCELLED)
-    session.given = None if within is not None else sampling
+    session.next_sampling = None if within is not None else sampling
     session.snapshots = {at: state for at, state in session.snapshots.items() if at < to_position}
     if session.consumed >= to_position:
         session.consumed = max(session.snapshots, default=0)

@@ -38,7 +38,7 @@ class SessionsConfig:
     """A transcript's longest length, the start token included."""
 
 
-class Sessions:
+class SessionTable:
     """The table of sessions, least recently used first."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Sessions:
         """A copy of a session under a new id, whose next generation inherits `seed`; it shares nothing that changes."""
         branch = self.create(session.model, session.digest, session.numerics_id, session.idle_ttl_s)
         branch.copy(session)
-        branch.given = dataclasses.replace(session.sampling or SamplingParameters(), seed=seed)
+        branch.next_sampling = dataclasses.replace(session.sampling or SamplingParameters(), seed=seed)
         self._count(branch)
         return branch
 
@@ -143,7 +143,7 @@ class Sessions:
         """Ends a lease; the time to live begins anew."""
         session.in_use = False
         session.used_s = self.clock()
-        session.kept.changed = True
+        session.store_progress.changed = True
         if self._busy.get(session.id) is session:
             del self._busy[session.id]
         if self._table.get(session.id) is session:

@@ -50,7 +50,7 @@ class Write:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Listed:
+class SessionSummary:
     """What a store says of a session without its contents."""
 
     id: str
@@ -63,21 +63,21 @@ class Listed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
+class StoredSession:
     """All of a session."""
 
-    listed: Listed
+    listed: SessionSummary
     transcript: bytes
     generations: tuple[str, ...]
     states: tuple[tuple[int, bytes], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Acquired:
+class AcquiredLease:
     """A lease that was granted. `stored` is None where the caller's copy, of the version it named, is still true."""
 
     version: int
-    stored: Stored | None
+    stored: StoredSession | None
 
 
 class Store(Protocol):
@@ -93,14 +93,14 @@ class Store(Protocol):
     def key(self) -> bytes:
         """The key that authenticates the ids of this store's sessions; made when it is first asked for."""
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> Acquired | None:
+    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
         """Leases a session for `LEASE_S`, or returns None if there is none of that id.
 
         `known` is the version that the caller's own copy is of. Raises `SessionElsewhere` while another owner's lease
         lasts.
         """
 
-    def read(self, session_id: str, now_s: float) -> Stored | None:
+    def read(self, session_id: str, now_s: float) -> StoredSession | None:
         """All of a session, whoever has its lease."""
 
     def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
@@ -112,7 +112,7 @@ class Store(Protocol):
     def delete(self, session_id: str, owner: str, version: int) -> bool:
         """Deletes a leased session; False if the lease is lost or the session gone."""
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[Listed]:
+    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
         """Sessions of a model, or of all if it is empty, the latest created first, from before (created, id) on."""
 
     def count(self) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from gruve.errors import SessionElsewhere
-from gruve.sessions.store import CHUNK_TOKENS, LEASE_S, Acquired, Listed, Stored, Write
+from gruve.sessions.store import CHUNK_TOKENS, LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
 
 CHUNK_BYTES = 2 * CHUNK_TOKENS
 
@@ -31,9 +31,9 @@ class _Entry:
     version: int = 0
     until_s: float = 0.0
 
-    def stored(self, session_id: str, holder: str) -> Stored:
-        listed = Listed(session_id, self.head, len(self.transcript) // 2, self.created_s, self.used_s, holder)
-        return Stored(listed, self.transcript, tuple(self.generations), tuple(self.states.items()))
+    def stored(self, session_id: str, holder: str) -> StoredSession:
+        listed = SessionSummary(session_id, self.head, len(self.transcript) // 2, self.created_s, self.used_s, holder)
+        return StoredSession(listed, self.transcript, tuple(self.generations), tuple(self.states.items()))
 
 
 class MemoryStore:
@@ -52,7 +52,7 @@ class MemoryStore:
         """See `Store`."""
         return self._key
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> Acquired | None:
+    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
         """See `Store`."""
         with self._lock:
             entry = self._entry(session_id, now_s)
@@ -62,9 +62,9 @@ class MemoryStore:
                 raise SessionElsewhere(f"another server is using session {session_id!r}")
             stored = None if known == entry.version else entry.stored(session_id, owner)
             entry.owner, entry.version, entry.until_s = owner, entry.version + 1, self._clock() + LEASE_S
-            return Acquired(entry.version, stored)
+            return AcquiredLease(entry.version, stored)
 
-    def read(self, session_id: str, now_s: float) -> Stored | None:
+    def read(self, session_id: str, now_s: float) -> StoredSession | None:
         """See `Store`."""
         with self._lock:
             entry = self._entry(session_id, now_s)
@@ -112,7 +112,7 @@ class MemoryStore:
             del self._entries[session_id]
             return True
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[Listed]:
+    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
         """See `Store`."""
         with self._lock:
             found = [

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
-from gruve.sessions.store import LEASE_S, Acquired, Listed, Stored, Write
+from gruve.sessions.store import LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
 
 ANSWER_S = 2.0
 CONNECT_S = 1.0
@@ -128,7 +128,7 @@ class RedisStore:
             self._redis.set(PREFIX + "key", secrets.token_bytes(32), nx=True)
             return bytes(self._redis.get(PREFIX + "key"))
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> Acquired | None:
+    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
         """See `Store`."""
         with _failing():
             args = [owner, "" if known is None else known, LEASE_MS, LEAST_TTL_MS]
@@ -139,11 +139,11 @@ class RedisStore:
             raise SessionElsewhere(f"another server is using session {session_id!r}")
         version, *contents = answer
         if not contents:
-            return Acquired(int(version), None)
+            return AcquiredLease(int(version), None)
         fields = dict(zip(contents[0][::2], contents[0][1::2], strict=True))
-        return Acquired(int(version), _stored(session_id, fields, 0))
+        return AcquiredLease(int(version), _stored(session_id, fields, 0))
 
-    def read(self, session_id: str, now_s: float) -> Stored | None:
+    def read(self, session_id: str, now_s: float) -> StoredSession | None:
         """See `Store`."""
         with _failing():
             fields = self._redis.hgetall(_name(session_id))
@@ -175,9 +175,9 @@ class RedisStore:
         with _failing():
             return bool(self._delete(keys=[_name(session_id)], args=[owner, version]))
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[Listed]:
+    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
         """See `Store`."""
-        found: list[Listed] = []
+        found: list[SessionSummary] = []
         index, offset = _index(model), 0
         highest = "+inf" if before is None else repr(before[0])
         with _failing():
@@ -191,7 +191,7 @@ class RedisStore:
                     break
         return found[:size]
 
-    def _heads(self, ids: list[str], now_ms: int) -> list[Listed]:
+    def _heads(self, ids: list[str], now_ms: int) -> list[SessionSummary]:
         with self._redis.pipeline(transaction=False) as pipeline:
             for session_id in ids:
                 pipeline.hmget(_name(session_id), LISTED)
@@ -251,11 +251,11 @@ def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
     return arguments
 
 
-def _stored(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> Stored:
+def _stored(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> StoredSession:
     def numbered(kind: bytes) -> list[tuple[int, bytes]]:
         return sorted((int(name[2:]), value) for name, value in fields.items() if name.startswith(kind))
 
-    return Stored(
+    return StoredSession(
         _listed(session_id, fields, now_ms),
         b"".join(chunk for _, chunk in numbered(b"t:")),
         tuple(record.decode() for _, record in numbered(b"g:")),
@@ -263,10 +263,10 @@ def _stored(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> Stored:
     )
 
 
-def _listed(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> Listed:
+def _listed(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> SessionSummary:
     owner = fields[b"owner"].decode() if int(fields[b"until"]) > now_ms else ""
     created_s, used_s = float(fields[b"created"]), float(fields[b"used"])
-    return Listed(session_id, fields[b"head"].decode(), int(fields[b"position"]), created_s, used_s, owner)
+    return SessionSummary(session_id, fields[b"head"].decode(), int(fields[b"position"]), created_s, used_s, owner)
 
 
 def _without_password(url: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from gruve.errors import StoreBroken, StoreUnavailable
-from gruve.sessions.store import Acquired, Listed, Stored, Write
+from gruve.sessions.store import AcquiredLease, SessionSummary, StoredSession, Write
 
 BUSY_MS = 1_000
 """How long somebody else's lock on the database is waited for."""
@@ -69,14 +69,14 @@ class SqliteStore:
             db.execute("INSERT OR IGNORE INTO meta VALUES ('key', ?)", (secrets.token_bytes(32),))
             return bytes(db.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()[0])
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> Acquired | None:
+    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
         """See `Store`; nobody else can have changed it, so any copy is true."""
         if known is not None:
-            return Acquired(known, None)
+            return AcquiredLease(known, None)
         stored = self.read(session_id, now_s)
-        return None if stored is None else Acquired(1, stored)
+        return None if stored is None else AcquiredLease(1, stored)
 
-    def read(self, session_id: str, now_s: float) -> Stored | None:
+    def read(self, session_id: str, now_s: float) -> StoredSession | None:
         """See `Store`."""
         with self._read() as db:
             row = db.execute(
@@ -91,8 +91,8 @@ class SqliteStore:
             states = db.execute("SELECT at, state FROM state WHERE session = ?", of).fetchall()
         transcript = b"".join(chunk for (chunk,) in chunks)
         _, head, position, created_s, used_s = row
-        listed = Listed(session_id, head, position, created_s, used_s, "")
-        return Stored(listed, transcript, tuple(record for (record,) in generations), tuple(states))
+        listed = SessionSummary(session_id, head, position, created_s, used_s, "")
+        return StoredSession(listed, transcript, tuple(record for (record,) in generations), tuple(states))
 
     def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
         """See `Store`; everything in one transaction."""
@@ -126,7 +126,7 @@ class SqliteStore:
         with self._transaction() as db:
             return _delete(db, [session_id]) == 1
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[Listed]:
+    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
         """See `Store`."""
         where: list[str] = ["expires_s > ?"]
         values: list[float | str] = [now_s]
@@ -140,7 +140,9 @@ class SqliteStore:
         )
         with self._read() as db:
             rows = db.execute(query, (*values, size)).fetchall()
-        return [Listed(i, head, position, created_s, used_s, "") for i, head, position, created_s, used_s in rows]
+        return [
+            SessionSummary(i, head, position, created_s, used_s, "") for i, head, position, created_s, used_s in rows
+        ]
 
     def count(self) -> int:
         """See `Store`."""
