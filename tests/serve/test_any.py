@@ -74,7 +74,7 @@ class Remembering:
 
     def evict(self, session, n):
         until(lambda: not self.server.server.persistence.behind)
-        self.server.run(forget(self.server.server.sessions, session["id"]))
+        self.server.run(forget(self.server.server.table, session["id"]))
 
     def restart(self, session, n):
         self.server = self._restart(self.server)
@@ -87,7 +87,7 @@ class Remembering:
 async def forget(sessions, session_id):
     session = sessions.find(session_id)
     if session is not None and not session.in_use:
-        sessions.forget(session)
+        sessions.remove(session)
 
 
 ACTS = ("create", "generate", "generate", "generate", "rewind", "fork", "move", "delete", "evict", "restart")

@@ -96,7 +96,7 @@ def test_what_fails_inside_is_answered_with_an_incident_and_nothing_else(start, 
     def fail(session_id):
         raise RuntimeError("secret of the house")
 
-    monkeypatch.setattr(server.server.sessions, "find", fail)
+    monkeypatch.setattr(server.server.table, "find", fail)
     failure = refusal(lambda: server.session("any"))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in failure.message
@@ -192,7 +192,7 @@ def test_a_model_made_again_or_under_other_arithmetic_is_not_gone_on_with_unawar
     server = start()
     session = server.create()
     server.read(session_id=session, max_tokens=3)
-    kept = server.server.sessions.get(session)
+    kept = server.server.table.get(session)
     kept.numerics_id = "elsewhere"
     failure = refusal(lambda: server.generate(session_id=session))
     assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NUMERICS_CHANGED")

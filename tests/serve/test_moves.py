@@ -82,7 +82,7 @@ def test_rewinding_a_thousand_tokens_costs_at_most_256_steps(server):
     whole = server.read(session_id=session, max_tokens=3_000, ignore_eos=True)
     for back in (1_000, 999, 700, 300, 40):
         rewind(server, session, 3_001 - back)
-        kept = server.server.sessions.get(session)
+        kept = server.server.table.get(session)
         assert kept.position - 1 - kept.consumed <= 256
         again = server.read(session_id=session, max_tokens=back, ignore_eos=True)
         assert again.tokens == whole.tokens[-back:]
@@ -137,7 +137,7 @@ def test_an_export_of_another_key_or_too_long_a_one_is_refused(start, server):
     one, two = start(session_key=KEY), start(export_key=b"another key than that one")
     session = one.create()
     assert refusal(lambda: import_(two, export(one, session))).reason == "BLOB_REFUSED"
-    one.server.sessions.get(session).transcript.extend([1] * 600_000)
+    one.server.table.get(session).transcript.extend([1] * 600_000)
     assert refusal(lambda: export(one, session)).reason == "EXPORT_TOO_LARGE"
     assert refusal(lambda: export(server, server.create())).reason == "EXPORT_KEY_MISSING"
     assert refusal(lambda: import_(server, b"")).reason == "EXPORT_KEY_MISSING"
@@ -147,5 +147,5 @@ def test_the_largest_export_fits_into_a_request(start):
     server = start(session_key=KEY)
     session = server.create()
     size = len(export(server, session))
-    server.server.sessions.get(session).transcript.extend([1] * (((1 << 20) - 256 - size) // 2))
+    server.server.table.get(session).transcript.extend([1] * (((1 << 20) - 256 - size) // 2))
     assert import_(server, export(server, session)).position > 500_000

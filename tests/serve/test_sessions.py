@@ -57,11 +57,11 @@ def test_a_stream_may_create_its_session(server):
 
 
 def test_a_stream_that_is_refused_creates_no_session(server):
-    before = len(server.server.sessions)
+    before = len(server.server.table)
     new = g.NewSession(model="tiny")
     assert refusal(lambda: server.generate(new_session=new, stop_token_ids=[66])).reason == "INVALID_FIELD"
     assert refusal(lambda: server.generate(new_session=new, expected_position=3)).reason == "POSITION_MISMATCH"
-    assert len(server.server.sessions) == before
+    assert len(server.server.table) == before
 
 
 @settings(max_examples=25)
@@ -116,7 +116,7 @@ def test_a_generation_cut_in_the_middle_of_its_prompt_reads_on_where_it_was(star
     until(lambda: server.handled("Generate", "CANCELLED") == 1)
     gate.open()
     until(lambda: not server.session(session).in_use)
-    assert 0 < server.server.sessions.get(session).consumed < 240
+    assert 0 < server.server.table.get(session).consumed < 240
     rest = server.read(session_id=session, generation_id="a", **asked)
     assert rest.tokens == whole.tokens
 
@@ -314,7 +314,7 @@ def test_a_page_of_many_generations_or_biases_fits_into_a_message(start):
     session = server.create()
     bias = s.LogitBias(biases=dict.fromkeys(range(66), -0.5))
     server.read(session_id=session, max_tokens=1, sampling=s.SamplingParameters(logit_bias=bias))
-    kept = server.server.sessions.get(session)
+    kept = server.server.table.get(session)
     kept.transcript.extend([5] * 6_000)
     kept.generations = [
         dataclasses.replace(kept.generations[0], id=str(i), prompt_position=i // 3, start_position=i // 3)
@@ -409,7 +409,7 @@ def test_a_session_deleted_while_a_resume_waits_has_expired(start):
     gate.let(0)
     newer = server.generate(session_id=session, generation_id="a")
     assert refusal(lambda: older).reason == "TAKEN_OVER"
-    server.server.sessions._table.pop(session)  # as if it had been evicted just then
+    server.server.table._table.pop(session)  # as if it had been evicted just then
     gate.open()
     assert refusal(lambda: newer).reason == "SESSION_EXPIRED"
 

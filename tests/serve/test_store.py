@@ -17,7 +17,7 @@ from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gruve.errors import StoreUnavailable
-from gruve.sessions import persistence
+from gruve.sessions.persistence import writer
 from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
@@ -78,7 +78,7 @@ def test_who_has_heard_the_end_of_a_generation_finds_all_of_it_in_the_store(star
     for tokens in (6, 17, 40):
         asked = {"max_tokens": tokens, "max_tokens_per_second": 500.0, "ignore_eos": True}
         end = server.read(session_id=session, **asked).end
-        assert store.read(session, time.time()).listed.position == end.next_position
+        assert store.read(session, time.time()).summary.position == end.next_position
 
 
 def test_a_killed_servers_streams_go_on_bit_for_bit_after_its_restart(tiny_repository, start, sqlite):
@@ -107,7 +107,7 @@ def test_sessions_leave_memory_for_the_store_and_come_back_as_they_were(start, s
     sessions = [small.create() for _ in range(60)]
     for i, session in enumerate(sessions):
         small.read(session_id=session, sampling=seeded(i), **asked)
-    until(lambda: len(small.server.sessions) < 30)
+    until(lambda: len(small.server.table) < 30)
     assert small.metric("gruve_session_moves_total", reason="evicted") > 20
     for i, session in enumerate(sessions):
         twin = server.create()
@@ -344,8 +344,8 @@ class Counting(MemoryStore):
 
 
 def test_what_many_streams_depend_on_is_written_together(start, monkeypatch):
-    monkeypatch.setattr(persistence, "PAUSE_S", 0.15)
-    monkeypatch.setattr(persistence, "PAUSE_EACH_S", 0.15)
+    monkeypatch.setattr(writer, "PAUSE_S", 0.15)
+    monkeypatch.setattr(writer, "PAUSE_PER_SESSION_S", 0.15)
     server = start(shared=(store := Counting()), slots=32)
     asked = {"new_session": g.NewSession(model="tiny"), "text": "O", "max_tokens": 100}
     calls = [server.generate(max_tokens_per_second=HELD, **asked) for _ in range(24)]
@@ -378,7 +378,7 @@ def test_a_server_that_was_overtaken_sends_no_further_token_and_writes_nothing(s
     failure = refusal(lambda: call)
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SESSION_ELSEWHERE")
     assert get(one, session).token_ids[2:] == rest.tokens
-    assert store.read(session, time.time()).listed.position == 42
+    assert store.read(session, time.time()).summary.position == 42
 
 
 class Ticks:
@@ -479,6 +479,6 @@ def test_a_server_whose_redis_is_not_there_says_which_and_why_and_ends(tiny_repo
         command += ["--metrics-port", "0", "--store", f"redis://:secret@{where}/3"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith(f"gruve: the session store does not answer or refuses to: redis://{where}/3: ")
+    assert ended.stderr.startswith(f"gruve: the session store does not answer or refuses the call: redis://{where}/3: ")
     assert "refused" in ended.stderr
     assert "secret" not in ended.stderr

@@ -149,7 +149,7 @@ def walk(seed, turns):
         assert list(session.transcript[prompt_position:end]) == whole[: end - prompt_position]
         assert list(session.transcript[: len(before)]) == before
         if generation.finished and not finished:
-            assert (generation.finish_reason, generation.drawn) == (reason, len(tokens))
+            assert (generation.finish_reason, generation.generated) == (reason, len(tokens))
             assert stream.tokens == whole[first:]
         assert session.consumed <= session.position - 1
 

@@ -77,7 +77,7 @@ def test_a_prompt_cut_in_the_middle_leaves_its_beginning():
     rewind(session, 3)
     (generation,) = session.generations
     assert (generation.prompt_position, generation.start_position, generation.next_position) == (1, 3, 3)
-    assert (generation.drawn, generation.finished) == (0, True)
+    assert (generation.generated, generation.finished) == (0, True)
 
 
 @pytest.mark.parametrize(("to", "seed"), [(1, 0), (4, 0), (6, 0), (7, 50), (8, 50), (9, 60), (12, 1), (13, 1), (17, 1)])
@@ -91,10 +91,10 @@ def test_the_parameters_of_that_position_are_in_force_again(to, seed):
 
 def test_an_inserted_prompt_is_cut_where_it_stands():
     session = session_of((2, 8, ((4, 50, 3),)))
-    assert session.generations[0].drawn == 5
+    assert session.generations[0].generated == 5
     rewind(session, 9)
     assert session.generations[0].changes == [Change(7, seeded(50), 2)]
-    assert session.generations[0].drawn == 4
+    assert session.generations[0].generated == 4
     rewind(session, 6)
     assert session.generations[0].changes == []
 

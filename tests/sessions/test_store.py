@@ -57,7 +57,7 @@ def make(request, tmp_path):
 def contents(session):
     """What a session is, whoever keeps it."""
     plain = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
-    for name in ("store_progress", "in_use", "holds", "idle_bytes", "state", "snapshots"):
+    for name in ("store_progress", "in_use", "pins", "idle_bytes", "state", "snapshots"):
         del plain[name]
     return plain | {"states": {at: state.tolist() for at, state in session.snapshots.items()}}
 
@@ -196,7 +196,7 @@ def test_sessions_are_listed_the_latest_first_from_anywhere_on(make):
 
 
 @pytest.mark.parametrize("make", ["memory", "sqlite"], indirect=True)
-def test_sessions_expire_when_they_have_lain_idle_so_many_a_pass_and_none_that_is_spared(make):
+def test_sessions_expire_when_they_have_lain_idle_so_many_a_pass_and_none_that_is_exclude(make):
     store = make()
     save(store, *(session_of(f"s{i}", ttl_s=10.0 + i) for i in range(5)), release=True)
     assert load(store, "s0", NOW + 9.9).id == "s0"
@@ -235,9 +235,9 @@ def test_a_lease_keeps_others_out_until_it_is_released(make):
     save(store, session)
     with pytest.raises(SessionElsewhere):
         other.acquire("a", "you", None, NOW)
-    assert other.read("a", NOW).listed.owner == "me"
+    assert other.read("a", NOW).summary.owner == "me"
     save(store, session, release=True)
-    assert other.read("a", NOW).listed.owner == ""
+    assert other.read("a", NOW).summary.owner == ""
     assert store.renew("me", [("a", 1)]) == ["a"]
     acquired = other.acquire("a", "you", None, NOW)
     assert unpack_session(acquired.stored, acquired.version).transcript == session.transcript

@@ -243,11 +243,11 @@ def _copy(store: Store, origin: Session, count: int) -> list[str]:
         copies = []
         for _ in range(min(AT_ONCE, count - len(ids))):
             copy = minting.create(MODEL, origin.digest, origin.numerics_id)
-            copy.copy(origin)
+            copy.copy_from(origin)
             copies.append(copy)
         store.write("bench", [prepare_write(copy, release=True).write for copy in copies])
         for copy in copies:
-            minting.forget(copy)
+            minting.remove(copy)
         ids += [copy.id for copy in copies]
     return ids
 

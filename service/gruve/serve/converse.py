@@ -161,7 +161,7 @@ class Conversation(Stream):
 
     def _is_last(self, progress: Progress) -> bool:
         """Whether a piece of full length is also the last one."""
-        drawn = self.generation.drawn + len(progress.tokens) - progress.forced
+        drawn = self.generation.generated + len(progress.tokens) - progress.forced
         end = progress.position + len(progress.tokens)
         return self.generation.finished or drawn >= self.generation.max_tokens or end >= self._most_transcript
 
@@ -348,9 +348,9 @@ class Conversation(Stream):
             since = max(
                 (after for _, after in generation.inserted if after <= begin), default=generation.start_position
             )
-            self._assembler.seek(generation.drawn, session.transcript[since:begin])
+            self._assembler.seek(generation.generated, session.transcript[since:begin])
             self._carried = self._assembler.finish()
-        self._assembler.seek(generation.drawn, session.transcript[generation.matching_position : position])
+        self._assembler.seek(generation.generated, session.transcript[generation.matching_position : position])
 
     def _stop(self, position: int) -> None:
         """Finishes the generation before `position`."""
@@ -380,7 +380,7 @@ class Conversation(Stream):
         )
         admission = dataclasses.replace(
             admission,
-            max_tokens=min(admission.max_tokens, generation.drawn + max(0, before - end)),
+            max_tokens=min(admission.max_tokens, generation.generated + max(0, before - end)),
             keep_state=not generation.finished,
             snapshot_tokens=None if generation.finished else SNAPSHOT_TOKENS,
             ready_s=self._may_go_on_s(),

@@ -38,7 +38,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def __init__(self, models: ModelHosts, persistence: Persistence) -> None:
         self._models = models
         self._persistence = persistence
-        self._table = persistence.sessions
+        self._table = persistence.table
         self._streams: dict[str, Stream] = {}
         """By session, those that the engine still decodes."""
         self._conversations: set[Conversation] = set()
@@ -75,7 +75,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 if response.HasField("tokens"):
                     await self._allow(stream, response.tokens)
                 elif response.HasField("control_applied"):  # whoever hears of it may count on it
-                    await self._persistence.allow(stream.opened.session, response.control_applied.position)
+                    await self._persistence.wait_before_send(stream.opened.session, response.control_applied.position)
                 times.observe(host, response.tokens)
                 yield response
             await _end_overdue(stream, context)
@@ -131,7 +131,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             asked = await validation.generation_request(request, host.model.tokenizer, context.time_remaining())
             most_tokens = validation.tokens_per_message(request)
             return host, self._open(host, None, new_ttl_s, asked, most_tokens, credit)
-        async with self._persistence.hold(request.session_id) as session:
+        async with self._persistence.pin(request.session_id) as session:
             host = self._models.get(session.model)
             asked = await validation.generation_request(request, host.model.tokenizer, context.time_remaining())
             most_tokens = validation.tokens_per_message(request)
@@ -155,11 +155,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if message.HasField("end") and session.dirty:
             # What comes next depends on all of it, and nobody who has heard the end asks for the last tokens again.
             session.store_progress.events += 1
-        durable = await self._persistence.allow(session, message.position + len(message.token_ids))
+        durable = await self._persistence.wait_before_send(session, message.position + len(message.token_ids))
         if durable is not None:
             message.durable_position = durable
         if message.end.finish_reason == generation_pb2.FINISH_REASON_HANDED_OVER:
-            await self._persistence.let_go(session)
+            await self._persistence.release(session)
 
     def lose(self, session: Session) -> None:
         """Ends the stream of a session that another server has taken."""
@@ -250,7 +250,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             raise
         if opened.begun:
             session.store_progress.events += 1
-            self._persistence.note(session)
+            self._persistence.mark_dirty(session)
             host.metrics.observe_begin(opened.generation.start_position - opened.generation.prompt_position)
         return stream
 
@@ -279,7 +279,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if self._streams.get(session.id) is stream:
             del self._streams[session.id]
         self._table.release(session)
-        self._persistence.note(session)
+        self._persistence.mark_dirty(session)
         host.metrics.observe_end(stream.finish, stream.queue_s if stream.sequence_id is not None else None)
 
 

@@ -152,9 +152,9 @@ class Server:
         store = store or open_store(config.store, synchronous=config.store_synchronous)
         key = config.session_key or _key_of(store)
         self.export_key = config.export_key or key
-        self.sessions = SessionTable(config.sessions, key=key, clock=clock, may_leave=self._may_leave)
-        self.persistence = Persistence(self.sessions, store, self.metrics.store.observer())
-        self.persistence.on_failing = self._report_store
+        self.table = SessionTable(config.sessions, key=key, clock=clock, can_evict=self._can_evict)
+        self.persistence = Persistence(self.table, store, self.metrics.store.observer())
+        self.persistence.on_failing(self._report_store)
         self.health = health_aio.HealthServicer()
         self.models = ModelHosts({})
         self._grpc: grpc.aio.Server | None = None
@@ -183,7 +183,7 @@ class Server:
         if self.persistence.store is not None:
             log.info("sessions are stored", extra={"store": self.persistence.store.name})
         await self.persistence.start()
-        self.metrics.watch_sessions(self.sessions, self.persistence)
+        self.metrics.watch_sessions(self.table, self.persistence)
         self._metrics_server, metrics_port = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
         for host in self.models.serving:
             host.engine.start()
@@ -254,7 +254,7 @@ class Server:
         ]
         server = grpc.aio.server(interceptors=[self.interceptor], options=options)
         self._generations = GenerationServicer(self.models, self.persistence)
-        self.persistence.on_lost = self._generations.lose
+        self.persistence.on_lost(self._generations.lose)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._generations, server)
         sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
         session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
@@ -295,7 +295,7 @@ class Server:
             self._reporting.add(task := asyncio.ensure_future(self.health.set(name, NOT_SERVING)))
             task.add_done_callback(self._reporting.discard)
 
-    def _may_leave(self, session: Session) -> bool:
+    def _can_evict(self, session: Session) -> bool:
         """Whether memory may do without a session: where there is no store it expires, with one it has to be there."""
         return self.persistence.store is None or not session.dirty
 

@@ -8,7 +8,6 @@ import binascii
 import contextlib
 import re
 import secrets
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -19,7 +18,7 @@ from gruve.serve.model_host import ModelHosts
 from gruve.sessions.encoding import unpack_head
 from gruve.sessions.export import export_session, import_session
 from gruve.sessions.generations import make_continuable
-from gruve.sessions.persistence import NEW_S, Persistence
+from gruve.sessions.persistence import NEW_SESSION_WAIT_S, Persistence
 from gruve.sessions.record import Generation, Session
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store import SessionSummary
@@ -48,7 +47,6 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Without `export_key` nothing is exported or imported."""
         self._models = models
         self._persistence = persistence
-        self._table = persistence.sessions
         self._export_key = export_key
         self._most_blob_bytes = most_request_bytes - ENVELOPE_BYTES
 
@@ -61,9 +59,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if not request.HasField("session"):
             raise InvalidField("session", "absent; it must name a model")
         host = self._models.get(request.session.model)
-        ttl_s = validation.ttl_of(request.session, "session.idle_ttl", self._table.config.idle_ttl_s)
+        ttl_s = validation.ttl_of(request.session, "session.idle_ttl", self._persistence.config.idle_ttl_s)
         session = self._persistence.create(host.model.name, host.model.digest, host.backend.numerics_id, ttl_s)
-        await self._persistence.saved(session, NEW_S)
+        await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
 
     async def GetSession(
@@ -73,7 +71,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.GetSessionResponse:
         """Shows a session and a page of its transcript."""
         size = _page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, least=0)
-        session, place = await self._persistence.look(request.session_id)
+        session, place = await self._persistence.read(request.session_id)
         first = int(_page_start(request.page_token, TRANSCRIPT_PAGE)[0] or 0)
         after = max(first, min(first + size, session.position))
         response = session_pb2.GetSessionResponse(session=self._message(session, place), position=first)
@@ -114,8 +112,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.DeleteSessionResponse:
         """Forgets a session."""
-        async with self._persistence.hold(request.session_id) as session:
-            await self._persistence.delete(session)
+        await self._persistence.delete(request.session_id)
         return session_pb2.DeleteSessionResponse()
 
     async def ForkSession(
@@ -124,13 +121,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Copies a session."""
         if not 1 <= len(request.branches) <= MAX_BRANCHES:
             raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
-        self._persistence.refuse_without_room()
-        async with self._using(request.session_id) as session:
-            seeds = [b.seed if b.HasField("seed") else secrets.randbits(64) for b in request.branches]
-            branches = [self._table.fork(session, seed) for seed in seeds]
-            for branch in branches:
-                self._persistence.begin(branch)
-        await asyncio.gather(*(self._persistence.saved(branch, NEW_S) for branch in branches))
+        seeds = [branch.seed if branch.HasField("seed") else secrets.randbits(64) for branch in request.branches]
+        async with self._persistence.use(request.session_id) as session:
+            branches = self._persistence.fork(session, seeds)
+        await asyncio.gather(*(self._persistence.wait_durable(branch, NEW_SESSION_WAIT_S) for branch in branches))
         return session_pb2.ForkSessionResponse(sessions=[self._message(branch) for branch in branches])
 
     async def RewindSession(
@@ -139,7 +133,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Takes back tokens."""
         if request.to_position < 1:
             raise InvalidField("to_position", "0 would take back the start token; at least 1")
-        async with self._using(request.session_id) as session:
+        async with self._persistence.use(request.session_id) as session:
             host = self._models.get(session.model)
             make_continuable(session, host.model, host.backend.numerics_id)
             if request.to_position > session.position:
@@ -148,7 +142,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                     position=session.position,
                 )
             rewind(session, request.to_position, request.seed if request.HasField("seed") else None)
-            await self._persistence.saved(session)
+            await self._persistence.wait_durable(session)
         return session_pb2.RewindSessionResponse(session=self._message(session))
 
     async def ExportSession(
@@ -156,14 +150,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ExportSessionResponse:
         """Packs a session into bytes."""
         key = self._key()
-        async with self._using(request.session_id) as session:
+        async with self._persistence.use(request.session_id) as session:
             return session_pb2.ExportSessionResponse(blob=export_session(session, key, self._most_blob_bytes))
 
     async def ImportSession(
         self, request: session_pb2.ImportSessionRequest, context: Context
     ) -> session_pb2.ImportSessionResponse:
         """Creates a session from such bytes."""
-        longest_s = self._table.config.idle_ttl_s
+        longest_s = self._persistence.config.idle_ttl_s
         ttl_s = validation.ttl_of(request, "idle_ttl", longest_s)
         exported = import_session(request.blob, self._key())
         host = self._models.get(exported.model)
@@ -176,8 +170,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             )
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
         session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
-        session.copy(exported)
-        await self._persistence.saved(session, NEW_S)
+        session.copy_from(exported)
+        await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.ImportSessionResponse(session=self._message(session))
 
     def _key(self) -> bytes:
@@ -185,18 +179,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise ExportKeyMissing("this server has no key that outlives it; give it a session key or an export key")
         return self._export_key
 
-    @contextlib.asynccontextmanager
-    async def _using(self, session_id: str) -> AsyncIterator[Session]:
-        """A session that nobody else uses meanwhile; that is a use of it."""
-        async with self._persistence.hold(session_id) as session:
-            self._table.lease(session)
-            try:
-                yield session
-            finally:
-                self._table.release(session)
-
     def _message(self, entry: Session | SessionSummary, place: str = "") -> session_pb2.Session:
-        """What is told of a session that is where `Persistence.look` says."""
+        """What is told of a session that is where `Persistence.read` says."""
         session = unpack_head(entry) if isinstance(entry, SessionSummary) else entry
         message = session_pb2.Session(
             id=session.id,

@@ -240,7 +240,7 @@ class Stream:
             next_position=generation.next_position,
             usage=generation_pb2.Usage(
                 prompt_tokens=generation.start_position - generation.prompt_position,
-                generated_tokens=generation.drawn,
+                generated_tokens=generation.generated,
                 queue_time=duration(self.queue_s),
             ),
         )

@@ -107,18 +107,18 @@ def pack_head(session: Session) -> str:
     )
 
 
-def unpack_head(listed: SessionSummary) -> Session:
+def unpack_head(summary: SessionSummary) -> Session:
     """Decode a session without its contents. Its transcript is empty; `SessionSummary.position` has the length."""
-    head = json.loads(listed.head)
+    head = json.loads(summary.head)
     sampling = None if head["sampling"] is None else _sampling(head["sampling"])
     return Session(
-        id=listed.id,
+        id=summary.id,
         model=head["model"],
         digest=head["digest"],
         numerics_id=head["numerics_id"],
         idle_ttl_s=head["idle_ttl_s"],
         created_s=head["created_s"],
-        used_s=listed.used_s,
+        used_s=summary.used_s,
         tokenizer_digest=head["tokenizer_digest"],
         next_sampling=sampling,
     )
@@ -126,8 +126,8 @@ def unpack_head(listed: SessionSummary) -> Session:
 
 def unpack_session(stored: StoredSession, version: int) -> Session:
     """Decode a session as it was last written, held under the lease `version`."""
-    session = unpack_head(stored.listed)
-    if not json.loads(stored.listed.head)["given"]:
+    session = unpack_head(stored.summary)
+    if not json.loads(stored.summary.head)["given"]:
         session.next_sampling = None
     session.transcript = unpack_tokens(stored.transcript)
     session.generations = [unpack_generation(record) for record in stored.generations]

@@ -1,7 +1,7 @@
-"""A session as bytes that another server accepts: signed, with a format version, and readable by anybody.
+"""Export and import: a session as one signed blob with a format version, which another server accepts.
 
-Layout: `MAGIC`, the format version, the lengths of head, generations, transcript and state, these four, and
-HMAC-SHA-256 over all before it.
+Layout: `MAGIC`, the format version, the lengths of head, generations, transcript and state, these four, and the
+HMAC-SHA-256 of everything before it. The blob is not encrypted.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ HEADER = struct.Struct("<H4I")
 SIGNATURE_BYTES = hashlib.sha256().digest_size
 
 
-def export_session(session: Session, key: bytes, most_bytes: int) -> bytes:
-    """The session's transcript, record and state. Raises `ExportTooLarge` beyond `most_bytes`."""
+def export_session(session: Session, key: bytes, max_bytes: int) -> bytes:
+    """Export the session's metadata, generations, transcript and state. Raises `ExportTooLarge` beyond `max_bytes`."""
     state = b"" if session.state is None else struct.pack("<I", session.consumed) + pack_state(session.state)
     generations = json.dumps([pack_generation(generation) for generation in session.generations]).encode()
     parts = (pack_head(session).encode(), generations, pack_tokens(session.transcript), state)
     body = MAGIC + HEADER.pack(VERSION, *map(len, parts)) + b"".join(parts)
-    if len(body) + SIGNATURE_BYTES > most_bytes:
+    if len(body) + SIGNATURE_BYTES > max_bytes:
         raise ExportTooLarge(
-            f"session {session.id!r} takes {len(body) + SIGNATURE_BYTES} bytes; a request may have {most_bytes}"
+            f"session {session.id!r} takes {len(body) + SIGNATURE_BYTES} bytes; an import accepts at most {max_bytes}"
         )
     return body + _sign(body, key)
 
 
 def import_session(blob: bytes, key: bytes) -> Session:
-    """The session of an export, without an id. Raises `BlobRefused`."""
+    """Import a session; it has no id yet. Raises `BlobRefused`."""
     body, signature = blob[:-SIGNATURE_BYTES], blob[-SIGNATURE_BYTES:]
     if not body.startswith(MAGIC) or len(body) < len(MAGIC) + HEADER.size:
-        raise BlobRefused(f"{len(blob)} bytes are no exported session")
+        raise BlobRefused(f"{len(blob)} bytes are not an exported session")
     version, *lengths = HEADER.unpack_from(body, len(MAGIC))
     if version != VERSION:
         raise BlobRefused(f"the exported session has format version {version}; this server reads {VERSION}")
@@ -51,8 +51,8 @@ def import_session(blob: bytes, key: bytes) -> Session:
         at += length
     head, generations, transcript, state = parts
     states = ((struct.unpack_from("<I", state)[0], state[4:]),) if state else ()
-    listed = SessionSummary("", head.decode(), len(transcript) // 2, 0.0, 0.0, "")
-    return unpack_session(StoredSession(listed, transcript, tuple(json.loads(generations)), states), 0)
+    summary = SessionSummary("", head.decode(), len(transcript) // 2, 0.0, 0.0, "")
+    return unpack_session(StoredSession(summary, transcript, tuple(json.loads(generations)), states), 0)
 
 
 def _sign(body: bytes, key: bytes) -> bytes:

@@ -281,7 +281,7 @@ def admission_of(
     from_start = asked.logprobs is not None and first_position <= session.consumed
     consumed = 0 if from_start else session.consumed
     end = generation.next_position if generation.finished else session.position
-    most = generation.drawn + (0 if generation.finished else max_transcript - session.position)
+    most = generation.generated + (0 if generation.finished else max_transcript - session.position)
     transcript: NDArray[np.int32] = np.array(session.transcript[max(0, consumed + 1 - HISTORY) : end], dtype=np.int32)
     split = min(consumed + 1, HISTORY)
     matching = session.transcript[generation.matching_position : generation.next_position]
@@ -296,7 +296,7 @@ def admission_of(
         ignore_eos=generation.ignore_eos,
         stops=stops,
         stop_state=0 if stops is None else _stop_state(stops, matching),
-        drawn=generation.drawn,
+        drawn=generation.generated,
         logprobs=asked.logprobs,
         deadline_s=asked.deadline_s,
         max_tokens_per_second=asked.max_tokens_per_second,

@@ -1,9 +1,9 @@
-"""The session record: a transcript with the state that caches it, and the generations that wrote it.
+"""The session record: a transcript, the hidden state that caches it, and the generations that wrote it.
 
-A session's state has consumed the first `consumed` tokens of its transcript. After an orderly end that is all but the
-last, the pending token; after a stream that was cut inside a prompt, fewer; and 0, without a state, when the state must
-be rebuilt. Whatever is missing is caught up by forcing the rest of the transcript before anything else: the state is a
-cache of the transcript, never the other way round.
+A session's state has consumed the first `consumed` tokens of its transcript: all but the last one, the pending token,
+after a generation that ended; fewer after a stream that was cut inside a prompt; none, without a state, if the state
+must be rebuilt. The next generation first feeds the tokens that are missing. The state follows from the transcript,
+never the other way round.
 
 Knows no tensors, requests, threads or wire format.
 """
@@ -23,38 +23,38 @@ from gruve.model.sampling import SamplingParameters
 
 START_TOKEN = 0
 SESSION_OVERHEAD_BYTES = 1_024
-"""What a session costs beside state, transcript and generations: objects, the table's entry, the queue's."""
+"""Memory of a session without its states, transcript and generations: objects and the table's entries."""
 GENERATION_OVERHEAD_BYTES = 768
 BIAS_BYTES = 128
 """One entry of a logit bias: a tuple and two numbers."""
 CHANGE_BYTES = 96
 SNAPSHOT_TOKENS = 256
-"""Reading forward from the nearest snapshot takes at most so many steps, `NEAR_TOKENS` back."""
+"""The maximum distance between two snapshots within `NEAR_TOKENS` of the transcript's end."""
 NEAR_TOKENS = 1_000
 MAX_SNAPSHOTS = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """What a control did to a generation while it ran. Of several at one position the last one holds."""
+    """What a control changed in a running generation. Of several changes at one position the last one counts."""
 
     position: int
-    """Where it took effect: before the token there was chosen."""
+    """Where it took effect: it applies to the token at this position and those after it."""
     sampling: SamplingParameters
-    """The parameters in force from there on."""
+    """The parameters from there on."""
     inserted: int = 0
-    """How many tokens of a prompt it put into the transcript, from `position` on."""
+    """How many prompt tokens it inserted into the transcript at `position`."""
 
 
 @dataclasses.dataclass(slots=True)
 class Generation:
-    """One accepted request to continue a session, and how far it came."""
+    """One accepted request to continue a session, and how far it has come."""
 
     id: str
     prompt_position: int
-    """Position of the prompt's first token; a start token that follows an end stands before it."""
+    """Position of the prompt's first token. A start token that follows an end token comes before it."""
     start_position: int
-    """Position of the first token it draws."""
+    """Position of its first generated token."""
     sampling: SamplingParameters
     max_tokens: int
     min_tokens: int
@@ -64,48 +64,48 @@ class Generation:
     created_s: float
     """Unix time."""
     next_position: int
-    """Where its tokens end so far."""
+    """The position after its last token so far."""
     finish_reason: FinishReason | None = None
-    """How it ended, or how the last call that streamed it did; None while the first one streams it."""
+    """Why it ended, or why the last call that streamed it did; None during its first call."""
     finished: bool = False
-    """Whether it has ended for good: resuming it draws nothing more."""
+    """Whether it has ended for good: a resume generates nothing more."""
     changes: list[Change] = dataclasses.field(default_factory=list)
-    """By position; those of one position in the order of arrival."""
+    """By position, then by arrival."""
     digest: str = ""
-    """Of the model that last drew for it."""
+    """Of the model that generated its last tokens."""
     numerics_id: str = ""
 
     @property
-    def drawn(self) -> int:
-        """How many tokens it has drawn: all from its start on but those that controls have inserted."""
+    def generated(self) -> int:
+        """How many tokens it has generated: those from its start on, without the ones that controls inserted."""
         end = self.next_position
         inserted = sum(min(c.inserted, max(0, end - c.position)) for c in self.changes if c.inserted)
         return end - self.start_position - inserted
 
     @property
     def inserted(self) -> list[tuple[int, int]]:
-        """From where to before where controls have put prompts, in order."""
+        """The (begin, end) positions of the prompts that controls inserted, in order."""
         return [(c.position, c.position + c.inserted) for c in self.changes if c.inserted]
 
     @property
     def matching_position(self) -> int:
-        """Where the text begins in which a stop may yet be completed: after the last prompt."""
+        """Where the text begins in which a stop can still be completed: after the last prompt."""
         return max((after for _, after in self.inserted), default=self.start_position)
 
     @property
     def last_sampling(self) -> SamplingParameters:
-        """The parameters in force at its end."""
+        """The parameters at its end."""
         return self.changes[-1].sampling if self.changes else self.sampling
 
     def sampling_at(self, position: int) -> SamplingParameters:
-        """The parameters in force for the token at `position`."""
+        """The parameters of the token at `position`."""
         if not self.changes:
             return self.sampling
         after = bisect.bisect_right(self.changes, position, key=lambda change: change.position)
         return self.changes[after - 1].sampling if after else self.sampling
 
     def cut(self, position: int) -> None:
-        """Forgets what it did from `position` on, which lies after its first token."""
+        """Removes its tokens and changes from `position` on, which lies after its first token."""
         self.changes = [
             dataclasses.replace(c, inserted=min(c.inserted, position - c.position))
             for c in self.changes
@@ -115,7 +115,7 @@ class Generation:
         self.next_position = position
 
     def memory_bytes(self) -> int:
-        """What it is counted as in the budget, its logit bias apart, which generations that inherit it share."""
+        """Its share of the memory budget, without the logit bias, which it may share with other generations."""
         texts = 4 * (len(self.id) + sum(map(len, self.stop)))
         return GENERATION_OVERHEAD_BYTES + texts + CHANGE_BYTES * len(self.changes)
 
@@ -126,37 +126,37 @@ class Generation:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class StoreProgress:
-    """How far a store has a session. What was handed over is on its way; what is durable has arrived."""
+    """How far a session is in the store. What was submitted is on its way; what is durable has arrived."""
 
     stored: bool = False
-    """Whether the store has heard of the session at all."""
+    """Whether the store has the session."""
     version: int = 1
-    """Of the lease under which it may be written."""
+    """Of the lease under which it is written."""
     lease_until_s: float = 0.0
-    """When the lease ends, by a clock that goes on while the machine sleeps; 0 where there is none."""
+    """When the lease ends, by `lease_clock`; 0 without a lease."""
     lost: bool = False
-    """Whether another server has it: nothing of it may be written or sent any more."""
+    """Whether another server has taken it: nothing of it may be written or sent any more."""
     position: int = 0
-    """So many tokens of the transcript were handed over."""
+    """How many tokens of the transcript were submitted."""
     generations: int = 0
-    """So many generations were handed over, and no rewind has touched them since."""
+    """How many generations were submitted and have not been rewound since."""
     snapshots: frozenset[int] = frozenset()
-    """The states that were handed over and are still true."""
+    """The states that were submitted and are still valid."""
     stored_snapshots: frozenset[int] = frozenset()
-    """The states that the store may have, true or not."""
+    """The states that the store may have, valid or not."""
     durable_position: int = 0
-    """So many tokens have arrived."""
+    """How many tokens of the transcript have arrived."""
     events: int = 1
-    """Counts what tokens depend on: its creation, generations that begin, what controls did to them, rewinds."""
+    """How many events tokens depend on there have been: its creation, generations begun, controls, rewinds."""
     submitted_events: int = 0
     durable_events: int = 0
     changed: bool = False
-    """Whether something else of it has changed, which nothing depends on: how a generation ended, when it was used."""
+    """Whether something has changed that no token depends on: how a generation ended, when it was last used."""
     cuts: int = 0
-    """Counts rewinds: what was on its way then is not what there is now."""
+    """How many rewinds there have been: a write that was submitted before a rewind makes no position durable."""
 
     def cut(self, position: int, generations: int) -> None:
-        """Takes note of a rewind to `position` that left the first so many generations as they were."""
+        """Records a rewind to `position` that left the first `generations` generations unchanged."""
         self.position = min(self.position, position)
         self.durable_position = min(self.durable_position, position)
         self.generations = min(self.generations, generations)
@@ -167,7 +167,7 @@ class StoreProgress:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Session:
-    """One transcript with its state. A session without an id is kept by nobody: it lives as long as its sequence."""
+    """One transcript with its state. A session without an id is in no table: it lives as long as its generation."""
 
     id: str
     model: str
@@ -183,38 +183,43 @@ class Session:
     consumed: int = 0
     generations: list[Generation] = dataclasses.field(default_factory=list)
     tokenizer_digest: str = ""
-    """Of the tokenizer that the transcript is in; empty while it holds the start token alone."""
+    """Of the tokenizer of the transcript; empty while the transcript is the start token alone."""
     next_sampling: SamplingParameters | None = None
-    """What the next generation inherits where that is not what the last one had: after a rewind or a fork."""
+    """The parameters that the next generation inherits after a rewind or a fork; None for those of the last one."""
     snapshots: dict[int, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
-    """Earlier states, and `state`, by how many tokens they have consumed."""
+    """Earlier states and `state`, by the number of tokens they have consumed."""
     in_use: bool = False
-    holds: int = 0
-    """How many requests have it in hand and are about to use it."""
+    pins: int = 0
+    """How many requests are about to use it; a pinned session does not leave memory."""
     idle_bytes: int = 0
-    """What it is counted as in the budget while it lies idle."""
+    """Its share of the memory budget while it is idle."""
     store_progress: StoreProgress = dataclasses.field(default_factory=StoreProgress)
 
     @property
     def position(self) -> int:
-        """The transcript's length: the position of the token that comes next."""
+        """The transcript's length: the position of the next token."""
         return len(self.transcript)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no request uses it or is about to."""
+        return not self.in_use and not self.pins
+
+    @property
     def dirty(self) -> bool:
-        """Whether there is anything that has not arrived in the store."""
+        """Whether something of it is not in the store."""
         kept = self.store_progress
         return kept.durable_position < self.position or kept.durable_events < kept.events or kept.changed
 
     @property
     def sampling(self) -> SamplingParameters | None:
-        """What the next generation inherits, or None before the first."""
+        """The parameters that the next generation inherits; None before the first one."""
         if self.next_sampling is not None:
             return self.next_sampling
         return self.generations[-1].last_sampling if self.generations else None
 
     def sampling_at(self, position: int) -> SamplingParameters | None:
-        """The parameters in force for the token at `position`; at the end, those that the next one inherits."""
+        """The parameters of the token at `position`; at the end, those that the next generation inherits."""
         for generation in self.generations:
             if generation.next_position > position:
                 return generation.sampling_at(position)
@@ -225,30 +230,30 @@ class Session:
         return next((g for g in reversed(self.generations) if g.id == generation_id), None)
 
     def advance(self, state: NDArray[np.float32], consumed: int) -> None:
-        """Keeps a state that has consumed so many tokens among the snapshots; the furthest is the session's own."""
+        """Adds the state after `consumed` tokens to the snapshots; the one furthest on becomes the session's state."""
         if consumed >= self.consumed:
             self.state, self.consumed = state, consumed
         snapshots = {**self.snapshots, consumed: state}
         kept = thin_snapshots(snapshots, self.position)
         self.snapshots = {at: snapshot for at, snapshot in snapshots.items() if at in kept}
 
-    def copy(self, other: Session) -> None:
-        """Takes another session's contents; both may go on by themselves."""
+    def copy_from(self, other: Session) -> None:
+        """Takes the contents of another session. The two share nothing mutable."""
         self.transcript = other.transcript[:]
         self.generations = [dataclasses.replace(g, changes=list(g.changes)) for g in other.generations]
         for generation in self.generations[-1:]:
-            if not generation.finished:  # its call is the other's
+            if not generation.finished:  # the call that streams it belongs to the other
                 generation.finish_reason = generation.finish_reason or FinishReason.CANCELLED
         self.tokenizer_digest, self.next_sampling = other.tokenizer_digest, other.next_sampling
         self.state, self.consumed, self.snapshots = other.state, other.consumed, other.snapshots
 
     def drop_states(self) -> None:
-        """Has the state rebuilt from the transcript when the session is next used."""
+        """Drops all states: the next use rebuilds the state from the transcript."""
         self.state, self.consumed, self.snapshots = None, 0, {}
         self.store_progress.snapshots = frozenset()
 
     def memory_bytes(self) -> int:
-        """What it would be counted as in the budget."""
+        """Its share of the memory budget if it were idle."""
         states = {id(state): state.nbytes for state in (self.state, *self.snapshots.values()) if state is not None}
         generations = sum(generation.memory_bytes() for generation in self.generations)
         parameters = [g.sampling for g in self.generations] + [c.sampling for g in self.generations for c in g.changes]
@@ -258,14 +263,15 @@ class Session:
         )
 
 
-def thin_snapshots(snapshots: Iterable[int], end: int, most: int = MAX_SNAPSHOTS) -> set[int]:
-    """The snapshots that are kept, of those that have consumed so many tokens, of a transcript of `end` tokens.
+def thin_snapshots(snapshots: Iterable[int], end: int, max_count: int = MAX_SNAPSHOTS) -> set[int]:
+    """Choose at most `max_count` snapshots to keep of those at `snapshots` in a transcript of `end` tokens.
 
-    The further back the fewer: each time the one goes whose loss costs least for its distance from the end, never the
-    latest, and none that would leave more than `SNAPSHOT_TOKENS` between two within `NEAR_TOKENS` of the end.
+    Snapshots become sparser with their distance from the end. Each round removes the one whose loss costs least for
+    its distance; never the latest, and none whose removal leaves more than `SNAPSHOT_TOKENS` between two snapshots
+    within `NEAR_TOKENS` of the end, as long as there are others.
     """
     kept = sorted(snapshots)
-    while len(kept) > most:
+    while len(kept) > max_count:
         before = [0, *kept]
         gaps = [after - before[i] for i, after in enumerate(kept[1:])]
         near = [

@@ -23,23 +23,24 @@ NAME_BYTES = 15
 NAME_LETTERS = NAME_BYTES * 8 // 5
 MAX_TRANSCRIPT_TOKENS = 1_048_576
 STALE_EXPIRIES = 1_024
-"""The expiry queue may hold as many entries of removed sessions as there are sessions, and this many more."""
+"""The expiry queue is rebuilt when it has more entries of removed sessions than there are sessions and these."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionsConfig:
-    """How long sessions are kept and how much memory they may take."""
+    """How long sessions live and how much memory they may take."""
 
     idle_ttl_s: float = 3_600.0
-    """How long a session may lie idle before it expires; also the longest a client may ask for."""
+    """How long a session may be idle before it expires; also the maximum that a client may request."""
     budget_bytes: int = 64 << 20
-    """Memory for idle sessions; beyond it the least recently used ones leave, for the store or for good."""
+    """Memory for idle sessions. Beyond it the least recently used ones are evicted: to the store, or for good without
+    one."""
     max_transcript_tokens: int = MAX_TRANSCRIPT_TOKENS
-    """A transcript's longest length, the start token included."""
+    """The maximum length of a transcript, the start token included."""
 
 
 class SessionTable:
-    """The table of sessions, least recently used first."""
+    """The sessions in memory, least recently used first."""
 
     def __init__(
         self,
@@ -47,16 +48,16 @@ class SessionTable:
         *,
         key: bytes | None = None,
         clock: Callable[[], float] = time.time,
-        may_leave: Callable[[Session], bool] = lambda _: True,
+        can_evict: Callable[[Session], bool] = lambda _: True,
     ) -> None:
-        """`key` authenticates session ids; servers that share sessions share it. Absent, it is drawn afresh.
+        """`key` authenticates session ids; servers that share sessions share it. None draws a new one.
 
-        `may_leave` says whether an idle session may leave memory before it expires.
+        `can_evict` tells whether an idle session may leave memory before it expires.
         """
         self.config = config or SessionsConfig()
         self._key = key or secrets.token_bytes(32)
         self.clock = clock
-        self._may_leave = may_leave
+        self._can_evict = can_evict
         self._table: collections.OrderedDict[str, Session] = collections.OrderedDict()
         self._expiries: list[tuple[float, str]] = []
         self._busy: dict[str, Session] = {}
@@ -73,17 +74,17 @@ class SessionTable:
         return iter(list(self._table.values()))
 
     def busy(self) -> list[Session]:
-        """Those in use."""
+        """The sessions in use."""
         return list(self._busy.values())
 
     @property
     def in_use(self) -> int:
-        """How many are in use."""
+        """How many sessions are in use."""
         return len(self._busy)
 
     @property
     def idle_bytes(self) -> int:
-        """What idle sessions take of the budget."""
+        """How many bytes of the budget idle sessions take."""
         return self._idle_bytes
 
     def create(self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None = None) -> Session:
@@ -91,43 +92,43 @@ class SessionTable:
         now = self.clock()
         ttl = self.config.idle_ttl_s if idle_ttl_s is None else idle_ttl_s
         session = Session(self._mint(), model, digest, numerics_id, ttl, now, now)
-        self.take_in(session)
+        self.insert(session)
         return session
 
     def fork(self, session: Session, seed: int) -> Session:
-        """A copy of a session under a new id, whose next generation inherits `seed`; it shares nothing that changes."""
+        """A copy of a session under a new id. Its next generation inherits `seed`."""
         branch = self.create(session.model, session.digest, session.numerics_id, session.idle_ttl_s)
-        branch.copy(session)
+        branch.copy_from(session)
         branch.next_sampling = dataclasses.replace(session.sampling or SamplingParameters(), seed=seed)
-        self._count(branch)
+        self._account(branch)
         return branch
 
-    def take_in(self, session: Session) -> None:
-        """Keeps a session that comes from elsewhere, in the place of whatever is kept under its id."""
+    def insert(self, session: Session) -> None:
+        """Adds a session; one with the same id is replaced."""
         if session.id in self._table:
-            self.forget(self._table[session.id])
+            self.remove(self._table[session.id])
         self._table[session.id] = session
         heapq.heappush(self._expiries, (session.used_s + session.idle_ttl_s, session.id))
-        self._count(session)
+        self._account(session)
 
     def get(self, session_id: str) -> Session:
-        """The session; raises `SessionUnknown` for an id not minted under this key, `SessionExpired` for one gone."""
+        """The session. Raises `SessionUnknown` for an id of another key, `SessionExpired` if the session is gone."""
         session = self.find(session_id)
         if session is None:
             raise SessionExpired(f"session {session_id!r} has expired or was deleted")
         return session
 
     def find(self, session_id: str) -> Session | None:
-        """The session if it is in memory; raises `SessionUnknown` for an id not minted under this key."""
+        """The session, or None if it is not in memory. Raises `SessionUnknown` for an id that this key did not mint."""
         if not self._authentic(session_id):
             raise SessionUnknown(f"session {session_id[:64]!r} was not minted by this server")
         self.expire()
         return self._table.get(session_id)
 
     def lease(self, session: Session) -> None:
-        """Marks the session as used by one sequence.
+        """Marks the session as in use by one request.
 
-        Raises `SessionBusy` while another uses it, `SessionExpired` if it has gone since it was got.
+        Raises `SessionBusy` while another uses it, `SessionExpired` if it has left the table.
         """
         if session.in_use:
             raise SessionBusy(f"session {session.id!r} is being used by another request")
@@ -137,10 +138,10 @@ class SessionTable:
         if session.id:
             self._busy[session.id] = session
             self._table.move_to_end(session.id)
-            self._count(session)
+            self._account(session)
 
     def release(self, session: Session) -> None:
-        """Ends a lease; the time to live begins anew."""
+        """Ends the use of a session and restarts its time to live."""
         session.in_use = False
         session.used_s = self.clock()
         session.store_progress.changed = True
@@ -148,31 +149,27 @@ class SessionTable:
             del self._busy[session.id]
         if self._table.get(session.id) is session:
             self._table.move_to_end(session.id)
-            self._count(session)
+            self._account(session)
 
     def delete(self, session: Session) -> None:
-        """Forgets a session; raises `SessionBusy` while a sequence uses it."""
+        """Removes a session. Raises `SessionBusy` while it is in use."""
         if session.in_use:
             raise SessionBusy(f"session {session.id!r} is being used by another request")
-        self.forget(session)
+        self.remove(session)
 
-    def forget(self, session: Session) -> None:
-        """Has nothing more of a session, in use or not; nothing happens to one that has gone."""
+    def remove(self, session: Session) -> None:
+        """Removes a session, in use or not. Does nothing if it is not in the table."""
         if self._table.get(session.id) is session:
             self._drop(session)
 
-    def trim(self) -> None:
-        """Lets idle sessions leave until those that are left keep the budget, the least recently used first."""
-        self._keep_budget(None)
-
     def expire(self) -> None:
-        """Drops idle sessions whose time to live has passed. Costs nothing for those whose time has not come."""
+        """Removes the sessions whose time to live has passed. Looks at no others."""
         now = self.clock()
         due = []
         while self._expiries and self._expiries[0][0] <= now:
             due.append(heapq.heappop(self._expiries)[1])
         for session in filter(None, map(self._table.get, due)):
-            busy = session.in_use or session.holds > 0
+            busy = not session.is_idle
             used_s = now if busy else session.used_s
             if used_s + session.idle_ttl_s <= now and not busy:
                 self._drop(session)
@@ -180,30 +177,31 @@ class SessionTable:
             else:  # used in the meantime: look again when it may have expired
                 heapq.heappush(self._expiries, (used_s + session.idle_ttl_s, session.id))
 
-    def _count(self, session: Session) -> None:
-        """Counts a session for what it takes now, nothing while it is in use, and keeps the budget."""
+    def _account(self, session: Session) -> None:
+        """Updates what a session takes of the budget, nothing while it is in use, and evicts others if need be."""
         self._idle_bytes -= session.idle_bytes
         session.idle_bytes = 0 if session.in_use else session.memory_bytes()
         self._idle_bytes += session.idle_bytes
-        self._keep_budget(session)
+        self.evict_to_fit(keep=session)
 
-    def _keep_budget(self, spared: Session | None) -> None:
+    def evict_to_fit(self, keep: Session | None = None) -> None:
+        """Evicts idle sessions other than `keep`, least recently used first, until the rest fit into the budget."""
         if self._idle_bytes <= self.config.budget_bytes:
             return
         self.expire()
         while self._idle_bytes > self.config.budget_bytes:
-            victim = next((s for s in self._table.values() if s is not spared and self._is_free(s)), None)
+            victim = next((s for s in self._table.values() if s is not keep and self._is_evictable(s)), None)
             if victim is None:
                 return
             self._drop(victim)
             self.evicted += 1
 
-    def _is_free(self, session: Session) -> bool:
-        return not session.in_use and not session.holds and self._may_leave(session)
+    def _is_evictable(self, session: Session) -> bool:
+        return session.is_idle and self._can_evict(session)
 
     def _drop(self, session: Session) -> None:
         del self._table[session.id]
-        self._busy.pop(session.id, None)  # one that is deleted was leased for it
+        self._busy.pop(session.id, None)  # a session is deleted while it is leased
         self._idle_bytes -= session.idle_bytes
         if len(self._expiries) > 2 * len(self._table) + STALE_EXPIRIES:
             self._expiries = [entry for entry in self._expiries if entry[1] in self._table]
@@ -213,7 +211,7 @@ class SessionTable:
         return self._id(secrets.token_bytes(NAME_BYTES))
 
     def _authentic(self, session_id: str) -> bool:
-        """Whether the id is, letter by letter, what this key makes of the name in it."""
+        """Whether this key minted the id."""
         try:
             name = base64.b32decode(session_id[:NAME_LETTERS], casefold=True)
         except ValueError:
@@ -221,6 +219,6 @@ class SessionTable:
         return hmac.compare_digest(self._id(name).encode(), session_id.encode(errors="replace"))
 
     def _id(self, name: bytes) -> str:
-        """A name and its authentication, 15 bytes each, as 48 letters and digits."""
+        """The name and its authentication tag, 15 bytes each, in base32: 48 letters and digits."""
         tag = hmac.digest(self._key, b"gruve session" + name, "sha256")[:NAME_BYTES]
         return base64.b32encode(name + tag).decode().lower()

@@ -1,12 +1,11 @@
-"""Where sessions outlive memory: one small interface, and what passes through it. Knows bytes; nothing of tensors,
-requests or the wire.
+"""The session store interface and its record types. Knows bytes; nothing of tensors, requests or the wire.
 
-A store holds for each session a head, the transcript in chunks of `CHUNK_TOKENS`, one record a generation, and states
-by how many tokens they have consumed. A write says from which chunk and which generation on everything is replaced, so
-it may be repeated and cuts what a rewind took back.
+A store holds for each session a head (its metadata), the transcript in chunks of `CHUNK_TOKENS`, one record for each
+generation, and states by the number of tokens they have consumed. A write replaces every chunk and generation from a
+given number on. So a write may be repeated, and it removes what a rewind took back.
 
-Where several servers share a store, a session is written under a lease: an owner, a time and a version that every use
-begins anew. A write whose owner or version is not the lease's is refused, however late it comes.
+If several servers share a store, a session is written under a lease: an owner, an expiry and a version that each
+acquisition increments. A write whose owner or version is not the lease's is refused, however late it arrives.
 """
 
 from __future__ import annotations
@@ -25,33 +24,33 @@ class Write:
 
     id: str
     version: int
-    """Of the lease; stores that are not shared do not look at it."""
+    """Of the lease; stores that are not shared ignore it."""
     model: str
     created_s: float
     used_s: float
     ttl_s: float
     position: int
-    """The transcript's length with this write."""
+    """The transcript's length after this write."""
     head: str
-    """Empty where nothing has changed but that there are more tokens."""
+    """Empty if nothing has changed but the number of tokens."""
     first_chunk: int
-    """The chunks from here on are replaced."""
+    """The chunks from this number on are replaced."""
     chunks: tuple[bytes, ...]
     first_generation: int
-    """The generations from here on are replaced, if there is a head."""
+    """The generations from this number on are replaced, if there is a head."""
     generations: tuple[str, ...]
     states: tuple[tuple[int, bytes], ...] = ()
-    """To be added: how many tokens it has consumed, and the state."""
+    """States to add, each with the number of tokens it has consumed."""
     dropped_states: tuple[int, ...] = ()
     create: bool = False
-    """Whether the store has yet to hear of the session; one that it does not have cannot be written otherwise."""
+    """Whether to create the session if the store does not have it; any other write of a missing session is refused."""
     release: bool = False
-    """Whether the lease ends with this write."""
+    """Whether this write ends the lease."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionSummary:
-    """What a store says of a session without its contents."""
+    """A stored session without its contents."""
 
     id: str
     head: str
@@ -59,14 +58,14 @@ class SessionSummary:
     created_s: float
     used_s: float
     owner: str
-    """Who holds its lease; empty for nobody."""
+    """The server that has the lease; "" for none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredSession:
-    """All of a session."""
+    """A stored session with its contents."""
 
-    listed: SessionSummary
+    summary: SessionSummary
     transcript: bytes
     generations: tuple[str, ...]
     states: tuple[tuple[int, bytes], ...]
@@ -74,52 +73,55 @@ class StoredSession:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AcquiredLease:
-    """A lease that was granted. `stored` is None where the caller's copy, of the version it named, is still true."""
+    """A lease that was granted. `stored` is None if the caller's copy is current."""
 
     version: int
     stored: StoredSession | None
 
 
 class Store(Protocol):
-    """Keeps sessions. Every method may be called from any thread, lasts a few seconds at most, and raises
-    `StoreUnavailable` where the store does not do its part; whether it was done is then not known.
+    """A session store. Every method may be called from any thread, takes a few seconds at most, and raises
+    `StoreUnavailable` if the store fails; whether the operation took effect is then unknown.
     """
 
     name: str
-    """For people: what and where, without secrets."""
+    """For people: the kind of store and its location, without secrets."""
     shared: bool
-    """Whether other servers may use it at the same time."""
+    """Whether several servers may use it at the same time."""
 
     def key(self) -> bytes:
-        """The key that authenticates the ids of this store's sessions; made when it is first asked for."""
+        """The key that authenticates the ids of this store's sessions. The first call creates it."""
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
-        """Leases a session for `LEASE_S`, or returns None if there is none of that id.
+    def acquire(self, session_id: str, owner: str, known_version: int | None, now_s: float) -> AcquiredLease | None:
+        """Leases a session for `LEASE_S`; None if there is no such session.
 
-        `known` is the version that the caller's own copy is of. Raises `SessionElsewhere` while another owner's lease
-        lasts.
+        `known_version` is the version of the caller's own copy, None without one. Raises `SessionElsewhere` while
+        another owner's lease lasts.
         """
 
     def read(self, session_id: str, now_s: float) -> StoredSession | None:
-        """All of a session, whoever has its lease."""
+        """A session with its contents, whoever has its lease; None if there is no such session."""
 
     def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
-        """Writes all that it may and returns the ids of the others: their leases are lost, or they are gone."""
+        """Writes what it may and returns the ids of the others: their lease is lost or the session is gone."""
 
     def renew(self, owner: str, leases: Sequence[tuple[str, int]]) -> list[str]:
-        """Lets leases, each by id and version, begin anew, and returns the ids of those that are lost or released."""
+        """Renews leases, each given by id and version, and returns the ids of those that are lost or released."""
 
     def delete(self, session_id: str, owner: str, version: int) -> bool:
-        """Deletes a leased session; False if the lease is lost or the session gone."""
+        """Deletes a leased session; False if the lease is lost or the session is gone."""
 
     def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
-        """Sessions of a model, or of all if it is empty, the latest created first, from before (created, id) on."""
+        """At most `size` sessions of a model, or of all models if it is "", the latest created first.
+
+        `before` is a (creation time, id): only sessions that come after it in this order are listed.
+        """
 
     def count(self) -> int:
-        """How many sessions it has, those that have expired and were not yet seen to included."""
+        """The number of sessions, including expired ones that were not removed yet."""
 
-    def expire(self, now_s: float, most: int, spared: Collection[str]) -> int:
-        """Removes at most so many sessions whose time has passed, but none of `spared`; returns how many it removed."""
+    def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
+        """Removes at most `max_count` expired sessions that are not in `exclude`; returns how many it removed."""
 
     def close(self) -> None:
-        """Lets go of files and connections."""
+        """Closes files and connections."""

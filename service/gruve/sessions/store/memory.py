@@ -1,6 +1,6 @@
-"""The plain store, in a process's memory: what the others are checked against, and what servers of one process share.
+"""The plain store, in the memory of a process: tests check the other stores against it and share it between servers.
 
-A server whose sessions are to live in memory alone uses no store at all.
+A server that keeps its sessions in memory alone uses no store at all.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class _Entry:
     until_s: float = 0.0
 
     def stored(self, session_id: str, holder: str) -> StoredSession:
-        listed = SessionSummary(session_id, self.head, len(self.transcript) // 2, self.created_s, self.used_s, holder)
-        return StoredSession(listed, self.transcript, tuple(self.generations), tuple(self.states.items()))
+        summary = SessionSummary(session_id, self.head, len(self.transcript) // 2, self.created_s, self.used_s, holder)
+        return StoredSession(summary, self.transcript, tuple(self.generations), tuple(self.states.items()))
 
 
 class MemoryStore:
-    """See `Store`. `clock` is what leases are measured by."""
+    """See `Store`. `clock` measures leases, in seconds."""
 
     name = "memory"
     shared = True
@@ -52,7 +52,7 @@ class MemoryStore:
         """See `Store`."""
         return self._key
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
+    def acquire(self, session_id: str, owner: str, known_version: int | None, now_s: float) -> AcquiredLease | None:
         """See `Store`."""
         with self._lock:
             entry = self._entry(session_id, now_s)
@@ -60,7 +60,7 @@ class MemoryStore:
                 return None
             if self._holder(entry) not in ("", owner):
                 raise SessionElsewhere(f"another server is using session {session_id!r}")
-            stored = None if known == entry.version else entry.stored(session_id, owner)
+            stored = None if known_version == entry.version else entry.stored(session_id, owner)
             entry.owner, entry.version, entry.until_s = owner, entry.version + 1, self._clock() + LEASE_S
             return AcquiredLease(entry.version, stored)
 
@@ -123,16 +123,16 @@ class MemoryStore:
                 and self._entry(session_id, now_s)
             ]
             entries = [(i, self._entries[i]) for _, i in sorted(found, reverse=True)[:size]]
-            return [entry.stored(i, self._holder(entry)).listed for i, entry in entries]
+            return [entry.stored(i, self._holder(entry)).summary for i, entry in entries]
 
     def count(self) -> int:
         """See `Store`."""
         return len(self._entries)
 
-    def expire(self, now_s: float, most: int, spared: Collection[str]) -> int:
+    def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`."""
         with self._lock:
-            gone = [i for i in self._entries if i not in spared and self._entry(i, now_s) is None][:most]
+            gone = [i for i in self._entries if i not in exclude and self._entry(i, now_s) is None][:max_count]
             for session_id in gone:
                 del self._entries[session_id]
             return len(gone)
@@ -141,7 +141,7 @@ class MemoryStore:
         """See `Store`."""
 
     def _entry(self, session_id: str, now_s: float) -> _Entry | None:
-        """The entry, if its time has not passed; the time of one that is leased does not."""
+        """The entry unless it has expired; an entry does not expire while it is leased."""
         entry = self._entries.get(session_id)
         return entry if entry and (self._holder(entry) or entry.used_s + entry.ttl_s > now_s) else None
 

@@ -1,4 +1,4 @@
-"""Opens the store that a setting names."""
+"""Opens the store that `--store` names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMS = "memory, sqlite:PATH or redis://HOST"
 
 
 def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
-    """The store; None for `memory`, where sessions live as long as the server. Raises `StoreBroken`."""
+    """Open the store; None for `memory`, where sessions end with the server. Raises `StoreBroken`."""
     kind, _, rest = where.partition(":")
     if where == "memory":
         return None
@@ -21,4 +21,4 @@ def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
         return SqliteStore(Path(rest), synchronous=synchronous)
     if kind in ("redis", "rediss", "unix") and rest:
         return RedisStore(where)
-    raise StoreBroken(f"{kind[:20]!r} is no session store; there are {FORMS}")
+    raise StoreBroken(f"{kind[:20]!r} is not a session store; use {FORMS}")

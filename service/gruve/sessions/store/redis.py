@@ -1,12 +1,12 @@
-"""Redis: the store that several servers share, so that any of them can serve any session.
+"""The Redis store: several servers share it, so that each of them can serve every session.
 
-A session is one hash, so that it lives on one node of a cluster and expires as a whole: `head`, `created`, `used`,
-`ttl`, `position`, the lease's `owner`, `version` and `until`, and by number `t:` chunks, `g:` generations and `s:`
-states. What must hold together is done by scripts, which Redis runs undisturbed; leases are measured by Redis's own
-clock. Ids stand in sorted sets by the time of creation, one for all and one for each model; sessions that have expired
-leave those later.
+A session is one hash, so it is on one node of a cluster and expires as a whole. Its fields are `head`, `created`,
+`used`, `ttl`, `position`; the lease's `owner`, `version` and `until`; and, by number, `t:` chunks, `g:` generations and
+`s:` states. Operations that must be atomic are Lua scripts. Leases are measured by Redis's own clock. Session ids are
+in sorted sets by time of creation, one for all models and one for each; `expire` removes expired ids from them.
 
-Whether a write survives Redis itself is Redis's setting: `appendfsync always` does, `everysec` may lose a second.
+Whether a write survives a crash of Redis depends on its `appendfsync`: `always` loses nothing, `everysec` may lose a
+second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ANSWER_S = 2.0
 CONNECT_S = 1.0
 LEASE_MS = int(LEASE_S * 1e3)
 LEAST_TTL_MS = 2 * LEASE_MS
-"""A session that is in use does not expire, whatever its own time to live."""
+"""The minimum time to live of a session in use, so that it does not expire."""
 PREFIX = "gruve:"
 INDEX = PREFIX + "sessions"
 MODELS = PREFIX + "models"
@@ -54,7 +54,8 @@ if has[3] == known then return {version} end
 return {version, redis.call('HGETALL', KEYS[1])}
 """
 )
-"""Answers nothing where there is no such session, the owner's name where another has it, else version and contents."""
+"""Returns false if there is no such session, the owner's name if another server has the lease, else the version and,
+unless the caller's copy is current, the contents."""
 WRITE = (
     NOW
     + """
@@ -86,7 +87,7 @@ redis.call('PEXPIRE', KEYS[1], release and ttl or math.max(ttl, least))
 return 1
 """
 )
-"""A lease that is released leaves its owner's name behind, so that a write that comes twice is no other's."""
+"""A released lease keeps its owner's name, so that a write that arrives twice is still accepted."""
 RENEW = (
     NOW
     + MINE
@@ -106,18 +107,18 @@ class RedisStore:
     shared = True
 
     def __init__(self, url: str) -> None:
-        """`url` is redis://, rediss:// or unix://, with user and password if need be. Raises `StoreBroken`."""
+        """`url` is redis://, rediss:// or unix://, with user and password if needed. Raises `StoreBroken`."""
         self.name = _without_password(url)
         try:
             self._redis: Any = redis.Redis.from_url(
                 url,
                 socket_timeout=ANSWER_S,
                 socket_connect_timeout=CONNECT_S,
-                retry=Retry(NoBackoff(), 1),  # a connection that has died in the meantime
+                retry=Retry(NoBackoff(), 1),  # for a connection that was closed in the meantime
                 health_check_interval=30,
             )
         except ValueError as error:
-            raise StoreBroken(f"the session store {self.name} is none: {error}") from None
+            raise StoreBroken(f"the session store {self.name} cannot be used: {error}") from None
         register: Callable[[str], Any] = self._redis.register_script
         self._acquire, self._write, self._renew, self._delete = map(register, (ACQUIRE, WRITE, RENEW, DELETE))
         self._swept = 0
@@ -128,10 +129,10 @@ class RedisStore:
             self._redis.set(PREFIX + "key", secrets.token_bytes(32), nx=True)
             return bytes(self._redis.get(PREFIX + "key"))
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
+    def acquire(self, session_id: str, owner: str, known_version: int | None, now_s: float) -> AcquiredLease | None:
         """See `Store`."""
         with _failing():
-            args = [owner, "" if known is None else known, LEASE_MS, LEAST_TTL_MS]
+            args = [owner, "" if known_version is None else known_version, LEASE_MS, LEAST_TTL_MS]
             answer = self._acquire(keys=[_name(session_id)], args=args)
         if answer is None:
             return None
@@ -150,7 +151,7 @@ class RedisStore:
             return _stored(session_id, fields, self._now_ms()) if fields else None
 
     def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
-        """See `Store`; each session by itself, in one round trip for all."""
+        """See `Store`; each session is written atomically, all in one round trip."""
         with _failing(), self._redis.pipeline(transaction=False) as pipeline:
             for write in writes:
                 if write.create:
@@ -171,7 +172,7 @@ class RedisStore:
         return [session_id for (session_id, _), done in zip(leases, answers, strict=True) if not done]
 
     def delete(self, session_id: str, owner: str, version: int) -> bool:
-        """See `Store`; the indexes forget it when they are next swept."""
+        """See `Store`; `expire` removes the id from the indexes later."""
         with _failing():
             return bool(self._delete(keys=[_name(session_id)], args=[owner, version]))
 
@@ -207,10 +208,10 @@ class RedisStore:
         with _failing():
             return int(self._redis.zcard(INDEX))
 
-    def expire(self, now_s: float, most: int, spared: Collection[str]) -> int:
-        """See `Store`: Redis has removed them by itself, and this sweeps the indexes, some way further each time."""
+    def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
+        """See `Store`. Redis removes expired sessions itself; this removes their ids, some more with each call."""
         with _failing():
-            ids = [i.decode() for i in self._redis.zrange(INDEX, self._swept, self._swept + most - 1)]
+            ids = [i.decode() for i in self._redis.zrange(INDEX, self._swept, self._swept + max_count - 1)]
             with self._redis.pipeline(transaction=False) as pipeline:
                 for session_id in ids:
                     pipeline.exists(_name(session_id))
@@ -218,7 +219,7 @@ class RedisStore:
             models = [""] + [model.decode() for model in self._redis.smembers(MODELS)] if gone else []
             for model in models:
                 self._redis.zrem(_index(model), *gone)
-        self._swept = self._swept + len(ids) - len(gone) if len(ids) == most else 0
+        self._swept = self._swept + len(ids) - len(gone) if len(ids) == max_count else 0
         return len(gone)
 
     def close(self) -> None:
@@ -231,7 +232,7 @@ class RedisStore:
 
 
 def _name(session_id: str) -> str:
-    """The session's key; the braces are what a cluster places it by."""
+    """The session's key. A cluster chooses the node by the part in braces."""
     return f"{PREFIX}{{{session_id}}}"
 
 
@@ -240,7 +241,7 @@ def _index(model: str) -> str:
 
 
 def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
-    """What `WRITE` reads, in its order."""
+    """The arguments of `WRITE`, in order."""
     arguments: list[str | bytes | int] = [owner, write.version, int(write.create), int(write.release)]
     arguments += [LEASE_MS, LEAST_TTL_MS, repr(write.created_s), repr(write.used_s), int(write.ttl_s * 1e3)]
     arguments += [write.position, write.head, write.first_chunk, len(write.chunks), *write.chunks]
@@ -280,4 +281,4 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise StoreUnavailable("the session store does not answer or refuses to") from error
+        raise StoreUnavailable("the session store does not answer or refuses the call") from error

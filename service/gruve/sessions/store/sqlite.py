@@ -1,9 +1,8 @@
-"""One SQLite file, for one server at a time: the store that needs nothing set up.
+"""The SQLite store: one file, for one server at a time. It needs no setup.
 
-Write-ahead logging with synchronous NORMAL survives the process at any moment, and keeps the file whole when the power
-fails, though the last writes may then be missing; FULL keeps those as well, for the price of a disk flush a write.
-There are no leases: a lock on the file beside it keeps a second server out for as long as this one lives, and not a
-moment longer.
+It uses write-ahead logging. With synchronous NORMAL, a crash of the process loses nothing; a power failure leaves the
+file intact but may lose the last writes. FULL keeps those too, at the cost of one disk flush for each write. There are
+no leases: a lock on a file beside the database keeps a second server out, and ends with the process.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from gruve.errors import StoreBroken, StoreUnavailable
 from gruve.sessions.store import AcquiredLease, SessionSummary, StoredSession, Write
 
 BUSY_MS = 1_000
-"""How long somebody else's lock on the database is waited for."""
+"""How long a call waits for a lock that another process has on the database."""
 MIGRATIONS = (
     """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -37,12 +36,12 @@ MIGRATIONS = (
     CREATE TABLE state (session INTEGER, at INTEGER, state BLOB NOT NULL, PRIMARY KEY (session, at));
     """,
 )
-"""What takes the schema from each version to the next; PRAGMA user_version counts those that were applied."""
+"""Each takes the schema from one version to the next; PRAGMA user_version counts those that were applied."""
 NUMBER = "(SELECT number FROM session WHERE id = ?)"
 
 
 class SqliteStore:
-    """See `Store`. Raises `StoreBroken` where the file cannot be used at all."""
+    """See `Store`. Raises `StoreBroken` if the file cannot be used at all."""
 
     shared = False
 
@@ -69,10 +68,10 @@ class SqliteStore:
             db.execute("INSERT OR IGNORE INTO meta VALUES ('key', ?)", (secrets.token_bytes(32),))
             return bytes(db.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()[0])
 
-    def acquire(self, session_id: str, owner: str, known: int | None, now_s: float) -> AcquiredLease | None:
-        """See `Store`; nobody else can have changed it, so any copy is true."""
-        if known is not None:
-            return AcquiredLease(known, None)
+    def acquire(self, session_id: str, owner: str, known_version: int | None, now_s: float) -> AcquiredLease | None:
+        """See `Store`; no other server writes the file, so any copy is current."""
+        if known_version is not None:
+            return AcquiredLease(known_version, None)
         stored = self.read(session_id, now_s)
         return None if stored is None else AcquiredLease(1, stored)
 
@@ -91,11 +90,11 @@ class SqliteStore:
             states = db.execute("SELECT at, state FROM state WHERE session = ?", of).fetchall()
         transcript = b"".join(chunk for (chunk,) in chunks)
         _, head, position, created_s, used_s = row
-        listed = SessionSummary(session_id, head, position, created_s, used_s, "")
-        return StoredSession(listed, transcript, tuple(record for (record,) in generations), tuple(states))
+        summary = SessionSummary(session_id, head, position, created_s, used_s, "")
+        return StoredSession(summary, transcript, tuple(record for (record,) in generations), tuple(states))
 
     def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
-        """See `Store`; everything in one transaction."""
+        """See `Store`; all writes are one transaction."""
         with self._transaction() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO session (id, model, created_s, used_s, expires_s, position, head) "
@@ -109,7 +108,7 @@ class SqliteStore:
 
     @staticmethod
     def _number(db: sqlite3.Connection, write: Write) -> int | None:
-        """Writes the session's own row and returns its number, or None if there is none."""
+        """Updates the session's row and returns its number, or None if there is no such row."""
         row = db.execute(
             "UPDATE session SET used_s = ?, expires_s = ?, position = ?, head = iif(? = '', head, ?) WHERE id = ? "
             "RETURNING number",
@@ -149,11 +148,11 @@ class SqliteStore:
         with self._read() as db:
             return int(db.execute("SELECT count(*) FROM session").fetchone()[0])
 
-    def expire(self, now_s: float, most: int, spared: Collection[str]) -> int:
+    def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`."""
         with self._read() as db:
             query = "SELECT id FROM session WHERE expires_s <= ? ORDER BY expires_s LIMIT ?"
-            due = [i for (i,) in db.execute(query, (now_s, most + len(spared))) if i not in spared][:most]
+            due = [i for (i,) in db.execute(query, (now_s, max_count + len(exclude))) if i not in exclude][:max_count]
         if not due:
             return 0
         with self._transaction() as db:
@@ -174,15 +173,15 @@ class SqliteStore:
         return db
 
     def _check(self, db: sqlite3.Connection) -> None:
-        """Refuses what is no store of this version or an earlier one, before anything in it is changed."""
+        """Refuses a file that is not a store of this version or an earlier one, before anything in it is changed."""
         version = _version(db)
         if version > len(MIGRATIONS):
             raise StoreBroken(
-                f"the session store {self.name} was written by a later version of gruve: it has schema {version}, this "
-                f"version knows {len(MIGRATIONS)}"
+                f"the session store {self.name} was written by a later version of gruve: it has schema {version}; this "
+                f"version reads schemas up to {len(MIGRATIONS)}"
             )
         if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise StoreBroken(f"{self.name} is a database of something else, not a session store")
+            raise StoreBroken(f"{self.name} is a database of another program, not a session store")
 
     def _migrate(self) -> None:
         version = _version(self._writer)
@@ -203,7 +202,7 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        """One view of everything, whatever is written meanwhile."""
+        """A consistent view, whatever is written meanwhile."""
         with self._reading, _failing():
             self._reader.execute("BEGIN")
             try:
@@ -214,7 +213,7 @@ class SqliteStore:
 
 
 def _write_contents(db: sqlite3.Connection, known: list[tuple[int, Write]]) -> None:
-    eventful = [(n, w) for n, w in known if w.head]  # tokens alone take nothing back
+    eventful = [(n, w) for n, w in known if w.head]  # a write without a head only adds tokens
     db.executemany(
         "DELETE FROM chunk WHERE session = ? AND at >= ?", [(n, w.first_chunk + len(w.chunks)) for n, w in eventful]
     )
@@ -252,10 +251,10 @@ def _delete(db: sqlite3.Connection, ids: Sequence[str]) -> int:
 
 
 def _lock(path: Path) -> IO[str]:
-    """Keeps other servers off the file; the system takes the lock back when this process ends, however it does."""
+    """Locks the store for this process. The system releases the lock when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)  # what people wrote is nobody else's business
+        path.touch(mode=0o600)  # what users wrote is private
         file = open(path.with_name(path.name + ".lock"), "a")  # noqa: SIM115 - held as long as the store
     except OSError as error:
         raise StoreBroken(f"the session store sqlite:{path} cannot be used: {error.strerror}") from error
