@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch.nn.functional import linear
 
 from gruve.model.network import Dropout, Network, to_torch_gru
 from gruve.model.oracle import Oracle
-from nets import CELL_NAMES, CELLS, config_of, configs, model_of, weights_of
+from gruve.model.pointer_tracker import point_all
+from nets import CELL_NAMES, CELLS, config_of, configs, model_of, pointers_of, weights_of
 
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
 
@@ -46,6 +48,52 @@ def test_a_sequence_is_its_steps(config):
     torch.testing.assert_close(logits, torch.stack(steps, dim=1), rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(final, state, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(outputs[:, -1], state[0][-1], rtol=1e-9, atol=1e-10)
+
+
+POINTERS = [
+    pointers_of(13),
+    pointers_of(13, bars=(), matches=0, places=0, counts=0),
+    pointers_of(13, followers=(), counts=0),
+]
+
+
+@cells
+@pytest.mark.parametrize("pointers", POINTERS, ids=["all", "followers", "bars"])
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_a_network_with_pointers_gives_the_oracles_logits_in_steps_and_as_a_sequence(cell, pointers, tied):
+    config = config_of(cell, pointers=pointers, tied=tied)
+    network, oracle = network_of(config).double(), Oracle(config, weights_of(config))
+    tokens = [0, *torch.randint(2, 13, (30,)).tolist(), 0, *torch.randint(9, 13, (40,)).tolist()]
+    expected = oracle.run(tokens)
+    pointed = torch.from_numpy(point_all(pointers, 13, tokens)).long()
+    assert pointed[:, : pointers.size].min() < 13  # some pointer names a token
+    state, steps = network.zero_state(1), []
+    with torch.no_grad():
+        for token, row in zip(tokens, pointed, strict=True):
+            logits, state = network.step(torch.tensor([token]), state, row[None])
+            steps.append(logits[0])
+        whole, _, _ = network(torch.tensor([tokens]), network.zero_state(1), pointed[None])
+    assert np.abs(torch.stack(steps).numpy() - expected).max() < 1e-9
+    assert np.abs(whole[0].numpy() - expected).max() < 1e-9
+
+
+def test_a_network_with_pointers_needs_what_they_name():
+    network = network_of(config_of(CELLS[0], pointers=POINTERS[0]))
+    with pytest.raises(ValueError, match="needs `pointed`"):
+        network.step(torch.tensor([1]), network.zero_state(1))
+
+
+def test_gates_add_up_where_pointers_name_one_token():
+    config = config_of(CELLS[0], pointers=POINTERS[1])
+    network = network_of(config)
+    row = torch.tensor([[5, 5, 13, 0, 0, 0, 0, 0]])
+    with torch.no_grad():
+        logits, state = network.step(torch.tensor([1]), network.zero_state(1), row)
+        without = network._head(state[0][-1])
+        gates = linear(state[0][-1], network["pointers.gate"]) + network["pointers.gate_bias"][:, 0]
+    torch.testing.assert_close((logits - without)[0, 5], gates[0, 0] + gates[0, 1])
+    assert torch.equal(logits[0, :5], without[0, :5])
+    assert torch.equal(logits[0, 6:], without[0, 6:])
 
 
 def torch_layer(config, network):

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.config import ModelConfig
 from gruve.model.repository import CARD, CONFIG, TOKENIZER, WEIGHTS, Broken, Model, load, save, scan
-from nets import CELL_NAMES, CELLS, config_of, configs, tokenizer_of, weights_of
+from nets import CELL_NAMES, CELLS, config_of, configs, pointers_of, tokenizer_of, weights_of
 
 CONFIG_OF_ALL = config_of(CELLS[0], V=5, L=1)
 
@@ -138,6 +138,15 @@ def test_a_card_that_is_missing_or_odd_costs_nothing(entry, card):
         ({"format_version": True}, "format_version is True"),
         ({"format_version": ...}, "format_version is 'absent'"),
         ({"colour": "blue"}, "unknown key 'colour'"),
+        ({"default_temperature": 2.5}, "default_temperature is 2.5; allowed: 0.05 to 2.0"),
+        ({"default_temperature": float("nan")}, "default_temperature is nan; allowed: 0.05 to 2.0"),
+        ({"default_temperature": "1"}, "default_temperature is '1'; allowed: a number"),
+        ({"default_temperature": None}, "default_temperature is None; allowed: a number"),
+        ({"pointers": None}, "pointers is None; allowed: an object"),
+        ({"pointers": {"followers": [0]}}, "pointers: followers is 0; allowed: 1 to 32"),
+        ({"pointers": {"followers": [1], "start_token": 5}}, "pointers: start_token is 5; allowed: -1 to 4"),
+        ({"pointers": {"followers": [1], "start_token": 1}}, "pointers: start_token is 1; allowed: 0, the start token"),
+        ({"pointers": {"followers": [1], "start_token": 0}}, "lacks tensor 'pointers.gate'"),
         ({"files": ["model.safetensors"]}, "files must map"),
         ({"files": {WEIGHTS: 3, TOKENIZER: 4}}, "files must map"),
         ({"files": {WEIGHTS: "0"}}, "files names ['model.safetensors']"),
@@ -237,8 +246,8 @@ def test_a_huge_file_is_refused_before_it_is_read(entry):
         ({"tokens": ["<s>", "</s>", 1, "b", "c"]}, "a list of strings"),
         ({"has_end": 1}, "true or false"),
         ({"tokens": ["a", "b", "c", "d", "e"]}, "must begin ['<s>', '</s>']"),
-        ({"tokens": ["<s>", "</s>", "a", "a", "b"]}, "distinct"),
-        ({"tokens": ["<s>", "</s>", "a", "", "b"]}, "not empty"),
+        ({"tokens": ["<s>", "</s>", "b", "a", "a"]}, "token 'a' occurs twice (ids 3 and 4)"),
+        ({"tokens": ["<s>", "</s>", "a", "", "b"]}, "must not be empty"),
         ({"tokens": ["<s>", "</s>"]}, "at least one beside the specials"),
         ({"tokens": ["<s>", "</s>", "a", "bc", "d"]}, "longer than one character"),
         ({"tokens": ["<s>", "</s>", "a", "\ud800", "d"]}, "half of a surrogate pair"),
@@ -322,6 +331,24 @@ def test_what_could_not_be_loaded_back_is_not_written_over_what_could(entry):
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
-def test_a_config_is_its_own_text(cell):
-    config = config_of(cell, tied=True)
+@pytest.mark.parametrize("pointers", [None, pointers_of(13)], ids=["plain", "pointers"])
+def test_a_config_is_its_own_text(cell, pointers):
+    config = dataclasses.replace(config_of(cell, tied=True, pointers=pointers), default_temperature=0.8)
     assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_a_model_without_pointers_is_written_as_before():
+    text = config_of(CELLS[0]).to_json()
+    assert "pointers" not in text
+    assert "default_temperature" not in text
+    assert not any("pointers" in name for name in config_of(CELLS[0]).shapes())
+
+
+def test_pointers_are_saved_and_loaded_with_their_weights(tmp_path):
+    config = config_of(CELLS[0], V=5, pointers=pointers_of(5))
+    weights = weights_of(config)
+    save(tmp_path / "m", config, tokenizer_of(5), weights)
+    loaded = load(tmp_path / "m")
+    assert loaded.config.pointers == config.pointers
+    assert config.parameter_count() == sum(weight.numel() for weight in weights.values())
+    assert all(torch.equal(loaded.weights[name], weight) for name, weight in weights.items())

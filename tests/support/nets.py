@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gruve.model.config import ModelConfig
 from gruve.model.network import Network
+from gruve.model.pointers import PointerConfig
 from gruve.model.repository import TOKENIZER, WEIGHTS, Model
 from gruve.model.tokenizer import END, START, Tokenizer
 
@@ -17,9 +18,25 @@ CELLS = [("gru", "after"), ("gru", "before"), ("lstm", None), ("elman", None)]
 CELL_NAMES = ["gru-after", "gru-before", "lstm", "elman"]
 
 
-def config_of(cell, *, V=13, E=6, H=8, L=2, tied=False, precision="float16") -> ModelConfig:
+def config_of(cell, *, V=13, E=6, H=8, L=2, tied=False, precision="float16", pointers=None) -> ModelConfig:
     name, reset = cell
-    return ModelConfig(name, V, E, H, L, reset=reset, tied_head=tied, precision=precision)
+    return ModelConfig(name, V, E, H, L, reset=reset, tied_head=tied, precision=precision, pointers=pointers)
+
+
+def pointers_of(V: int, *, bars=(1, 2), followers=(1, 2, 3), matches=4, places=6, counts=3) -> PointerConfig:
+    """Pointers over the vocabulary of `tokenizer_of`: its last token is a bar line, the one before begins a part."""
+    return PointerConfig(
+        bars=bars,
+        followers=followers,
+        bar_tokens=(V - 2, V - 1),
+        part_tokens=(V - 2,),
+        advances=tuple(0 if token < 2 or token >= V - 2 else 12 * (token % 3) - 6 for token in range(V)),
+        start_token=0,
+        place_step=6,
+        places=places,
+        counts=counts,
+        matches=matches,
+    )
 
 
 def tokenizer_of(V: int, *, has_end: bool = True) -> Tokenizer:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gruve.decode import HISTORY, Block, Logprobs, Reason, Row
-from gruve.decode.folding import padded_size
+from gruve.decode.folding import padded_size, refuse_pointers
 from gruve.decode.sampler import RowSampling, Sampler, seen_in_ring
 from gruve.decode.stops import MATCHED
 from gruve.decode.tiles import Tiles
@@ -31,6 +31,7 @@ class ReferenceBackend:
     name = "reference"
 
     def __init__(self, model: Model, slots: int, device: str = "cpu", why: str = "asked for") -> None:
+        refuse_pointers(model, self.name)
         config = model.config
         self.why = why
         self.slots = slots

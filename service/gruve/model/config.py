@@ -9,6 +9,7 @@ import json
 from typing import Any, Literal, get_args
 
 from gruve.errors import ModelBroken
+from gruve.model.pointers import PointerConfig
 
 Cell = Literal["gru", "lstm", "elman"]
 Reset = Literal["after", "before"]
@@ -19,6 +20,8 @@ MAX_VOCABULARY_SIZE = 65_535
 MAX_LAYERS = 4
 HIDDEN_SIZES = range(8, 4_096 + 1)
 EMBEDDING_SIZES = range(1, 4_096 + 1)
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 2.0
+"""The bounds of `default_temperature`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +50,10 @@ class ModelConfig:
     """What the stored weights are rounded to, once, before any backend sees them."""
     format_version: int = FORMAT_VERSION
     """The version of this file's form."""
+    pointers: PointerConfig | None = None
+    """Earlier tokens that the model is shown as candidates; None for a model without pointers."""
+    default_temperature: float | None = None
+    """The temperature at which samples are best, 0.05 to 2; the command line and the demo use it. None is 1."""
     files: tuple[tuple[str, str], ...] = ()
     """Each other file that is loaded, with its sha256 in hex."""
 
@@ -67,6 +74,15 @@ class ModelConfig:
         _check(self.embedding_size in EMBEDDING_SIZES, "embedding_size", self.embedding_size, "1 to 4096")
         _check(self.hidden_size in HIDDEN_SIZES, "hidden_size", self.hidden_size, "8 to 4096")
         _check(1 <= self.num_layers <= MAX_LAYERS, "num_layers", self.num_layers, f"1 to {MAX_LAYERS}")
+        if self.pointers is not None:
+            self.pointers.check_vocabulary(self.vocabulary_size)
+        if self.default_temperature is not None:
+            _check(
+                MIN_TEMPERATURE <= self.default_temperature <= MAX_TEMPERATURE,
+                "default_temperature",
+                self.default_temperature,
+                f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE}",
+            )
 
     @property
     def gates(self) -> int:
@@ -84,7 +100,7 @@ class ModelConfig:
         return 4 * self.state_tensors * self.num_layers * self.hidden_size
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight, in the order of the literature: input, layers, head."""
+        """Name and shape of every weight, in the order of the literature: input, layers, head; then the pointers'."""
         V, E, H, G = self.vocabulary_size, self.embedding_size, self.hidden_size, self.gates
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, E)}
         for l in range(self.num_layers):
@@ -98,6 +114,8 @@ class ModelConfig:
         elif E != H:
             shapes["head.projection"] = (E, H)
         shapes["head.bias"] = (V,)
+        if self.pointers is not None:
+            shapes |= self.pointers.shapes(V, E, H)
         return shapes
 
     def parameter_count(self) -> int:
@@ -141,6 +159,11 @@ class ModelConfig:
         if "cell" not in fields:
             raise ModelBroken("config.json lacks the key 'cell'")
         _check(type(fields.get("tied_head", False)) is bool, "tied_head", fields.get("tied_head"), "true or false")
+        temperature = fields.get("default_temperature")
+        if "default_temperature" in fields:
+            _check(type(temperature) in (int, float), "default_temperature", temperature, "a number")
+        if "pointers" in fields:
+            fields["pointers"] = PointerConfig.from_fields(fields["pointers"])
         files = fields.pop("files", {})
         if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
             raise ModelBroken("config.json: files must map each file's name to its sha256")

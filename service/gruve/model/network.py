@@ -9,7 +9,7 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from gruve.model.cells import cell_function
 from gruve.model.config import ModelConfig
@@ -49,8 +49,10 @@ class Network(nn.Module):
             if name.endswith("weight_hh"):
                 for block in range(config.gates):
                     nn.init.orthogonal_(weight[block * H : (block + 1) * H])
-            elif weight.dim() == 2:
-                bound = weight.shape[1] ** -0.5
+            elif name.startswith("pointers.gate"):
+                weight.zero_()
+            elif weight.dim() >= 2:
+                bound = weight.shape[-1] ** -0.5
                 weight.uniform_(-bound, bound)
             else:
                 weight.zero_()
@@ -82,20 +84,28 @@ class Network(nn.Module):
             like.new_zeros(config.num_layers, batch_size, config.hidden_size) for _ in range(config.state_tensors)
         )
 
-    def step(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Consumes one token per row: tokens (B,) -> logits (B, V) and the new state. The plain path, no dropout."""
-        x = self["embedding.weight"][tokens]
+    def step(
+        self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Consumes one token per row: tokens (B,) -> logits (B, V) and the new state. The plain path, no dropout.
+
+        `pointed` (B, 2 K + 2) has the rows of `pointers.Pointed` for a model with pointers, in its order.
+        """
+        x = self._input(tokens, pointed)
         layers = []
         for l in range(self.config.num_layers):
             gates = linear(x, self[f"layers.{l}.weight_ih"], self[f"layers.{l}.bias"])
             layers.append(self._cell(gates, tuple(s[l] for s in state), self[f"layers.{l}.weight_hh"], self._b_hn(l)))
             x = layers[-1][0]
-        return self._logits(x), tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+        return self._logits(x, pointed), tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
 
-    def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def forward(
+        self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Consumes whole sequences: tokens (B, T) -> logits (B, T, V), the state after the last, and the last
-        layer's outputs (B, T, H). The same mathematics as `step`, with dropout while training."""
-        x = self["embedding.weight"][tokens].transpose(0, 1)  # (T, B, E)
+        layer's outputs (B, T, H). The same mathematics as `step`, with dropout while training. `pointed` is
+        (B, T, 2 K + 2)."""
+        x = self._input(tokens, pointed).transpose(0, 1)  # (T, B, E)
         x = self._locked_dropout(x, self.dropout.embedding)
         finals = []
         for l in range(self.config.num_layers):
@@ -104,7 +114,11 @@ class Network(nn.Module):
             x, final = self._layer_sequence(l, x, tuple(s[l] for s in state))
             finals.append(final)
         outputs = self._locked_dropout(x, self.dropout.head).transpose(0, 1)
-        return self._logits(outputs), tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True)), outputs
+        return (
+            self._logits(outputs, pointed),
+            tuple(torch.stack(tensors) for tensors in zip(*finals, strict=True)),
+            outputs,
+        )
 
     def _layer_sequence(self, l: int, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One layer over (T, B, I). torch's fused sequence operators where they compute our equations."""
@@ -135,7 +149,37 @@ class Network(nn.Module):
     def _b_hn(self, l: int) -> Tensor | None:
         return self[f"layers.{l}.bias_hn"] if self.config.reset == "after" else None
 
-    def _logits(self, h: Tensor) -> Tensor:
+    def _input(self, tokens: Tensor, pointed: Tensor | None) -> Tensor:
+        """What enters layer 0: the token's row of the embedding, and the rows of the pointers' tables, in order."""
+        x = embedding(tokens, self["embedding.weight"])
+        pointers = self.config.pointers
+        if pointers is None:
+            return x
+        if pointed is None:
+            raise ValueError("a model with pointers needs `pointed` beside the tokens")
+        K = pointers.size
+        for k in range(K):
+            x = x + embedding(pointed[..., k], self["pointers.weight"][k])
+            if pointers.matches:
+                x = x + embedding(pointed[..., K + k], self["pointers.match"][k])
+        if pointers.places:
+            x = x + embedding(pointed[..., 2 * K], self["pointers.place"])
+        if pointers.counts:
+            x = x + embedding(pointed[..., 2 * K + 1], self["pointers.count"])
+        return x
+
+    def _logits(self, h: Tensor, pointed: Tensor | None) -> Tensor:
+        """The head's logits, with each pointer's gate added to the logit of the token that it names."""
+        logits, pointers = self._head(h), self.config.pointers
+        if pointers is None or pointed is None:
+            return logits
+        K = pointers.size
+        named, matches = pointed[..., :K], pointed[..., K : 2 * K]
+        gates = linear(h, self["pointers.gate"]) + self["pointers.gate_bias"][torch.arange(K), matches]
+        none = named == self.config.vocabulary_size
+        return logits.scatter_add(-1, named.masked_fill(none, 0), gates.masked_fill(none, 0.0))
+
+    def _head(self, h: Tensor) -> Tensor:
         if not self.config.tied_head:
             return linear(h, self["head.weight"], self["head.bias"])
         if self.config.embedding_size != self.config.hidden_size:

@@ -1,6 +1,6 @@
 """The network in float64 numpy, gate by gate and row by row: what every other implementation is held against.
 
-Slow on purpose. Shares no code with the rest; the equations stand in `cells.py`.
+Slow on purpose. The equations stand in `cells.py`; what the pointers name, in `pointers.py`, is all the code it shares.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gruve.model.config import ModelConfig
+from gruve.model.pointers import WINDOW, Pointed, point
 
 Array = NDArray[np.float64]
 
@@ -23,22 +24,55 @@ class Oracle:
         self._w = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
         self.h: list[Array] = [np.zeros(config.hidden_size) for _ in range(config.num_layers)]
         self.c: list[Array] = [np.zeros(config.hidden_size) for _ in range(config.num_layers)]
+        self._transcript: list[int] = []  # the last tokens, for the pointers
 
     def step(self, token: int) -> Array:
         """Consumes one token and returns the logits (V,)."""
         x = self._w["embedding.weight"][token]
+        pointed = self._pointed(token)
+        if pointed is not None:
+            x = x + self._pointer_rows(pointed)
         for l in range(self.config.num_layers):
             self._layer(l, x)
             x = self.h[l]
+        gates = None if pointed is None else self._gates(pointed, x)
         if self.config.tied_head and self.config.embedding_size != self.config.hidden_size:
             x = self._w["head.projection"] @ x
         head = self._w["embedding.weight" if self.config.tied_head else "head.weight"]
         logits: Array = head @ x + self._w["head.bias"]
+        if pointed is not None and gates is not None:
+            for named, gate in zip(pointed.tokens, gates, strict=True):
+                if named < self.config.vocabulary_size:
+                    logits[named] += gate
         return logits
 
     def run(self, tokens: Sequence[int]) -> Array:
         """The logits (T, V) after each of `tokens`."""
         return np.stack([self.step(token) for token in tokens])
+
+    def _pointed(self, token: int) -> Pointed | None:
+        if self.config.pointers is None:
+            return None
+        self._transcript = [*self._transcript[-WINDOW + 1 :], token]
+        return point(self.config.pointers, self.config.vocabulary_size, self._transcript)
+
+    def _pointer_rows(self, pointed: Pointed) -> Array:
+        """What the pointers add to layer 0's input (E,)."""
+        w, rows = self._w, np.zeros(self.config.embedding_size)
+        for k, (named, match) in enumerate(zip(pointed.tokens, pointed.matches, strict=True)):
+            rows += w["pointers.weight"][k, named]
+            if "pointers.match" in w:
+                rows += w["pointers.match"][k, match]
+        for name, row in (("pointers.place", pointed.place_row), ("pointers.count", pointed.count_row)):
+            if name in w:
+                rows += w[name][row]
+        return rows
+
+    def _gates(self, pointed: Pointed, h: Array) -> Array:
+        """What each pointer adds to the logit of the token it names (K,)."""
+        bias = [self._w["pointers.gate_bias"][k, match] for k, match in enumerate(pointed.matches)]
+        gates: Array = self._w["pointers.gate"] @ h + np.array(bias)
+        return gates
 
     def _layer(self, l: int, x: Array) -> None:
         H, h = self.config.hidden_size, self.h[l]

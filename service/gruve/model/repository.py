@@ -152,6 +152,11 @@ def _check_name(folder: Path) -> None:
 def _check_sizes(tokenizer: Tokenizer, config: ModelConfig) -> None:
     if tokenizer.size != config.vocabulary_size:
         raise ModelBroken(f"{TOKENIZER} holds {tokenizer.size} tokens, {CONFIG} says {config.vocabulary_size}")
+    if config.pointers is not None and config.pointers.start_token not in (-1, tokenizer.start_id):
+        raise ModelBroken(
+            f"{CONFIG}: pointers: start_token is {config.pointers.start_token}; "
+            f"allowed: {tokenizer.start_id}, the start token of {TOKENIZER}, or -1"
+        )
 
 
 def _text(name: str, content: bytes) -> str:

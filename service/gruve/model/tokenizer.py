@@ -40,10 +40,11 @@ class Tokenizer:
         if list(self.vocabulary[: len(specials)]) != specials:
             raise ModelBroken(f"tokenizer.json: tokens begin {self.vocabulary[:2]!r}; they must begin {specials!r}")
         texts = self.vocabulary[len(specials) :]
-        if not texts or len(set(texts)) != len(texts) or "" in texts:
-            raise ModelBroken(
-                "tokenizer.json: tokens must be distinct, not empty, and at least one beside the specials"
-            )
+        if not texts or "" in texts:
+            raise ModelBroken("tokenizer.json: tokens must not be empty, and must be at least one beside the specials")
+        if len(set(texts)) != len(texts):
+            token, ids = _first_duplicate(self.vocabulary)
+            raise ModelBroken(f"tokenizer.json: token {token!r} occurs twice (ids {ids[0]} and {ids[1]})")
         if len(self.vocabulary) > MAX_VOCABULARY_SIZE:
             raise ModelBroken(f"tokenizer.json: {len(self.vocabulary)} tokens; at most {MAX_VOCABULARY_SIZE}")
         if half := re.search("[\ud800-\udfff]", "".join(texts)):
@@ -128,6 +129,15 @@ class Tokenizer:
         ):
             raise ModelBroken("tokenizer.json: tokens must be a list of strings and has_end true or false")
         return cls(fields["kind"], tuple(tokens), fields["has_end"])
+
+
+def _first_duplicate(vocabulary: Sequence[str]) -> tuple[str, tuple[int, int]]:
+    """The first token that occurs again, with the ids of both; there must be one."""
+    first: dict[str, int] = {}
+    for token_id, token in enumerate(vocabulary):
+        if first.setdefault(token, token_id) != token_id:
+            return token, (first[token], token_id)
+    raise AssertionError("the tokens are distinct")
 
 
 def _abc_offset(text: str, tokens: Sequence[str], index: int) -> int:

@@ -36,14 +36,16 @@ class TrainingNetwork(Network):
         """The weight of that name; within one `forward` of a training network, recurrent weights as dropped."""
         return self._dropped.get(name, super().__getitem__(name))
 
-    def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def forward(
+        self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """As Network's, with a new mask on every recurrent weight while training (Merity et al. 2018)."""
         if self.training and self.weight_dropout > 0.0:
             for l in range(self.config.num_layers):
                 name = f"layers.{l}.weight_hh"
                 self._dropped[name] = torch.nn.functional.dropout(super().__getitem__(name), self.weight_dropout)
         try:
-            return super().forward(tokens, state)
+            return super().forward(tokens, state, pointed)
         finally:
             self._dropped.clear()
 

@@ -24,6 +24,7 @@ from gruve.decode.cuda.logprobs import Recorder
 from gruve.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, REASON, SLOT, TAKEN, Memory, Rows
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import Record, check_row, is_plain, record_of
+from gruve.decode.folding import refuse_pointers
 from gruve.model.repository import Model
 
 VERSION = 1
@@ -93,6 +94,7 @@ class CudaBackend:
         self, model: Model, slots: int, step: Step, device: Device, why: str, config: CudaConfig | None = None
     ) -> None:
         """Allocates for `slots` sequences and captures what calls of every size are made of."""
+        refuse_pointers(model, self.name)
         if slots < 1:
             raise ValueError(f"slots {slots} is below 1")
         self.slots = slots

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from gruve.decode import HISTORY, Arithmetic, Block, Logprobs, Row
+from gruve.decode.folding import refuse_pointers
 from gruve.decode.native import library as abi
 from gruve.decode.stops import StopTable
 from gruve.errors import ModelBroken
@@ -59,6 +60,7 @@ class NativeBackend:
         arithmetic: Arithmetic = "float32",
     ) -> None:
         """`threads` None takes as many as this process may use cores; `isa` None what `chosen_isa` says."""
+        refuse_pointers(model, self.name)
         config = model.config
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
