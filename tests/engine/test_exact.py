@@ -126,7 +126,7 @@ def test_the_pending_token_is_consumed_first_when_a_sequence_goes_on():
 
 def _continued(admission, transcript, drawn):
     history, nothing = np.array(transcript, dtype=np.int32), np.empty(0, dtype=np.int32)
-    return dataclasses.replace(admission, history=history, position=len(history) - 1, forced=nothing, drawn=drawn)
+    return dataclasses.replace(admission, history=history, position=len(history) - 1, forced=nothing, generated=drawn)
 
 
 @pytest.mark.parametrize("position", [3, 1_023, 1_025, 2_100])

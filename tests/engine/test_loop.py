@@ -87,7 +87,7 @@ def test_a_call_that_raises_one_call_ahead_fails_its_rows_once_and_the_engine_go
         backend.hook = lambda slots: None
         backend.under_way.clear()
         assert ear.end(engine.admit(admission_of(max_tokens=3))).finish_reason is FinishReason.LENGTH
-    assert all(failure.failed and failure.failed in caplog.text for failure in failures)
+    assert all(failure.incident and failure.incident in caplog.text for failure in failures)
     for i, admission in zip(ids, admissions, strict=True):
         got = ear.tokens[i]
         few = dataclasses.replace(admission, max_tokens=len(got))
@@ -104,12 +104,12 @@ def test_a_backend_that_is_lost_ends_the_engine_and_everybody_is_answered(when, 
         return 1 / 0 if when == "submit" else (lambda: whole(*call)() and 1 / 0)
 
     backend.submit, broken = submit, []
-    engine = Engine(backend, ear := Ear(), on_broken=lambda: broken.append(True))
+    engine = Engine(backend, ear := Ear(), on_failure=lambda: broken.append(True))
     ids = [engine.admit(admission_of()) for _ in range(5)]
     engine.start()
     for lane in engine._lanes:
         lane.join()
-    assert all(ear.last[i].failed and ear.last[i].failed in caplog.text for i in ids)
+    assert all(ear.last[i].incident and ear.last[i].incident in caplog.text for i in ids)
     assert broken == [True]
     with pytest.raises(EngineFailed):
         engine.admit(admission_of())
@@ -135,9 +135,9 @@ def test_closing_one_call_ahead_hands_over_what_all_calls_have_made():
     assert (ear.tokens[sequence], ear.last[sequence].state) == (tokens, states[-1])
 
 
-@pytest.mark.parametrize("gap_s", [1e-4, 0.01, 1e6])
-def test_a_schedule_that_is_told_of_now_and_then_leaves_every_sequence_as_it_is_alone(gap_s):
-    random_schedule(1, lambda: FakeBackend(slots=60, lanes=2), 13, end_id=1, sequences=60, gap_s=gap_s)
+@pytest.mark.parametrize("message_gap_s", [1e-4, 0.01, 1e6])
+def test_a_schedule_that_is_told_of_now_and_then_leaves_every_sequence_as_it_is_alone(message_gap_s):
+    random_schedule(1, lambda: FakeBackend(slots=60, lanes=2), 13, end_id=1, sequences=60, message_gap_s=message_gap_s)
 
 
 def told(ear, sequence):
@@ -146,7 +146,7 @@ def told(ear, sequence):
 
 
 def test_tokens_that_are_held_back_come_when_they_are_many_and_the_first_and_the_last_at_once():
-    with engine_of(FakeBackend(), clock=Clock(), gap_s=1e-9) as (engine, ear):
+    with engine_of(FakeBackend(), clock=Clock(), message_gap_s=1e-9) as (engine, ear):
         ear.end(few := engine.admit(admission_of(max_tokens=20)))
         ear.end(sequence := engine.admit(admission_of(max_tokens=100)))
     assert told(ear, few) == [1, 19]
@@ -157,7 +157,7 @@ def test_tokens_that_are_held_back_come_when_they_are_many_and_the_first_and_the
 def test_a_reader_of_50_tokens_a_second_does_not_wait_for_what_is_held_back(step_s, expected):
     clock, backend = Clock(), FakeBackend()
     backend.hook = lambda slots: setattr(clock, "now", clock.now + step_s)
-    with engine_of(backend, clock=clock, gap_s=step_s / 2, **STEPWISE) as (engine, ear):
+    with engine_of(backend, clock=clock, message_gap_s=step_s / 2, **STEPWISE) as (engine, ear):
         ear.end(sequence := engine.admit(admission_of(max_tokens=200)))
     assert told(ear, sequence)[: len(expected)] == expected
 
@@ -165,14 +165,14 @@ def test_a_reader_of_50_tokens_a_second_does_not_wait_for_what_is_held_back(step
 def test_a_stream_that_slows_down_is_not_held_back_for_what_its_reader_was_given_before():
     clock, backend = Clock(), FakeBackend()
     backend.hook = lambda slots: setattr(clock, "now", clock.now + (0.001 if clock.now < 1.0 else 0.3))
-    with engine_of(backend, clock=clock, gap_s=0.01, **STEPWISE) as (engine, ear):
+    with engine_of(backend, clock=clock, message_gap_s=0.01, **STEPWISE) as (engine, ear):
         ear.end(sequence := engine.admit(admission_of(max_tokens=1_040)))
     assert told(ear, sequence)[-10:-1] == [3] * 9  # after 0.9 s, and the next turn would come after 1.2 s
 
 
 def test_a_paced_token_is_told_when_the_next_one_would_come_too_late():
     clock = Clock()
-    with engine_of(FakeBackend(), clock=clock, gap_s=0.5) as (engine, ear):
+    with engine_of(FakeBackend(), clock=clock, message_gap_s=0.5) as (engine, ear):
         sequence = engine.admit(admission_of(max_tokens=3, max_tokens_per_second=1.0))
         for second in (1.0, 2.0):
             ear.wait(lambda ear, second=second: len(ear.tokens.get(sequence, ())) == second)
@@ -183,7 +183,7 @@ def test_a_paced_token_is_told_when_the_next_one_would_come_too_late():
 
 
 def test_who_parks_without_credit_has_been_told_of_everything():
-    with engine_of(FakeBackend(), gap_s=1e6) as (engine, ear):
+    with engine_of(FakeBackend(), message_gap_s=1e6) as (engine, ear):
         sequence = engine.admit(admission_of([1, 2], max_tokens=ENDLESS), credit=7)
         ear.wait(lambda ear: len(ear.tokens.get(sequence, ())) == 9)
         engine.grant(sequence, 5)
@@ -191,14 +191,14 @@ def test_who_parks_without_credit_has_been_told_of_everything():
 
 
 def test_no_more_tokens_are_held_back_than_may_be():
-    with engine_of(FakeBackend(), gap_s=1e6, **STEPWISE) as (engine, ear):
-        ear.end(sequence := engine.admit(admission_of(max_tokens=20, most_untold=6)))
+    with engine_of(FakeBackend(), message_gap_s=1e6, **STEPWISE) as (engine, ear):
+        ear.end(sequence := engine.admit(admission_of(max_tokens=20, max_pending_output=6)))
     assert told(ear, sequence) == [1, 6, 6, 6, 1]
 
 
 def test_a_cancelled_sequence_is_told_of_with_all_that_was_held_back():
     backend = FakeBackend()
-    with engine_of(backend, gap_s=1e6) as (engine, ear):
+    with engine_of(backend, message_gap_s=1e6) as (engine, ear):
         sequence = engine.admit(admission_of(max_tokens=ENDLESS))
         ear.wait(lambda ear: len(ear.calls) > 20)
         engine.cancel(sequence)
@@ -209,7 +209,7 @@ def test_a_cancelled_sequence_is_told_of_with_all_that_was_held_back():
 
 
 def test_of_a_prompt_that_need_not_be_told_the_first_drawn_token_is_the_first_that_is():
-    admission = admission_of([3, 4, 5], max_tokens=4, tell_forced=False)
+    admission = admission_of([3, 4, 5], max_tokens=4, deliver_forced=False)
     with engine_of(FakeBackend()) as (engine, ear):
         ear.end(sequence := engine.admit(admission))
     (first, *_) = [progress for call in ear.calls for progress in call.progress]
@@ -300,7 +300,7 @@ def test_a_full_queue_refuses_at_once_and_takes_again_when_one_has_left():
 def test_one_who_comes_back_is_taken_although_the_queue_is_full():
     with engine_of(FakeBackend(slots=1), max_waiting=0) as (engine, ear):
         first = engine.admit(admission_of(max_tokens=ENDLESS))
-        again = engine.admit(admission_of(max_tokens=3), again=True)
+        again = engine.admit(admission_of(max_tokens=3), readmitted=True)
         engine.cancel(first)
         assert ear.end(again).finish_reason is FinishReason.LENGTH
 
@@ -416,13 +416,13 @@ def test_a_call_that_raises_fails_its_rows_once_and_the_engine_goes_on(caplog):
 
         backend.hook = fail_once
         failed = ear.end(engine.admit(admission_of()))
-        assert failed.failed
+        assert failed.incident
         assert failed.finish_reason is None
         engine.grant(parked, 9)
         assert ear.end(parked).finish_reason is FinishReason.LENGTH
         assert ear.end(engine.admit(admission_of())).finish_reason is FinishReason.LENGTH
         assert (engine.load, backend.rows) == (0, {})
-    assert failed.failed in caplog.text
+    assert failed.incident in caplog.text
 
 
 def test_a_slot_that_cannot_be_filled_fails_that_sequence_alone(caplog):
@@ -437,7 +437,7 @@ def test_a_slot_that_cannot_be_filled_fails_that_sequence_alone(caplog):
     backend.admit = refuse_prompts
     with engine_of(backend) as (engine, ear):
         good, bad = engine.admit(admission_of()), engine.admit(admission_of([1]))
-        assert ear.end(bad).failed
+        assert ear.end(bad).incident
         assert ear.end(good).finish_reason is FinishReason.LENGTH
 
 
@@ -453,7 +453,7 @@ def test_a_state_that_cannot_be_read_fails_that_sequence_alone(caplog):
     backend.snapshot = refuse_slot_0
     with engine_of(backend) as (engine, ear):
         bad, good = engine.admit(admission_of()), engine.admit(admission_of())
-        assert ear.end(bad).failed
+        assert ear.end(bad).incident
         assert ear.end(good).finish_reason is FinishReason.LENGTH
         assert ear.end(engine.admit(admission_of(keep_state=False))).finish_reason is FinishReason.LENGTH
 
@@ -466,7 +466,7 @@ def test_a_failure_of_the_loop_itself_answers_everybody_and_refuses_the_rest(cap
     engine.start()
     for lane in engine._lanes:
         lane.join()
-    (incident,) = {ear.last[i].failed for i in ids}
+    (incident,) = {ear.last[i].incident for i in ids}
     assert engine.load == 0
     with pytest.raises(EngineFailed, match=incident):
         engine.admit(admission_of())

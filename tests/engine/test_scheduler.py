@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.engine.scheduler import MOST_AHEAD, Scheduler
+from gruve.engine.scheduler import MAX_PROMPT_LEAD, Scheduler
 from gruve.engine.sequence import Admission, Sequence
 from gruve.model.sampling import SamplingParameters
 
@@ -90,19 +90,19 @@ class Simulation:
 
     def settle(self, rows):
         for row in rows:
-            taken = self.chance.randint(1, min(row.limit(), 8))
+            taken = self.chance.randint(1, min(row.step_limit(), 8))
             forced = min(row.forced_left, taken)
             row.forced_left -= forced
-            row.read = forced
-            row.drawn += taken - forced
+            row.last_forced = forced
+            row.generated += taken - forced
             if row.credit is not None:
                 row.credit -= taken - forced
             if taken > forced and (pace := row.admission.max_tokens_per_second):
                 row.ready_s = self.now + 1 / pace
             if self.chance.random() < 0.1:
-                row.gone = True
+                row.ended = True
                 del self.alive[row.id]
-        self.scheduler.settle(rows)
+        self.scheduler.finish_call(rows)
 
     def admit(self):
         waiting = [i for i in self.arrivals if i in self.alive and i not in self.scheduler.running]
@@ -127,7 +127,7 @@ class Simulation:
         left_out = decoding - (len(rows) - taken_by_firsts)
         denied = min(decoding, self.micro_batch - half) - (decoding - left_out)
         self.ahead = max(0, self.ahead + denied) if left_out else 0
-        assert self.ahead <= MOST_AHEAD, "and are ahead of their half by so much at most"
+        assert self.ahead <= MAX_PROMPT_LEAD, "and are ahead of their half by so much at most"
         for s in running:
             if s.id in picked or not ready(s, self.now):
                 self.waited[s.id] = self.most_running[s.id] = 0
@@ -135,7 +135,7 @@ class Simulation:
             self.waited[s.id] = self.waited.get(s.id, 0) + 1
             self.most_running[s.id] = max(self.most_running.get(s.id, 0), len(self.scheduler.running))
             # A prompt's turn may be behind those that two more calls finish, a decoding row's behind a burst.
-            rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + MOST_AHEAD
+            rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + MAX_PROMPT_LEAD
             assert self.waited[s.id] <= math.ceil(rivals / half), "no row waits longer than the bound"
 
 
@@ -169,17 +169,17 @@ def call_of(scheduler, rows, now=0.0):
     """Has a call take one step and returns which rows took part."""
     picked = scheduler.pick(now, rows)
     for row in picked:
-        row.read = min(1, row.forced_left)
-        row.forced_left -= row.read
-        row.drawn += not row.read
-    scheduler.settle(picked)
+        row.last_forced = min(1, row.forced_left)
+        row.forced_left -= row.last_forced
+        row.generated += not row.last_forced
+    scheduler.finish_call(picked)
     return [row.id for row in picked]
 
 
 def decoding(*ids):
     rows = [sequence(i) for i in ids]
     for row in rows:
-        row.drawn = 1
+        row.generated = 1
     return rows
 
 
@@ -193,7 +193,7 @@ def test_a_flood_of_prompts_leaves_half_to_those_who_decode():
     scheduler = running(*decoding(*range(8)), *[sequence(i, prompt=10_000) for i in range(10, 18)])
     calls = [call_of(scheduler, 8) for _ in range(100)]
     alone = sum(all(i >= 10 for i in ids) for ids in calls)
-    assert alone == MOST_AHEAD // 4
+    assert alone == MAX_PROMPT_LEAD // 4
     assert all(sum(i < 10 for i in ids) == 4 for ids in calls[alone:])
 
 
@@ -255,13 +255,13 @@ def test_a_row_without_credit_is_parked_until_it_is_granted_some():
     assert not scheduler.ready()
     scheduler.grant(row, 2)
     assert scheduler.pick(0.0) == [row]
-    assert row.limit() == 2
+    assert row.step_limit() == 2
 
 
 def test_a_row_without_credit_still_reads_its_prompt():
     row = sequence(1, prompt=5, credit=0)
     assert running(row).pick(0.0) == [row]
-    assert row.limit() == 5
+    assert row.step_limit() == 5
 
 
 def test_a_grant_bounds_nobody_who_had_no_bound():
@@ -275,9 +275,9 @@ def test_a_paced_row_takes_one_token_and_wakes_at_its_time():
     row = sequence(1, pace=10.0)
     scheduler = running(row)
     assert scheduler.pick(1.0) == [row]
-    assert row.limit() == 1
-    row.drawn, row.ready_s = 1, 1.1
-    scheduler.settle([row])
+    assert row.step_limit() == 1
+    row.generated, row.ready_s = 1, 1.1
+    scheduler.finish_call([row])
     assert (scheduler.ready(), scheduler.next_wake_s()) == (False, 1.1)
     assert scheduler.pick(1.09) == []
     assert scheduler.pick(1.1) == [row]
@@ -287,8 +287,8 @@ def test_many_grants_to_a_paced_row_leave_no_litter():
     row = sequence(1, pace=0.01, credit=1)
     scheduler = running(row)
     scheduler.pick(0.0)
-    row.drawn, row.ready_s = 1, 100.0
-    scheduler.settle([row])
+    row.generated, row.ready_s = 1, 100.0
+    scheduler.finish_call([row])
     for _ in range(1_000):
         scheduler.grant(row, 1)
     assert len(scheduler._paced) == 1

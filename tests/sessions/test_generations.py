@@ -439,7 +439,7 @@ def test_a_failed_call_leaves_the_session_where_a_resume_can_go_on():
     asked = ask(prompt=[2, 3], max_tokens=9, ignore_eos=True)
     opened = open_(session, asked)
     record(session, opened.generation, Progress(1, 1, [2, 3, 7], 2, ()))
-    record(session, opened.generation, Progress(1, 4, [], 0, failed="incident"))
+    record(session, opened.generation, Progress(1, 4, [], 0, incident="incident"))
     assert (session.consumed, session.state, session.position) == (0, None, 4)
     with pytest.raises(GruveError):
         open_(session, dataclasses.replace(asked, prompt=(9,)))

@@ -11,8 +11,8 @@ import numpy as np
 
 from gruve.decode import Block, Reason, Row
 from gruve.decode.stops import MATCHED
-from gruve.engine.engine import Call, Engine, EngineConfig
-from gruve.engine.sequence import Admission, FinishReason
+from gruve.engine.engine import Engine, EngineConfig
+from gruve.engine.sequence import Admission, CallReport, FinishReason
 from gruve.model.sampling import SamplingParameters, philox
 
 PATIENCE_S = 20.0
@@ -146,8 +146,8 @@ def admission_of(prompt=(), *, max_tokens=10, seed=1, keep_state=True, **more) -
 
 
 def row_of(admission: Admission, end_id=None) -> Row:
-    shared = {field.name for field in dataclasses.fields(Row)} - {"end_id"}
-    return Row(end_id=end_id, **{name: getattr(admission, name) for name in shared})
+    shared = {field.name for field in dataclasses.fields(Row)} - {"end_id", "drawn"}
+    return Row(end_id=end_id, drawn=admission.generated, **{name: getattr(admission, name) for name in shared})
 
 
 def alone(backend, admission: Admission, end_id=None):
@@ -167,21 +167,21 @@ class Ear:
     """Hears what an engine delivers and puts it together again for each sequence."""
 
     def __init__(self, then=lambda call: None) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[CallReport] = []
         self.tokens: dict[int, list[int]] = {}
         self.logprobs: dict[int, list] = {}
         self.last: dict[int, object] = {}
         self.changed = threading.Condition()
         self._then = then
 
-    def __call__(self, call: Call) -> None:
+    def __call__(self, call: CallReport) -> None:
         with self.changed:
             self.calls.append(call)
             for progress in call.progress:
                 assert progress.sequence_id not in self.last, "told of a sequence that had ended"
                 self.tokens.setdefault(progress.sequence_id, []).extend(progress.tokens)
                 self.logprobs.setdefault(progress.sequence_id, []).extend(progress.logprobs)
-                if progress.finish_reason is not None or progress.failed is not None:
+                if progress.ended:
                     self.last[progress.sequence_id] = progress
             self.changed.notify_all()
         self._then(call)
@@ -200,11 +200,11 @@ class Ear:
 
 
 @contextlib.contextmanager
-def engine_of(backend, ear=None, *, end_id=None, clock=None, gap_s=0.0, **config):
+def engine_of(backend, ear=None, *, end_id=None, clock=None, message_gap_s=0.0, **config):
     ear = ear or Ear()
     more = {} if clock is None else {"clock": clock}
     engine = Engine(backend, ear, EngineConfig(**config), end_id=end_id, **more)
-    engine.gap_s = gap_s
+    engine.message_gap_s = message_gap_s
     engine.start()
     try:
         yield engine, ear
@@ -212,7 +212,7 @@ def engine_of(backend, ear=None, *, end_id=None, clock=None, gap_s=0.0, **config
         engine.close()
 
 
-def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, gap_s=0.0):
+def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, message_gap_s=0.0):
     """Decodes sequences that join, leave, starve and are paced at random, and compares each with itself alone."""
     chance = random.Random(seed)
     waiting = [
@@ -249,7 +249,8 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, 
             cancelled.add(victim := chance.choice(list(admitted)))
             engine.cancel(victim)
 
-    with engine_of(backend_of(), Ear(steer), end_id=end_id, max_call_ms=steps_ms, gap_s=gap_s) as (engine, ear):
+    timing = {"max_call_ms": steps_ms, "message_gap_s": message_gap_s}
+    with engine_of(backend_of(), Ear(steer), end_id=end_id, **timing) as (engine, ear):
         first = admission_of([1, 2], max_tokens=40)
         admitted[engine.admit(first)] = first
         started.set()

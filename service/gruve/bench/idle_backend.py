@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gruve.decode import Block, Reason, Row
 from gruve.decode.choose import DecodeConfig
-from gruve.engine.pace import MOST_STEPS
+from gruve.engine.step_times import MAX_STEPS
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
@@ -28,7 +28,7 @@ class IdleBackend:
         self._state = np.zeros((model.state_tensors, model.num_layers, model.hidden_size), dtype=np.float32)
         self._forced = np.zeros(slots, dtype=np.int64)
         self._left = np.zeros(slots, dtype=np.int64)
-        steps, slot = np.arange(MOST_STEPS)[:, None], np.arange(slots)
+        steps, slot = np.arange(MAX_STEPS)[:, None], np.arange(slots)
         self._tokens = (2 + (7 * steps + slot) % (model.vocabulary_size - 2)).astype(np.int32)
         self._free_s = 0.0
         """When the calls submitted so far will be done."""

@@ -28,8 +28,8 @@ from gruve.bench.machine import descendants, process_cpu_s, process_rss_mb
 from gruve.bench.transport import GENERATE
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
-from gruve.engine.engine import Call, Engine
-from gruve.engine.sequence import Admission
+from gruve.engine.engine import Engine
+from gruve.engine.sequence import Admission, CallReport
 from gruve.model.repository import Model, load
 from gruve.model.sampling import SamplingParameters
 from gruve.serve.server import ServeConfig, Serving, serve
@@ -194,7 +194,7 @@ class _EngineBench:
 
     def __init__(self, model: Model, config: ServeConfig) -> None:
         backend = choose_backend(model, config.decode)
-        self._listen: Callable[[Call], None] | None = None
+        self._listen: Callable[[CallReport], None] | None = None
         self.engine = Engine(backend, self._deliver, config.engine, end_id=model.tokenizer.end_id)
         self.engine.start()
 
@@ -212,19 +212,19 @@ class _EngineBench:
         return sum(self._differing(record) for record in records)
 
     def _differing(self, record: Record) -> int:
-        heard: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        heard: queue.SimpleQueue[CallReport] = queue.SimpleQueue()
         self._listen = heard.put
         self.engine.admit(_admission(record.prompt, record.seed, len(record.tokens)))
         tokens: list[int] = []
         while True:
             (progress,) = heard.get(timeout=START_S).progress
             tokens += progress.tokens[progress.forced :]
-            if progress.finish_reason is not None or progress.failed is not None:
+            if progress.ended:
                 break
         pairs = zip(tokens, record.tokens, strict=False)
         return sum(a != b for a, b in pairs) + abs(len(tokens) - len(record.tokens))
 
-    def _deliver(self, call: Call) -> None:
+    def _deliver(self, call: CallReport) -> None:
         if self._listen is not None:
             self._listen(call)
 
@@ -248,12 +248,12 @@ class _Load:
         for _ in range(self._sessions):
             self._admit()
 
-    def hear(self, call: Call) -> None:
+    def hear(self, call: CallReport) -> None:
         """On the engine's thread: counts, and follows what ended by another."""
         drawn = sum(len(progress.tokens) - progress.forced for progress in call.progress)
         self._calls.append((time.perf_counter(), drawn, sum(len(progress.tokens) for progress in call.progress)))
         for progress in call.progress:
-            if progress.finish_reason is not None or progress.failed is not None:
+            if progress.ended:
                 self._running.discard(progress.sequence_id)
                 if not self._ending:
                     self._admit()

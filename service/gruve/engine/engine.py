@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gruve.decode import Backend, Block, Logprobs, Reason, Row, Submitting
-from gruve.engine.pace import MOST_STEPS, StepTimes
 from gruve.engine.scheduler import Scheduler
-from gruve.engine.sequence import Admission, FinishReason, Progress, Sequence, TokenLogprobs
+from gruve.engine.sequence import Admission, CallReport, FinishReason, Progress, Sequence, TokenLogprobs
+from gruve.engine.step_times import MAX_STEPS, StepTimes
 from gruve.errors import Draining, EngineFailed, QueueFull
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 FEW_ROWS, FEW_CALL_S = 4, 0.002
 """A call with the whole machine and at most so many rows aims to last so long at most: each may be watched."""
-MAX_PACE_DEBT_S = 0.25
-"""How far a paced row that was late may catch up."""
 
 _FINISH: dict[int, FinishReason] = {
     Reason.STOP: FinishReason.STOP,
@@ -62,20 +60,6 @@ class EngineConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Call:
-    """What one call of the backend did, what is told after it, and how the engine stood then."""
-
-    progress: tuple[Progress, ...]
-    rows: int
-    steps: int
-    seconds: float
-    drawn: int
-    """Tokens of all rows together, forced ones not counted."""
-    running: int
-    waiting: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class _Call:
     """A call that is under way."""
 
@@ -93,28 +77,28 @@ class Engine:
     """Decodes admitted sequences on its own threads until closed.
 
     `deliver` is called on one of these threads at a time, once a call, and hears of one sequence in the order of its
-    tokens, not with every call; it must not block. `on_broken` is called there when the loop itself has failed and will
-    take nothing more. All methods may be called from any thread.
+    tokens, not with every call; it must not block. `on_failure` is called there when the loop itself has
+    failed and will take nothing more. All methods may be called from any thread.
     """
 
     def __init__(
         self,
         backend: Backend,
-        deliver: Callable[[Call], None],
+        deliver: Callable[[CallReport], None],
         config: EngineConfig | None = None,
         *,
         end_id: int | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_broken: Callable[[], None] = lambda: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self.backend = backend
-        self._on_broken = on_broken
+        self._on_failure = on_failure
         self.config = config or EngineConfig()
         self._submitting = backend if isinstance(backend, Submitting) else None  # once: to look takes long
         self._ahead = self._submitting.ahead if self._submitting else 0
-        self.gap_s = 0.0
-        """For how long at least nothing more is told of a sequence of which drawn tokens were, unless it ends or parks;
-        then for as long as a reader has enough. At 0 everything is told at once."""
+        self.message_gap_s = 0.0
+        """At least this long lies between two deliveries of one sequence's generated tokens, unless it ends or parks. 0
+        delivers after every call."""
         self._deliver = deliver
         self._end_id = end_id
         self._clock = clock
@@ -168,12 +152,12 @@ class Engine:
         """Sequences that wait for a slot."""
         return max(0, self.load - self.running)
 
-    def admit(self, admission: Admission, credit: int | None = None, *, again: bool = False) -> int:
+    def admit(self, admission: Admission, credit: int | None = None, *, readmitted: bool = False) -> int:
         """Takes a sequence and returns its id.
 
         Raises `QueueFull`, `Draining` or, after a failure of the loop itself, `EngineFailed`, at once, and then has
-        taken nothing. `credit` is how many tokens may be drawn before the first `grant`; None for no bound. `again`
-        says that it was taken before and comes back: it waits for a slot as others do, but no queue is too full for it.
+        taken nothing. `credit` is how many tokens may be generated before the first `grant`; None for no bound. A
+        sequence that was admitted before and comes back (`readmitted`) is never refused as one too many.
         """
         most = self.backend.slots + self.config.max_waiting
         with self._changed:
@@ -181,7 +165,7 @@ class Engine:
                 raise EngineFailed(self._broken)
             if self._closing:
                 raise Draining("the server is shutting down and takes no new sequences")
-            if len(self._sequences) >= most and not again:
+            if len(self._sequences) >= most and not readmitted:
                 raise QueueFull(
                     f"{len(self._sequences)} sequences run or wait; at most {self.backend.slots} run and "
                     f"{self.config.max_waiting} wait"
@@ -231,7 +215,7 @@ class Engine:
             incident = _incident()
             log.exception("the engine's loop failed: incident %s", incident)
             with self._turn:
-                self._break(incident)
+                self._fail_all(incident)
 
     def _next(self, under_way: list[Sequence] | None) -> tuple[list[Sequence], bool] | None:
         """The rows of this lane's next call, and whether it is one beside others; None when closing.
@@ -249,8 +233,8 @@ class Engine:
                 most, alone = self._share()
                 rows = self._scheduler.pick(now, most) if most else []
                 if under_way:
-                    on = [s for s in under_way if s.may_go_on(MOST_STEPS)][: most - len(rows)]
-                    self._scheduler.take(on)
+                    on = [s for s in under_way if s.can_continue(MAX_STEPS)][: most - len(rows)]
+                    self._scheduler.start_call(on)
                     return rows + on, alone
                 if rows:
                     if self._may_pick():
@@ -320,13 +304,13 @@ class Engine:
             ignore_eos=admission.ignore_eos,
             stops=admission.stops,
             stop_state=admission.stop_state,
-            drawn=admission.drawn,
+            drawn=admission.generated,
             logprobs=admission.logprobs,
         )
 
     def _submit(self, rows: list[Sequence], alone: bool) -> _Call | None:
         """Gives a call to the backend, if that takes it before its results are waited for; None if it refuses it."""
-        limits = [sequence.limit() for sequence in rows]
+        limits = [sequence.step_limit() for sequence in rows]
         steps = min(self._steps(rows, alone), max(limits))
         slots, began_s = [_slot(sequence) for sequence in rows], time.perf_counter()
         result: Callable[[], Block]
@@ -369,13 +353,13 @@ class Engine:
                 return ended_s
             # A thread whose core was wanted by others would be taken for slow, and called for less at a time.
             timed_s = busy_s if call.alone and self.backend.nice else seconds
-            self._pace.note(len(rows), call.alone, call.steps, timed_s)
+            self._pace.record(len(rows), call.alone, call.steps, timed_s)
             for sequence, submitted in zip(rows, call.most, strict=True):
                 sequence.submitted -= submitted
             progress = self._update(rows, block)
-            self._scheduler.settle(rows)
-            drawn = sum([len(p.tokens) - p.forced for p in progress])
-            self._publish(progress, len(rows), call.steps, seconds, drawn)
+            self._scheduler.finish_call(rows)
+            generated = sum([len(p.tokens) - p.forced for p in progress])
+            self._publish(progress, len(rows), call.steps, seconds, generated)
         return ended_s
 
     def _steps(self, rows: list[Sequence], alone: bool) -> int:
@@ -388,7 +372,7 @@ class Engine:
         if len(rows) <= FEW_ROWS and not alone:
             longest_s, first = min(longest_s, FEW_CALL_S), 1
         fitting = self._pace.steps_within(len(rows), alone, longest_s)
-        return min(fitting, *[sequence.steps_to(first) for sequence in rows], MOST_STEPS)
+        return min(fitting, *[sequence.steps_until(first) for sequence in rows], MAX_STEPS)
 
     def _update(self, rows: list[Sequence], block: Block) -> list[Progress]:
         """Moves each sequence past what the block yielded, and says what is to be told of it by now."""
@@ -398,25 +382,16 @@ class Engine:
         for i, (sequence, taken, reason) in enumerate(
             zip(rows, block.taken.tolist(), block.reasons.tolist(), strict=True)
         ):
-            if sequence.gone:
+            if sequence.ended:
                 continue
             admission = sequence.admission
-            forced = min(sequence.forced_left, taken)
-            sequence.position += taken
-            sequence.forced_left -= forced
-            sequence.read = forced
-            drawn = taken - forced
-            sequence.drawn += drawn
-            if sequence.credit is not None:
-                sequence.credit -= drawn
-            if drawn and (pace := admission.max_tokens_per_second):
-                sequence.ready_s = max(sequence.ready_s or now, now - MAX_PACE_DEBT_S) + drawn / pace
+            forced = sequence.advance(taken, now)
             tokens = columns[i]
-            if admission.tell_forced:
-                sequence.untold.add(tokens[:taken], forced)
+            if admission.deliver_forced:
+                sequence.output.add(tokens[:taken], forced)
             else:
-                sequence.untold.add(tokens[forced:taken], 0)
-            finish = _FINISH.get(reason, sequence.ending if sequence.in_flight == 1 else None)
+                sequence.output.add(tokens[forced:taken], 0)
+            finish = _FINISH.get(reason, sequence.finish_requested if sequence.in_flight == 1 else None)
             if finish is None and admission.logprobs is None and not self._is_due(sequence, now):
                 continue
             logprobs = () if block.logprobs is None else _logprobs(block.logprobs, admission.logprobs, i, taken)
@@ -431,7 +406,7 @@ class Engine:
     def _is_due(self, sequence: Sequence, now: float) -> bool:
         """Whether a sequence that goes on is to be told of."""
         next_s = math.inf if sequence.credit == 0 else sequence.ready_s
-        due = sequence.untold.is_due(now, next_s, self.gap_s, sequence.admission.most_untold)
+        due = sequence.output.is_due(now, next_s, self.message_gap_s, sequence.admission.max_pending_output)
         return due or self._is_far(sequence)
 
     def _progress(
@@ -448,13 +423,13 @@ class Engine:
             except Exception:
                 incident = _incident()
                 log.exception("a state could not be read: incident %s", incident)
-                self._forget(sequence)
+                self._remove(sequence)
                 return _failed(sequence, incident)
-        tokens, forced = sequence.untold.take(now)
+        tokens, forced = sequence.output.take(now)
         position = sequence.position + 1 - len(tokens)
         if finish is None:
             return Progress(sequence.id, position, tokens, forced, logprobs, state=state)
-        self._forget(sequence)
+        self._remove(sequence)
         started = sequence.started_s if sequence.started_s is not None else self._clock()
         return Progress(
             sequence.id, position, tokens, forced, logprobs, finish, state, None, started - sequence.arrived_s
@@ -463,13 +438,13 @@ class Engine:
     @staticmethod
     def _is_far(sequence: Sequence) -> bool:
         """Whether its state is wanted now, and there is one: a call that is under way has not gone further with it."""
-        return sequence.in_flight <= 1 and sequence.wants_snapshot(MOST_STEPS)
+        return sequence.in_flight <= 1 and sequence.wants_snapshot(MAX_STEPS)
 
     def _snapshot(self, sequence: Sequence) -> NDArray[np.float32] | None:
         """The state in between, if it is time for one."""
         if sequence.slot is None or not self._is_far(sequence):
             return None
-        sequence.snapshot_at = sequence.position
+        sequence.snapshot_position = sequence.position
         try:
             return self._state(sequence.slot)
         except Exception:  # one fewer to go back to, no more
@@ -497,7 +472,7 @@ class Engine:
         if sequence is None:
             return None
         if sequence.in_flight:
-            sequence.ending = reason
+            sequence.finish_requested = reason
             return None
         progress = self._progress(sequence, self._clock(), (), reason)
         self._scheduler.remove(sequence)
@@ -516,16 +491,16 @@ class Engine:
 
     def _fail(self, rows: list[Sequence], incident: str) -> None:
         """Answers the rows of a call that raised; the others go on."""
-        failed = [sequence for sequence in rows if not sequence.gone]
+        failed = [sequence for sequence in rows if not sequence.ended]
         for sequence in failed:
-            self._forget(sequence)
-        self._scheduler.settle([sequence for sequence in rows if sequence.in_flight])
+            self._remove(sequence)
+        self._scheduler.finish_call([sequence for sequence in rows if sequence.in_flight])
         for sequence in failed:
             if not sequence.in_flight:
                 self._scheduler.remove(sequence)
         self._publish([_failed(sequence, incident) for sequence in failed])
 
-    def _break(self, incident: str) -> None:
+    def _fail_all(self, incident: str) -> None:
         """Answers everybody after a failure that no row can be blamed for; from here on `admit` refuses."""
         with self._changed:
             self._broken = incident
@@ -536,22 +511,29 @@ class Engine:
             self._publish([_failed(sequence, incident) for sequence in left])
         except Exception:
             log.exception("nobody could be told of incident %s", incident)
-        self._on_broken()
+        self._on_failure()
 
-    def _forget(self, sequence: Sequence) -> None:
-        sequence.gone = True
+    def _remove(self, sequence: Sequence) -> None:
+        sequence.ended = True
         if sequence.slot is not None:
             self.backend.release(sequence.slot)
         with self._changed:
             del self._sequences[sequence.id]
 
     def _publish(
-        self, progress: Iterable[Progress | None], rows: int = 0, steps: int = 0, seconds: float = 0.0, drawn: int = 0
+        self,
+        progress: Iterable[Progress | None],
+        rows: int = 0,
+        steps: int = 0,
+        seconds: float = 0.0,
+        generated: int = 0,
     ) -> None:
         told = tuple(p for p in progress if p is not None)
         if told or rows:
             scheduler = self._scheduler
-            self._deliver(Call(told, rows, steps, seconds, drawn, len(scheduler.running), len(scheduler.waiting)))
+            self._deliver(
+                CallReport(told, rows, steps, seconds, generated, len(scheduler.running), len(scheduler.waiting))
+            )
 
 
 def _be_nice(nice: int) -> None:
@@ -569,9 +551,9 @@ def _incident() -> str:
 
 
 def _failed(sequence: Sequence, incident: str) -> Progress:
-    untold = sequence.untold
-    position = sequence.position + 1 - len(untold.tokens)
-    return Progress(sequence.id, position, untold.tokens, untold.forced, failed=incident)
+    output = sequence.output
+    position = sequence.position + 1 - len(output.tokens)
+    return Progress(sequence.id, position, output.tokens, output.forced, incident=incident)
 
 
 def _slot(sequence: Sequence) -> int:

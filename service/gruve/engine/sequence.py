@@ -1,4 +1,8 @@
-"""One sequence while it is decoded: what was asked, where it stands, why it ended. Knows no tensors and no clock."""
+"""The values that cross the engine's border, and the engine's record of one sequence.
+
+`Admission` goes in; `Progress` and `CallReport` come out. `Sequence` counts what a sequence has consumed, generated and
+may still do. Knows no threads, no clock (a time is an argument) and no session or message.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gruve.decode.stops import StopTable
-from gruve.engine.telling import Untold
+from gruve.engine.delivery import PendingOutput
 from gruve.model.sampling import SamplingParameters
 
 UNLIMITED = 1 << 30
 """More steps than any call takes."""
+MAX_PACE_DEBT_S = 0.25
+"""How far behind its pace a late row may catch up, in seconds."""
 
 
 class FinishReason(enum.Enum):
-    """Why a sequence produces no further token."""
+    """Why a sequence yields no further token."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -31,39 +37,44 @@ class FinishReason(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Admission:
-    """What the engine is asked to decode. Plain values only: this is what crosses from the wire to the engine."""
+    """A sequence for the engine to decode. Plain values only."""
 
     sampling: SamplingParameters
     history: NDArray[np.int32]
-    """Every token of the transcript up to and including the pending one that matters: the last 1,024 at least."""
+    """The transcript's last tokens (at least 1,024 if it has as many), oldest first; the pending token is the last."""
     position: int
     """The absolute position of the pending token."""
     forced: NDArray[np.int32]
-    """What follows the pending token, whatever the logits say."""
+    """The tokens that follow the pending token, whatever the logits say: the prompt."""
     max_tokens: int
-    """How many tokens may be drawn, those of `drawn` included."""
+    """How many tokens may be generated, the earlier ones counted in `generated` included."""
     state: NDArray[np.float32] | None = None
     """The state that has consumed everything before the pending token; None for the zero state."""
     min_tokens: int = 0
+    """Before this many, the end token and the stops' token ids are masked and stop strings are ignored."""
     ignore_eos: bool = False
+    """Masks the end token throughout."""
     stops: StopTable | None = None
     stop_state: int = 0
-    drawn: int = 0
+    """The state of `stops` to begin in; not 0 when a generation is resumed."""
+    generated: int = 0
+    """Tokens of this generation that were generated before; not 0 when it is resumed."""
     logprobs: int | None = None
+    """None for none; otherwise each token's log-probability and this many alternatives."""
     deadline_s: float | None = None
     """Monotonic time at which the sequence ends with DEADLINE, running or waiting."""
     max_tokens_per_second: float | None = None
-    """Paces the drawn tokens; the prompt is not paced."""
+    """The pace of generated tokens; forced tokens are not paced."""
     ready_s: float = 0.0
-    """Monotonic time before which the pace lets no token be drawn; 0 for at once."""
+    """Monotonic time before which no token may be generated; 0 for at once."""
     keep_state: bool = False
-    """Whether the last event brings the state along, for a session."""
+    """Whether the last progress carries the state, so that a session can continue from it."""
     snapshot_tokens: int | None = None
-    """Brings the state along in between as well, never more than so many tokens apart."""
-    tell_forced: bool = True
-    """Whether forced tokens are told as well; without them what is told begins with the first drawn one."""
-    most_untold: int = UNLIMITED
-    """So many drawn tokens are told however short ago the last ones were."""
+    """Progress also carries the state in between, at most this many tokens apart; None for never."""
+    deliver_forced: bool = True
+    """Whether forced tokens are delivered; without them the first token delivered is the first one generated."""
+    max_pending_output: int = UNLIMITED
+    """This many undelivered tokens are delivered at once, however recent the last delivery was."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,9 +86,9 @@ class TokenLogprobs:
 
 
 class Progress(NamedTuple):
-    """What became of one sequence since it was last told of: this is what crosses from the engine to the wire.
+    """What happened to one sequence since its last progress.
 
-    A tuple because many are made, and a frozen dataclass takes six times as long to make.
+    A tuple because many are made: a frozen dataclass takes six times as long to make.
     """
 
     sequence_id: int
@@ -90,12 +101,34 @@ class Progress(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     state: NDArray[np.float32] | None = None
-    """What has consumed all tokens but the last: with the last progress of a sequence that asked to keep it, and in
-    between where it asked for snapshots."""
-    failed: str | None = None
-    """The incident under which the log has what broke the engine; then there is no finish reason."""
+    """The state that has consumed all tokens but the last: in the last progress if `keep_state`, and in between as
+    `snapshot_tokens` asks."""
+    incident: str | None = None
+    """The id under which the log has the failure that ended the sequence; there is no finish reason then."""
     queue_s: float = 0.0
-    """With the last progress: how long the sequence waited for a slot."""
+    """In the last progress: how long the sequence waited for a slot."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether this is the sequence's last progress."""
+        return self.finish_reason is not None or self.incident is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallReport:
+    """One call of the backend, what is delivered after it, and the engine's queues at that time.
+
+    Progress that no call made, such as a cancelled sequence's, comes in a report of 0 rows and 0 steps.
+    """
+
+    progress: tuple[Progress, ...]
+    rows: int
+    steps: int
+    seconds: float
+    generated: int
+    """Tokens in the call's progress that were generated, forced ones not counted."""
+    running: int
+    waiting: int
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -107,65 +140,83 @@ class Sequence:
     arrived_s: float = 0.0
     slot: int | None = None
     forced_left: int = 0
-    read: int = 0
-    """How much of its prompt the last call read."""
-    drawn: int = 0
+    last_forced: int = 0
+    """How many forced tokens the last call consumed."""
+    generated: int = 0
     position: int = 0
-    """Of the pending token."""
+    """The absolute position of the pending token."""
     credit: int | None = None
-    """How many more tokens may be drawn before the sequence parks; None for no bound."""
+    """How many more tokens may be generated before the sequence parks; None for no bound."""
     ready_s: float = 0.0
-    """When the pace lets the next token be drawn; 0 for at once."""
+    """When the pace allows the next token; 0 for at once."""
     started_s: float | None = None
+    """When the sequence got its slot."""
     in_flight: int = 0
-    """How many calls have it: until they return nobody else may touch its slot."""
+    """How many calls in flight have the row. While it is not 0, nothing else may use the slot."""
     submitted: int = 0
-    """How many steps those calls may take with it."""
-    ending: FinishReason | None = None
-    """How it is to end when the last of those calls returns, unless they end it otherwise."""
-    gone: bool = False
-    """Whether its last has been told."""
-    snapshot_at: int = 0
-    """The position at which its state was last told."""
-    untold: Untold = dataclasses.field(default_factory=Untold)
+    """How many steps those calls may take with the row."""
+    finish_requested: FinishReason | None = None
+    """How to end the sequence when the last of those calls returns, unless a call ends it otherwise."""
+    ended: bool = False
+    """Whether its last progress has been made and its slot released."""
+    snapshot_position: int = 0
+    """The position of the last state in a progress."""
+    output: PendingOutput = dataclasses.field(default_factory=PendingOutput)
 
     def __post_init__(self) -> None:
         self.forced_left = len(self.admission.forced)
-        self.drawn = self.admission.drawn
+        self.generated = self.admission.generated
         self.ready_s = self.admission.ready_s
-        self.position = self.snapshot_at = self.admission.position
+        self.position = self.snapshot_position = self.admission.position
 
     @property
     def prompting(self) -> bool:
-        """Whether it has yet to draw its first token: such rows go first."""
-        return self.drawn == self.admission.drawn
+        """Whether it has not generated its first token yet; the scheduler prefers such rows."""
+        return self.generated == self.admission.generated
 
-    def steps_to(self, first: int) -> int:
-        """How many steps further its first so many tokens are drawn; no bound where the first is, or soon will be."""
+    def steps_until(self, generated: int) -> int:
+        """How many more steps generate its first `generated` tokens.
+
+        `UNLIMITED` if it has generated one, or calls in flight may.
+        """
         if not self.prompting or self.submitted > self.forced_left:
             return UNLIMITED
-        return self.forced_left - self.submitted + first
+        return self.forced_left - self.submitted + generated
 
-    def limit(self) -> int:
-        """How many steps it may take in one more call: its prompt, then what pace and credit allow."""
-        drawable = UNLIMITED
+    def step_limit(self) -> int:
+        """How many steps it may take in one more call: its forced tokens, then what pace and credit allow."""
+        allowed = UNLIMITED
         if self.admission.max_tokens_per_second is not None:
-            drawable = 0 if self.forced_left and self.ready_s else 1  # it may come back before its time
+            allowed = 0 if self.forced_left and self.ready_s else 1  # a resumed row may still have to wait
         if self.credit is not None:
-            drawable = min(drawable, self.credit)
-        return max(0, self.forced_left + drawable - self.submitted)
+            allowed = min(allowed, self.credit)
+        return max(0, self.forced_left + allowed - self.submitted)
 
-    def may_go_on(self, steps: int) -> bool:
-        """Whether it can be called again before the call that has it returns; none of the two takes over `steps`.
+    def can_continue(self, steps: int) -> bool:
+        """Whether it may be in another call before the call that has it returns; neither takes more than `steps`.
 
-        One whose state is then wanted as it was after the first of them cannot.
+        It may not if its state is wanted as it is between the two.
         """
-        if self.in_flight != 1 or self.gone or self.ending is not None or not self.limit():
+        if self.in_flight != 1 or self.ended or self.finish_requested is not None or not self.step_limit():
             return False
-        drawn = self.drawn + max(0, self.submitted - self.forced_left)
-        return drawn < self.admission.max_tokens and not self.wants_snapshot(steps)
+        generated = self.generated + max(0, self.submitted - self.forced_left)
+        return generated < self.admission.max_tokens and not self.wants_snapshot(steps)
 
     def wants_snapshot(self, steps: int) -> bool:
-        """Whether a call of `steps` after those under way could go further from the last snapshot than was asked."""
+        """Whether `steps` steps after the calls in flight could exceed `snapshot_tokens` since the last snapshot."""
         every = self.admission.snapshot_tokens
-        return every is not None and self.position + self.submitted + steps > self.snapshot_at + every
+        return every is not None and self.position + self.submitted + steps > self.snapshot_position + every
+
+    def advance(self, steps: int, now_s: float) -> int:
+        """Counts `steps` steps that a call took and returns how many of them were forced."""
+        forced = min(self.forced_left, steps)
+        generated = steps - forced
+        self.position += steps
+        self.forced_left -= forced
+        self.last_forced = forced
+        self.generated += generated
+        if self.credit is not None:
+            self.credit -= generated
+        if generated and (pace := self.admission.max_tokens_per_second):
+            self.ready_s = max(self.ready_s or now_s, now_s - MAX_PACE_DEBT_S) + generated / pace
+        return forced

@@ -134,7 +134,7 @@ class Conversation(Stream):
 
     def take(self, progress: Progress) -> None:
         """Hears from the engine; see `model_host.Listener`."""
-        if progress.failed is not None:
+        if progress.incident is not None:
             self.sequence_id = None
             super().take(progress)
             return
@@ -384,8 +384,8 @@ class Conversation(Stream):
             keep_state=not generation.finished,
             snapshot_tokens=None if generation.finished else SNAPSHOT_TOKENS,
             ready_s=self._may_go_on_s(),
-            tell_forced=True,  # one without credit has no slot once its prompt is read
-            most_untold=self._most_tokens,
+            deliver_forced=True,  # one without credit has no slot once its prompt is read
+            max_pending_output=self._most_tokens,
         )
         self.sequence_id = self._host.admit(admission, self, credit, again=again)
         self._may_draw_to = end + credit

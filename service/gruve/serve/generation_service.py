@@ -243,7 +243,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     host.message_gap_s,
                 )
                 if opened.admission is not None:
-                    admission = dataclasses.replace(opened.admission, most_untold=most_tokens)
+                    admission = dataclasses.replace(opened.admission, max_pending_output=most_tokens)
                     stream.sequence_id = host.admit(admission, stream)
         except BaseException:
             abandon(opened)
@@ -332,8 +332,8 @@ class _Scored:
     def take(self, progress: Progress) -> None:
         """Hears from the engine; see `model_host.Listener`."""
         self.logprobs.extend(progress.logprobs)
-        if progress.failed is not None:
-            self.error = EngineFailed(progress.failed)
+        if progress.incident is not None:
+            self.error = EngineFailed(progress.incident)
         elif progress.finish_reason is FinishReason.HANDED_OVER:
             self.error = Draining("the server is shutting down; nothing was measured")
         if progress.finish_reason is not None or self.error is not None:

@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gruve import __version__
-from gruve.engine.engine import Call, Engine
-from gruve.engine.sequence import FinishReason
+from gruve.engine.engine import Engine
+from gruve.engine.sequence import CallReport, FinishReason
 from gruve.errors import AddressInUse
 from gruve.sessions.persistence import StoreObserver
 from gruve.sessions.table import SessionTable
@@ -197,12 +197,12 @@ class ModelMetrics:
         self._metrics.running.labels(self._model).set_function(lambda: engine.running)
         self._metrics.waiting.labels(self._model).set_function(lambda: engine.waiting)
 
-    def observe_call(self, call: Call) -> None:
+    def observe_call(self, call: CallReport) -> None:
         """Counts one call of the backend."""
         if call.rows:
             self._rows.observe(call.rows)
             self._step.observe(call.seconds / call.steps)
-            self._tokens.inc(call.drawn)
+            self._tokens.inc(call.generated)
 
     def observe_begin(self, prompt_tokens: int) -> None:
         """Counts an accepted generation."""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gruve.decode import Backend
-from gruve.engine.engine import Call, Engine, EngineConfig
-from gruve.engine.sequence import Admission, Progress
+from gruve.engine.engine import Engine, EngineConfig
+from gruve.engine.sequence import Admission, CallReport, Progress
 from gruve.errors import GruveError, ModelBroken, ModelUnknown
 from gruve.model.repository import Broken, Model
 from gruve.serve.metrics import Metrics, ModelMetrics
@@ -57,23 +57,23 @@ class ModelHost:
             self._deliver,
             config,
             end_id=model.tokenizer.end_id,
-            on_broken=self._report_broken,
+            on_failure=self._report_broken,
         )
         self.metrics = ModelMetrics(metrics, model.name)
         self.metrics.watch(self.engine, model.digest)
         self._loop = loop
         self._on_broken = on_broken
         self._listeners: dict[int, Listener] = {}
-        self._calls: collections.deque[Call] = collections.deque()
+        self._calls: collections.deque[CallReport] = collections.deque()
         """What the engine has delivered and the loop has not seen,"""
         self._woken = False
         """and whether the loop is going to look."""
 
     def admit(self, admission: Admission, listener: Listener, credit: int | None = None, *, again: bool = False) -> int:
         """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""
-        sequence_id = self.engine.admit(admission, credit, again=again)
+        sequence_id = self.engine.admit(admission, credit, readmitted=again)
         self._listeners[sequence_id] = listener
-        self.engine.gap_s = self.message_gap_s()
+        self.engine.message_gap_s = self.message_gap_s()
         return sequence_id
 
     def message_gap_s(self) -> float:
@@ -81,7 +81,7 @@ class ModelHost:
         streams = len(self._listeners)
         return 0.0 if streams < 2 else min(LONGEST_GAP_S, streams / MESSAGES_PER_S)
 
-    def _deliver(self, call: Call) -> None:
+    def _deliver(self, call: CallReport) -> None:
         """On the engine's thread: one wake-up of the loop for everything that it has not looked at yet."""
         self._calls.append(call)
         if call.progress and not self._woken:
@@ -100,10 +100,10 @@ class ModelHost:
                 self._notify(progress)
 
     def _notify(self, progress: Progress) -> None:
-        listeners, ended = self._listeners, progress.finish_reason is not None or progress.failed is not None
+        listeners, ended = self._listeners, progress.ended
         listener = listeners.pop(progress.sequence_id, None) if ended else listeners.get(progress.sequence_id)
         if ended:
-            self.engine.gap_s = self.message_gap_s()
+            self.engine.message_gap_s = self.message_gap_s()
         if listener is None:
             return
         try:

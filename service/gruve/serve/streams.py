@@ -75,11 +75,11 @@ class Stream:
     def take(self, progress: Progress) -> None:
         """Hears from the engine; see `model_host.Listener`."""
         opened = self.opened
-        if progress.failed is not None:
-            self._error = EngineFailed(progress.failed)
+        if progress.incident is not None:
+            self._error = EngineFailed(progress.incident)
         self._note(record(opened.session, opened.generation, progress))
         self._take_tokens(progress.position, progress.tokens, progress.logprobs)
-        if progress.finish_reason is not None or progress.failed is not None:
+        if progress.ended:
             self.queue_s = progress.queue_s
             reason = progress.finish_reason
             if reason is FinishReason.LENGTH:  # or computed again as far as it went: the record knows why it ended

@@ -296,14 +296,14 @@ def admission_of(
         ignore_eos=generation.ignore_eos,
         stops=stops,
         stop_state=0 if stops is None else _stop_state(stops, matching),
-        drawn=generation.generated,
+        generated=generation.generated,
         logprobs=asked.logprobs,
         deadline_s=asked.deadline_s,
         max_tokens_per_second=asked.max_tokens_per_second,
         keep_state=bool(session.id) and not generation.finished,
         snapshot_tokens=SNAPSHOT_TOKENS if session.id and not generation.finished else None,
         # What a stream neither sends nor has to reckon with need not be told.
-        tell_forced=asked.echo or asked.logprobs is not None or bool(generation.changes),
+        deliver_forced=asked.echo or asked.logprobs is not None or bool(generation.changes),
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gruve.engine.pace import StepTimes
+from gruve.engine.step_times import StepTimes
 
 
 def test_as_many_steps_are_taken_as_fit():
     times = StepTimes()
     assert times.steps_within(32, True, 0.005) == 1
-    times.note(32, True, 2, 0.002)
+    times.record(32, True, 2, 0.002)
     assert times.steps_within(32, True, 0.005) == 5
     assert times.steps_within(32, False, 0.005) == 1
