@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from gruve.tune.books import Corpus, StoreProgress, read_books
+from gruve.tune.books import Corpus, Kept, read_books
 from gruve.tune.score import WHOLE, Bar, Event, Key, Meter, Mode, Note, Pitch, Tune, Tuplet, default_into
 from gruve.tune.tokens import BAR_TEXT
 
@@ -20,8 +20,8 @@ def fixture() -> Corpus:
     return read_books(BOOKS)
 
 
-def kept() -> tuple[StoreProgress, ...]:
-    return fixture().store_progress
+def kept() -> tuple[Kept, ...]:
+    return fixture().kept
 
 
 def abc(music: str, meter: str = "4/4", key: str = "C", unit: str = "1/8") -> str:
