@@ -29,6 +29,15 @@ def test_a_tune_becomes_one_page_and_a_midi_file(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("bars", [1, 3_000])
+def test_a_picture_is_black_on_white_so_that_a_dark_page_shows_it(bars: int) -> None:
+    root = ElementTree.fromstring(drawn("ABcd efga|" * bars))
+    background = root[0]
+    assert background.tag.endswith("rect")
+    assert background.attrib == {"width": "100%", "height": "100%", "fill": "white"}
+    assert sum(rect.get("fill") == "white" for rect in root.iter() if rect.tag.endswith("rect")) == 1
+
+
 def test_first_and_second_endings_are_drawn() -> None:
     assert drawn("|:A8|1B8|c8:|2d8||e8|]").count('class="ending') == 2
     assert drawn("|:A8|B8:|").count('class="ending') == 0

@@ -20,6 +20,8 @@ from gruve.tune.normal import parse_tune
 from gruve.tune.play import midi_file
 
 _VIEW: Final = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
+_SVG_TAG: Final = re.compile(r"<svg\b[^>]*>")
+_BACKGROUND: Final = '<rect width="100%" height="100%" fill="white"/>'
 
 MAX_ABC_CHARACTERS: Final = 262_144
 TUNES_PER_PROCESS: Final = 200
@@ -29,7 +31,7 @@ SECONDS_PER_TUNE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A tune as one tall SVG page and as a MIDI file, and the lines verovio logged; none is a clean tune."""
+    """A tune as one tall SVG page, black on white, and as a MIDI file; `log` is what verovio complained of."""
 
     svg: str
     midi: bytes
@@ -42,7 +44,7 @@ def draw(abc: str) -> Drawing:
     (engraving,) = _engraved([abc], svg=True)
     if not engraving.svg:
         raise TuneError("verovio could not draw the tune: " + "; ".join(engraving.log))
-    return Drawing(engraving.svg, midi, engraving.log)
+    return Drawing(_on_white(engraving.svg), midi, engraving.log)
 
 
 def engraving_warnings(tunes: Sequence[str]) -> list[tuple[str, ...]]:
@@ -88,6 +90,14 @@ def _run_child(requests: list[str]) -> Iterator[_Engraving]:
         yield _Engraving(_stacked(answer["pages"]), (*answer["log"], *none))
     if len(lines) < len(requests):
         yield _Engraving("", (end,))
+
+
+def _on_white(svg: str) -> str:
+    """The picture on a white background: black notes on a transparent one cannot be read on a dark page.
+
+    A style with `prefers-color-scheme` would follow the reader's system, which need not be what the page shows.
+    """
+    return _SVG_TAG.sub(lambda tag: tag[0] + _BACKGROUND, svg, count=1)
 
 
 def _stacked(pages: Sequence[str]) -> str:
