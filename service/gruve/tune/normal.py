@@ -17,4 +17,4 @@ def parse_tune(text: str) -> Tune:
     """One ABC tune in normal form, in its own key; raises TuneError where there is none."""
     raw = read_tune(text)
     key = replace(raw.key, mode=COMMON_MODE.get(raw.key.mode, raw.key.mode))
-    return Tune(raw.meter, key, fold_repeats(raw.events), raw.title, raw.source)
+    return Tune(raw.meter, key, fold_repeats(raw.events), raw.title, raw.source, raw.rhythm, raw.tempo)

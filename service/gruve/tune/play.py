@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from gruve.tune.bars import play_order, segments, sounding
-from gruve.tune.score import WHOLE, Bar, Event, Meter, Note, Tune
+from gruve.tune.keys import fifths
+from gruve.tune.score import WHOLE, Bar, Event, Key, Meter, Note, Tune
+from gruve.tune.tempo import suited_tempo
 
 TICKS_PER_QUARTER: Final = 960
 """Of the MIDI file; a start is rounded to one, and no rounding adds up."""
@@ -53,17 +55,9 @@ def _in_play_order(tune: Tune) -> Iterator[tuple[Event, int]]:
         yield from stretches[number]
 
 
-def quarters_per_minute(meter: Meter) -> int:
-    """A dancer's tempo: a jig at 116 beats a minute, a reel at 90 half notes, a waltz at 140."""
-    if meter.compound:
-        return 174
-    return {(2, 2): 180, (4, 4): 180, (3, 4): 140}.get((meter.beats, meter.unit), 110)
-
-
 def midi_file(tune: Tune) -> bytes:
-    """The tune as a Standard MIDI File of one track, on a violin."""
-    microseconds = 60_000_000 // quarters_per_minute(tune.meter)
-    track = b"\0\xff\x51\x03" + microseconds.to_bytes(3, "big") + bytes([0, 0xC0, VIOLIN])
+    """The tune as a Standard MIDI File of one track: tempo, time and key signature, then its notes on a violin."""
+    track = _tempo(tune) + _time_signature(tune.meter) + _key_signature(tune.key) + bytes([0, 0xC0, VIOLIN])
     now = 0
     for time, order, number in sorted(_switches(tune)):
         track += _variable(time - now) + bytes([0x90 if order else 0x80, number, _VELOCITY if order else 0])
@@ -71,6 +65,28 @@ def midi_file(tune: Tune) -> bytes:
     track += b"\0\xff\x2f\0"
     header = b"MThd" + (6).to_bytes(4, "big") + bytes([0, 0, 0, 1]) + TICKS_PER_QUARTER.to_bytes(2, "big")
     return header + b"MTrk" + len(track).to_bytes(4, "big") + track
+
+
+def _tempo(tune: Tune) -> bytes:
+    """Meta event 51: microseconds of a quarter note, in three bytes."""
+    microseconds = min(int(60_000_000 / suited_tempo(tune).quarters_per_minute), 0xFFFFFF)
+    return b"\0\xff\x51\x03" + microseconds.to_bytes(3, "big")
+
+
+def _time_signature(meter: Meter) -> bytes:
+    """Meta event 58: beats, the power of two of their unit, MIDI clocks of a click, 32nds of a quarter note."""
+    clocks = 96 // meter.unit * (3 if meter.compound else 1)
+    return b"\0\xff\x58\x04" + bytes([meter.beats, meter.unit.bit_length() - 1, clocks, 8])
+
+
+def _key_signature(key: Key) -> bytes:
+    """Meta event 59: sharps, negative for flats, and 1 for minor.
+
+    MIDI knows major and minor alone, so another mode is written as the major of its signature; and up to seven signs,
+    so a signature with more is written as its enharmonic equivalent.
+    """
+    sharps = (fifths(key) + 7) % 12 - 7 if abs(fifths(key)) > 7 else fifths(key)
+    return b"\0\xff\x59\x02" + sharps.to_bytes(1, "big", signed=True) + bytes([key.mode == "min"])
 
 
 def _switches(tune: Tune) -> Iterator[tuple[int, int, int]]:

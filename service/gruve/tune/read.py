@@ -16,7 +16,8 @@ from typing import Final
 from gruve.errors import TuneError
 from gruve.tune import signs
 from gruve.tune.keys import parse_key
-from gruve.tune.score import WHOLE, Key, Meter, Note, Pitch, Tuplet, default_into
+from gruve.tune.score import WHOLE, Key, Meter, Note, Pitch, Tempo, Tuplet, default_into
+from gruve.tune.tempo import parse_tempo
 
 MAX_TUNE_CHARACTERS: Final = 65_536
 MAX_NOTE: Final = 64 * WHOLE
@@ -47,6 +48,8 @@ class RawTune:
     meter: Meter
     key: Key
     events: tuple[RawEvent, ...]
+    rhythm: str = ""
+    tempo: Tempo | None = None
 
 
 def read_tune(text: str) -> RawTune:
@@ -64,7 +67,8 @@ class _Reader:
 
     def __init__(self) -> None:
         self.line = self.column = 0
-        self.title = self.source = ""
+        self.title = self.source = self.rhythm = ""
+        self.tempo: Tempo | None = None
         self.meter: Meter | None = None
         self.key: Key | None = None  # once it is there, music is read
         self.unit = Fraction(0)  # of a whole note; 0 until L: or K: has set it
@@ -88,7 +92,7 @@ class _Reader:
         if self.tuplet_left:
             raise self.fail("the last tuplet is not complete")
         self.drop_false_tie(None)
-        return RawTune(self.title, self.source, self.meter, self.key, tuple(self.events))
+        return RawTune(self.title, self.source, self.meter, self.key, tuple(self.events), self.rhythm, self.tempo)
 
     def take_line(self, number: int, line: str) -> None:
         self.line, self.column = number, 0
@@ -108,6 +112,10 @@ class _Reader:
             self.title = self.title or value
         elif name == "Z":
             self.source = self.source or value
+        elif name == "R":
+            self.rhythm = self.rhythm or value
+        elif name == "Q":
+            self.tempo = self.tempo or parse_tempo(value)
         elif name == "M":
             self.take_meter(value)
         elif name == "L":

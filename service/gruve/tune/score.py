@@ -100,14 +100,33 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Tempo:
+    """So many notes of a length, which is a part of a whole note, in a minute."""
+
+    note: Fraction
+    per_minute: int
+
+    @property
+    def quarters_per_minute(self) -> Fraction:
+        """The tempo in quarter notes."""
+        return self.note * 4 * self.per_minute
+
+
+@dataclass(frozen=True, slots=True)
 class Tune:
-    """One tune in normal form: one voice, one meter, one key, every repeat opened and closed."""
+    """One tune in normal form: one voice, one key, every repeat opened and closed.
+
+    In free meter (`M:none`) bars have no length that is right; `meter` is then 4/4 and counts for tuplets alone.
+    """
 
     meter: Meter
     key: Key
     events: tuple[Event, ...]
     title: str = ""
     source: str = ""
+    rhythm: str = ""
+    tempo: Tempo | None = None
+    free_meter: bool = False
 
 
 def whole_notes(ticks: int) -> Fraction:
