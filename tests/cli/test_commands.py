@@ -231,10 +231,10 @@ def test_a_tune_is_written_as_notation_drawn_and_to_play(fake, tmp_path, monkeyp
     assert paths[2].read_bytes().startswith(b"MThd")
 
 
-def test_a_tune_that_breaks_the_rules_is_mended_and_said_to_be(fake, tmp_path, capsys):
+def test_a_tune_that_breaks_the_rules_is_repaired_and_said_to_be(fake, tmp_path, capsys):
     fake.reset(text=TUNE.replace("c4 z4", "c4 (3z4"))
     assert main(["generate", "made-up", "--address", fake.address, "--out", str(tmp_path / "tune.abc")]) == 0
-    assert "the notation was mended: " in capsys.readouterr().err
+    assert "the notation was repaired: " in capsys.readouterr().err
 
 
 def test_chat_reads_lines_and_forgets_its_session(address):

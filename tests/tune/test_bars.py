@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from gruve.tune.bars import play_order, segments, wrong_bars
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import WHOLE, Tune
 from gruve.tune.tokens import detokenize
 from tunes import abc, kept, tunes

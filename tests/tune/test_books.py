@@ -8,7 +8,7 @@ import pytest
 
 from gruve.errors import CorpusError
 from gruve.tune.books import MAX_BOOK_BYTES, MIN_TOKEN_COUNT, read_books
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.tokens import detokenize, join, tokenize
 from gruve.tune.variants import plain_title, split_by_variant, variant_groups
 from tunes import abc, fixture, kept

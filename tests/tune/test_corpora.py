@@ -13,7 +13,7 @@ import pytest
 from gruve.tune.bars import wrong_bars
 from gruve.tune.books import Corpus, read_books
 from gruve.tune.draw import engraving_warnings
-from gruve.tune.mend import mended
+from gruve.tune.recover import recovered
 from gruve.tune.score import Key
 from gruve.tune.tokens import detokenize, join, split, tokenize
 from gruve.tune.transpose import to_key, to_root_c
@@ -52,7 +52,7 @@ def test_every_kept_tune_is_right_and_survives_the_round_trip() -> None:
         assert not wrong_bars(tune), one.source
         assert tuple(tokenize(tune)) == one.tokens, one.source
         assert split(join(one.tokens)) == list(one.tokens), one.source
-        assert mended(one.tokens) == to_root_c(tune) == tune, one.source
+        assert recovered(one.tokens) == to_root_c(tune) == tune, one.source
 
 
 def test_every_part_of_the_split_has_its_share() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from gruve.errors import TuneError
 from gruve.tune.draw import MAX_ABC_CHARACTERS, draw, engraving_warnings
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import Key
 from gruve.tune.tokens import detokenize
 from gruve.tune.transpose import to_key

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 import midi
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.play import midi_file, played
 from gruve.tune.score import Key, Meter, Tune, whole_notes
 from requiring import need_program

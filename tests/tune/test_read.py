@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gruve.errors import TuneError
 from gruve.tune.bars import sounding
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.read import MAX_TUNE_CHARACTERS
 from gruve.tune.score import LETTERS, Bar, Key, Meter, Note, Tune, whole_notes
 from tunes import abc

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import Tempo
 from gruve.tune.tempo import parse_tempo, suited_rhythm, suited_tempo
 from tunes import abc

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gruve.errors import UnknownCharacter
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import Tune
 from gruve.tune.tokens import detokenize, join, locate, split, tokenize
 from gruve.tune.transpose import to_root_c

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gruve.tune.keys import fifths, interval, key_above, key_name, moved, parse_key, signature
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import Key, Note, Pitch, Tune
 from gruve.tune.tokens import tokenize
 from gruve.tune.transpose import LOWEST_MEAN, STAFF_MEAN, to_key, to_root_c, transposed

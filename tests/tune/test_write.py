@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 
 from gruve.errors import TuneError
-from gruve.tune.mend import mended
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
+from gruve.tune.recover import recovered
 from gruve.tune.score import Key, Note, Tune
 from gruve.tune.tokens import detokenize, join, split
 from gruve.tune.transpose import to_key
@@ -52,35 +52,35 @@ def test_beams_follow_the_beat_and_lines_the_parts(music: str, meter: str, lines
     assert written(music, meter) == lines
 
 
-def test_sound_tokens_are_mended_into_the_tune_they_spell() -> None:
+def test_sound_tokens_are_recovered_as_the_tune_they_spell() -> None:
     for one in kept():
-        assert mended(one.tokens) == detokenize(one.tokens)
+        assert recovered(one.tokens) == detokenize(one.tokens)
 
 
 @given(token_lists)
 def test_any_tokens_can_be_written_and_read_again(tokens: list[str]) -> None:
-    tune = mended(tokens)
+    tune = recovered(tokens)
     text = write_tune(tune)
     if tune.events:
         assert replace(parse_tune(text), title="") == tune
 
 
 @given(token_lists)
-def test_mending_keeps_every_note_in_its_order(tokens: list[str]) -> None:
+def test_recovery_keeps_every_note_in_its_order(tokens: list[str]) -> None:
     letters = [token.strip("^_=,'").upper() for token in tokens if token.strip("^_=,'").upper() in {*"ABCDEFGZ"}]
-    played = [event.pitch.letter if event.pitch else 7 for event in mended(tokens).events if isinstance(event, Note)]
+    played = [event.pitch.letter if event.pitch else 7 for event in recovered(tokens).events if isinstance(event, Note)]
     assert played == ["CDEFGABZ".index(letter) for letter in letters]
 
 
 @given(token_lists)
-def test_mending_changes_nothing_that_reads(tokens: list[str]) -> None:
+def test_recovery_changes_nothing_that_reads(tokens: list[str]) -> None:
     tokens = ["L:1/8\n", "M:6/8\n", "K:Cmaj\n", *(token for token in tokens if ":1" not in token and token[1:2] != ":")]
     assume(split(join(tokens)) == tokens and not re.search("[<>]{2}", join(tokens)))  # what runs together in a text
     try:
         tune = detokenize(tokens)
     except TuneError:
         return
-    assert mended(tokens) == tune
+    assert recovered(tokens) == tune
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_mending_changes_nothing_that_reads(tokens: list[str]) -> None:
 )
 def test_what_makes_no_sense_is_passed_over(music: str, notes: str) -> None:
     head = ["L:1/8\n", "M:4/4\n", "K:Cmaj\n"]
-    said, wanted = mended([*head, *split(music)]), parse_tune(abc(notes))
+    said, wanted = recovered([*head, *split(music)]), parse_tune(abc(notes))
     assert [e for e in said.events if isinstance(e, Note)] == [e for e in wanted.events if isinstance(e, Note)]
 
 
 def test_of_two_lengths_the_first_counts() -> None:
-    assert mended(["L:1/8\n", "M:4/4\n", "K:Cmaj\n", "A", "2", "3"]) == parse_tune(abc("A2"))
+    assert recovered(["L:1/8\n", "M:4/4\n", "K:Cmaj\n", "A", "2", "3"]) == parse_tune(abc("A2"))
 
 
 def test_without_a_note_the_headers_are_written() -> None:
-    assert write_tune(mended([])).splitlines() == ["X:1", "T:Untitled", "M:4/4", "L:1/8", "K:C"]
+    assert write_tune(recovered([])).splitlines() == ["X:1", "T:Untitled", "M:4/4", "L:1/8", "K:C"]

@@ -20,7 +20,8 @@ def write_tune_files(
 ) -> None:
     """Writes a tune to each path in the form that its ending names; raises `Failure` if the text is no tune.
 
-    A tune that breaks the rules of notation, as a model's may, is mended first; `note` is told, and of each file.
+    A tune that breaks the rules of notation, as a model's may, is read as far as it makes sense. `note` gets a line
+    about that, and one for each file.
     """
     from gruve.tune.draw import draw
     from gruve.tune.write import write_tune
@@ -39,8 +40,8 @@ def write_tune_files(
 
 
 def _tune(text: str, note: Callable[[str], None]) -> Tune:
-    from gruve.tune.mend import mended
-    from gruve.tune.normal import parse_tune
+    from gruve.tune.parse import parse_tune
+    from gruve.tune.recover import recovered
     from gruve.tune.tokens import split
 
     try:
@@ -48,12 +49,12 @@ def _tune(text: str, note: Callable[[str], None]) -> Tune:
     except TuneError as error:
         wrong = error
     try:
-        tune = mended(split(text))
+        tune = recovered(split(text))
     except UnknownCharacter:
         tune = None
     if tune is None or not tune.events:
         raise Failure(f"no file was written, the text is no tune in ABC notation: {wrong}")
-    note(f"the notation was mended: {wrong}")
+    note(f"the notation was repaired: {wrong}")
     return tune
 
 

@@ -14,7 +14,7 @@ from gruve.training.curve import CSV_FILE, PNG_FILE
 from gruve.training.quality import as_abc
 from gruve.training.report import Results, measure, naming
 from gruve.tune.draw import draw
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.write import write_tune
 
 RESULTS = "results.json"

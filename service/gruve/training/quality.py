@@ -22,7 +22,7 @@ from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters, draw
 from gruve.tune.bars import segments, wrong_bars
 from gruve.tune.draw import engraving_warnings
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 
 ABC2MIDI = "abc2midi"
 GRAM = 16

@@ -2,7 +2,7 @@
 
 Knows nothing of models, tensors or requests. `draw/` alone knows verovio.
 
-    text  --read-->  RawTune  --normal (repeats)-->  Tune  --repair (pickups)-->  Tune  --transpose-->  Tune on C
-    Tune  <--tokens-->  tokens  --mend-->  Tune  --write-->  ABC  --draw-->  SVG        Tune  --play-->  MIDI
+    text  --read-->  RawTune  --parse (repeats)-->  Tune  --bar_repair (pickups)-->  Tune  --transpose-->  Tune on C
+    Tune  <--tokens-->  tokens  --recover-->  Tune  --write-->  ABC  --draw-->  SVG        Tune  --play-->  MIDI
     Tune  --bars-->  wrong bars         tokens  --positions-->  classes        folder  --books (variants)-->  Corpus
 """

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from gruve.errors import CorpusError, TuneError
+from gruve.tune.bar_repair import repaired
 from gruve.tune.bars import wrong_bars
-from gruve.tune.normal import parse_tune
-from gruve.tune.repair import repaired
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import Tune
 from gruve.tune.tokens import tokenize
 from gruve.tune.transpose import to_root_c

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from gruve.tune.lexer import parse_length, parse_meter
 from gruve.tune.score import WHOLE, Meter, default_into
-from gruve.tune.signs import parse_length, parse_meter
 from gruve.tune.tokens import BAR_TEXT
 
 POSITIONS_PER_WHOLE: Final = 96

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Final
 
 from gruve.errors import TuneError
-from gruve.tune import signs
+from gruve.tune import lexer
 from gruve.tune.keys import parse_key
 from gruve.tune.score import WHOLE, Key, Meter, Note, Pitch, Tempo, Tuplet, default_into
 from gruve.tune.tempo import parse_tempo
@@ -97,8 +97,8 @@ class _Reader:
     def take_line(self, number: int, line: str) -> None:
         self.line, self.column = number, 0
         line = line.split("%", 1)[0].rstrip()
-        found = signs.FIELD.match(line)
-        if found and not (self.key and signs.MUSIC_LIKE_FIELD.match(line)):
+        found = lexer.FIELD.match(line)
+        if found and not (self.key and lexer.MUSIC_LIKE_FIELD.match(line)):
             self.take_field(found[1], found[2].strip())
         elif self.key and line:
             self.take_music(line)
@@ -124,7 +124,7 @@ class _Reader:
             self.take_key(value)
 
     def take_meter(self, value: str) -> None:
-        meter = signs.parse_meter(value)
+        meter = lexer.parse_meter(value)
         if meter is None:
             raise self.fail(f"meter {value[:20]!r} is not a fraction of up to 32 beats")
         if self.meter is None or not self.events:
@@ -167,7 +167,7 @@ class _Reader:
                 if at < 0:
                     return
             self.column = at
-            found = signs.TOKEN.match(line, at)
+            found = lexer.TOKEN.match(line, at)
             if found is None:
                 raise self.fail(f"cannot read {line[at : at + 10]!r}")
             at = found.end()
@@ -209,38 +209,38 @@ class _Reader:
         at = start
         while at < end:
             self.column = at
-            found = signs.CHORD_SKIP.match(line, at, end)
+            found = lexer.CHORD_SKIP.match(line, at, end)
             if found is None:
-                found = signs.CHORD_NOTE.match(line, at, end)
+                found = lexer.CHORD_NOTE.match(line, at, end)
                 if found is None:
                     raise self.fail(f"cannot read {line[at : at + 10]!r} in a chord")
                 notes.append((self.pitch(found), self.length(found["length"])))
             at = found.end()
         if not notes:
             raise self.fail("a chord without a note")
-        outer = signs.length_at(line, end + 1)
+        outer = lexer.length_at(line, end + 1)
         top = max((pitch for pitch, _ in notes), key=lambda pitch: pitch.midi)
         self.take_note(top, notes[0][1] * self.length(outer))
         return end + 1 + len(outer)
 
     def pitch(self, found: re.Match[str]) -> Pitch:
-        staff = signs.parse_staff(found["letter"], found["octave"])
+        staff = lexer.parse_staff(found["letter"], found["octave"])
         letter = staff % 7
         tied = self.last.pitch if self.last and self.last.tied else None
         if found["accidental"]:
-            self.in_force[letter] = signs.ALTER[found["accidental"]]
+            self.in_force[letter] = lexer.ALTER[found["accidental"]]
         elif tied and tied.staff == staff and letter not in self.in_force:
             return tied  # over a bar line a tie carries its accidental
         return Pitch(staff, self.in_force.get(letter, self.signature[letter]))
 
     def length(self, text: str) -> Fraction:
-        length = signs.parse_length(text)
+        length = lexer.parse_length(text)
         if length is None:
             raise self.fail(f"length {text!r} is zero or divides by zero")
         return length
 
     def take_note(self, pitch: Pitch | None, length: Fraction) -> None:
-        ticks = signs.exact_ticks(length * self.unit * (self.broken or 1) * WHOLE)
+        ticks = lexer.exact_ticks(length * self.unit * (self.broken or 1) * WHOLE)
         self.broken = None
         if ticks is None:
             raise self.fail(f"a note of {length} units of {self.unit} is no multiple of 1/1024")
@@ -267,9 +267,9 @@ class _Reader:
     def take_broken(self, sign: str) -> None:
         if self.last is None or self.last_place != len(self.events) - 1 or self.broken is not None:
             raise self.fail(f"{sign!r} does not stand between two notes")
-        longer, shorter, under = signs.BROKEN[len(sign)]
+        longer, shorter, under = lexer.BROKEN[len(sign)]
         here, then = (longer, shorter) if sign[0] == ">" else (shorter, longer)
-        ticks = signs.exact_ticks(Fraction(self.last.ticks * here, under))
+        ticks = lexer.exact_ticks(Fraction(self.last.ticks * here, under))
         if ticks is None:
             raise self.fail(f"{sign!r} makes a note shorter than 1/1024")
         self.change_last(replace(self.last, ticks=ticks))

@@ -18,7 +18,7 @@ from typing import Final
 
 from gruve.errors import UnknownCharacter
 from gruve.tune.keys import key_name, signature
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import LETTERS, WHOLE, Bar, BarKind, Event, Meter, Note, Pitch, Tune, Tuplet, default_into
 
 UNITS: Final = (WHOLE // 8, WHOLE // 16)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from gruve.errors import TuneError
-from gruve.tune.normal import parse_tune
+from gruve.tune.parse import parse_tune
 from gruve.tune.play import midi_file
 
 _VIEW: Final = re.compile(r'viewBox="0 0 (\d+) (\d+)"')

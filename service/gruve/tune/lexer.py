@@ -1,4 +1,4 @@
-"""ABC's signs as patterns, and what the small ones mean: meters, lengths, accidentals. Keeps no state.
+"""The lexer of ABC: its tokens as patterns, and the values of meters, lengths and accidentals. Keeps no state.
 
 Every pattern takes time in proportion to the line it reads: what may repeat is bounded or ends at one character.
 """

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
+from gruve.tune.bar_repair import repaired
 from gruve.tune.bars import wrong_bars
-from gruve.tune.normal import parse_tune
-from gruve.tune.repair import repaired
+from gruve.tune.parse import parse_tune
 from gruve.tune.score import Note, Tune
 from gruve.tune.tokens import join, tokenize
 from tunes import abc, tunes
 
 
-def mended(music: str) -> str:
+def recovered(music: str) -> str:
     tune = repaired(parse_tune(abc(music)))
     assert not wrong_bars(tune)
     return "".join(join(tokenize(tune)[3:]).split())
@@ -35,7 +35,7 @@ def mended(music: str) -> str:
     ],
 )
 def test_what_is_certainly_meant_is_done(music: str, expected: str) -> None:
-    assert mended(music) == expected
+    assert recovered(music) == expected
 
 
 @pytest.mark.parametrize("music", ["A8|B7|c8|]", "A8|B9|c8|]", "|:A2|B8|c8:|:d4|e8|f6:|", "A8|B8||c2|d8|]"])

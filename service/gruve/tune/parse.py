@@ -1,4 +1,4 @@
-"""Brings what the reader found to the one musical form that everything else works on."""
+"""Parses one ABC tune into its normal form, which everything else works on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Makes a tune of any sequence of tokens, a model's worst included. Never raises, and invents no note.
+"""Error recovery: a tune from any sequence of tokens, a model's worst included. Never raises, and invents no note.
 
-For what is to be shown or heard. Whether the tokens were right is not for this room to say: judge them by `detokenize`
-and `wrong_bars`.
+It serves display and playback. Whether the tokens were right is judged by `detokenize` and `wrong_bars`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import Final
 
 from gruve.errors import TuneError
 from gruve.tune.keys import parse_key
+from gruve.tune.lexer import parse_length, parse_meter
 from gruve.tune.score import WHOLE, Key, Meter, Tune
-from gruve.tune.signs import parse_length, parse_meter
 from gruve.tune.tokens import BAR_TEXT, UNITS, detokenize
 
 DEFAULTS: Final = {"L": "1/8", "M": "4/4", "K": "Cmaj"}
@@ -24,7 +23,7 @@ _TUPLET: Final = re.compile(r"\((?:[2-9]|[2-9]:[1-9]:[1-9])")
 _LONGEST: Final = 64  # units; any pairing keeps such a note within what is read
 
 
-def mended(tokens: Iterable[str]) -> Tune:
+def recovered(tokens: Iterable[str]) -> Tune:
     """The tune that tokens spell, read as far as they make sense; of sound tokens, what `detokenize` gives.
 
     Headers count where they first stand; eighths, 4/4 and C major where they don't. A length, a tie or a pair's sign
