@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from gruve import errors
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.tiles import Tiles
-from gruve.serve import streams
+from gruve.serve import stream
 from gruve.serve.status import RETRIES, status_code, trailer
 from gruve.v1 import error_pb2
 from gruve.v1 import sampling_pb2 as s
@@ -114,7 +114,7 @@ def test_a_stream_that_fails_inside_frees_its_session(start, monkeypatch):
         raise RuntimeError("secret of the house")
 
     with monkeypatch.context() as broken:
-        broken.setattr(streams, "logprobs_message", fail)
+        broken.setattr(stream, "logprobs_message", fail)
         failure = refusal(lambda: server.generate(session_id=session, generation_id="a", logprobs=1, max_tokens=50))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     until(lambda: not server.session(session).in_use)
@@ -127,14 +127,14 @@ def test_a_stream_that_cannot_be_recorded_fails_alone(start, monkeypatch, caplog
     lost = server.generate(session_id=session, generation_id="a", max_tokens=20)
     other = server.generate(text="O", max_tokens=20, sampling=s.SamplingParameters(seed=3))
     starts = [next(lost), next(other)]
-    record = streams.record
+    record = stream.apply_progress
 
     def fail(kept, *args):
         if kept.id == session:
             raise RuntimeError("secret of the house")
         return record(kept, *args)
 
-    monkeypatch.setattr(streams, "record", fail)
+    monkeypatch.setattr(stream, "apply_progress", fail)
     gate.open()
     failure = refusal(lambda: lost)
     assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")

@@ -8,7 +8,7 @@ import pytest
 
 from gruve.model.oracle import Oracle
 from gruve.model.sampling import SamplingParameters, draw
-from gruve.serve import validation
+from gruve.serve import validation_generate
 from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import sampling_pb2 as s
@@ -249,7 +249,7 @@ def test_a_running_stream_ends_with_its_deadline_and_keeps_what_it_withholds(ser
     withheld = server.read(max_tokens=1, sampling=sampling).text
     asked = {"session_id": server.create(), "generation_id": "a", "sampling": sampling, "max_tokens": 60}
     asked["stop"] = [withheld + "~"]
-    monkeypatch.setattr(validation, "DEADLINE_MARGIN_S", 29.0)
+    monkeypatch.setattr(validation_generate, "DEADLINE_MARGIN_S", 29.0)
     messages, failure = broken(lambda: server.generate(max_tokens_per_second=HELD, timeout=30.0, **asked))
     assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert messages[-1].end.finish_reason == g.FINISH_REASON_DEADLINE
@@ -261,7 +261,7 @@ def test_a_running_stream_ends_with_its_deadline_and_keeps_what_it_withholds(ser
 
 
 def test_a_waiting_stream_ends_with_its_deadline(start, monkeypatch):
-    monkeypatch.setattr(validation, "DEADLINE_MARGIN_S", 29.8)
+    monkeypatch.setattr(validation_generate, "DEADLINE_MARGIN_S", 29.8)
     server = start(slots=1)
     holder = server.generate(max_tokens_per_second=HELD, timeout=None)
     token(holder)

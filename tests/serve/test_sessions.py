@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gruve.serve.generation_service import GenerationServicer
+from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.record import Session
 from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
@@ -191,7 +192,7 @@ def test_a_stream_whose_reader_stands_still_is_taken_over_all_the_same(server):
             return None
 
     async def scenario():
-        servicer = GenerationServicer(server.server.models, server.server.persistence)
+        servicer = GenerationServicer(server.server.models, GenerationOpener(server.server.persistence, server.host))
         asked = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5)
         held = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5, max_tokens_per_second=HELD)
         older = servicer.Generate(held, Context())

@@ -25,7 +25,8 @@ from gruve.errors import (
     TranscriptFull,
 )
 from gruve.model.sampling import MAX_SEED, SamplingParameters
-from gruve.sessions.generations import GenerationRequest, abandon, open_generation, record
+from gruve.sessions.generation_request import GenerationRequest
+from gruve.sessions.generations import abandon, apply_progress, open_generation
 from gruve.sessions.record import Session
 from nets import CELL_NAMES, CELLS, config_of, model_of
 
@@ -79,7 +80,7 @@ class Stream:
             last = steps == 0 or reason is not Reason.RUNNING
             state = backend.snapshot(0) if last and opened.admission.keep_state else None
             done = finish if last else None
-            record(opened.session, generation, Progress(1, position + 1, tokens, forced, (), done, state))
+            apply_progress(opened.session, generation, Progress(1, position + 1, tokens, forced, (), done, state))
             skip = max(0, self._next - position - 1)
             self.tokens += tokens[skip:]
             self.logprobs += logprobs[skip:]
@@ -181,7 +182,7 @@ def test_forty_tokens_and_sixty_are_a_hundred_whatever_runs_beside(cell):
             opened = open_(parts, ask(id_, prompt, max_tokens=count, **(asked if id_ == "a" else {})), model=model)
             ear.end(sequence := engine.admit(opened.admission))
             for progress in (p for call in ear.calls for p in call.progress if p.sequence_id == sequence):
-                record(parts, opened.generation, progress)
+                apply_progress(parts, opened.generation, progress)
             engine.cancel(company.pop())
     assert parts.transcript == whole.transcript
     assert parts.state.tobytes() == whole.state.tobytes()
@@ -438,8 +439,8 @@ def test_a_failed_call_leaves_the_session_where_a_resume_can_go_on():
     session, backend = session_of(), FakeBackend()
     asked = ask(prompt=[2, 3], max_tokens=9, ignore_eos=True)
     opened = open_(session, asked)
-    record(session, opened.generation, Progress(1, 1, [2, 3, 7], 2, ()))
-    record(session, opened.generation, Progress(1, 4, [], 0, incident="incident"))
+    apply_progress(session, opened.generation, Progress(1, 1, [2, 3, 7], 2, ()))
+    apply_progress(session, opened.generation, Progress(1, 4, [], 0, incident="incident"))
     assert (session.consumed, session.state, session.position) == (0, None, 4)
     with pytest.raises(GruveError):
         open_(session, dataclasses.replace(asked, prompt=(9,)))

@@ -69,9 +69,16 @@ class ModelHost:
         self._woken = False
         """and whether the loop is going to look."""
 
-    def admit(self, admission: Admission, listener: Listener, credit: int | None = None, *, again: bool = False) -> int:
+    @property
+    def numerics_id(self) -> str:
+        """The id of everything that can change a bit of the model's results on this backend."""
+        return self.backend.numerics_id
+
+    def admit(
+        self, admission: Admission, listener: Listener, credit: int | None = None, *, readmitted: bool = False
+    ) -> int:
         """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""
-        sequence_id = self.engine.admit(admission, credit, readmitted=again)
+        sequence_id = self.engine.admit(admission, credit, readmitted=readmitted)
         self._listeners[sequence_id] = listener
         self.engine.message_gap_s = self.message_gap_s()
         return sequence_id

@@ -8,7 +8,7 @@ import grpc
 
 from gruve.errors import NotYet
 from gruve.model.repository import Broken
-from gruve.serve import validation
+from gruve.serve import messages, validation
 from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.v1 import model_pb2, model_pb2_grpc
 
@@ -45,8 +45,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.TokenizeResponse:
         """Cuts a text into tokens."""
-        ids = await validation.encode(self._models.get(request.model).model.tokenizer, request.text)
-        validation.check_count("text", ids)
+        ids = await validation.tokenize(self._models.get(request.model).model.tokenizer, request.text)
+        validation.check_prompt_size("text", ids)
         return model_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(
@@ -56,7 +56,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.DetokenizeResponse:
         """Joins tokens into a text."""
         tokenizer = self._models.get(request.model).model.tokenizer
-        validation.check_count("token_ids", request.token_ids)
+        validation.check_prompt_size("token_ids", request.token_ids)
         validation.check_ids("token_ids", request.token_ids, tokenizer)
         return model_pb2.DetokenizeResponse(text=tokenizer.decode(request.token_ids))
 
@@ -73,7 +73,7 @@ def _message(entry: ModelHost | Broken) -> model_pb2.Model:
         name=model.name,
         digest=model.digest,
         state=model_pb2.MODEL_STATE_SERVING,
-        load_time=validation.timestamp(entry.load_time_s),
+        load_time=messages.timestamp(entry.load_time_s),
         cell=CELLS[config.cell],
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,

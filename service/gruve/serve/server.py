@@ -31,6 +31,7 @@ from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.serve.model_service import ModelServicer
 from gruve.serve.session_service import SessionServicer
+from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.record import Session
 from gruve.sessions.store import Store
@@ -215,7 +216,7 @@ class Server:
         for host in self.models.serving:
             await asyncio.to_thread(host.engine.close)
         if self._generations is not None:
-            self._generations.hand_over()
+            self._generations.streams.hand_over()
         if self._grpc is not None:
             await self._grpc.stop(grace=FLUSH_S)
         await self.persistence.close()
@@ -253,8 +254,7 @@ class Server:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
         server = grpc.aio.server(interceptors=[self.interceptor], options=options)
-        self._generations = GenerationServicer(self.models, self.persistence)
-        self.persistence.on_lost(self._generations.lose)
+        self._generations = GenerationServicer(self.models, GenerationOpener(self.persistence, self.models.get))
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._generations, server)
         sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
         session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
-from gruve.serve import validation
+from gruve.serve import messages, validation
 from gruve.serve.model_host import ModelHosts
 from gruve.sessions.encoding import unpack_head
 from gruve.sessions.export import export_session, import_session
@@ -59,7 +59,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if not request.HasField("session"):
             raise InvalidField("session", "absent; it must name a model")
         host = self._models.get(request.session.model)
-        ttl_s = validation.ttl_of(request.session, "session.idle_ttl", self._persistence.config.idle_ttl_s)
+        ttl_s = validation.validate_ttl(request.session, "session.idle_ttl", self._persistence.config.idle_ttl_s)
         session = self._persistence.create(host.model.name, host.model.digest, host.backend.numerics_id, ttl_s)
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
@@ -158,7 +158,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ImportSessionResponse:
         """Creates a session from such bytes."""
         longest_s = self._persistence.config.idle_ttl_s
-        ttl_s = validation.ttl_of(request, "idle_ttl", longest_s)
+        ttl_s = validation.validate_ttl(request, "idle_ttl", longest_s)
         exported = import_session(request.blob, self._key())
         host = self._models.get(exported.model)
         if exported.digest != host.model.digest:
@@ -188,15 +188,15 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             model_digest=session.digest,
             numerics_id=session.numerics_id,
             position=entry.position,
-            create_time=validation.timestamp(session.created_s),
-            update_time=validation.timestamp(session.used_s),
-            expire_time=validation.timestamp(session.used_s + session.idle_ttl_s),
-            idle_ttl=validation.duration(session.idle_ttl_s),
+            create_time=messages.timestamp(session.created_s),
+            update_time=messages.timestamp(session.used_s),
+            expire_time=messages.timestamp(session.used_s + session.idle_ttl_s),
+            idle_ttl=messages.duration(session.idle_ttl_s),
             location=LOCATIONS.get(place, session_pb2.SESSION_LOCATION_ELSEWHERE),
             in_use=session.in_use or place not in LOCATIONS,
         )
         if session.sampling is not None:
-            message.sampling.CopyFrom(validation.sampling_message(session.sampling, self._size(session)))
+            message.sampling.CopyFrom(messages.sampling_message(session.sampling, self._size(session)))
         if not place and self._persistence.is_behind(session):
             message.durable_position = max(0, session.store_progress.durable_position - 1)
         return message
@@ -227,13 +227,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             prompt_position=generation.prompt_position,
             start_position=generation.start_position,
             next_position=generation.next_position,
-            sampling=validation.sampling_message(generation.sampling, self._size(session)),
+            sampling=messages.sampling_message(generation.sampling, self._size(session)),
             max_tokens=generation.max_tokens,
-            finish_reason=validation.FINISH[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED,
+            finish_reason=messages.FINISH_REASONS[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED,
             finished=generation.finished,
             model_digest=generation.digest or session.digest,
             numerics_id=generation.numerics_id or session.numerics_id,
-            create_time=validation.timestamp(generation.created_s),
+            create_time=messages.timestamp(generation.created_s),
         )
 
     def _text(self, session: Session, tokens: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a client may say while tokens flow, read field by field and free of the wire."""
+"""Validation of the messages that a `Converse` client sends, each into a plain value."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from gruve.errors import InvalidField, InvalidRequest
 from gruve.model.tokenizer import Tokenizer
-from gruve.serve import validation
-from gruve.sessions.generations import check_bias
+from gruve.serve.validation import validate_prompt, validate_sampling
+from gruve.sessions.generation_request import check_bias, limit_top_k
 from gruve.v1 import generation_pb2
 
 DEFAULT_CREDIT = 256
@@ -19,7 +19,7 @@ Kind = Literal["change_parameters", "insert_prompt", "pause", "resume", "rewind"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Control:
-    """One message that steers."""
+    """One control."""
 
     id: int
     kind: Kind
@@ -31,64 +31,64 @@ class Control:
     seed: int | None = None
 
 
-def start_of(request: object) -> tuple[generation_pb2.GenerateRequest, int]:
-    """What the first message asks to be generated, and its credit; raises `InvalidRequest` if it is no `start`."""
+def validate_start(request: object) -> tuple[generation_pb2.GenerateRequest, int]:
+    """The first message's `generate` request and its credit. Raises `InvalidRequest` if it is not a `start`."""
     if not isinstance(request, generation_pb2.ConverseRequest) or request.WhichOneof("message") != "start":
-        raise InvalidRequest(f"the first message {_named(request)}; it must be a start")
-    _no_position(request)
+        raise InvalidRequest(f"the first message {_kind_of(request)}; it must be a start")
+    _check_no_position(request)
     credit = request.start.credit if request.start.HasField("credit") else DEFAULT_CREDIT
     if credit > MAX_CREDIT:
         raise InvalidField("start.credit", f"{credit} is above {MAX_CREDIT}")
     return request.start.generate, credit
 
 
-def grant_of(request: object) -> int | None:
-    """How many tokens a later message grants; None if it is a control, which `control_of` reads.
+def validate_grant(request: object) -> int | None:
+    """How many tokens a later message grants; None if it is a control, which `validate_control` reads.
 
-    Raises what ends the call: `InvalidRequest` for what is neither, `InvalidField` for a grant that is none.
+    Raises what ends the call: `InvalidRequest` for a message that is neither, `InvalidField` for a grant of 0.
     """
     if not isinstance(request, generation_pb2.ConverseRequest) or request.WhichOneof("message") == "start":
-        raise InvalidRequest(f"a later message {_named(request)}; it must be a grant or a control")
+        raise InvalidRequest(f"a later message {_kind_of(request)}; it must be a grant or a control")
     if request.WhichOneof("message") != "grant":
         return None
-    _no_position(request)
+    _check_no_position(request)
     if not request.grant.tokens:
         raise InvalidField("grant.tokens", "0 grants nothing; at least 1")
     return request.grant.tokens
 
 
-async def control_of(request: generation_pb2.ConverseRequest, tokenizer: Tokenizer) -> Control:
-    """A message that steers, checked; raises `InvalidField` or `UnknownCharacter`, which refuse it."""
+async def validate_control(request: generation_pb2.ConverseRequest, tokenizer: Tokenizer) -> Control:
+    """The control in a message. Raises `InvalidField` or `UnknownCharacter`, which refuse the control alone."""
     kind = request.WhichOneof("message")
     at = request.at_position if request.HasField("at_position") else None
     match kind:
         case "change_parameters":
-            sampling = validation.sampling_of(request.change_parameters.sampling, tokenizer.size)
+            sampling = limit_top_k(validate_sampling(request.change_parameters.sampling), tokenizer.size)
             check_bias(sampling.get("logit_bias", ()), tokenizer.size)
             return Control(request.control_id, kind, at, sampling=sampling)
         case "insert_prompt":
-            prompt = await validation.prompt_of(request.insert_prompt, tokenizer)
+            prompt = await validate_prompt(request.insert_prompt).tokens(tokenizer)
             if not prompt:
                 raise InvalidField("insert_prompt.prompt", "absent; one of text and tokens must be set")
             return Control(request.control_id, kind, at, prompt=prompt)
         case "rewind":
-            _no_position(request)
+            _check_no_position(request)
             seed = request.rewind.seed if request.rewind.HasField("seed") else None
             return Control(request.control_id, kind, request.rewind.to_position, seed=seed)
         case "resume":
-            _no_position(request)
+            _check_no_position(request)
             return Control(request.control_id, kind)
         case "pause" | "stop":
             return Control(request.control_id, kind, at)
     raise InvalidField("message", "absent; it must say what to do")
 
 
-def _no_position(request: generation_pb2.ConverseRequest) -> None:
+def _check_no_position(request: generation_pb2.ConverseRequest) -> None:
     if request.HasField("at_position"):
         raise InvalidField("at_position", f"{request.at_position} is given; {request.WhichOneof('message')} takes none")
 
 
-def _named(request: object) -> str:
+def _kind_of(request: object) -> str:
     if not isinstance(request, generation_pb2.ConverseRequest):
         return "is missing"
     return f"is a {request.WhichOneof('message')}" if request.WhichOneof("message") else "says nothing"

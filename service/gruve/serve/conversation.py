@@ -1,0 +1,380 @@
+"""A stream that its client steers: it sends no more than was granted, and controls take effect at exact positions.
+
+The engine knows nothing of controls. It decodes the generation in segments: up to the position of the next control, up
+to the end of the credit, or until a control arrives and the sequence is called back. Between two segments the record
+is cut back to the control's position, the control is recorded, and the engine continues from there. So a segment is
+the same as a resumed generation, and as exact.
+
+A control takes effect when everything before its position was sent and nothing from it on. Tokens that were computed
+from there on are discarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from gruve.engine.sequence import FinishReason, Progress
+from gruve.errors import Draining, GruveError, HandedOver, InvalidField, PositionMismatch, TranscriptFull
+from gruve.serve.control_queue import ControlQueue
+from gruve.serve.model_host import ModelHost
+from gruve.serve.status import internal_error
+from gruve.serve.stream import Stream
+from gruve.serve.validation_converse import MAX_CREDIT, Control, validate_control, validate_grant
+from gruve.serve.validation_generate import ValidatedGenerate
+from gruve.sessions import steering
+from gruve.sessions.admission import build_admission
+from gruve.sessions.opening import RunningGeneration
+from gruve.sessions.record import SNAPSHOT_TOKENS
+from gruve.v1 import generation_pb2
+
+HANG_UP_S = 0.1
+"""gRPC reports a client that has closed its side and one that is gone alike; the call of the latter ends soon after."""
+
+
+class Conversation(Stream):
+    """The stream of a generation that is steered."""
+
+    def __init__(
+        self,
+        running: RunningGeneration,
+        host: ModelHost,
+        request: ValidatedGenerate,
+        on_end: Callable[[Conversation], None],
+    ) -> None:
+        """`on_end` is called once, when the stream produces nothing more."""
+        super().__init__(running, host, request)
+        self._credit = request.credit or 0
+        """How many tokens may still be sent."""
+        self._paused = self._stopped = False
+        self._hung_up = False
+        self._controls = ControlQueue(running.max_transcript)
+        self._has_room = asyncio.Event()
+        self._called_back = False
+        self._credit_end = 0
+        """The position at which the credit of the running sequence ends."""
+        self._deadline: asyncio.TimerHandle | None = None
+        self._on_end = on_end
+
+    def begin(self) -> None:
+        """Gives the engine the first segment. Raises what `ModelHost.admit` raises."""
+        self._admit_segment(readmitted=False)
+        if (deadline_s := self._request.deadline_s) is not None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(deadline_s - time.monotonic(), self.end_idle, FinishReason.DEADLINE)
+        self._confirm()
+
+    async def listen(self, requests: AsyncIterator[object]) -> None:
+        """Reads grants and controls until the client sends no more. A message that is neither ends the call."""
+        tokenizer = self._host.model.tokenizer
+        try:
+            async for request in requests:
+                tokens = validate_grant(request)
+                if tokens is not None:
+                    self._grant(tokens)
+                    continue
+                assert isinstance(request, generation_pb2.ConverseRequest)  # noqa: S101 - `validate_grant` checks it
+                try:
+                    self._controls.arrived.append(await validate_control(request, tokenizer))
+                except GruveError as error:
+                    self._refuse(request.control_id, error)
+                self._advance()
+                while self._controls.is_full:
+                    self._has_room.clear()
+                    await self._has_room.wait()
+            await asyncio.sleep(HANG_UP_S)
+            self._hung_up = True
+            self._advance()
+        except GruveError as error:
+            self._break_off(error)
+        except grpc.aio.BaseError:
+            return  # the call has ended
+        except Exception as error:  # noqa: BLE001 - the call must not wait for this task if it fails
+            self._break_off(internal_error(error, model=self._host.model.name))
+
+    async def responses(self) -> AsyncIterator[generation_pb2.ConverseResponse]:
+        """The messages of the call: tokens as in `messages`, and answers to controls."""
+        started = False
+        while not self._sent_end:
+            if self._error is not None:
+                raise self._error
+            if started and self._controls.answers:
+                response = self._controls.answers.popleft()
+                if response.HasField("control_applied"):  # a client that receives it relies on it
+                    await self.running.wait_before_send(response.control_applied.position)
+                yield response
+                self._has_room.set()
+                continue
+            if started and self._conclude():
+                continue
+            max_tokens = self._sendable()
+            if not started or (self.finish and not self._controls.answers) or max_tokens:
+                started = True
+                message = self._message(min(max_tokens, self._max_message_tokens))
+                if message.token_ids:
+                    self._credit -= len(message.token_ids)
+                    self._advance()
+                await self._wait_before_send(message)
+                yield generation_pb2.ConverseResponse(tokens=message)
+            elif not self._controls.answers and self._error is None:
+                self._changed.clear()
+                await self._changed.wait()
+        if self.finish is FinishReason.HANDED_OVER:
+            raise HandedOver(self._buffer.position)
+
+    def take(self, progress: Progress) -> None:
+        """Takes what a call of the engine did for the sequence; see `model_host.Listener`."""
+        if progress.incident is not None:
+            self.sequence_id = None
+            super().take(progress)
+            return
+        if progress.finish_reason is FinishReason.LENGTH and not self._is_last_segment(progress):
+            progress = progress._replace(finish_reason=FinishReason.CANCELLED)
+        self._record(progress)
+        if progress.finish_reason is not None:
+            self._end_segment(progress)
+        elif self._buffer.next_position >= self.generation.next_position >= self._credit_end:
+            self._call_back()  # without credit it needs no slot
+        self._wake()
+
+    def leave(self) -> None:
+        """Has the engine end the sequence, or ends the stream if no sequence is running."""
+        super().leave()
+        self.end_idle()
+
+    def end_idle(self, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """Ends the stream if no sequence is running; a running one ends by itself."""
+        if self.sequence_id is not None or self.ended.is_set():
+            return
+        if not self.generation.finished:
+            self.generation.finish_reason = reason
+        self._end(reason)
+        self._changed.set()
+
+    def _is_last_segment(self, progress: Progress) -> bool:
+        """Whether a segment that reached its length is the generation's last."""
+        generated = self.generation.generated + len(progress.tokens) - progress.forced
+        end = progress.position + len(progress.tokens)
+        reached = generated >= self.generation.max_tokens or end >= self.running.max_transcript
+        return self.generation.finished or reached
+
+    def _end_segment(self, progress: Progress) -> None:
+        """The engine has ended the sequence, by itself or because it was called back."""
+        if self.sequence_id is not None and not self.queue_s:
+            self.queue_s = progress.queue_s
+        self.sequence_id, self._called_back = None, False
+        if self.leaving:
+            self._end(FinishReason.CANCELLED)
+        elif progress.finish_reason in (FinishReason.DEADLINE, FinishReason.HANDED_OVER):
+            self._end(progress.finish_reason)
+        else:
+            if not self.generation.finished:
+                self.generation.finish_reason = None
+            self._advance()
+
+    def _end(self, reason: FinishReason | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if reason in (FinishReason.DEADLINE, FinishReason.HANDED_OVER):  # the call that resumes sends the rest
+            self._buffer.truncate(self._credit)
+        self._on_end(self)
+        super()._end(reason)
+        self._has_room.set()
+
+    def _break_off(self, error: GruveError) -> None:
+        self._error = self._error or error
+        self._changed.set()
+
+    def _grant(self, tokens: int) -> None:
+        if self._credit + tokens > MAX_CREDIT:
+            raise InvalidField("grant.tokens", f"{tokens} and {self._credit} not yet used are above {MAX_CREDIT}")
+        self._credit += tokens
+        if self.sequence_id is not None and not self._called_back:
+            self._host.engine.grant(self.sequence_id, tokens)
+            self._credit_end += tokens
+        self._advance()
+
+    def _sendable(self) -> int:
+        """How many tokens may be sent now."""
+        if self._controls.arrived and self.finish is None:
+            return 0
+        max_tokens = min(self._credit, len(self._buffer))
+        if (position := self._controls.next_position) is not None and self.finish is None:
+            max_tokens = min(max_tokens, position - self._buffer.position)
+        return max(0, max_tokens)
+
+    def _advance(self) -> None:
+        """Applies the controls that are due and admits the next segment; calls a running sequence back for them."""
+        self._changed.set()
+        if self.ended.is_set():
+            return
+        if self.sequence_id is not None:
+            if self._controls.arrived or self._is_control_due() or self._is_over():
+                self._call_back()
+            return
+        self._apply_controls()
+        self._has_room.set()
+        if self._is_over():
+            self._stop(self._here())
+        try:
+            self._admit_segment(readmitted=True)
+        except Draining:
+            self.end_idle(FinishReason.HANDED_OVER)
+        except GruveError as error:
+            self._break_off(error)
+
+    def _apply_controls(self) -> None:
+        while True:
+            while self._is_control_due():
+                self._apply(*self._controls.pop())
+            if self._stopped:  # later controls are not answered
+                self._controls.arrived.clear()
+            if not self._controls.arrived:
+                return
+            self._place(self._controls.arrived.popleft())
+
+    def _call_back(self) -> None:
+        if not self._called_back and self.sequence_id is not None:
+            self._called_back = True
+            self._host.engine.cancel(self.sequence_id)
+
+    def _here(self) -> int:
+        """The position of the next token to send, at which a control without a position takes effect."""
+        return max(self._buffer.position, self.generation.start_position)
+
+    def _is_control_due(self) -> bool:
+        """Whether the first waiting control can take effect: everything before it was sent, and a token comes there."""
+        position, end = self._controls.next_position, self.generation.next_position
+        if position is None or self._stopped or position > self._buffer.position:
+            return False
+        return position < end or (position == end and not self.generation.finished)
+
+    def _is_over(self) -> bool:
+        """Whether the client has hung up and nothing more can be sent to it."""
+        ended = self.generation.finished and not self._buffer and self._has_added_all()
+        done = ended or self._stopped
+        return self._hung_up and not done and not self._controls.arrived and (self._paused or not self._credit)
+
+    def _has_added_all(self) -> bool:
+        return self._buffer.next_position >= self.generation.next_position
+
+    def _place(self, control: Control) -> None:
+        """Lets a control wait for its position, applies it now if it needs none, or refuses it."""
+        here, generation = self._here(), self.generation
+        if control.kind == "resume":
+            self._paused = False
+            self._answer(control, here)
+            return
+        try:
+            if self.running.session.generations[-1] is not generation:
+                raise PositionMismatch(f"generation {generation.id!r} ended and the session went on")
+            position = self._controls.check(control, here, generation.start_position)
+        except GruveError as error:
+            self._refuse(control.id, error)
+            return
+        has_ended = generation.finished and here >= generation.next_position
+        if control.kind == "stop" and control.at is None and not has_ended:
+            self._stop(here)  # even if a prompt is being sent and the credit ends in it
+            self._answer(control, here)
+        else:
+            self._controls.add(position, control)
+
+    def _apply(self, position: int, order: int, control: Control) -> None:
+        """Applies a control at its position; one that falls on an inserted prompt is applied after the prompt."""
+        session, generation, prompt = self.running.session, self.generation, control.prompt
+        if control.kind != "rewind":
+            for begin, after in generation.inserted:
+                if begin <= position < after:
+                    self._controls.postpone(after, order, control)
+                    return
+        if prompt and position + len(prompt) >= self.running.max_transcript:
+            why = f"the prompt has {len(prompt)} tokens and comes at {position}"
+            max_position = self.running.max_transcript - 1
+            self._refuse(control.id, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
+            return
+        self._rewind(position, control.seed)
+        if control.kind == "change_parameters":
+            steering.change_parameters(session, generation, position, control.sampling)
+        elif control.kind == "insert_prompt":
+            steering.insert_prompt(session, generation, position, prompt, control.sampling)
+            if not self._request.echo or self._request.logprobs is None:  # else the engine has their log-probabilities
+                self._buffer.add(position, prompt)
+        elif control.kind == "pause":
+            self._paused = True
+        elif control.kind == "stop":
+            self._stop(position)
+        self._answer(control, position)
+
+    def _rewind(self, position: int, seed: int | None = None) -> None:
+        """Makes `position` the next one, in the record and in the buffer."""
+        steering.rewind_generation(self.running.session, self.generation, position, seed)
+        self._buffer.rewind(self.running.session, position)
+
+    def _stop(self, position: int) -> None:
+        """Finishes the generation before `position`."""
+        self._rewind(position)
+        self._stopped = True
+        steering.stop(self.running.session, self.generation)
+
+    def _admit_segment(self, *, readmitted: bool) -> None:
+        """Gives the engine the next segment, as far as credit and waiting controls allow; none if that is nothing."""
+        generation, session = self.generation, self.running.session
+        end, first = generation.next_position, self._buffer.next_position
+        has_credit = not self._paused and not generation.finished
+        credit = max(0, self._credit - self._buffer.unsent(end)) if has_credit else 0
+        control_position = self._controls.next_position
+        before = end + MAX_CREDIT if control_position is None else control_position
+        if first >= end and (not credit or before <= end):
+            return
+        admission = build_admission(
+            session, generation, self._request, self.running.opened.stops, self.running.max_transcript, first
+        )
+        admission = dataclasses.replace(
+            admission,
+            max_tokens=min(admission.max_tokens, generation.generated + max(0, before - end)),
+            keep_state=not generation.finished,
+            snapshot_tokens=None if generation.finished else SNAPSHOT_TOKENS,
+            ready_s=self._paced_ready_s(),
+            deliver_forced=True,  # a sequence without credit loses its slot once its prompt is read
+            max_pending_output=self._max_message_tokens,
+        )
+        self.sequence_id = self._host.admit(admission, self, credit, readmitted=readmitted)
+        self._credit_end = end + credit
+
+    def _paced_ready_s(self) -> float:
+        """The monotonic time at which `max_tokens_per_second` allows the next token; 0 for at once."""
+        rate = self._request.max_tokens_per_second
+        return 0.0 if rate is None or self._first_token_s is None else self._last_token_s + 1.0 / rate
+
+    def _conclude(self) -> bool:
+        """Ends the stream if its next message is the last; returns whether answers are to be sent before it."""
+        end = self.generation.next_position
+        if self.ended.is_set() or self.sequence_id is not None or self._controls.arrived:
+            return False
+        if not self.generation.finished or not self._has_added_all() or self._buffer.has_gaps:
+            return False
+        if len(self._buffer) > min(self._credit, self._max_message_tokens):
+            return False
+        position = self._controls.next_position
+        if position is not None and position < end and not self._stopped:
+            return False
+        self._controls.refuse_waiting(end)
+        self._end(self.generation.finish_reason)
+        return bool(self._controls.answers)
+
+    def _answer(self, control: Control, position: int) -> None:
+        self._controls.answer(control, position)
+        self._changed.set()
+
+    def _refuse(self, control_id: int, error: GruveError) -> None:
+        self._controls.refuse(control_id, error)
+        self._changed.set()
+
+    def _end_message(self) -> generation_pb2.GenerationEnd:
+        end, position = super()._end_message(), self._buffer.position
+        end.next_position = max(end.next_position, position) if self.generation.finished else position
+        return end

@@ -1,0 +1,227 @@
+"""Opens a generation: the one call of a stream into the sessions, and the handle through which the stream uses one.
+
+Opening finds or creates the session, waits for an older stream of it to end, leases the session, and begins or resumes
+the generation. The handle then stands for the lease until the stream ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from gruve.errors import GruveError, SessionElsewhere
+from gruve.model.repository import Model
+from gruve.model.tokenizer import Tokenizer
+from gruve.sessions.generation_request import GenerationRequest, check_same_request, limit_top_k
+from gruve.sessions.generations import OpenedGeneration, abandon, open_generation
+from gruve.sessions.persistence import Persistence
+from gruve.sessions.record import Session
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExistingSession:
+    """Continue this session."""
+
+    session_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NewSession:
+    """Create a session of this model."""
+
+    model: str
+    idle_ttl_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NoSession:
+    """Generate with this model, without a session that outlives the generation."""
+
+    model: str
+
+
+Source = ExistingSession | NewSession | NoSession
+
+
+class Prompt(Protocol):
+    """A prompt whose tokens depend on the model's tokenizer."""
+
+    async def tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The prompt's tokens. Raises `InvalidField` or `UnknownCharacter`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """A validated request to open a generation. `generation` has no prompt yet."""
+
+    source: Source
+    prompt: Prompt
+    generation: GenerationRequest
+
+    async def resolve(self, tokenizer: Tokenizer) -> GenerationRequest:
+        """The request to generate with this tokenizer."""
+        prompt = await self.prompt.tokens(tokenizer)
+        sampling = limit_top_k(self.generation.sampling, tokenizer.size)
+        return dataclasses.replace(self.generation, prompt=prompt, sampling=sampling)
+
+
+class ServingModel(Protocol):
+    """A model that is served, and the arithmetic that decodes it."""
+
+    model: Model
+
+    @property
+    def numerics_id(self) -> str:
+        """The id of everything that can change a bit of its results."""
+
+
+class Viewer(Protocol):
+    """The stream that shows a running generation."""
+
+    leaving: bool
+    """Whether it is only waiting for the engine to end its sequence."""
+
+    def take_over(self) -> None:
+        """Ends the stream because another one resumes its generation."""
+
+    def lose(self, error: GruveError) -> None:
+        """Ends the stream with an error, because its session is gone."""
+
+    async def wait_ended(self) -> None:
+        """Waits until the engine has ended its sequence and the session is free."""
+
+
+class RunningGeneration:
+    """An opened generation whose session is leased, until `close` or `abandon`."""
+
+    def __init__(self, opened: OpenedGeneration, opener: GenerationOpener, created: Session | None) -> None:
+        self.opened = opened
+        self.session, self.generation = opened.session, opened.generation
+        self.viewer: Viewer | None = None
+        """The stream; set before the event loop runs anything else."""
+        self._opener = opener
+        self._created = created
+
+    @property
+    def max_transcript(self) -> int:
+        """The maximum length of the transcript."""
+        return self._opener.persistence.config.max_transcript_tokens
+
+    def confirm(self) -> None:
+        """Makes the generation one that tokens depend on, once the engine has taken its sequence."""
+        if self.opened.begun:
+            self.session.store_progress.events += 1
+            self._opener.persistence.mark_dirty(self.session)
+
+    def abandon(self) -> None:
+        """Takes the opening back, if the engine refuses the sequence."""
+        abandon(self.opened)
+        self._opener.end(self)
+        self._opener.persistence.mark_dirty(self.session)
+        if self._created is not None:
+            self._opener.persistence.discard(self._created)
+
+    def close(self) -> None:
+        """Frees the session. Call it once the engine has ended the sequence and its last progress was applied."""
+        self._opener.end(self)
+        self._opener.persistence.mark_dirty(self.session)
+
+    async def wait_before_send(self, next_position: int, *, last: bool = False) -> int | None:
+        """Waits until what the tokens before `next_position` depend on is durable.
+
+        With `last` all of the session becomes something to wait for: the session's next generation depends on it, and
+        a client that has received the end does not ask for the last tokens again. Returns and raises what
+        `Persistence.wait_before_send` does.
+        """
+        if last and self.session.dirty:
+            self.session.store_progress.events += 1
+        return await self._opener.persistence.wait_before_send(self.session, next_position)
+
+    async def release(self) -> None:
+        """Waits a while until the closed session is written and another server may lease it."""
+        await self._opener.persistence.release(self.session)
+
+
+class GenerationOpener:
+    """Opens the generations of one server. `models` finds a model that is served, and raises if it is not."""
+
+    def __init__(self, persistence: Persistence, models: Callable[[str], ServingModel]) -> None:
+        self.persistence = persistence
+        self._models = models
+        self._running: dict[str, RunningGeneration] = {}
+        """By session id."""
+        persistence.on_lost(self._lose)
+
+    async def open(self, request: OpenRequest) -> RunningGeneration:
+        """Opens a generation; all of it or nothing.
+
+        Raises `InvalidField`, `UnknownCharacter`, a `ModelError`, a `SessionError` or `StoreUnavailable`.
+        """
+        source = request.source
+        if isinstance(source, ExistingSession):
+            async with self.persistence.pin(source.session_id) as session:
+                served = self._models(session.model)
+                generation = await request.resolve(served.model.tokenizer)
+                session = await self._wait_until_free(session, generation)
+                return self._open(session, served, generation)
+        served = self._models(source.model)
+        generation = await request.resolve(served.model.tokenizer)
+        model, numerics_id = served.model, served.numerics_id
+        if isinstance(source, NewSession):
+            session = self.persistence.create(model.name, model.digest, numerics_id, source.idle_ttl_s)
+            return self._open(session, served, generation, created=session)
+        now_s = time.time()
+        return self._open(Session("", model.name, model.digest, numerics_id, 0.0, now_s, now_s), served, generation)
+
+    def _open(
+        self, session: Session, served: ServingModel, request: GenerationRequest, created: Session | None = None
+    ) -> RunningGeneration:
+        table = self.persistence.table
+        table.lease(session)
+        try:
+            opened = open_generation(
+                session,
+                request,
+                served.model,
+                served.numerics_id,
+                now_s=time.time(),
+                max_transcript=table.config.max_transcript_tokens,
+            )
+        except BaseException:
+            table.release(session)
+            if created is not None:
+                self.persistence.discard(created)
+            raise
+        running = RunningGeneration(opened, self, created)
+        if session.id:
+            self._running[session.id] = running
+        return running
+
+    async def _wait_until_free(self, session: Session, request: GenerationRequest) -> Session:
+        """Ends the session's stream if the request resumes its generation, and waits for a stream that is ending.
+
+        Any other stream goes on, and the lease will raise `SessionBusy`. Returns the session, which may have been
+        replaced meanwhile; raises `SessionExpired` if it is gone.
+        """
+        while (running := self._running.get(session.id)) is not None and running.viewer is not None:
+            if running.generation.id == request.generation_id:
+                check_same_request(session, running.generation, request)
+                running.viewer.take_over()
+            elif not running.viewer.leaving:
+                break
+            await running.viewer.wait_ended()
+        return self.persistence.table.get(session.id)
+
+    def end(self, running: RunningGeneration) -> None:
+        """Ends the lease of a running generation's session."""
+        if self._running.get(running.session.id) is running:
+            del self._running[running.session.id]
+        self.persistence.table.release(running.session)
+
+    def _lose(self, session: Session) -> None:
+        """Ends the stream of a session that another server has taken."""
+        running = self._running.get(session.id)
+        if running is not None and running.session is session and running.viewer is not None:
+            running.viewer.lose(SessionElsewhere(f"another server has taken session {session.id!r} over"))
