@@ -6,12 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gruve.tune.keys import fifths, interval, key_above, key_name, moved, parse_key, signature
+from gruve.tune.keys import (
+    fifths,
+    interval,
+    key_above,
+    key_name,
+    moved,
+    parse_key,
+    parse_key_request,
+    signature,
+    within_seven_signs,
+)
 from gruve.tune.parse import parse_tune
 from gruve.tune.score import Key, Note, Pitch, Tune
-from gruve.tune.tokens import tokenize
-from gruve.tune.transpose import LOWEST_MEAN, STAFF_MEAN, to_key, to_root_c, transposed
-from tunes import abc, keys, pitches, tunes
+from gruve.tune.tokens import detokenize, tokenize
+from gruve.tune.transpose import FIDDLE, LOWEST_MEAN, to_key, to_root_c, transposed
+from tunes import abc, kept, keys, pitches, tunes
 
 C = Key(0, 0, "maj")
 
@@ -23,6 +33,12 @@ def midi(tune: Tune) -> list[int]:
 def mean(tune: Tune) -> float:
     notes = [event for event in tune.events if isinstance(event, Note) and event.pitch]
     return sum(n.pitch.midi * n.ticks for n in notes if n.pitch) / sum(n.ticks for n in notes)
+
+
+def in_range(tune: Tune, bounds: tuple[int, int]) -> int:
+    """Minus how far and for how long notes lie outside: semitones times ticks."""
+    notes = [event for event in tune.events if isinstance(event, Note) and event.pitch]
+    return -sum(n.ticks * max(bounds[0] - n.pitch.midi, n.pitch.midi - bounds[1], 0) for n in notes if n.pitch)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +94,72 @@ def test_a_tune_on_c_keeps_its_intervals_and_stands_in_one_octave(tune: Tune) ->
 
 
 @given(tunes(), keys)
-def test_a_tune_written_for_people_stands_near_the_middle_of_the_staff(tune: Tune, key: Key) -> None:
+def test_no_other_octave_has_more_of_a_tune_in_a_fiddles_first_position(tune: Tune, key: Key) -> None:
     there = to_key(tune, key)
     assert there.key == Key(key.letter, key.alter, tune.key.mode)
-    assert not midi(there) or abs(mean(there) - STAFF_MEAN) < 8
+    for octave in (-12, 12):
+        assert in_range(there, FIDDLE) >= in_range(transposed(there, octave), FIDDLE)
 
 
-def test_a_scale_in_another_key_needs_no_accidental() -> None:
-    scale = parse_tune(abc("CDEFGABc"))
-    for name in ("G", "D", "A", "F", "Bb", "Eb"):
+@pytest.mark.parametrize(
+    ("music", "lowest"),
+    [
+        ("C8 c'8", "C4"),  # a tenth would be out of the fiddle's range an octave higher
+        ("C8 c8", "C4"),
+        ("D8 d8", "D4"),
+        ("G,8 G8", "G4"),  # the whistle's range decides
+        ("G,8 g8", "G3"),  # two octaves fit the fiddle alone
+        ("c8 d8", "C5"),  # the middle of the staff decides
+    ],
+)
+def test_the_octave_is_chosen_by_the_range(music: str, lowest: str) -> None:
+    there = to_key(parse_tune(abc(music)), Key(0, 0, "maj"))
+    number = min(midi(there))
+    assert ("C", "C#", "D", "D#", "E", "F", "F#", "G")[number % 12] + str(number // 12 - 1) == lowest
+
+
+def test_a_tune_that_fits_a_fiddles_first_position_in_any_octave_is_put_there() -> None:
+    for name in ("G", "D", "A", "C", "F", "Bb", "Eb"):
         parsed = parse_key(name)
         assert parsed is not None
-        assert not any(token[0] in "^_=" for token in tokenize(to_key(scale, parsed[0])))
+        for one in kept():
+            there = to_key(detokenize(one.tokens), parsed[0])
+            fits = [in_range(transposed(there, octave), FIDDLE) == 0 for octave in (0, -12, 12)]
+            assert fits[0] or not any(fits), (name, one.source)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "mode"),
+    [
+        ("G", Key(4, 0, "maj"), None),
+        ("Bb", Key(6, -1, "maj"), None),
+        ("Am", Key(5, 0, "min"), "min"),
+        ("F# minor", Key(3, 1, "min"), "min"),
+        ("Gmaj", Key(4, 0, "maj"), "maj"),
+        ("Ador", Key(5, 0, "dor"), "dor"),
+        ("D mixolydian", Key(1, 0, "mix"), "mix"),
+        ("G#", Key(4, 1, "maj"), None),
+    ],
+)
+def test_a_key_that_is_asked_for_may_leave_the_mode_open(text: str, key: Key, mode: str | None) -> None:
+    request = parse_key_request(text)
+    assert request is not None
+    assert (request.key, request.mode) == (key, mode)
+
+
+@pytest.mark.parametrize("text", ["", "H", "g", "AM", "Gx", "G##", "G treble", "C exp ^f", "Amanly"])
+def test_what_is_no_key_is_not_taken_for_one(text: str) -> None:
+    assert parse_key_request(text) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (Key(4, 1, "maj"), "Abmaj"),
+        (Key(4, -1, "min"), "F#min"),
+        (Key(4, 1, "min"), "G#min"),
+        (Key(0, 1, "maj"), "C#maj"),
+    ],
+)
+def test_a_key_of_more_than_seven_signs_has_an_equivalent(key: Key, expected: str) -> None:
+    assert key_name(within_seven_signs(key)) == expected

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import assume, given
 
 from gruve.errors import TuneError
+from gruve.tune.draw import engraving_warnings
 from gruve.tune.parse import parse_tune
 from gruve.tune.recover import recovered
 from gruve.tune.score import Key, Note, Tune
 from gruve.tune.tokens import detokenize, join, split
 from gruve.tune.transpose import to_key
-from gruve.tune.write import write_tune
+from gruve.tune.write import complete, write_tune
 from tunes import abc, kept, token_lists, tunes
 
 
@@ -36,6 +37,23 @@ def test_the_headers_are_what_musicians_write() -> None:
         "L:1/8",
         "K:Ador",
     ]
+
+
+def test_a_complete_tune_has_a_rhythm_a_tempo_and_notes_and_the_key_last() -> None:
+    tune = complete(parse_tune(abc("ABc dBA|]", meter="6/8", key="G")))
+    assert write_tune(tune, title="Jig", notes=["by gruve,\nseed 7"]).splitlines()[:8] == [
+        "X:1", "T:Jig", "R:jig", "N:by gruve, seed 7", "M:6/8", "L:1/8", "Q:3/8=116", "K:G",
+    ]  # fmt: skip
+
+
+@given(tunes())
+def test_a_complete_tune_reads_as_it_was_written(tune: Tune) -> None:
+    assert replace(parse_tune(write_tune(complete(tune))), title="") == complete(tune)
+
+
+def test_a_complete_tune_is_engraved_without_a_warning() -> None:
+    some = [write_tune(complete(detokenize(one.tokens)), notes=["a note"]) for one in kept()[:40]]
+    assert not [log for log in engraving_warnings(some) if log]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from gruve.tune.score import LETTERS, SEMITONES, Key, Mode, Pitch
@@ -15,6 +16,9 @@ _MODE_NAMES: Final[dict[str, Mode]] = {
     "": "maj", "maj": "maj", "ion": "maj", "min": "min", "m": "min", "aeo": "min",
     "dor": "dor", "mix": "mix", "phr": "phr", "lyd": "lyd", "loc": "loc",
 }  # fmt: skip
+_MODE_WORDS: Final = (
+    "major", "minor", "ionian", "aeolian", "dorian", "mixolydian", "phrygian", "lydian", "locrian",
+)  # fmt: skip
 _SHORT_NAMES: Final[dict[Mode, str]] = {"maj": "", "min": "m"}
 _KEY: Final = re.compile(
     r"\s*([A-G])([#b]?)\s*([A-Za-z]{0,20})((?:\s{0,8}(?:exp\s{1,8})?(?:\^\^|\^|__|_|=)[A-Ga-g]){0,16})"
@@ -65,6 +69,34 @@ def parse_key(text: str) -> tuple[Key, tuple[int, ...]] | None:
     for sign, letter in _EXTRA.findall(found[4]):
         alters[LETTERS.index(letter.upper())] = _ALTER[sign]
     return key, tuple(alters)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """A key that a person asks for; `mode` is None where only the root is named, and `key` is then its major."""
+
+    key: Key
+    mode: Mode | None
+
+
+def parse_key_request(text: str) -> KeyRequest | None:
+    """The key that `G`, `Bb`, `Am`, `A minor` or `Ddor` asks for, or None; the whole text must be a key.
+
+    A key of more than seven sharps or flats is one too: see `within_seven_signs`.
+    """
+    found = re.fullmatch(r"([A-G])([#b]?)\s*(m|[A-Za-z]{3,10})?", text.strip())
+    if not found:
+        return None
+    word = (found[3] or "").lower()
+    mode = _MODE_NAMES.get(word[:3])
+    if mode is None or not any(name.startswith(word) for name in _MODE_WORDS):
+        return None
+    return KeyRequest(Key(LETTERS.index(found[1]), _ROOT_SIGNS[found[2]], mode), mode if word else None)
+
+
+def within_seven_signs(key: Key) -> Key:
+    """The key, or the one that sounds the same where it would need more than seven sharps or flats."""
+    return key if abs(fifths(key)) <= _MOST_SHARPS else key_above(key, 0)
 
 
 def key_name(key: Key, *, short: bool = False) -> str:

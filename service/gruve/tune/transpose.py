@@ -13,6 +13,10 @@ LOWEST_MEAN: Final = 60
 
 STAFF_MEAN: Final = 72
 """The mean MIDI pitch that a tune written for people is put near: the C in the middle of the treble staff."""
+FIDDLE: Final = (55, 83)
+"""Lowest and highest MIDI pitch of a fiddle's first position: the G below middle C to the B above the staff."""
+WHISTLE: Final = (62, 83)
+"""Of a whistle in D, as it is written; it sounds an octave higher."""
 
 
 def to_root_c(tune: Tune) -> Tune:
@@ -24,13 +28,23 @@ def to_root_c(tune: Tune) -> Tune:
 
 
 def to_key(tune: Tune, key: Key) -> Tune:
-    """The tune on another root, in the octave where its mean pitch is nearest to the middle of the treble staff.
+    """The tune on another root, in the octave that is the best to play.
 
-    The mode stays the tune's own, whatever `key` says.
+    That is the octave with the least music outside a fiddle's first position; of several the one with the least outside
+    a whistle's range, then the one nearest to the middle of the treble staff. The mode stays the tune's own, whatever
+    `key` says.
     """
     target = replace(key, mode=tune.key.mode)
     steps, semitones = interval(tune.key, target)
-    octaves = (STAFF_MEAN + 6 - _mean_pitch(tune) - semitones) // 12
+    nearest = (STAFF_MEAN + 6 - _mean_pitch(tune) - semitones) // 12
+    octaves = min(
+        (nearest, nearest - 1, nearest + 1, nearest - 2, nearest + 2),
+        key=lambda octave: (
+            _outside(tune, FIDDLE, semitones + 12 * octave),
+            _outside(tune, WHISTLE, semitones + 12 * octave),
+            abs(octave - nearest),
+        ),
+    )
     return replace(tune, key=target, events=_moved(tune.events, steps + 7 * octaves, semitones + 12 * octaves))
 
 
@@ -40,6 +54,17 @@ def transposed(tune: Tune, semitones: int) -> Tune:
     steps, up = interval(tune.key, target)
     octaves = (semitones - up) // 12
     return replace(tune, key=target, events=_moved(tune.events, steps + 7 * octaves, up + 12 * octaves))
+
+
+def _outside(tune: Tune, bounds: tuple[int, int], semitones: int) -> int:
+    """How far, and for how long, notes lie outside of a range once the tune is moved: semitones times ticks."""
+    lowest, highest = bounds
+    return sum(
+        event.ticks * max(lowest - number, number - highest, 0)
+        for event in tune.events
+        if isinstance(event, Note) and event.pitch
+        for number in (event.pitch.midi + semitones,)
+    )
 
 
 def _mean_pitch(tune: Tune) -> int:

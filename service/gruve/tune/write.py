@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from gruve.tune.bars import segments, sounding
 from gruve.tune.keys import key_name
 from gruve.tune.score import WHOLE, Bar, Meter, Note, Tune, Tuplet
+from gruve.tune.tempo import suited_rhythm, suited_tempo
 from gruve.tune.tokens import spelled, tokenize
 
 BARS_PER_LINE: Final = 4
-MAX_TITLE: Final = 200
+MAX_TEXT: Final = 200
+"""Characters of a title, a rhythm or a note."""
 _PART_ENDS: Final = frozenset({"||", "|]", ":|"})
 
 
-def write_tune(tune: Tune, *, title: str = "", number: int = 1) -> str:
-    """The tune as ABC: `X:`, `T:`, `M:`, `L:`, `K:`, then its music, ending in a line feed.
+def write_tune(tune: Tune, *, title: str = "", number: int = 1, notes: Sequence[str] = ()) -> str:
+    """The tune as ABC: `X:`, `T:`, `R:`, `N:`, `M:`, `L:`, `Q:`, `K:`, then its music, ending in a line feed.
 
-    The bar lines are the tune's own: a wrong bar stays as wrong as it is. A title is kept to one line of 200
-    characters; without one it is "Untitled", because engravers complain of none.
+    `R:` and `Q:` are written where the tune has a rhythm and a tempo, and an `N:` for each of `notes`. The bar lines
+    are the tune's own: a wrong bar stays as wrong as it is. A text is kept to one line of 200 characters; a tune
+    without a title is "Untitled", because engravers complain of none.
     """
     unit = WHOLE // int(tokenize(tune)[0].split("/")[1])
-    title = re.sub(r"[\s%\\]+", " ", title or tune.title).strip()[:MAX_TITLE] or "Untitled"
     meter = "C|" if tune.meter == Meter(2, 2) else f"{tune.meter.beats}/{tune.meter.unit}"
-    head = [f"X:{number}", f"T:{title}", f"M:{meter}", f"L:1/{WHOLE // unit}", f"K:{key_name(tune.key, short=True)}"]
-    return "\n".join([*head, *_lines(tune, unit)]) + "\n"
+    head = [f"X:{number}", f"T:{_one_line(title or tune.title) or 'Untitled'}"]
+    head += [f"R:{_one_line(tune.rhythm)}"] if tune.rhythm else []
+    head += [f"N:{_one_line(note)}" for note in notes]
+    head += [f"M:{meter}", f"L:1/{WHOLE // unit}"]
+    head += [f"Q:{tune.tempo.note}={tune.tempo.per_minute}"] if tune.tempo else []
+    return "\n".join([*head, f"K:{key_name(tune.key, short=True)}", *_lines(tune, unit)]) + "\n"
+
+
+def complete(tune: Tune) -> Tune:
+    """The tune with the rhythm and the tempo that suit it, where it has none of its own."""
+    return replace(tune, rhythm=suited_rhythm(tune), tempo=suited_tempo(tune))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\s%\\]+", " ", text).strip()[:MAX_TEXT]
 
 
 def group_ticks(meter: Meter) -> int:

@@ -19,6 +19,8 @@ import verovio
 # verovio 6 reads repeats in ABC and passes over first and second endings, which it knows in MEI. So each is marked by a
 # chord symbol, which comes out in the MEI where the ending begins.
 _ENDING: Final = re.compile(r"(\|)[ \[]?([12])(?=[ \"(\[A-Ga-gz^_=])")
+# Header fields that verovio 6 draws nothing of and warns about.
+_NOT_DRAWN: Final = ("R:", "N:", "Q:")
 _MARK: Final = "ending "
 _MEI: Final = "http://www.music-encoding.org/ns/mei"
 _LINES_THAT_END: Final = frozenset({"rptend", "rptboth", "dbl", "end"})
@@ -46,6 +48,7 @@ def load(toolkit: Any, abc: str) -> bool:
     """Load ABC, its endings included; False where there is no tune."""
     toolkit.setOptions({"inputFrom": "abc"})
     head, key, music = abc.partition("\nK:")
+    head = "\n".join(line for line in head.split("\n") if not line.startswith(_NOT_DRAWN))
     marked = _ENDING.sub(rf'\1 "{_MARK}\2"', music)
     if not toolkit.loadData(head + key + marked):
         return False
