@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 GRUVE = (sys.executable, "-m", "gruve.cli")
 COMMANDS = ("serve", "generate", "chat", "models", "train", "evaluate", "publish", "demo")
 ANY_PORTS = ("--port", "0", "--metrics-port", "0")
-TUNE = "L:1/8\nM:4/4\nK:Cmaj\n|: CDEF GABc | c4 z4 :|\n"
 
 
 def gruve(*arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -107,7 +106,10 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
         (["generate"], {}, 2, "the following arguments are required: MODEL"),
         (["generate", "m", "--max-tokens", "many"], {}, 2, "--max-tokens is 'many'; must be a whole number"),
         (["generate", "m", "--out", "x.txt"], {}, 2, "--out is 'x.txt'; its name must end in one of .abc, .svg, .mid"),
-        (["generate", "m", "--key", "G"], {}, 2, "--key transposes what --out writes"),
+        (["generate", "m", "--key", "H"], {}, 2, "--key is 'H'; must be a root from A to G"),
+        (["generate", "m", "--n", "0"], {}, 2, "--n is 0; must be 1 to 1000"),
+        (["generate", "m", "--n", "2", "--session", "s"], {}, 2, "--n is 2; a session goes on with one tune"),
+        (["generate", "m", "--raw", "--key", "G"], {}, 2, "--raw prints the model's tokens, which stand on C"),
         (["generate", "m", "--address", ","], {}, 2, "--address is ','"),
         (["models"], {"GRUVE_ADDRESS": "localhost:1"}, 1, "no server answers at localhost:1 (Connection refused)"),
         (["evaluate", "models/tiny", "/no/where"], {}, 1, "there is no corpus at '/no/where'"),
@@ -137,7 +139,6 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code
         (["--max-tokens", "0"], "INVALID_FIELD: max_tokens"),
         (["--seed", "-1"], "INVALID_FIELD: seed"),
         (["--session", "forged"], "SESSION_UNKNOWN"),
-        (["--max-tokens", "40", "--out", "/no/where/tune.abc", "--quiet"], "no file was written"),
     ],
 )
 def test_what_the_server_refuses_is_one_line_too(address, arguments, line, capsys):
@@ -228,22 +229,6 @@ def test_a_terminal_shows_the_prompt_dimmed_and_no_control_characters(fake):
     with in_a_terminal("generate", "made-up", "RO", "--address", fake.address, "--quiet") as (process, shown, _):
         assert process.wait(60) == 0
         assert os.read(shown, 4_096) == b"\x1b[2mRO\x1b[0ma\xe2\x90\x9b[2Jb\r\n"
-
-
-def test_a_tune_is_written_as_notation_drawn_and_to_play(fake, tmp_path, monkeypatch):
-    fake.reset(text=TUNE)
-    paths = [tmp_path / "new" / name for name in ("tune.abc", "tune.svg", "tune.mid")]
-    outs = [argument for path in paths for argument in ("--out", str(path))]
-    assert main(["generate", "made-up", "--address", fake.address, *outs, "--key", "G", "--quiet"]) == 0
-    assert "\nK:G" in paths[0].read_text()
-    assert paths[1].read_text().startswith(("<?xml", "<svg"))
-    assert paths[2].read_bytes().startswith(b"MThd")
-
-
-def test_a_tune_that_breaks_the_rules_is_repaired_and_said_to_be(fake, tmp_path, capsys):
-    fake.reset(text=TUNE.replace("c4 z4", "c4 (3z4"))
-    assert main(["generate", "made-up", "--address", fake.address, "--out", str(tmp_path / "tune.abc")]) == 0
-    assert "the notation was repaired: " in capsys.readouterr().err
 
 
 def test_chat_reads_lines_and_forgets_its_session(address):

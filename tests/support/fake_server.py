@@ -51,7 +51,9 @@ LASTING = {
     "ENGINE_FAILED": grpc.StatusCode.UNAVAILABLE,
     "NOT_YET": grpc.StatusCode.UNIMPLEMENTED,
     "INTERNAL": grpc.StatusCode.INTERNAL,
+    "UNKNOWN_CHARACTER": grpc.StatusCode.INVALID_ARGUMENT,
 }
+KEY_TOKENS = {"K:Cmaj\n": 5, "K:Cmin\n": 6, "K:Cdor\n": 7}
 
 
 def transcript(seed: int, length: int) -> bytes:
@@ -107,6 +109,7 @@ class FakeServer(
         self.tokens_per_message = tokens_per_message
         self.requests: list[Any] = []
         self.digest, self.numerics_id = "digest", "numerics"
+        self.tokenizer = "characters"
         self.shift = 0
         """Added to the position of every message after the first: a server that breaks the contract."""
         self.hold = False
@@ -215,4 +218,9 @@ class FakeServer(
 
     def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._unary(request, context)
-        return model_pb2.ListModelsResponse(models=[{"name": "made-up"}])
+        return model_pb2.ListModelsResponse(models=[{"name": "made-up", "tokenizer": self.tokenizer}])
+
+    def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.text not in KEY_TOKENS:
+            abort(context, LASTING["UNKNOWN_CHARACTER"], "UNKNOWN_CHARACTER", None)
+        return model_pb2.TokenizeResponse(token_ids=[KEY_TOKENS[request.text]])

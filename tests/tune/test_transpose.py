@@ -11,6 +11,7 @@ from gruve.tune.keys import (
     interval,
     key_above,
     key_name,
+    key_words,
     moved,
     parse_key,
     parse_key_request,
@@ -19,7 +20,7 @@ from gruve.tune.keys import (
 )
 from gruve.tune.parse import parse_tune
 from gruve.tune.score import Key, Note, Pitch, Tune
-from gruve.tune.tokens import detokenize, tokenize
+from gruve.tune.tokens import detokenize
 from gruve.tune.transpose import FIDDLE, LOWEST_MEAN, to_key, to_root_c, transposed
 from tunes import abc, kept, keys, pitches, tunes
 
@@ -63,6 +64,7 @@ def test_a_key_has_its_sharps_and_flats(name: str, sharps: int) -> None:
     assert sum(signature(parsed[0])) == sharps
     assert parse_key(key_name(parsed[0])) == parsed
     assert parse_key(key_name(parsed[0], short=True)) == parsed
+    assert parse_key(key_words(parsed[0])) == parsed
 
 
 @given(tunes(), st.integers(-24, 24))

@@ -18,7 +18,7 @@ from gruve.cli.calls import connected
 from gruve.cli.flags import Parser, add_command, add_flag
 from gruve.cli.generate import summary, title
 from gruve.cli.terminal import Failure, TextOut, standard_output
-from gruve.cli.tunes import write_tune_files
+from gruve.cli.tunes import finished_tune, origin, write_tune_files
 from gruve.errors import TuneError
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
     if name is None:
         _say(out, f"There is no model called {' or '.join(TUNE_MODELS)} here, so there is no tune today.")
         return
+    from gruve.tune.write import complete, write_tune
+
     paths = [args.out / "tune.abc", args.out / "tune.svg"]
+    model = next(model for model in client.models() if model.name == name)
     for seed in TUNE_SEEDS:
         _say(out, f"A folk tune in ABC notation by {name!r}, seed {seed}, {args.rate:g} tokens per second:")
         stream = client.generate(
@@ -88,7 +91,9 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
         text = _stream(stream, out)
         out.write("\n")
         try:
-            write_tune_files(text, paths, lambda note: out.write(f"{note}\n"), title=title(stream))
+            tune = complete(finished_tune(text, lambda note: out.write(f"{note}\n")))
+            abc = write_tune(tune, title=title(stream), notes=origin(stream, model))
+            write_tune_files([abc], paths, lambda note: out.write(f"{note}\n"))
         except (Failure, TuneError) as error:
             out.write(f"{error}\n")
             continue

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from gruve.cli.calls import connected
+from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, tune_model
 from gruve.cli.flags import Parser, add_address, add_command, add_flag
 from gruve.cli.terminal import Failure, say_note, say_nothing, standard_output
-from gruve.cli.tunes import KINDS, write_tune_files
 
 if TYPE_CHECKING:
     from gruve.client import Client, GenerateOptions, TokenStream
@@ -20,13 +20,21 @@ if TYPE_CHECKING:
 DESCRIPTION = """Stream what a model makes of a prompt, token by token.
 
 Generated text alone goes to standard output, on a terminal behind the prompt; notes go to standard error. Ctrl-C
-cancels the generation."""
+cancels the generation.
+
+A model of tunes prints complete ABC notation: the tune with the prompt that it begins with, a title, a tempo, and notes
+that say what made it. A terminal shows the model's tokens first, dimmed, as they come. With --raw these alone are
+printed: header tokens L:, M: and K:, then the music on the root C, each token as the vocabulary has it."""
+START_ID, END_ID = 0, 1
+"""Tokens around a tune in every tokenizer of kind abc."""
 EXAMPLES = """\
 examples:
   gruve generate shakespeare "ROMEO:" --max-tokens 400 --temperature 0.8
   gruve generate shakespeare "ROMEO:" --seed 7 > romeo.txt      the text and nothing else
-  gruve generate folk --rate 30                                 watch a tune being written
+  gruve generate folk > tune.abc                                a tune in ABC notation, complete
+  gruve generate folk --n 3 --key Am --rate 30                  watch three tunes in A minor being written
   gruve generate folk --out tune.svg --out tune.mid --key G     draw and play it, in G
+  gruve generate folk --raw                                     the model's tokens and nothing else
   gruve generate shakespeare "ROMEO:" --session new             keep a session; its id is noted at the end
   gruve generate shakespeare --session ID                       go on from there
   fortune | gruve generate shakespeare -                        the prompt from standard input
@@ -48,14 +56,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--session", metavar="ID|new", help="continue a session, or keep this one")
     add_flag(parser, "--timeout", float, None, "give up after so many seconds", metavar="S")
     parser.add_argument("--echo", action="store_true", help="put the prompt before what is generated")
-    parser.add_argument(
-        "--out",
-        action="append",
-        type=Path,
-        metavar="FILE",
-        help=f"also write the tune as ABC notation, drawn or to play: {', '.join(KINDS)}; may be given more than once",
-    )
-    parser.add_argument("--key", metavar="KEY", help="with --out, transpose the tune to this key, such as G or Bb")
+    add_tune_flags(parser)
     parser.add_argument("--quiet", action="store_true", help="no notes on standard error")
 
 
@@ -74,25 +75,23 @@ def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Streams, notes, writes."""
-    paths: list[Path] = args.out or []
     note: Callable[[str], None] = say_nothing if args.quiet else say_note
-    for path in paths:
-        if path.suffix not in KINDS:
-            raise Failure(f"--out is {str(path)!r}; its name must end in one of {', '.join(KINDS)}", exit_code=2)
-    if args.key and not paths:
-        raise Failure("--key transposes what --out writes; there is no --out", exit_code=2)
+    tune_options = TuneOptions.of(args)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     with connected(args.address) as client:
+        model = tune_model(client, args.model)
+        if model is not None:
+            start = functools.partial(_begin_tune, client, args)
+            composer = Composer(client, model, tune_options, start, summary, note)
+            return composer.run(prompt, _tune_so_far(client, args), args.seed)
+        tune_options.refuse_for(args.model)
         stream, before = _begin(client, args, prompt), time.monotonic()
         try:
-            text = _print(stream, prompt, args)
+            _print(stream, prompt, args)
         except KeyboardInterrupt:
             note("cancelled")
             raise
         note(summary(stream, time.monotonic() - before))
-    if paths:
-        whole = text if args.echo else (prompt or "") + text
-        write_tune_files(whole, paths, note, key=args.key, title=title(stream))
     return 0
 
 
@@ -127,7 +126,9 @@ def title(stream: TokenStream) -> str:
     return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
 
 
-def _begin(client: Client, args: argparse.Namespace, prompt: str | None) -> TokenStream:
+def _begin(
+    client: Client, args: argparse.Namespace, prompt: str | None, bias: Mapping[int, float] | None = None
+) -> TokenStream:
     session = None if args.session == "new" else args.session
     if session:
         kept = client.get_session(session, transcript=False).session.model
@@ -135,6 +136,7 @@ def _begin(client: Client, args: argparse.Namespace, prompt: str | None) -> Toke
             raise Failure(f"session {session} is one of the model {kept!r}, not {args.model!r}")
     options: GenerateOptions = {
         **sampling_options(args),
+        "logit_bias": bias,
         "min_tokens": args.min_tokens,
         "ignore_eos": args.ignore_eos,
         "stop": args.stop,
@@ -150,17 +152,30 @@ def _begin(client: Client, args: argparse.Namespace, prompt: str | None) -> Toke
     )
 
 
-def _print(stream: TokenStream, prompt: str | None, args: argparse.Namespace) -> str:
-    """Prints the stream as it comes; returns its text."""
+def _begin_tune(
+    client: Client, args: argparse.Namespace, prompt: str | None, seed: int | None, bias: Mapping[int, float] | None
+) -> TokenStream:
+    again = argparse.Namespace(**{**vars(args), "seed": seed, "echo": False})
+    return _begin(client, again, prompt, bias)
+
+
+def _tune_so_far(client: Client, args: argparse.Namespace) -> str:
+    """What a session that is continued has of its last tune: nothing if that has ended."""
+    if args.session in (None, "new"):
+        return ""
+    ids = list(client.get_session(args.session).token_ids)
+    last = max((place for place, token in enumerate(ids) if token in (START_ID, END_ID)), default=-1)
+    return client.detokenize(ids[last + 1 :], model=args.model) if ids[last + 1 :] else ""
+
+
+def _print(stream: TokenStream, prompt: str | None, args: argparse.Namespace) -> None:
+    """Prints the stream as it comes."""
     out = standard_output()
-    parts: list[str] = []
     try:
         with stream:
             if out.is_terminal and prompt and not args.echo:
                 out.write(prompt, "dim")
             for chunk in stream:
-                parts.append(chunk.text)
                 out.write(chunk.text)
     finally:
         out.end_line()
-    return "".join(parts)

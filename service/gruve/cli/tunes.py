@@ -1,4 +1,4 @@
-"""Writes a generated tune to files: as ABC notation, drawn, or to play."""
+"""Finishes a generated tune: repaired, in the key asked for, with its origin; and writes it to files."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from gruve.cli.terminal import Failure
 from gruve.errors import TuneError, UnknownCharacter
 
 if TYPE_CHECKING:
+    from gruve.client import TokenStream
+    from gruve.tune.keys import KeyRequest
     from gruve.tune.score import Tune
+    from gruve.v1.model_pb2 import Model
 
 KINDS = (".abc", ".svg", ".mid")
 
 
-def write_tune_files(
-    text: str, paths: Sequence[Path], note: Callable[[str], None], *, key: str | None = None, title: str = ""
-) -> None:
-    """Writes a tune to each path in the form that its ending names; raises `Failure` if the text is no tune.
+def write_tune_files(abcs: Sequence[str], paths: Sequence[Path], note: Callable[[str], None]) -> None:
+    """Writes tunes in ABC to each path in the form that its ending names; `note` gets a line for each file.
 
-    A tune that breaks the rules of notation, as a model's may, is read as far as it makes sense. `note` gets a line
-    about that, and one for each file.
+    An `.abc` file takes all of them. Of several tunes each picture and each MIDI file is one of its own: `tune-1.svg`.
     """
     from gruve.tune.draw import draw
-    from gruve.tune.write import write_tune
 
-    abc = write_tune(_transposed(_tune(text, note), key), title=title)
-    drawing = draw(abc) if any(path.suffix != ".abc" for path in paths) else None
+    drawn = any(path.suffix != ".abc" for path in paths)
+    drawings = [draw(abc) for abc in abcs] if drawn else []
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if drawing is None or path.suffix == ".abc":
-            path.write_text(abc, encoding="utf-8")
-        elif path.suffix == ".svg":
-            path.write_text(drawing.svg, encoding="utf-8")
-        else:
-            path.write_bytes(drawing.midi)
-        note(f"wrote {path}")
+        if path.suffix == ".abc":
+            path.write_text("\n".join(abcs), encoding="utf-8")
+            note(f"wrote {path}")
+            continue
+        for number, drawing in enumerate(drawings, 1):
+            own = path.with_stem(f"{path.stem}-{number}") if len(drawings) > 1 else path
+            own.write_bytes(drawing.midi if path.suffix == ".mid" else drawing.svg.encode())
+            note(f"wrote {own}")
 
 
-def _tune(text: str, note: Callable[[str], None]) -> Tune:
+def finished_tune(text: str, note: Callable[[str], None]) -> Tune:
+    """The tune that generated tokens spell; raises `Failure` if they spell none.
+
+    A tune that breaks the rules of notation, as a model's may, is read as far as it makes sense; `note` is told.
+    """
     from gruve.tune.parse import parse_tune
     from gruve.tune.recover import recovered
     from gruve.tune.tokens import split
@@ -53,18 +57,39 @@ def _tune(text: str, note: Callable[[str], None]) -> Tune:
     except UnknownCharacter:
         tune = None
     if tune is None or not tune.events:
-        raise Failure(f"no file was written, the text is no tune in ABC notation: {wrong}")
+        raise Failure(f"no tune was written, the text is none in ABC notation: {wrong}")
     note(f"the notation was repaired: {wrong}")
     return tune
 
 
-def _transposed(tune: Tune, key: str | None) -> Tune:
-    from gruve.tune.keys import parse_key
+def in_key(tune: Tune, request: KeyRequest, note: Callable[[str], None]) -> Tune:
+    """The tune on the root asked for, in its own mode; `note` is told which key that is, and what could not be."""
+    from dataclasses import replace
+
+    from gruve.tune.keys import key_words, within_seven_signs
     from gruve.tune.transpose import to_key
 
-    if not key:
-        return tune
-    found = parse_key(key)
-    if found is None:
-        raise Failure(f"--key is {key!r}; must be a key such as G, Bb or F#", exit_code=2)
-    return to_key(tune, found[0])
+    wanted = replace(request.key, mode=tune.key.mode)
+    target = within_seven_signs(wanted)
+    told = f"the tune is in {key_words(target)}"
+    if target != wanted:
+        told += f"; {key_words(wanted)} would need more than seven sharps or flats"
+    if request.mode and request.mode != tune.key.mode:
+        told += f"; its mode is not the one that --key asks for, {key_words(request.key)}"
+    note(told)
+    return to_key(tune, target)
+
+
+def origin(stream: TokenStream, model: Model) -> list[str]:
+    """Lines for `N:` that say what made a tune: enough to make it again, if it was made from no session."""
+    if stream.start is None:
+        return []
+    sampling = stream.start.sampling
+    words = [f"seed {sampling.seed}"]
+    usual = {"temperature": None, "top_k": model.vocabulary_size, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+    for name, default in usual.items():
+        if sampling.HasField(name) and getattr(sampling, name) != default:
+            words.append(f"{name.replace('_', ' ')} {getattr(sampling, name):g}")
+    if sampling.logit_bias.biases:
+        words.append(f"{len(sampling.logit_bias.biases)} logit biases")
+    return [f"made by gruve with {stream.start.model}: {', '.join(words)}", f"model digest {stream.start.model_digest}"]

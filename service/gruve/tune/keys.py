@@ -105,6 +105,11 @@ def key_name(key: Key, *, short: bool = False) -> str:
     return root + (_SHORT_NAMES.get(key.mode, key.mode) if short else key.mode)
 
 
+def key_words(key: Key) -> str:
+    """The key in words: `F# minor`, `D mixolydian`."""
+    return key_name(key)[:-3] + " " + next(word for word in _MODE_WORDS if word.startswith(key.mode))
+
+
 def moved(pitch: Pitch, steps: int, semitones: int) -> Pitch:
     """The pitch an interval away: so many steps of the staff, so many semitones.
 

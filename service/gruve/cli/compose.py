@@ -1,0 +1,192 @@
+"""`gruve generate` with a model of tunes: complete ABC on standard output, in the key asked for, and files."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, get_args
+
+from gruve.cli.flags import Parser, add_flag
+from gruve.cli.terminal import Failure, TextOut, standard_output
+from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_files
+
+if TYPE_CHECKING:
+    from gruve.client import Client, TokenStream
+    from gruve.tune.keys import KeyRequest
+    from gruve.tune.score import Mode
+    from gruve.v1.model_pb2 import Model
+
+Note = Callable[[str], None]
+Start = Callable[[str | None, int | None, Mapping[int, float] | None], "TokenStream"]
+"""Begins a generation: of a prompt, with a seed and with biases of logits, where there are any."""
+
+TUNE_TOKENIZER: Final = "abc"
+MAX_TUNES: Final = 1_000
+_NEVER: Final = -100.0
+"""Added to a logit: such a token is not drawn at any usual temperature."""
+
+
+def add_tune_flags(parser: Parser) -> None:
+    """Declares the flags that only models of tunes take."""
+    tunes = parser.add_argument_group("tunes", "for models that write ABC notation, such as folk")
+    tunes.add_argument(
+        "--out",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help=f"also write the tune as ABC notation, drawn or to play: {', '.join(KINDS)}; may be given more than once",
+    )
+    tunes.add_argument(
+        "--key", metavar="KEY", help="write it on this root, such as G or Bb; with a mode, as in Am or Ddor, in that"
+    )
+    tunes.add_argument("--title", metavar="TEXT", help="the title; absent, the model's name and the seed")
+    add_flag(tunes, "--n", int, 1, f"how many tunes, each with a seed of its own; 1 to {MAX_TUNES}", metavar="N")
+    tunes.add_argument(
+        "--raw", action="store_true", help="read and print the model's tokens as they are: on C, without X:, T: and Q:"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """What the flags of `add_tune_flags` say, checked."""
+
+    paths: tuple[Path, ...]
+    key: KeyRequest | None
+    title: str
+    n: int
+    raw: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> TuneOptions:
+        """Checks the flags; raises `Failure` with exit code 2."""
+        from gruve.tune.keys import parse_key_request
+
+        for path in args.out or ():
+            if path.suffix not in KINDS:
+                raise Failure(f"--out is {str(path)!r}; its name must end in one of {', '.join(KINDS)}", exit_code=2)
+        key = parse_key_request(args.key) if args.key is not None else None
+        if args.key is not None and key is None:
+            raise Failure(
+                f"--key is {args.key!r}; must be a root from A to G, with # or b, and a mode or none: G, Bb, Am, Ddor",
+                exit_code=2,
+            )
+        if not 1 <= args.n <= MAX_TUNES:
+            raise Failure(f"--n is {args.n}; must be 1 to {MAX_TUNES}", exit_code=2)
+        if args.n > 1 and args.session not in (None, "new"):
+            raise Failure(f"--n is {args.n}; a session goes on with one tune", exit_code=2)
+        if args.raw and args.key and not args.out:
+            raise Failure("--raw prints the model's tokens, which stand on C; --key then needs --out", exit_code=2)
+        return cls(tuple(args.out or ()), key, args.title or "", args.n, args.raw)
+
+    def refuse_for(self, model: str) -> None:
+        """Raises `Failure` if a flag was given that a model of text has no use for."""
+        given = {"--out": self.paths, "--key": self.key, "--title": self.title, "--n": self.n > 1, "--raw": self.raw}
+        for flag, value in given.items():
+            if value:
+                raise Failure(f"{flag} is for models of tunes; {model!r} writes other text", exit_code=2)
+
+
+def tune_model(client: Client, name: str) -> Model | None:
+    """The model of that name, if the server has it and it writes ABC notation."""
+    found = next((model for model in client.models() if model.name == name), None)
+    return found if found is not None and found.tokenizer == TUNE_TOKENIZER else None
+
+
+@dataclass(frozen=True, slots=True)
+class Composer:
+    """Generates tunes, prints each, and writes the files when all are there."""
+
+    client: Client
+    model: Model
+    options: TuneOptions
+    start: Start
+    summary: Callable[[TokenStream, float], str]
+    note: Note
+
+    def run(self, prompt: str | None, before: str, seed: int | None) -> int:
+        """Returns the exit code. `before` is what a session that is continued already has of the tune."""
+        out = standard_output()
+        bias = self._mode_bias() if not (prompt or before) else None
+        abcs: list[str] = []
+        for number in range(1, self.options.n + 1):
+            stream = self.start(prompt, None if seed is None else (seed + number - 1) % 2**64, bias)
+            abcs.append(self._one(stream, before + (prompt or ""), number, out))
+        write_tune_files(abcs, self.options.paths, self.note)
+        return 0
+
+    def _one(self, stream: TokenStream, before: str, number: int, out: TextOut) -> str:
+        """One tune as complete ABC, printed; a tune that Ctrl-C cuts short is printed too."""
+        if number > 1:
+            out.write("\n")
+        parts: list[str] = []
+        began = time.monotonic()
+        try:
+            with stream:
+                for chunk in stream:
+                    parts.append(chunk.text)
+                    self._show(chunk.text, out)
+        except KeyboardInterrupt:
+            out.end_line()
+            self.note("cancelled")
+            if parts and not self.options.raw:
+                self._print(self._abc(stream, before + "".join(parts), number), out)
+            raise
+        out.end_line()
+        self.note(self.summary(stream, time.monotonic() - began))
+        if self.options.raw and not self.options.paths:
+            return ""
+        abc = self._abc(stream, before + "".join(parts), number)
+        if not self.options.raw:
+            self._print(abc, out)
+        return abc
+
+    def _show(self, text: str, out: TextOut) -> None:
+        """Tokens as they come: what is asked for with --raw, else something to watch on a terminal."""
+        if self.options.raw:
+            out.write(text)
+        elif out.is_terminal:
+            out.write(text, "dim")
+
+    @staticmethod
+    def _print(abc: str, out: TextOut) -> None:
+        out.write("\n" + abc if out.is_terminal else abc)
+
+    def _abc(self, stream: TokenStream, text: str, number: int) -> str:
+        from gruve.tune.write import complete, write_tune
+
+        tune = finished_tune(text, self.note)
+        if self.options.key:
+            tune = in_key(tune, self.options.key, self.note)
+        title = self.options.title or (
+            f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
+        )
+        if self.options.title and self.options.n > 1:
+            title += f" {number}"
+        return write_tune(complete(tune), title=title, number=number, notes=origin(stream, self.model))
+
+    def _mode_bias(self) -> Mapping[int, float] | None:
+        """Biases that leave of the model's `K:` tokens the mode asked for; None where none is asked for."""
+        from gruve.tune.score import Mode
+
+        wanted = self.options.key.mode if self.options.key else None
+        if wanted is None:
+            return None
+        tokens = {mode: self._token(mode) for mode in get_args(Mode)}
+        known = {mode: token for mode, token in tokens.items() if token is not None}
+        if wanted not in known:
+            raise Failure(f"--key asks for {wanted}; {self.model.name} writes {', '.join(known)}", exit_code=2)
+        return {token: _NEVER for mode, token in known.items() if mode != wanted}
+
+    def _token(self, mode: Mode) -> int | None:
+        """The id of the header of a mode, or None if the vocabulary lacks it."""
+        from gruve.client import CallFailed
+
+        try:
+            return self.client.tokenize(f"K:C{mode}\n", model=self.model.name)[0]
+        except CallFailed as error:
+            if error.reason == "UNKNOWN_CHARACTER":
+                return None
+            raise
