@@ -30,7 +30,6 @@ GruveError
     ├── HandedOver              the server shut down under a running stream; resume elsewhere
     ├── StoreUnavailable        the store that has the session does not answer
     ├── StoreBroken             the store cannot be used at all; only when a server starts
-    ├── CannotListen            a port in use, a bad host or a missing permission; only when a server starts
     └── EngineFailed            the decode loop failed; the log has the trace under this id
 """
 
@@ -243,10 +242,10 @@ class Draining(Unavailable):
     reason = "DRAINING"
 
 
-class CannotListen(Unavailable):
-    """The server cannot listen on the address it is configured with; only when it starts."""
+class AddressInUse(Unavailable):
+    """The server cannot listen where it was told to."""
 
-    reason = "CANNOT_LISTEN"
+    reason = "ADDRESS_IN_USE"
 
 
 class HandedOver(Unavailable):

@@ -85,3 +85,21 @@ def tunes(draw: st.DrawFn) -> Tune:
         events.append(Bar(":|") if kind == "twice" else Bar("||"))
     events[-1:] = [Bar("|]")] if events[-1] == Bar("||") else events[-1:]
     return Tune(meter, draw(keys), tuple(events))
+
+
+def write_books(folder: Path) -> Path:
+    """Writes books of enough different tunes that each part of the split gets some and no token is rare."""
+    notes = "CDEFGABc"
+
+    def bar(n: int) -> str:
+        return "".join(notes[(n >> shift) % 8] for shift in (0, 3, 6)) + "".join(notes[n * k % 8] for k in (3, 5, 7))
+
+    tunes = [
+        f"X:{n}\nT:{'abcdefgh'[n % 8]}{n}qu{'ijklmnop'[n // 8]}\nM:6/8\nL:1/8\nK:C\n"
+        + "|: " + " | ".join(bar(97 * n + 31 * k * n + k) for k in range(8)) + " :|\n\n"
+        for n in range(1, 64)
+    ]  # fmt: skip
+    (folder / "sub").mkdir()
+    (folder / "sub" / "one.abc").write_text("".join(tunes[:30]), encoding="utf-8")
+    (folder / "two.abc").write_text("".join(tunes[30:]), encoding="utf-8")
+    return folder

@@ -20,6 +20,7 @@ from gruve.training.landmarks import CLASSES, landmarks
 from gruve.training.taboos import FREQUENT, Taboos, kind, taboo_loss
 from gruve.training.trainer import train
 from gruve.tune.tokens import join, split
+from tunes import write_books
 
 HEAD = "L:1/8\nM:3/4\nK:Cmaj\n"
 TUNE = split(HEAD + "|: C | DEF2GA | (3BAGF4 |1 E4D2 | C4C :|2 E2D2C2 | C4C |]")
@@ -28,22 +29,7 @@ VOCABULARY = sorted({*TUNE, *split("M:6/8\n/2><-z||")})
 
 @pytest.fixture(name="folder", scope="module")
 def a_folder_of_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough different tunes that each part of the split gets some and no token is rare."""
-    folder = tmp_path_factory.mktemp("books")
-    notes = "CDEFGABc"
-
-    def bar(n: int) -> str:
-        return "".join(notes[(n >> shift) % 8] for shift in (0, 3, 6)) + "".join(notes[n * k % 8] for k in (3, 5, 7))
-
-    tunes = [
-        f"X:{n}\nT:{'abcdefgh'[n % 8]}{n}qu{'ijklmnop'[n // 8]}\nM:6/8\nL:1/8\nK:C\n"
-        + "|: " + " | ".join(bar(97 * n + 31 * k * n + k) for k in range(8)) + " :|\n\n"
-        for n in range(1, 64)
-    ]  # fmt: skip
-    (folder / "sub").mkdir()
-    (folder / "sub" / "one.abc").write_text("".join(tunes[:30]), encoding="utf-8")
-    (folder / "two.abc").write_text("".join(tunes[30:]), encoding="utf-8")
-    return folder
+    return write_books(tmp_path_factory.mktemp("books"))
 
 
 @pytest.fixture(name="corpus", scope="module")

@@ -39,6 +39,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the run's folder; its name is the model's"
     )
+    parser.add_argument(
+        "--initial", type=Path, metavar="DIR", help="the model to begin with, where the config has an initial_digest"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
 
 
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.config)
     with _shown(config.schedule.steps) as show:
         try:
-            model = train(config, args.corpus, args.out, resume=args.resume, progress=show)
+            model = train(config, args.corpus, args.out, resume=args.resume, initial=args.initial, progress=show)
         except KeyboardInterrupt:
             say_note(f"interrupted; --resume goes on from the last checkpoint in {args.out}")
             raise

@@ -9,9 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gruve.model.pointer_tracker import follower_sources, match_lengths, window_begins
+from gruve.model.pointers import PointerConfig
 from gruve.training.config import Batches
 from gruve.training.landmarks import CLASSES
 
@@ -33,6 +36,8 @@ class Batch:
     """(B, T, questions): for tunes, the classes that `landmarks.py` gives each input, or IGNORED."""
     taboos: Tensor | None = None
     """(B, T): for tunes, the row of the corpus's table of taboos that holds behind each input."""
+    pointed: Tensor | None = None
+    """(B, T, 2 K + 2): for a model with pointers, what they say at each input."""
 
 
 class Source(Protocol):
@@ -55,7 +60,11 @@ class TextBatches:
     zero state with the start token, because that is how every request to a server begins.
     """
 
-    def __init__(self, ids: Sequence[int], batches: Batches, seed: int) -> None:
+    def __init__(
+        self, ids: Sequence[int], batches: Batches, seed: int, pointers: PointerConfig | None = None, none: int = 0
+    ) -> None:
+        """`none` is the vocabulary's size, which stands for a pointer that names no token."""
+        self._followers = None if pointers is None else _Followers(pointers, ids, none)
         self._ids = torch.tensor(ids, dtype=torch.long)
         self._batches = batches
         self._generator = torch.Generator().manual_seed(seed)
@@ -63,6 +72,7 @@ class TextBatches:
         first = int(torch.randint(len(ids), (1,), generator=self._generator))
         self._at = (first + torch.arange(rows) * len(ids) // rows) % len(ids)
         self._fresh = torch.ones(rows, dtype=torch.bool)
+        self._begins = self._at.clone()  # where each reader last began from the zero state
 
     def next(self) -> Batch:
         """The next chunk of every reader; its length is drawn from half to one and a half times `steps`."""
@@ -76,18 +86,55 @@ class TextBatches:
         targets = self._ids[span]
         inputs = self._ids[(span - 1).clamp(min=0)]
         inputs[cold, 0] = START_ID
+        self._begins[cold] = self._at[cold]
+        pointed = None if self._followers is None else self._followers.rows(span - 1, self._begins, cold)
         self._at = self._at + T
         self._fresh = torch.zeros_like(cold)
-        return Batch(inputs, targets, cold)
+        return Batch(inputs, targets, cold, pointed=pointed)
 
     def state(self) -> dict[str, Tensor]:
         """The readers' places and the generator."""
-        return {"at": self._at, "fresh": self._fresh, "generator": self._generator.get_state()}
+        return {
+            "at": self._at,
+            "begins": self._begins,
+            "fresh": self._fresh,
+            "generator": self._generator.get_state(),
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Puts readers and generator back."""
         self._at, self._fresh = state["at"].clone(), state["fresh"].clone()
+        self._begins = state.get("begins", self._at).clone()  # a checkpoint from before there were pointers has none
         self._generator.set_state(state["generator"])
+
+
+class _Followers:
+    """The pointers of a text's readers. A reader that began at some place of the text points at nothing before it."""
+
+    def __init__(self, pointers: PointerConfig, ids: Sequence[int], none: int) -> None:
+        tokens = np.asarray(ids, dtype=np.int32)
+        begins = window_begins(dataclasses.replace(pointers, start_token=-1), tokens)
+        sources = follower_sources(pointers, tokens, begins)
+        self._lengths = torch.tensor(pointers.followers)
+        self._none = none
+        self._tokens = torch.from_numpy(tokens)
+        self._sources = torch.from_numpy(sources)
+        self._matches = torch.from_numpy(match_lengths(pointers, tokens, sources, begins).astype(np.int8))
+
+    def rows(self, places: Tensor, begins: Tensor, cold: Tensor) -> Tensor:
+        """(B, T, 2 K + 2): the pointers at the characters of `places` (B, T), of readers that began at `begins` (B,).
+
+        The first input of a `cold` reader is the start token, at which no pointer names anything.
+        """
+        sources = self._sources[places.clamp(min=0)].long()
+        inside = sources - self._lengths + 1 >= begins[:, None, None]
+        inside &= (sources >= 0) & (places >= begins[:, None]).unsqueeze(-1)
+        inside[cold, 0] = False
+        tokens = self._tokens[(sources + 1).clamp(min=0)].masked_fill(~inside, self._none)
+        longest = sources - begins[:, None, None] + 1
+        matches = torch.minimum(self._matches[places.clamp(min=0)].long(), longest).masked_fill(~inside, 0)
+        rows = torch.cat((tokens, matches, torch.zeros_like(tokens[..., :2])), dim=-1)
+        return rows.to(torch.int32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,10 +144,15 @@ class Piece:
     ids: tuple[int, ...]
     landmarks: tuple[tuple[int, ...], ...]
     taboos: tuple[int, ...]
+    pointed: Tensor | None = dataclasses.field(default=None, compare=False)
+    """(T, 2 K + 2): what the pointers of a model that has some say at each."""
 
     def joined(self, other: Piece) -> Piece:
-        """This tune and another behind it."""
-        return Piece(self.ids + other.ids, self.landmarks + other.landmarks, self.taboos + other.taboos)
+        """This tune and another behind it, at whose start token the pointers begin anew."""
+        pointed = None
+        if self.pointed is not None and other.pointed is not None:
+            pointed = torch.cat((self.pointed, other.pointed))
+        return Piece(self.ids + other.ids, self.landmarks + other.landmarks, self.taboos + other.taboos, pointed)
 
 
 class TuneBatches:
@@ -173,6 +225,9 @@ def pad(pieces: Sequence[Piece]) -> Batch:
         ids[row, :length] = torch.tensor(piece.ids)
         landmarks[row, :length] = torch.tensor(piece.landmarks)
         taboos[row, :length] = torch.tensor(piece.taboos)
+    pointed = None
+    if pieces[0].pointed is not None:
+        pointed = torch.nn.utils.rnn.pad_sequence([p.pointed for p in pieces if p.pointed is not None], True)[:, :-1]
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == START_ID, IGNORED)
     cold = torch.ones(len(pieces), dtype=torch.bool)
-    return Batch(ids[:, :-1], targets, cold, landmarks[:, :-1], taboos[:, :-1])
+    return Batch(ids[:, :-1], targets, cold, landmarks[:, :-1], taboos[:, :-1], pointed)

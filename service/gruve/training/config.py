@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from gruve.errors import InvalidField
 from gruve.model.config import Cell, ModelConfig, Precision, Reset
+from gruve.model.pointers import PointerConfig
 from gruve.model.tokenizer import Kind
 
 Arithmetic = Literal["float32", "bfloat16"]
@@ -32,9 +33,9 @@ class Architecture:
     tied_head: bool = False
     precision: Precision = "float16"
 
-    def model_config(self, vocabulary_size: int) -> ModelConfig:
+    def model_config(self, vocabulary_size: int, pointers: PointerConfig | None = None) -> ModelConfig:
         """The blueprint over a vocabulary; raises `ModelBroken` on sizes out of their bounds."""
-        return ModelConfig(vocabulary_size=vocabulary_size, **dataclasses.asdict(self))
+        return ModelConfig(vocabulary_size=vocabulary_size, pointers=pointers, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,6 +100,18 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Pointers:
+    """Which pointers the model has; `gruve.model.pointers` says what they are."""
+
+    bars: list[int] = dataclasses.field(default_factory=list)
+    """Distances in bars, for tunes alone."""
+    followers: list[int] = dataclasses.field(default_factory=list)
+    """Lengths in tokens."""
+    matches: int = 16
+    """Rows of each pointer's table of match lengths; 0 for none."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """One training run."""
 
@@ -109,6 +122,10 @@ class TrainingConfig:
     batches: Batches
     regularisation: Regularisation = Regularisation()
     objective: Objective = Objective()
+    pointers: Pointers | None = None
+    """None for a model without pointers."""
+    initial_digest: str = ""
+    """The digest of the model whose weights the run begins with; empty begins with fresh weights."""
     seed: int = 1
     threads: int = 1
     """Threads of a matrix product; another number makes other roundings, and so another model."""
@@ -143,6 +160,11 @@ class TrainingConfig:
             _check(getattr(s, name) >= 1, f"schedule.{name}", getattr(s, name), "at least 1")
         _check(1 <= b.rows <= 4096, "batches.rows", b.rows, "1 to 4096")
         _check(2 <= b.steps <= 65_536, "batches.steps", b.steps, "2 to 65536")
+        if self.pointers is not None:
+            for name in ("bars", "followers"):
+                values = getattr(self.pointers, name)
+                whole = isinstance(values, list) and all(type(value) is int for value in values)
+                _check(whole, f"pointers.{name}", values, "a list of integers")
         for name in ("landmark_weight", "taboo_weight"):
             weight = getattr(self.objective, name)
             _check(0 <= weight <= 1_000, f"objective.{name}", weight, "0 to 1000")
@@ -154,7 +176,13 @@ class TrainingConfig:
 
     def digest(self) -> str:
         """sha256 over every field; a checkpoint goes on only under the config it was made with."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        fields = dataclasses.asdict(self)
+        # A config without the newer keys keeps the digest that it had before there were any.
+        if self.pointers is None:
+            del fields["pointers"]
+        if not self.initial_digest:
+            del fields["initial_digest"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read_config(path: Path) -> TrainingConfig:
@@ -171,6 +199,7 @@ def read_config(path: Path) -> TrainingConfig:
         "batches": Batches,
         "regularisation": Regularisation,
         "objective": Objective,
+        "pointers": Pointers,
     }
     for name, table in tables.items():
         if name in fields:

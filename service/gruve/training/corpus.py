@@ -10,10 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from gruve.errors import CorpusError
+from gruve.model.config import ModelConfig
 from gruve.model.tokenizer import Tokenizer, build
 from gruve.training.batches import IGNORED, Piece
 from gruve.training.config import TrainingConfig
 from gruve.training.landmarks import CLASSES, landmarks
+from gruve.training.pointing import pointed_rows
 from gruve.training.taboos import Taboos
 from gruve.tune.books import read_books
 from gruve.tune.tokens import join
@@ -120,6 +122,18 @@ def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], taboos: Taboos) -> Pie
     ids = tokenizer.encode(join(tokens))
     none = (IGNORED,) * len(CLASSES)
     return Piece((start, *ids, end), (none, *landmarks(tokens), none), (*taboos.rows(tokens), 0))
+
+
+def with_pointers(corpus: TuneCorpus, model: ModelConfig) -> TuneCorpus:
+    """The corpus with what the pointers of a model say at every token; as it is for a model without pointers."""
+    if model.pointers is None:
+        return corpus
+
+    def pointed(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+        return tuple(dataclasses.replace(piece, pointed=pointed_rows(model, piece.ids)) for piece in pieces)
+
+    train, validation, test = pointed(corpus.train), pointed(corpus.validation), pointed(corpus.test)
+    return dataclasses.replace(corpus, train=train, validation=validation, test=test)
 
 
 def books_sha256(folder: Path) -> str:

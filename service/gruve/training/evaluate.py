@@ -19,6 +19,7 @@ from gruve.model.network import Network
 from gruve.model.repository import Model
 from gruve.training.batches import IGNORED, START_ID, Piece, pad
 from gruve.training.landmarks import CLASSES
+from gruve.training.pointing import pointed_rows
 
 CHUNK = 256
 """Steps of one call; bounds memory, and changes nothing else."""
@@ -91,7 +92,8 @@ def evaluate_tunes(model: Model, tunes: Sequence[str]) -> TunesReport:
     end = tokenizer.end_id
     encoded = [tokenizer.encode(text) for text in tunes]
     none = (IGNORED,) * len(CLASSES)
-    pieces = [Piece((START_ID, *i, end), (none,) * (len(i) + 2), (0,) * (len(i) + 2)) for i in encoded]
+    wholes = [(START_ID, *ids, end) for ids in encoded]
+    pieces = [Piece(ids, (none,) * len(ids), (0,) * len(ids), pointed_rows(model.config, ids)) for ids in wholes]
     return tunes_loss(model.network(), pieces)
 
 
@@ -104,9 +106,11 @@ def carried_loss(network: Network, ids: Sequence[int], rows: int = 1) -> float:
     T = len(ids) // rows
     targets = torch.tensor(ids[: rows * T]).view(rows, T)
     inputs = torch.cat((torch.full((rows, 1), START_ID), targets[:, :-1]), dim=1)
+    pointed = _pointed(network, inputs)
     state, total = network.zero_state(rows), 0.0
     for start in range(0, T, CHUNK):
-        logits, state, _ = network(inputs[:, start : start + CHUNK], state)
+        some = None if pointed is None else pointed[:, start : start + CHUNK]
+        logits, state, _ = network(inputs[:, start : start + CHUNK], state, some)
         total += _summed_nats(logits, targets[:, start : start + CHUNK])
     return total / (rows * T)
 
@@ -119,10 +123,13 @@ def cold_loss(network: Network, ids: Sequence[int], rows: int = 64) -> TextRepor
     inputs = torch.cat((torch.full((count, 1), START_ID), windows[:, :-1]), dim=1)
     targets = windows.clone()
     targets[:, 0] = IGNORED
+    pointed = _pointed(network, inputs)
     total = 0.0
     for start in range(0, count, rows):
         some = inputs[start : start + rows]
-        logits, _, _ = network(some, network.zero_state(len(some)))
+        logits, _, _ = network(
+            some, network.zero_state(len(some)), None if pointed is None else pointed[start : start + rows]
+        )
         total += _summed_nats(logits, targets[start : start + rows])
     return TextReport("cold", count * COLD_WINDOW, total / (count * COLD_WINDOW))
 
@@ -134,10 +141,16 @@ def tunes_loss(network: Network, pieces: Sequence[Piece], rows: int = 32) -> Tun
     ordered = sorted(pieces, key=lambda piece: len(piece.ids))
     for start in range(0, len(ordered), rows):
         batch = pad(ordered[start : start + rows])
-        logits, _, _ = network(batch.inputs, network.zero_state(len(batch.inputs)))
+        logits, _, _ = network(batch.inputs, network.zero_state(len(batch.inputs)), batch.pointed)
         total += _summed_nats(logits, batch.targets)
         scored += int((batch.targets != IGNORED).sum())
     return TunesReport(len(pieces), scored, total)
+
+
+def _pointed(network: Network, inputs: Tensor) -> Tensor | None:
+    """(B, T, 2 K + 2): what the pointers of a network that has some say, each row of `inputs` a transcript."""
+    rows = [pointed_rows(network.config, row) for row in inputs.tolist()]
+    return torch.stack([row for row in rows if row is not None]) if network.config.pointers is not None else None
 
 
 def _summed_nats(logits: Tensor, targets: Tensor) -> float:

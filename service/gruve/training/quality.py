@@ -20,6 +20,7 @@ import torch
 from gruve.errors import TuneError
 from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters, draw
+from gruve.training.pointing import PointerRows
 from gruve.tune.bars import segments, wrong_bars
 from gruve.tune.draw import engraving_warnings
 from gruve.tune.parse import parse_tune
@@ -83,8 +84,9 @@ def draw_samples(
         drawn: list[list[int]] = [[] for _ in parameters]
         running = list(range(len(parameters)))
         state, tokens = network.zero_state(len(running)), torch.zeros(len(running), dtype=torch.long)
+        pointers = PointerRows(model.config, len(running))
         for position in range(1, max_tokens + 1):
-            logits, state = network.step(tokens, state)
+            logits, state = network.step(tokens, state, pointers.feed(running, tokens.tolist()))
             for row, scores in zip(running, logits.numpy(), strict=True):
                 drawn[row].append(draw(scores, parameters[row], position=position, masked=(tokenizer.start_id,)))
             going = [at for at, row in enumerate(running) if drawn[row][-1] != tokenizer.end_id]

@@ -16,7 +16,7 @@ from gruve.model.network import Network
 from gruve.model.repository import WEIGHTS, Model
 from gruve.training.checkpoint import Checkpoint, load_checkpoint
 from gruve.training.config import TrainingConfig
-from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus
+from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers
 from gruve.training.evaluate import TextReport, TunesReport, carried_loss, cold_loss, tunes_loss
 from gruve.training.quality import Sample, draw_samples, judge
 
@@ -52,6 +52,7 @@ def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, 
         results["rounding"] = _rounding(carried_loss(unrounded, ids), carried.nats_per_token)
         results["samples"] = [_text_sample(model, temperature) for temperature in TEXT_TEMPERATURES]
         return results
+    corpus = with_pointers(corpus, model.config)
     scores = {part: tunes_loss(model.network(), getattr(corpus, part)) for part in ("validation", "test")}
     results["losses"] = [_loss(part, score) for part, score in scores.items()]
     before = tunes_loss(unrounded, corpus.validation).nats_per_token

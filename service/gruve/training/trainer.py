@@ -16,21 +16,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gruve.errors import ModelBroken
+from gruve.errors import InvalidField, ModelBroken
+from gruve.model.config import ModelConfig
 from gruve.model.network import Dropout
-from gruve.model.repository import Model, save
+from gruve.model.repository import Model, load, save
+from gruve.model.tokenizer import Tokenizer
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
 from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from gruve.training.config import TrainingConfig
-from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus
+from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers
 from gruve.training.curve import Curve
 from gruve.training.evaluate import carried_loss, tunes_loss
 from gruve.training.landmarks import CLASSES
+from gruve.training.pointing import pointer_config
 from gruve.training.recurrence import TrainingNetwork
 from gruve.training.taboos import taboo_loss
 
 VALIDATION_ROWS = 16
 """Parts of a text that are validated side by side during a run; the final figures carry one state through all of it."""
+
+
+UNDECAYED = ("embedding.weight", "pointers.")
+"""Tables, whose rows are trained only where they occur, and the pointers' gates: their weights do not decay."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    initial: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Model:
     """Trains a model and leaves it in `out`, with `losses.csv`, `curves.png` and the checkpoint beside it.
@@ -61,14 +69,20 @@ def train(
     `out` is named after the model. With `resume` the run goes on from the checkpoint in `out`, and ends with the same
     weights as one that was never interrupted. Raises `CorpusError` for a corpus that cannot be used, `ModelBroken` for
     a checkpoint that belongs to another config or corpus, or that is there although `resume` was not asked for.
+
+    `initial` is the folder of the model whose weights the run begins with; the config's `initial_digest` names it.
     """
     corpus = read_corpus(config, corpus_path)
     with _fixed_arithmetic(config):
+        if isinstance(corpus, TuneCorpus):
+            corpus = with_pointers(corpus, model_config(config, corpus.tokenizer))
         run = Run(config, corpus, out)
         if resume:
             run.restore(load_checkpoint(out))
         elif (out / FILE).exists():
             raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
+        elif initial is not None or config.initial_digest:
+            run.begin_with(initial_model(config, initial))
         while run.step < config.schedule.steps:
             progress(run.advance())
         return run.finish()
@@ -79,19 +93,35 @@ class Run:
 
     def __init__(self, config: TrainingConfig, corpus: Corpus, out: Path) -> None:
         self.config, self.corpus, self.out = config, corpus, out
-        self.model_config = config.architecture.model_config(corpus.tokenizer.size)
+        self.model_config = model_config(config, corpus.tokenizer)
         self.network = TrainingNetwork(self.model_config, in_bfloat16=config.arithmetic == "bfloat16")
         self.landmark_head: nn.Linear | None = None
         if config.objective.landmark_weight:
             self.landmark_head = nn.Linear(self.model_config.hidden_size, sum(CLASSES))
         self.average = {name: weight.detach().clone() for name, weight in self._parameters().items()}
         self.optimiser = _optimiser(config, self._parameters())
-        self.source = _source(config, corpus)
+        self.source = _source(config, corpus, self.model_config)
         self.carried = self.network.zero_state(config.batches.rows)
         self.curve = Curve(out)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self._sum_loss, self._sum_tokens = 0.0, 0
+
+    @torch.no_grad()
+    def begin_with(self, model: Model) -> None:
+        """Copies another model's weights in. Pointers that it lacks begin at zero, and so change nothing at first."""
+        if model.tokenizer != self.corpus.tokenizer:
+            raise ModelBroken(f"the initial model {model.name!r} has another vocabulary than the corpus")
+        shapes = model.config.shapes()
+        for name, weight in self.network.named_weights().items():
+            if name not in shapes and name.startswith("pointers."):
+                weight.zero_()
+            elif name not in shapes or shapes[name] != tuple(weight.shape):
+                found = shapes.get(name, "absent")
+                raise ModelBroken(f"the initial model's {name} is {found}; the config makes it {tuple(weight.shape)}")
+            else:
+                weight.copy_(model.weights[name])
+            self.average[name].copy_(weight)
 
     def advance(self) -> Progress:
         """One update of the weights, and what is due after it."""
@@ -123,7 +153,7 @@ class Run:
         self.network.train()
         self.network.dropout, self.network.weight_dropout = dropout_at(self.config, self.step)
         state = tuple(s.masked_fill(batch.cold[None, :, None], 0.0) for s in self.carried)
-        logits, state, outputs = self.network(batch.inputs, state)
+        logits, state, outputs = self.network(batch.inputs, state, batch.pointed)
         self.carried = tuple(s.detach() for s in state)
         loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
         total = loss + self._auxiliary_loss(batch, logits, outputs)
@@ -228,6 +258,23 @@ class Run:
         return parameters
 
 
+def initial_model(config: TrainingConfig, folder: Path | None) -> Model:
+    """The model that a run begins with; raises `InvalidField` where folder and config do not name the same one."""
+    wanted = config.initial_digest
+    if folder is None:
+        raise InvalidField("initial_digest", f"is {wanted}; the folder of that model must be given, too")
+    model = load(folder)
+    if model.digest != wanted:
+        raise InvalidField("initial_digest", f"is {wanted!r}; the model in {folder} has {model.digest!r}")
+    return model
+
+
+def model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The blueprint of the model that a run makes."""
+    pointers = None if config.pointers is None else pointer_config(config.pointers, tokenizer)
+    return config.architecture.model_config(tokenizer.size, pointers)
+
+
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """The rate of the update after `step` others: a linear warm-up, then half a cosine."""
     s = config.schedule
@@ -249,15 +296,16 @@ def _optimiser(config: TrainingConfig, parameters: dict[str, Tensor]) -> torch.o
     """AdamW (Loshchilov and Hutter 2019), one group a tensor so that names and moments stay together."""
     decay = config.regularisation.weight_decay
     groups = [
-        {"params": [p], "weight_decay": decay if p.dim() == 2 and name != "embedding.weight" else 0.0}
+        {"params": [p], "weight_decay": decay if p.dim() == 2 and not name.startswith(UNDECAYED) else 0.0}
         for name, p in parameters.items()
     ]
     return torch.optim.AdamW(groups, lr=config.schedule.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-def _source(config: TrainingConfig, corpus: Corpus) -> Source:
+def _source(config: TrainingConfig, corpus: Corpus, model: ModelConfig) -> Source:
     if isinstance(corpus, TextCorpus):
-        return TextBatches(corpus.tokenizer.encode(corpus.train), config.batches, config.seed)
+        ids = corpus.tokenizer.encode(corpus.train)
+        return TextBatches(ids, config.batches, config.seed, model.pointers, model.vocabulary_size)
     return TuneBatches(corpus.train, config.batches, config.seed)
 
 

@@ -1,0 +1,94 @@
+"""The pointers of a model in training: its `PointerConfig` from the training config, and their rows for a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from gruve.errors import InvalidField
+from gruve.model.config import ModelConfig
+from gruve.model.pointer_tracker import PointerTracker, point_all
+from gruve.model.pointers import PointerConfig
+from gruve.model.tokenizer import Tokenizer
+from gruve.training.config import Pointers
+from gruve.tune.score import BarKind, Meter, default_into
+from gruve.tune.tokens import BAR_TEXT
+
+UNIT = 24
+"""How far a note of one unit length moves the place in a bar: divisible by what tunes divide a unit by."""
+PLACE_STEP = 6
+PLACES = 128
+COUNTS = 32
+PART_STARTS: tuple[BarKind, ...] = ("|:", ":|", "||")
+"""The bar lines behind which a part begins."""
+
+
+def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
+    """The pointers over a tokenizer's vocabulary. Bars need a tokenizer of tunes; raises `InvalidField` without one."""
+    followers, start = tuple(pointers.followers), tokenizer.start_id
+    if tokenizer.kind != "abc":
+        if pointers.bars:
+            raise InvalidField("pointers.bars", f"is {pointers.bars}; allowed: none with kind {tokenizer.kind!r}")
+        return PointerConfig(followers=followers, matches=pointers.matches, start_token=start)
+    vocabulary = tokenizer.vocabulary
+    lines = {BAR_TEXT[kind] for kind in PART_STARTS}
+    return PointerConfig(
+        bars=tuple(pointers.bars),
+        followers=followers,
+        # A header line counts as one, so that the tune's first bar opens behind the headers.
+        bar_tokens=tuple(i for i, token in enumerate(vocabulary) if token in BAR_TEXT.values() or _is_header(token)),
+        part_tokens=tuple(i for i, token in enumerate(vocabulary) if token in lines),
+        advances=tuple(0 if token in vocabulary[:2] else advance_of(token) for token in vocabulary),
+        start_token=start,
+        place_step=PLACE_STEP,
+        places=PLACES,
+        counts=COUNTS,
+        matches=pointers.matches,
+    )
+
+
+def advance_of(token: str) -> int:
+    """How far an ABC token moves the place in its bar, in 24ths of the unit length.
+
+    A note or a rest moves by one unit; the length behind it by what it adds to that; a tuplet sign by what its notes
+    will be too long. Dotted pairs keep their sum. Every other token moves nothing.
+    """
+    if _is_header(token) or token in BAR_TEXT.values() or token in {"<", ">", "-"}:
+        return 0
+    if token[0] == "(":
+        notes, *more = (int(number) for number in token[1:].split(":"))
+        into, count = more or (default_into(notes, Meter(4, 4)), notes)
+        return int(UNIT * (Fraction(into * count, notes) - count))
+    if token[0].isdigit() or token[0] == "/":
+        above, _, below = token.partition("/")
+        return int(UNIT * (Fraction(int(above or 1), int(below or 1)) - 1))
+    return UNIT
+
+
+def _is_header(token: str) -> bool:
+    return token[1:2] == ":" and token[0] in "LMK"
+
+
+def pointed_rows(config: ModelConfig, ids: Sequence[int]) -> Tensor | None:
+    """(T, 2 K + 2) int32: what a model's pointers say at every token of a transcript; None for one without pointers."""
+    if config.pointers is None:
+        return None
+    return torch.from_numpy(point_all(config.pointers, config.vocabulary_size, ids))
+
+
+class PointerRows:
+    """The pointers of several transcripts that are generated side by side."""
+
+    def __init__(self, config: ModelConfig, rows: int) -> None:
+        pointers, V = config.pointers, config.vocabulary_size
+        self._trackers = [] if pointers is None else [PointerTracker(pointers, V) for _ in range(rows)]
+
+    def feed(self, rows: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
+        """(rows, 2 K + 2): what the pointers say in `rows` after one more token each; None without pointers."""
+        if not self._trackers:
+            return None
+        pointed = [self._trackers[row].feed(token) for row, token in zip(rows, tokens, strict=True)]
+        return torch.tensor([[*p.tokens, *p.matches, p.place_row, p.count_row] for p in pointed])
