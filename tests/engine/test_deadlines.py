@@ -1,0 +1,28 @@
+"""The heap of deadlines against a plain list."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gruve.engine.deadlines import Deadlines
+
+times = st.integers(0, 20).map(float)
+
+
+@given(st.lists(times), st.sets(st.integers(0, 30)), st.lists(times).map(sorted))
+def test_what_is_overdue_and_what_is_next_is_as_in_a_sorted_list(deadlines, ended, moments):
+    heap, plain = Deadlines(), sorted((deadline, id_) for id_, deadline in enumerate(deadlines))
+    for id_, deadline in enumerate(deadlines):
+        heap.add(deadline, id_)
+    alive = set(range(len(deadlines))) - ended
+    for now in moments:
+        overdue = [id_ for deadline, id_ in plain if deadline <= now]
+        plain = [(deadline, id_) for deadline, id_ in plain if deadline > now]
+        assert [id_ for id_ in heap.pop_overdue(now) if id_ in alive] == [id_ for id_ in overdue if id_ in alive]
+        assert heap.next_s(alive) == min((deadline for deadline, id_ in plain if id_ in alive), default=None)
+
+
+def test_without_deadlines_nothing_is_overdue_or_next():
+    assert Deadlines().pop_overdue(1e9) == []
+    assert Deadlines().next_s({1}) is None
