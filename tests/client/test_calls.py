@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cutting_proxy import CuttingProxy
 from fake_server import BARE, LASTING, PASSING, SERVER_SEED, FakeServer, certain, transcript
-from gruve.client import AsyncClient, CallFailed, Chunk, Client, Reconnect
+from gruve.client import AsyncClient, CallFailed, Chunk, Client, DeadlineExceeded, Reconnect, Reconnected, Reconnecting
 
 AT_ONCE = Reconnect(max_reconnects=10, first_reconnects=10, backoff_s=0)
 FAULTS = st.lists(st.tuples(st.sampled_from([*BARE, *PASSING, "cut"]), st.integers(0, 12)), max_size=6)
@@ -141,6 +141,38 @@ def test_a_stream_goes_on_at_the_next_address():
     assert joined([first, *rest]) == (tokens, certain(tokens))
 
 
+def events_of(address: str, kind: str) -> list[Reconnecting | Reconnected]:
+    """What `on_reconnect` receives while a stream is read to its end."""
+    events: list[Reconnecting | Reconnected] = []
+    if kind == "sync":
+        with Client(address, reconnect=AT_ONCE, on_reconnect=events.append) as client:
+            client.generate("x", model="m").text()
+        return events
+
+    async def read_it() -> None:
+        async with AsyncClient(address, reconnect=AT_ONCE, on_reconnect=events.append) as client:
+            await client.generate("x", model="m").text()
+
+    asyncio.run(read_it())
+    return events
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_each_retry_and_its_success_are_reported(server, kind):
+    server.reset([("refused", 3), ("SESSION_BUSY", 0), ("reset", 5)])
+    lost, busy, again, reset, continues = events_of(server.address, kind)
+    assert (lost.address, lost.next_address, lost.attempt) == (server.address, server.address, 1)
+    assert lost.failure.connection_lost
+    assert (busy.failure.reason, busy.attempt, busy.delay_s) == ("SESSION_BUSY", 2, 0.0)
+    assert (again, continues) == (Reconnected(server.address, 2), Reconnected(server.address, 1))
+    assert reset.attempt == 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_stream_that_is_not_lost_reports_nothing(server, kind):
+    assert events_of(server.address, kind) == []
+
+
 def test_an_address_where_nobody_listens_fails_soon():
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
@@ -209,7 +241,8 @@ def test_the_timeout_bounds_everything(server, client):
     server.hold = True
     with pytest.raises(CallFailed) as caught:
         client.generate("x", model="m", timeout_s=0.2).text()
-    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert type(caught.value) is DeadlineExceeded
+    assert str(caught.value) == "DEADLINE_EXCEEDED: the call did not finish within timeout_s=0.2"
 
 
 def test_what_may_be_done_twice_is_tried_again(server, client):

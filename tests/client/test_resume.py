@@ -5,13 +5,14 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gruve.client import CallFailed, Reconnect
+from gruve.client import CallFailed, ConnectionLost, Reconnect, SessionBusy
 from gruve.client.messages import generate_request
-from gruve.client.resume import Attempts, Resumption
+from gruve.client.resume import Resumption
+from gruve.client.retry import Attempts
 from gruve.v1 import generation_pb2
 
-LOST = CallFailed(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-BUSY = CallFailed(grpc.StatusCode.ABORTED, "in use", reason="SESSION_BUSY", retry_after_s=7.0)
+LOST = ConnectionLost(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+BUSY = SessionBusy(grpc.StatusCode.ABORTED, "in use", reason="SESSION_BUSY", retry_after_s=7.0)
 
 
 def started(**fields) -> generation_pb2.GenerateResponse:

@@ -19,7 +19,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from gruve.client import CallFailed
-from gruve.client.failure import failure_of
+from gruve.client.errors import failure_of
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
 from gruve.model.repository import save

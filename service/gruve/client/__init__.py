@@ -1,7 +1,8 @@
-"""Calls a gruve server: sync and async, over one address or several, reconnecting and resuming by itself.
+"""The Python client of a gruve server, sync and async. It reconnects and resumes streams by itself.
 
-Knows the contract and gRPC, nothing of models, engines or files. Values that the contract defines (`Session`, `Model`,
-`GenerationStart` ...) are returned as the contract's messages; its comments say what their fields mean.
+Knows the protocol and gRPC, nothing of models, engines or files. Values that the protocol defines (`Session`, `Model`,
+`GenerationStart` ...) are returned as its messages; the comments of proto/gruve/v1 document their fields. Every call
+that fails raises a subclass of `CallFailed`; `gruve.client.errors` draws the tree.
 
     with Client("localhost:50051") as client:
         for chunk in client.generate("ROMEO:", model="shakespeare", max_tokens=200):
@@ -14,23 +15,92 @@ Knows the contract and gRPC, nothing of models, engines or files. Values that th
 """
 
 from gruve.client.aio import AsyncClient, AsyncConversation, AsyncTokenStream
-from gruve.client.failure import CallFailed, FieldViolation
+from gruve.client.errors import (
+    AccessDenied,
+    BlobRefused,
+    CallFailed,
+    Cancelled,
+    ConnectionLost,
+    DeadlineExceeded,
+    ExportRefused,
+    FieldViolation,
+    GenerationMismatch,
+    InvalidRequest,
+    ModelChanged,
+    ModelNotFound,
+    ModelNotServing,
+    NotFound,
+    NumericsChanged,
+    Overloaded,
+    PositionMismatch,
+    PreconditionFailed,
+    ReloadRefused,
+    RequestTooLarge,
+    ServerFault,
+    SessionBusy,
+    SessionElsewhere,
+    SessionExpired,
+    SessionNotFound,
+    SessionUnknown,
+    ShuttingDown,
+    StoreUnavailable,
+    TakenOver,
+    TranscriptFull,
+    Unavailable,
+    Unimplemented,
+    UnknownCharacter,
+)
 from gruve.client.messages import GenerateOptions, SamplingOptions
-from gruve.client.resume import Answer, Chunk, Reconnect
+from gruve.client.resume import Answer, Chunk
+from gruve.client.retry import OnReconnect, Reconnect, Reconnected, Reconnecting
 from gruve.client.sync import Client, Conversation, TokenStream
 
 __all__ = [
+    "AccessDenied",
     "Answer",
     "AsyncClient",
     "AsyncConversation",
     "AsyncTokenStream",
+    "BlobRefused",
     "CallFailed",
+    "Cancelled",
     "Chunk",
     "Client",
+    "ConnectionLost",
     "Conversation",
+    "DeadlineExceeded",
+    "ExportRefused",
     "FieldViolation",
     "GenerateOptions",
+    "GenerationMismatch",
+    "InvalidRequest",
+    "ModelChanged",
+    "ModelNotFound",
+    "ModelNotServing",
+    "NotFound",
+    "NumericsChanged",
+    "OnReconnect",
+    "Overloaded",
+    "PositionMismatch",
+    "PreconditionFailed",
     "Reconnect",
+    "Reconnected",
+    "Reconnecting",
+    "ReloadRefused",
+    "RequestTooLarge",
     "SamplingOptions",
+    "ServerFault",
+    "SessionBusy",
+    "SessionElsewhere",
+    "SessionExpired",
+    "SessionNotFound",
+    "SessionUnknown",
+    "ShuttingDown",
+    "StoreUnavailable",
+    "TakenOver",
     "TokenStream",
+    "TranscriptFull",
+    "Unavailable",
+    "Unimplemented",
+    "UnknownCharacter",
 ]

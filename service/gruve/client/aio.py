@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
-from gruve.client.failure import CallFailed, failure_of
+from gruve.client.errors import CallFailed, ConnectionLost, failure_of
 from gruve.client.messages import (
     GenerateOptions,
     SamplingOptions,
@@ -28,7 +28,8 @@ from gruve.client.messages import (
     score_request,
     steer_request,
 )
-from gruve.client.resume import Chunk, Reconnect, Resumption, cut_short
+from gruve.client.resume import Chunk, Resumption, cut_short
+from gruve.client.retry import OnReconnect, Reconnect
 from gruve.client.steering import WINDOW, Steering
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -42,8 +43,9 @@ class AsyncClient:
         *,
         reconnect: Reconnect | None = None,
         keepalive_s: float = KEEPALIVE_S,
+        on_reconnect: OnReconnect | None = None,
     ) -> None:
-        self._connections = Connections(addresses, grpc.aio.insecure_channel, reconnect, keepalive_s)
+        self._connections = Connections(addresses, grpc.aio.insecure_channel, reconnect, keepalive_s, on_reconnect)
 
     def generate(
         self,
@@ -57,7 +59,7 @@ class AsyncClient:
     ) -> AsyncTokenStream:
         """Continues a prompt with a model, or a session by its id; see `Client.generate`."""
         resumption = Resumption(
-            generate_request(prompt, model, session, new_session, options), may_skip="generation_id" in options
+            generate_request(prompt, model, session, new_session, options), allow_gaps="generation_id" in options
         )
         return AsyncTokenStream(Attempt(self._connections, timeout_s), resumption)
 
@@ -232,7 +234,7 @@ def _failure_of(error: grpc.RpcError | asyncio.CancelledError) -> CallFailed:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise error
-    return CallFailed(grpc.StatusCode.CANCELLED, "the call was cancelled")
+    return ConnectionLost(grpc.StatusCode.CANCELLED, "the call was cancelled")
 
 
 class AsyncTokenStream(AsyncIterator[Chunk]):

@@ -1,6 +1,6 @@
-"""How a client holds its connections: addresses, channel options, stubs, and which of them a call tries next.
+"""The connections of a client: addresses, channel options, stubs, and the address that a call tries next.
 
-Serves the sync and the async client alike, and so never waits.
+Both clients share it; nothing here waits.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Any
 
 import grpc
 
-from gruve.client.failure import CallFailed
-from gruve.client.resume import Attempts, Reconnect
+from gruve.client.errors import CallFailed, Cancelled, DeadlineExceeded
+from gruve.client.retry import Attempts, OnReconnect, Reconnect, Reconnected, Reconnecting
 from gruve.v1 import generation_pb2_grpc, model_pb2_grpc, session_pb2_grpc
 
 DEFAULT_ADDRESS = "localhost:50051"
-KEEPALIVE_S = 20.0
-"""How long a connection may be silent before it is asked whether anybody is there, with half as long to answer."""
+KEEPALIVE_S = 12.0
+"""A connection that is silent for this time is pinged, and is lost if no answer comes within half of it: after 18 s.
+
+gruve servers refuse pings more often than every 10 s. A connection whose process has died is lost at once.
+"""
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
 
 
@@ -34,7 +37,7 @@ class Stubs:
 
 
 def addresses_of(addresses: str | Sequence[str]) -> tuple[str, ...]:
-    """One or more gRPC targets; raises `ValueError` where there is none."""
+    """One or more gRPC targets; raises `ValueError` if there is none."""
     found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
     if not found or not all(found):
         raise ValueError(f"addresses is {addresses!r}; at least one 'host:port' is needed")
@@ -42,7 +45,7 @@ def addresses_of(addresses: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def channel_options(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
-    """The options of a channel that is meant to last and to notice when the other side is gone."""
+    """The options of a channel that reconnects soon and detects a dead server."""
     keepalive_ms = int(keepalive_s * 1000)
     options: list[tuple[str, Any]] = [
         # A name that resolves to several servers is spread over all of them.
@@ -50,7 +53,7 @@ def channel_options(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", keepalive_ms // 2),
         ("grpc.http2.max_pings_without_data", 0),
-        # gRPC's own waits (1 s growing to 2 minutes) would outlast this client's patience.
+        # gRPC's own delays (1 s growing to 2 minutes) are longer than the retries of this client.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -62,7 +65,10 @@ def channel_options(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
 
 
 class Connections:
-    """One channel for each address, opened by `connect` when it is first used."""
+    """One channel for each address, created by `connect` at its first use.
+
+    `connect` takes an address and channel options. It is the one place where credentials and interceptors belong.
+    """
 
     def __init__(
         self,
@@ -70,29 +76,28 @@ class Connections:
         connect: Callable[[str, list[tuple[str, Any]]], Any],
         reconnect: Reconnect | None,
         keepalive_s: float,
+        on_reconnect: OnReconnect | None,
     ) -> None:
         self.reconnect = reconnect or Reconnect()
+        self.on_reconnect = on_reconnect
         self.closed = False
         self.answered = False
         """Whether a server has ever answered."""
         self.preferred = 0
         """The index of the address that answered last."""
-        self._addresses = addresses_of(addresses)
+        self.addresses = addresses_of(addresses)
         self._connect = connect
         self._keepalive_s = keepalive_s
         self._opening = threading.Lock()
         self._stubs: dict[int, Stubs] = {}
 
-    def __len__(self) -> int:
-        return len(self._addresses)
-
     def stubs(self, index: int) -> Stubs:
-        """The stubs of an address; raises `CallFailed` once the client is closed."""
+        """The stubs of an address; raises `Cancelled` once the client is closed."""
         if self.closed:
-            raise CallFailed(grpc.StatusCode.CANCELLED, "the client is closed")
+            raise Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
         with self._opening:
             if index not in self._stubs:
-                address = self._addresses[index]
+                address = self.addresses[index]
                 self._stubs[index] = Stubs(self._connect(address, channel_options(address, self._keepalive_s)))
             return self._stubs[index]
 
@@ -103,38 +108,51 @@ class Connections:
 
 
 class Attempt:
-    """What a method goes through until one of its calls succeeds: which address is next, and how much time is left."""
+    """One method call over all its rpc calls: the address of the next one, the time left, and the events."""
 
     def __init__(self, connections: Connections, timeout_s: float | None) -> None:
         self.lost = False
-        """Whether a call was lost whose outcome nobody knows."""
+        """Whether a connection was lost during a call, so that it is unknown whether the server carried it out."""
         self._connections = connections
-        self._attempts = Attempts(connections.reconnect, len(connections), connections.answered)
+        self._attempts = Attempts(connections.reconnect, len(connections.addresses), connections.answered)
         self._index = connections.preferred
+        self._timeout_s = timeout_s
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
 
     def stubs(self) -> Stubs:
-        """Where the next call goes."""
+        """The stubs of the address that the next call goes to."""
         return self._connections.stubs(self._index)
 
     def remaining_s(self) -> float | None:
-        """How long the next call may take; None if forever."""
+        """How long the next call may take; None without a deadline."""
         return None if self._deadline_s is None else max(0.0, self._deadline_s - time.monotonic())
 
     def succeeded(self) -> None:
-        """A call has brought something new."""
+        """Records that a call made progress."""
+        retries = self._attempts.failed_in_a_row
         self._attempts.succeeded()
         self._connections.answered = True
         self._connections.preferred = self._index
+        if retries and self._connections.on_reconnect is not None:
+            self._connections.on_reconnect(Reconnected(self._address, retries))
 
     def failed(self, failure: CallFailed) -> float:
-        """How many seconds to wait before the next call; raises what the method is to raise if there is to be none."""
+        """Returns the delay before the next call in seconds; raises the method's exception if there is to be none."""
         if self._connections.closed:
-            raise CallFailed(grpc.StatusCode.CANCELLED, "the client was closed during the call")
+            raise Cancelled(grpc.StatusCode.CANCELLED, "the client was closed during the call")
+        if isinstance(failure, DeadlineExceeded) and not failure.reason and self._timeout_s is not None:
+            failure.message = f"the call did not finish within timeout_s={self._timeout_s:g}"
         self.lost = self.lost or failure.connection_lost
         delay_s = self._attempts.failed(failure)
         remaining_s = self.remaining_s()
         if remaining_s is not None and remaining_s <= delay_s:
             raise failure
-        self._index = (self._index + 1) % len(self._connections)
+        failed, self._index = self._address, (self._index + 1) % len(self._connections.addresses)
+        if self._connections.on_reconnect is not None:
+            retry = self._attempts.failed_in_a_row
+            self._connections.on_reconnect(Reconnecting(failed, self._address, delay_s, retry, failure))
         return delay_s
+
+    @property
+    def _address(self) -> str:
+        return self._connections.addresses[self._index]

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import grpc
 
-from gruve.client.failure import CallFailed, FieldViolation
+from gruve.client.errors import CallFailed, FieldViolation, InvalidRequest
 from gruve.v1 import generation_pb2, sampling_pb2, session_pb2
 
 Text = str | Sequence[int]
@@ -206,7 +206,7 @@ def _set(message: Any, name: str, value: Any) -> None:
 
 
 def _refused(field: str, why: str) -> CallFailed:
-    return CallFailed(
+    return InvalidRequest(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"{field}: {why}",
         reason="INVALID_FIELD",

@@ -1,42 +1,25 @@
-"""Decides what follows when a call was lost: whether to call again, where, when, and from which position.
+"""One generation over all the calls that stream it: the request of each call, and the chunks that its messages make.
 
-Knows no socket and no clock, so the sync and the async client share it, and it can be tested without either.
+Knows no socket and no clock, so both clients share it, and it can be tested without either.
 """
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import grpc
 
-from gruve.client.failure import CallFailed
+from gruve.client.errors import CallFailed, ConnectionLost, ModelChanged, NumericsChanged, ServerFault
 from gruve.v1 import generation_pb2, sampling_pb2
 
 
 @dataclass(frozen=True, slots=True)
-class Reconnect:
-    """How often a call that was lost is made again, and after how long.
-
-    The time grows twofold from `backoff_s` to `backoff_max_s`, less up to a half by chance, and is never shorter than
-    the server asks for. With several addresses each is tried once before there is any wait.
-    """
-
-    max_reconnects: int = 20
-    """Calls in a row, for each address, that bring nothing new: about a minute, in which a server is started anew."""
-    first_reconnects: int = 3
-    """The same as long as no server has ever answered: the address may be wrong."""
-    backoff_s: float = 0.1
-    backoff_max_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a control. Applied, it has a position; refused, the contract's reason and a sentence."""
+    """The result of a control: a position if it was applied, an `ErrorReason` and a sentence if it was refused."""
 
     control_id: int
     position: int | None
-    """Where it took effect. Tokens that were read with this position or a later one are no longer part of the text."""
+    """Where it took effect. Tokens read before with this position or a later one are no longer part of the text."""
     reason: str = ""
     message: str = ""
 
@@ -48,65 +31,36 @@ class Chunk:
     position: int
     token_ids: tuple[int, ...]
     text: str
-    """The text that has become certain; joined over all chunks it is the text of the generation."""
+    """The text that these tokens complete. The texts of all chunks, joined, are the text of the generation."""
     logprobs: tuple[sampling_pb2.TokenLogprobs, ...] = ()
-    """One for each token if they were asked for, otherwise none."""
+    """One for each token if `logprobs` was given, otherwise none."""
     answer: Answer | None = None
-    """In a conversation: what became of a control; then there are no tokens."""
-
-
-class Attempts:
-    """Counts the calls in a row that brought nothing new."""
-
-    def __init__(self, policy: Reconnect, addresses: int, answered: bool) -> None:
-        self._policy = policy
-        self._addresses = addresses
-        self._answered = answered
-        self._failed = 0
-
-    def succeeded(self) -> None:
-        """Begins the count anew."""
-        self._answered = True
-        self._failed = 0
-
-    def failed(self, failure: CallFailed) -> float:
-        """How many seconds to wait before the next call; raises `failure` if there is to be none."""
-        self._answered = self._answered or bool(failure.reason)
-        reconnects = self._policy.max_reconnects if self._answered else self._policy.first_reconnects
-        if not failure.passing or self._failed >= reconnects * self._addresses:
-            raise failure
-        self._failed += 1
-        rounds, tried = divmod(self._failed, self._addresses)
-        if tried:
-            return 0.0
-        backoff_s = min(self._policy.backoff_s * 2.0 ** (rounds - 1), self._policy.backoff_max_s)
-        chance = random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients out, keeps no secret
-        return max(backoff_s * chance, failure.retry_after_s or 0.0)
+    """The result of a control, in a conversation; such a chunk has no tokens."""
 
 
 class Resumption:
     """One generation over all the calls that stream it."""
 
-    def __init__(self, request: generation_pb2.GenerateRequest, *, may_skip: bool = False) -> None:
-        """`may_skip` says that prompts may have been inserted, which are not sent where there is no echo."""
+    def __init__(self, request: generation_pb2.GenerateRequest, *, allow_gaps: bool = False) -> None:
+        """`allow_gaps` accepts positions that jump ahead, over inserted prompts that are not sent without `echo`."""
         self.start: generation_pb2.GenerationStart | None = None
-        """What the first call was told: its session, the seed, all parameters in force."""
+        """What the first call reported: the session, the seed and all parameters in force."""
         self.end: generation_pb2.GenerationEnd | None = None
-        """How the generation ended; None until then."""
+        """How the generation ended; None before that."""
         self._request = request
         self._position: int | None = None
         self._expects_start = True
-        self._may_skip = may_skip and not request.echo
+        self._allow_gaps = allow_gaps and not request.echo
 
     @property
     def finish_reason(self) -> str:
-        """Why the generation ended, without the contract's prefix; empty before it has."""
+        """The name of the `FinishReason` without its prefix; empty before the end."""
         if self.end is None:
             return ""
         return generation_pb2.FinishReason.Name(self.end.finish_reason).removeprefix("FINISH_REASON_")
 
     def next_request(self) -> generation_pb2.GenerateRequest:
-        """The request of the next call: the whole one, with the seed that was reported, from the next position on."""
+        """The request of the next call: the original one, with the reported seed, from the next position on."""
         request = generation_pb2.GenerateRequest()
         request.CopyFrom(self._request)
         if self._position is not None:
@@ -115,15 +69,15 @@ class Resumption:
         return request
 
     def receive(self, response: generation_pb2.GenerateResponse) -> Chunk | None:
-        """Takes a message; returns the tokens and text that it adds, None if it adds neither.
+        """Takes a message and returns the tokens and text that it adds, None if it adds neither.
 
-        Raises `CallFailed` if it does not continue what was received before.
+        Raises `ServerFault` if the message does not continue the messages before.
         """
         if self._expects_start:
             self.begin(response)
         position, expected = response.position, self._position or 0
-        if position < expected or (position > expected and not self._may_skip):
-            raise broken(f"position {position} was sent where {expected} comes next")
+        if position < expected or (position > expected and not self._allow_gaps):
+            raise protocol_violation(f"position {position} was sent where {expected} comes next")
         self._position = position + len(response.token_ids)
         if response.HasField("end") and not ends_the_call_alone(response.end):
             self.end = response.end
@@ -132,9 +86,9 @@ class Resumption:
         return Chunk(position, tuple(response.token_ids), response.text, tuple(response.logprobs))
 
     def begin(self, response: generation_pb2.GenerateResponse) -> None:
-        """Takes what the first message of a call says of the generation."""
+        """Takes the start of the generation from the first message of a call."""
         if not response.HasField("start"):
-            raise broken("the first message does not say what was accepted")
+            raise protocol_violation("the first message has no `start`")
         self._expects_start = False
         if self.start is None:
             self.start = response.start
@@ -144,27 +98,35 @@ class Resumption:
             if response.start.session_id:
                 self._request.session_id = response.start.session_id
         elif self._request.HasField("model"):
-            # Nobody keeps this sequence, so the new call computes it all again, and must do so in the same way.
-            for name, reason in (("model_digest", "MODEL_CHANGED"), ("numerics_id", "NUMERICS_CHANGED")):
-                before, now = getattr(self.start, name), getattr(response.start, name)
-                if before != now:
-                    raise CallFailed(
-                        grpc.StatusCode.FAILED_PRECONDITION,
-                        f"the stream began with {name} {before!r}; the server that would go on has {now!r}",
-                        reason=reason,
-                    )
+            # No server keeps this sequence. The new call computes it again, which must give the same tokens.
+            self._check_same_model(response.start)
+
+    def _check_same_model(self, start: generation_pb2.GenerationStart) -> None:
+        began = self.start or start
+        if began.model_digest != start.model_digest:
+            raise ModelChanged(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the stream began with model_digest {began.model_digest!r}; the server now has {start.model_digest!r}",
+                reason="MODEL_CHANGED",
+            )
+        if began.numerics_id != start.numerics_id:
+            raise NumericsChanged(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the stream began with numerics_id {began.numerics_id!r}; the server now has {start.numerics_id!r}",
+                reason="NUMERICS_CHANGED",
+            )
 
 
 def cut_short() -> CallFailed:
-    """What it is when a call ends in order before its generation does."""
-    return CallFailed(grpc.StatusCode.UNAVAILABLE, "the stream ended before its last message")
+    """The failure of a call that ended with status OK before its generation did."""
+    return ConnectionLost(grpc.StatusCode.UNAVAILABLE, "the stream ended before its last message")
 
 
 def ends_the_call_alone(end: generation_pb2.GenerationEnd) -> bool:
-    """Whether the generation goes on in another call."""
+    """Whether the generation continues in another call."""
     return end.finish_reason in (generation_pb2.FINISH_REASON_DEADLINE, generation_pb2.FINISH_REASON_HANDED_OVER)
 
 
-def broken(why: str) -> CallFailed:
-    """What it is when a server does what the contract forbids."""
-    return CallFailed(grpc.StatusCode.INTERNAL, f"the server broke the contract: {why}", reason="INTERNAL")
+def protocol_violation(what: str) -> CallFailed:
+    """The failure of a call whose server did what the protocol forbids."""
+    return ServerFault(grpc.StatusCode.INTERNAL, f"the server broke the protocol: {what}", reason="INTERNAL")

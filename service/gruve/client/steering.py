@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from gruve.client.resume import Answer, Chunk, Resumption, broken, ends_the_call_alone
+from gruve.client.resume import Answer, Chunk, Resumption, ends_the_call_alone, protocol_violation
 from gruve.v1 import error_pb2, generation_pb2, sampling_pb2
 
 WINDOW = 256
@@ -58,7 +58,7 @@ class Steering(Resumption):
         self, request: generation_pb2.GenerateRequest, window: int | None = WINDOW, credit: int | None = None
     ) -> None:
         """A `window` is refilled as the reader reads; without one, `credit` is granted and then what `grant` says."""
-        super().__init__(request, may_skip=True)
+        super().__init__(request, allow_gaps=True)
         self.outgoing: deque[generation_pb2.ConverseRequest] = deque()
         self._window = window
         self._credit = window if window is not None else WINDOW if credit is None else credit
@@ -142,7 +142,7 @@ class Steering(Resumption):
             refused = response.control_refused
             reason = error_pb2.ErrorReason.Name(refused.reason).removeprefix("ERROR_REASON_")
             return self._take_answer(Answer(refused.control_id, None, reason, refused.message))
-        raise broken("a message says nothing")
+        raise protocol_violation("a message says nothing")
 
     def _take_tokens(self, response: generation_pb2.GenerateResponse) -> Chunk | None:
         tokens = len(response.token_ids)
@@ -187,7 +187,7 @@ class Steering(Resumption):
             return None
         said = next((said for said in self._unanswered if said.request.control_id == answer.control_id), None)
         if said is None:
-            raise broken(f"control {answer.control_id} was answered and is not waiting for an answer")
+            raise protocol_violation(f"control {answer.control_id} was answered and is not waiting for an answer")
         self._unanswered.remove(said)
         if answer.position is not None:
             if inserted is not None and said.kind == "insert_prompt":

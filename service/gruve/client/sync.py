@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
-from gruve.client.failure import CallFailed, failure_of
+from gruve.client.errors import CallFailed, failure_of
 from gruve.client.messages import (
     GenerateOptions,
     SamplingOptions,
@@ -28,7 +28,8 @@ from gruve.client.messages import (
     score_request,
     steer_request,
 )
-from gruve.client.resume import Chunk, Reconnect, Resumption, cut_short
+from gruve.client.resume import Chunk, Resumption, cut_short
+from gruve.client.retry import OnReconnect, Reconnect
 from gruve.client.steering import WINDOW, Steering
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -42,7 +43,7 @@ class Client:
     `addresses` is one gRPC target ("host:port", or a name of several servers, such as "dns:///gruve:50051") or a list
     of them, of which the one that answered last is used until it fails. Every method raises `CallFailed` when the call
     did not succeed; connections that are lost and servers that are busy are tried again before, as `reconnect` says,
-    and `timeout_s` bounds all of it.
+    and `timeout_s` bounds all of it. `on_reconnect` is called with each retry and when a call went on after one.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Client:
         *,
         reconnect: Reconnect | None = None,
         keepalive_s: float = KEEPALIVE_S,
+        on_reconnect: OnReconnect | None = None,
     ) -> None:
-        self._connections = Connections(addresses, grpc.insecure_channel, reconnect, keepalive_s)
+        self._connections = Connections(addresses, grpc.insecure_channel, reconnect, keepalive_s, on_reconnect)
         self._closed = threading.Event()
 
     def generate(
@@ -71,7 +73,7 @@ class Client:
         first read.
         """
         resumption = Resumption(
-            generate_request(prompt, model, session, new_session, options), may_skip="generation_id" in options
+            generate_request(prompt, model, session, new_session, options), allow_gaps="generation_id" in options
         )
         return TokenStream(Attempt(self._connections, timeout_s), resumption, self._closed)
 
