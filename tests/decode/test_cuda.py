@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import admission_of, alone, random_schedule, row_of
+from decoding import admission_of, alone, row_of
 from devices import SMALL, LateDevice, torch_backend
+from engines import random_schedule
 from gruve.decode import Reason
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.decode.cuda import modes

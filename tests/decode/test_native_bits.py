@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import admission_of, alone, random_schedule, row_of
+from decoding import admission_of, alone, row_of
+from engines import random_schedule
 from gruve.decode.native import NativeBackend
 from gruve.decode.native.backend import packed_weights
 from gruve.decode.native.library import library

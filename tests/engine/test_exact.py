@@ -1,4 +1,4 @@
-"""Exactness with the reference backend: no bit of tokens or state depends on company, timing or slots."""
+"""The reference backend: no bit of tokens or state depends on other rows, timing or slots, and all are the oracle's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import FakeBackend, admission_of, alone, engine_of, random_schedule, row_of
+from decoding import FakeBackend, admission_of, alone, row_of
+from engines import engine_of, random_schedule
 from gruve.decode import Reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.stops import compile_stops
@@ -24,7 +25,7 @@ cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
 
 @cells
 @pytest.mark.parametrize(("H", "L"), [(17, 2), (32, 3)])
-def test_whoever_shares_the_batch_every_sequence_is_as_it_is_alone(cell, H, L):
+def test_the_rows_beside_a_sequence_change_no_bit_of_it(cell, H, L):
     model = model_of(config_of(cell, H=H, L=L, tied=L == 3))
     random_schedule(H, lambda: ReferenceBackend(model, slots=23), 13, end_id=1, sequences=12)
 
@@ -32,14 +33,14 @@ def test_whoever_shares_the_batch_every_sequence_is_as_it_is_alone(cell, H, L):
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(configs(), st.integers(0, 2**32))
-def test_whoever_shares_the_batch_every_sequence_is_as_it_is_alone_for_long(config, seed):
+def test_the_rows_beside_a_sequence_change_no_bit_of_it_for_long(config, seed):
     model = model_of(config)
     random_schedule(seed, lambda: ReferenceBackend(model, slots=5 + seed % 90), config.vocabulary_size, end_id=1)
 
 
 @settings(max_examples=15)
 @given(configs(), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 2**32))
-def test_how_many_steps_a_call_takes_changes_no_bit(config, steps, seed):
+def test_the_number_of_steps_a_call_changes_no_bit(config, steps, seed):
     model = model_of(config)
     admission = admission_of([1, 2, 1, 2], max_tokens=12, seed=seed, repetition_penalty=1.2)
     tokens, states, reason = alone(ReferenceBackend(model, slots=1), admission, end_id=1)
@@ -55,7 +56,7 @@ def test_how_many_steps_a_call_takes_changes_no_bit(config, steps, seed):
 
 
 @cells
-def test_a_row_takes_no_more_steps_than_its_limit_while_others_go_on(cell):
+def test_a_row_takes_no_more_steps_than_its_limit_while_others_continue(cell):
     model = model_of(config_of(cell))
     ones, others = admission_of([1, 2, 3], max_tokens=20, seed=1), admission_of(max_tokens=20, seed=2)
     backend = ReferenceBackend(model, slots=2)
@@ -93,7 +94,7 @@ def test_logits_stay_within_a_ten_thousandth_of_the_oracle_over_a_thousand_force
 
 
 @cells
-def test_greedy_tokens_are_the_oracles_wherever_it_is_sure(cell):
+def test_greedy_tokens_are_the_oracles_unless_its_two_likeliest_are_too_close(cell):
     model = model_of(config_of(cell, H=16, L=2))
     tokens, _, _ = alone(ReferenceBackend(model, slots=1), admission_of([5], max_tokens=60, temperature=0.0))
     logits = Oracle(model.config, model.weights).run([0, *tokens[:-1]])
@@ -103,7 +104,7 @@ def test_greedy_tokens_are_the_oracles_wherever_it_is_sure(cell):
     assert np.array_equal(np.array(tokens[1:])[sure], logits.argmax(axis=1)[1:][sure])
 
 
-def test_a_large_vocabulary_needs_no_table_and_gives_the_same(monkeypatch):
+def test_a_vocabulary_too_large_for_an_input_table_gives_the_same_tokens(monkeypatch):
     model = model_of(config_of(CELLS[0], H=16))
     admission = admission_of([3], max_tokens=30)
     tokens, _, _ = alone(ReferenceBackend(model, slots=1), admission)
@@ -113,7 +114,7 @@ def test_a_large_vocabulary_needs_no_table_and_gives_the_same(monkeypatch):
     assert alone(plain, admission)[0] == tokens
 
 
-def test_the_pending_token_is_consumed_first_when_a_sequence_goes_on():
+def test_the_pending_token_is_consumed_first_when_a_sequence_is_continued():
     model = model_of(config_of(CELLS[0]))
     admission = admission_of([4, 5], max_tokens=20)
     tokens, states, _ = alone(ReferenceBackend(model, slots=1), admission)
@@ -130,7 +131,7 @@ def _continued(admission, transcript, drawn):
 
 
 @pytest.mark.parametrize("position", [3, 1_023, 1_025, 2_100])
-def test_the_penalty_sees_the_transcript_across_the_rings_edge_and_nothing_of_an_earlier_row(position):
+def test_the_penalty_window_crosses_the_edge_of_the_ring_and_has_no_token_of_an_earlier_row(position):
     model = model_of(config_of(CELLS[3], H=8, L=1))
     backend = ReferenceBackend(model, slots=1)
     alone(backend, admission_of([7] * 1_100, max_tokens=1))
@@ -163,7 +164,7 @@ def test_a_stop_freezes_the_row_on_the_token_that_completes_it():
 
 
 @pytest.mark.parametrize("min_tokens", [0, 1, 6])
-def test_before_min_tokens_nothing_ends_a_row_and_ignore_eos_masks_the_end(min_tokens):
+def test_no_row_ends_before_min_tokens_and_ignore_eos_masks_the_end_token(min_tokens):
     model = model_of(config_of(CELLS[0], V=3))
     for seed in range(10):
         admission = admission_of(max_tokens=12, min_tokens=min_tokens, seed=seed)
@@ -177,26 +178,26 @@ def test_before_min_tokens_nothing_ends_a_row_and_ignore_eos_masks_the_end(min_t
 
 def test_log_probabilities_are_of_the_unmodified_distribution_and_of_forced_tokens_too():
     model = model_of(config_of(CELLS[0]))
-    with engine_of(ReferenceBackend(model, slots=2)) as (engine, ear):
+    with engine_of(ReferenceBackend(model, slots=2)) as (engine, recorder):
         admission = admission_of([3, 4], max_tokens=8, temperature=0.3, top_k=2, logprobs=3)
-        ear.end(engine.admit(admission_of([1], max_tokens=30)))
-        ear.end(sequence := engine.admit(admission))
-    logits = Oracle(model.config, model.weights).run([0, *ear.tokens[sequence][:-1]])
+        recorder.wait_for_end(engine.admit(admission_of([1], max_tokens=30)))
+        recorder.wait_for_end(sequence := engine.admit(admission))
+    logits = Oracle(model.config, model.weights).run([0, *recorder.tokens[sequence][:-1]])
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    for token, entry, row in zip(ear.tokens[sequence], ear.logprobs[sequence], expected, strict=True):
+    for token, entry, row in zip(recorder.tokens[sequence], recorder.logprobs[sequence], expected, strict=True):
         assert abs(entry.logprob - row[token]) < 1e-4
         assert [i for i, _ in entry.alternatives] == np.argsort(-row, kind="stable")[:3].tolist()
-    assert ear.logprobs[1] == []
+    assert recorder.logprobs[1] == []
 
 
 def test_more_alternatives_than_tokens_give_every_token_once():
     model = model_of(config_of(CELLS[0], V=4))
-    with engine_of(ReferenceBackend(model, slots=2)) as (engine, ear):
-        ear.end(sequence := engine.admit(admission_of(max_tokens=2, logprobs=20)))
-    assert all(sorted(i for i, _ in e.alternatives) == [0, 1, 2, 3] for e in ear.logprobs[sequence])
+    with engine_of(ReferenceBackend(model, slots=2)) as (engine, recorder):
+        recorder.wait_for_end(sequence := engine.admit(admission_of(max_tokens=2, logprobs=20)))
+    assert all(sorted(i for i, _ in e.alternatives) == [0, 1, 2, 3] for e in recorder.logprobs[sequence])
 
 
-def test_a_library_whose_rows_depend_on_their_place_is_refused(monkeypatch):
+def test_a_library_whose_results_depend_on_the_place_of_a_row_is_refused(monkeypatch):
     monkeypatch.setattr("gruve.decode.tiles.linear", lambda x, W, b=None: x @ W.T + x[:1].sum())
     with pytest.raises(ModelBroken, match="cannot be exact here"):
         ReferenceBackend(model_of(config_of(CELLS[0])), slots=1)
@@ -214,12 +215,12 @@ def test_the_numerics_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("H", [8, 9, 11, 13, 15, 17, 31, 33])
-def test_a_width_that_fills_no_vector_register_is_served_exactly(H):
+def test_a_width_that_is_no_multiple_of_a_vector_register_is_served_exactly(H):
     for cell in CELLS:
         ReferenceBackend(model_of(config_of(cell, V=3, E=5, H=H, tied=H % 2 == 0)), slots=1)
 
 
-def test_a_state_that_was_no_number_leaves_nothing_to_the_slots_next_row():
+def test_a_state_of_nans_changes_nothing_of_the_next_row_in_its_slot():
     model = model_of(config_of(CELLS[0], H=17))
     backend, nan = ReferenceBackend(model, slots=1), np.full((1, 2, 17), np.nan, dtype=np.float32)
     alone(backend, dataclasses.replace(admission_of([1, 2], max_tokens=0), state=nan))
@@ -232,6 +233,6 @@ def test_an_empty_slot_is_not_decoded():
         ReferenceBackend(model_of(config_of(CELLS[0])), slots=1).decode([0], [1], 1)
 
 
-def test_the_fake_is_as_exact_as_what_it_stands_for():
+def test_the_fake_backend_is_exact_too():
     admission = admission_of([1, 2], max_tokens=9)
     assert alone(FakeBackend(), admission)[0] == alone(FakeBackend(slots=3), admission)[0]

@@ -1,4 +1,4 @@
-"""Whatever joins, leaves, parks or is paced: turns are fair, slots held once, nobody lost, nobody early."""
+"""Whatever joins, leaves, parks or is paced: turns are fair, a slot has one sequence, none is lost, none is early."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ready(s, now):
 
 
 class Simulation:
-    """A scheduler with an engine's manners and a time of its own, which checks every call that it makes."""
+    """Uses a scheduler as an engine does, on a clock of its own, and checks every call."""
 
     def __init__(self, chance: random.Random, slots: int, micro_batch: int) -> None:
         self.chance, self.slots, self.micro_batch = chance, slots, micro_batch
@@ -58,7 +58,7 @@ class Simulation:
         if self.alive:
             victim = self.alive.pop(self.chance.choice(list(self.alive)))
             self.scheduler.remove(victim)
-            self.scheduler.remove(victim)  # once more does nothing
+            self.scheduler.remove(victim)  # removing it again does nothing
 
     def grant(self):
         if self.alive:
@@ -68,7 +68,7 @@ class Simulation:
         self.admit()
         rows = self.scheduler.pick(self.now)
         self.check(rows)
-        self.settle(rows)
+        self.finish(rows)
 
     def two_calls(self):
         self.admit()
@@ -78,9 +78,9 @@ class Simulation:
         self.chance.shuffle(calls)
         for rows in calls:
             self.grant_in_flight(rows)
-            self.settle(rows)
+            self.finish(rows)
         assert not self.scheduler.in_flight
-        self.waited.clear()  # the bounds are those of one call after the other
+        self.waited.clear()  # the bounds hold for one call after the other
         self.ahead = 0
 
     def grant_in_flight(self, rows):
@@ -88,17 +88,9 @@ class Simulation:
             if row.credit is not None:
                 self.scheduler.grant(row, self.chance.choice([0, 1]))
 
-    def settle(self, rows):
+    def finish(self, rows):
         for row in rows:
-            taken = self.chance.randint(1, min(row.step_limit(), 8))
-            forced = min(row.forced_left, taken)
-            row.forced_left -= forced
-            row.last_forced = forced
-            row.generated += taken - forced
-            if row.credit is not None:
-                row.credit -= taken - forced
-            if taken > forced and (pace := row.admission.max_tokens_per_second):
-                row.ready_s = self.now + 1 / pace
+            row.advance(self.chance.randint(1, min(row.step_limit(), 8)), self.now)
             if self.chance.random() < 0.1:
                 row.ended = True
                 del self.alive[row.id]
@@ -112,12 +104,12 @@ class Simulation:
         slots = [s.slot for s in self.scheduler.running.values()]
         assert len(set(slots)) == len(slots) <= self.slots
         assert set(slots) <= set(range(self.slots))
-        assert {*self.scheduler.running, *self.scheduler.waiting} == set(self.alive), "nobody is lost"
+        assert {*self.scheduler.running, *self.scheduler.waiting} == set(self.alive), "no sequence is lost"
 
     def check(self, rows):
         running, picked = self.scheduler.running.values(), {row.id for row in rows}
         could = [s for s in running if ready(s, self.now)]
-        assert picked <= {s.id for s in could}, "nobody is picked before pace and credit allow it"
+        assert picked <= {s.id for s in could}, "no row is picked before pace and credit allow it"
         assert len(rows) == len(picked) == min(self.micro_batch, len(could)), "no place is left empty"
         firsts = [s for s in could if s.prompting]
         half = self.micro_batch // 2
@@ -127,19 +119,19 @@ class Simulation:
         left_out = decoding - (len(rows) - taken_by_firsts)
         denied = min(decoding, self.micro_batch - half) - (decoding - left_out)
         self.ahead = max(0, self.ahead + denied) if left_out else 0
-        assert self.ahead <= MAX_PROMPT_LEAD, "and are ahead of their half by so much at most"
+        assert self.ahead <= MAX_PROMPT_LEAD, "and exceed their half by a bounded number of places"
         for s in running:
             if s.id in picked or not ready(s, self.now):
                 self.waited[s.id] = self.most_running[s.id] = 0
                 continue
             self.waited[s.id] = self.waited.get(s.id, 0) + 1
             self.most_running[s.id] = max(self.most_running.get(s.id, 0), len(self.scheduler.running))
-            # A prompt's turn may be behind those that two more calls finish, a decoding row's behind a burst.
+            # Prompts that two more calls finish may overtake a prompt, and a burst of prompts a decoding row.
             rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + MAX_PROMPT_LEAD
             assert self.waited[s.id] <= math.ceil(rivals / half), "no row waits longer than the bound"
 
 
-def simulate(seed, slots, micro_batch, calls, *, lanes=False):
+def simulate(seed, slots, micro_batch, calls, *, workers=False):
     chance = random.Random(seed)
     simulation = Simulation(chance, slots, micro_batch)
     for _ in range(chance.randint(0, 2 * slots)):
@@ -149,29 +141,27 @@ def simulate(seed, slots, micro_batch, calls, *, lanes=False):
             chance.choice([simulation.join, simulation.join, simulation.leave, simulation.grant])()
         simulation.now += chance.choice([0.0, 0.001, 0.02, 1.0])
         simulation.call()
-        if lanes:
+        if workers:
             simulation.two_calls()
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(2, 9))
-def test_any_schedule_keeps_the_promises(seed, slots, micro_batch):
+def test_every_schedule_keeps_the_bounds(seed, slots, micro_batch):
     simulate(seed, slots, micro_batch, calls=60)
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(2, 9))
-def test_calls_that_are_under_way_together_have_no_row_in_common(seed, slots, micro_batch):
-    simulate(seed, slots, micro_batch, calls=30, lanes=True)
+def test_calls_in_flight_at_the_same_time_have_no_row_in_common(seed, slots, micro_batch):
+    simulate(seed, slots, micro_batch, calls=30, workers=True)
 
 
 def call_of(scheduler, rows, now=0.0):
-    """Has a call take one step and returns which rows took part."""
+    """Makes a call of one step and returns the ids of its rows."""
     picked = scheduler.pick(now, rows)
     for row in picked:
-        row.last_forced = min(1, row.forced_left)
-        row.forced_left -= row.last_forced
-        row.generated += not row.last_forced
+        row.advance(1, now)
     scheduler.finish_call(picked)
     return [row.id for row in picked]
 
@@ -189,7 +179,7 @@ def test_a_burst_of_prompts_is_read_at_once():
     assert call_of(scheduler, 4) == [0, 1, 2, 3]
 
 
-def test_a_flood_of_prompts_leaves_half_to_those_who_decode():
+def test_a_flood_of_prompts_leaves_half_of_a_call_to_decoding_rows():
     scheduler = running(*decoding(*range(8)), *[sequence(i, prompt=10_000) for i in range(10, 18)])
     calls = [call_of(scheduler, 8) for _ in range(100)]
     alone = sum(all(i >= 10 for i in ids) for ids in calls)
@@ -197,7 +187,7 @@ def test_a_flood_of_prompts_leaves_half_to_those_who_decode():
     assert all(sum(i < 10 for i in ids) == 4 for ids in calls[alone:])
 
 
-def test_who_decodes_gets_back_what_a_burst_took():
+def test_decoding_rows_get_back_the_places_that_a_burst_took():
     rows, flood = decoding(*range(8)), [sequence(i, prompt=10_000) for i in range(10, 18)]
     scheduler = running(*rows, *flood)
     while 0 not in call_of(scheduler, 8):
@@ -213,21 +203,21 @@ def test_who_decodes_gets_back_what_a_burst_took():
     assert [sum(i < 10 for i in ids) for ids in calls] == [0] * 4 + [4] * 16
 
 
-def test_a_prompt_that_is_nearly_read_goes_on_before_those_that_are_not_begun():
+def test_a_prompt_that_is_nearly_read_goes_before_those_not_begun():
     scheduler = running(sequence(1, prompt=10_000), *[sequence(i, prompt=2) for i in range(2, 5)])
     assert [call_of(scheduler, 2) for _ in range(5)] == [[1, 2], [2, 3], [2, 3], [3, 4], [4, 1]]
 
 
 @settings(max_examples=5)
 @given(st.integers(0, 2**32))
-def test_hundreds_of_rows_keep_the_promises(seed):
+def test_hundreds_of_rows_keep_the_bounds(seed):
     simulate(seed, slots=400, micro_batch=64, calls=40)
 
 
 @pytest.mark.slow
 @settings(max_examples=600)
 @given(st.integers(0, 2**32), st.integers(1, 200), st.integers(2, 64))
-def test_any_schedule_keeps_the_promises_for_long(seed, slots, micro_batch):
+def test_every_schedule_keeps_the_bounds_for_long(seed, slots, micro_batch):
     simulate(seed, slots, micro_batch, calls=150)
 
 
@@ -239,7 +229,7 @@ def running(*sequences, slots=64):
     return scheduler
 
 
-def test_the_first_to_arrive_gets_the_first_slot_that_is_free():
+def test_the_first_to_arrive_gets_the_first_free_slot():
     a, b, c = (sequence(i) for i in range(3))
     scheduler = running(a, b, c, slots=1)
     assert (a.slot, b.slot, c.slot) == (0, None, None)
@@ -264,7 +254,7 @@ def test_a_row_without_credit_still_reads_its_prompt():
     assert row.step_limit() == 5
 
 
-def test_a_grant_bounds_nobody_who_had_no_bound():
+def test_a_grant_gives_no_bound_to_a_row_without_one():
     row = sequence(1)
     scheduler = running(row)
     scheduler.grant(row, 3)
@@ -283,7 +273,7 @@ def test_a_paced_row_takes_one_token_and_wakes_at_its_time():
     assert scheduler.pick(1.1) == [row]
 
 
-def test_many_grants_to_a_paced_row_leave_no_litter():
+def test_many_grants_to_a_paced_row_add_no_heap_entries():
     row = sequence(1, pace=0.01, credit=1)
     scheduler = running(row)
     scheduler.pick(0.0)
@@ -294,6 +284,6 @@ def test_many_grants_to_a_paced_row_leave_no_litter():
     assert len(scheduler._paced) == 1
 
 
-def test_a_micro_batch_too_small_for_two_groups_is_refused():
+def test_a_micro_batch_too_small_for_two_queues_is_refused():
     with pytest.raises(ValueError, match="micro_batch is 1; at least 2"):
         Scheduler(4, 1)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import Ear, FakeBackend, admission_of, alone, engine_of, row_of
+from decoding import FakeBackend, admission_of, alone, row_of
+from engines import Recorder, engine_of
 from gruve.decode import Reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.stops import compile_stops
@@ -176,12 +177,12 @@ def test_forty_tokens_and_sixty_are_a_hundred_whatever_runs_beside(cell):
     Stream(
         open_(whole, ask("w", [3, 4], max_tokens=100, **asked), model=model), ReferenceBackend(model, 1), model=model
     )
-    with engine_of(ReferenceBackend(model, slots=40), Ear()) as (engine, ear):
+    with engine_of(ReferenceBackend(model, slots=40), Recorder()) as (engine, recorder):
         company = [engine.admit(admission_of([1] * (3 * i), max_tokens=1 << 20, seed=i)) for i in range(5)]
         for id_, prompt, count in (("a", [3, 4], 40), ("b", (), 60)):
             opened = open_(parts, ask(id_, prompt, max_tokens=count, **(asked if id_ == "a" else {})), model=model)
-            ear.end(sequence := engine.admit(opened.admission))
-            for progress in (p for call in ear.calls for p in call.progress if p.sequence_id == sequence):
+            recorder.wait_for_end(sequence := engine.admit(opened.admission))
+            for progress in (p for call in recorder.calls for p in call.progress if p.sequence_id == sequence):
                 apply_progress(parts, opened.generation, progress)
             engine.cancel(company.pop())
     assert parts.transcript == whole.transcript

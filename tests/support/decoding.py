@@ -1,25 +1,24 @@
-"""What the tests of the engine share: a backend that is only arithmetic, sequences alone, and an ear for an engine."""
+"""A backend of plain arithmetic, with one call at a time or two, and a sequence decoded alone to compare with."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
-import threading
 
 import numpy as np
 
 from gruve.decode import Block, Reason, Row
 from gruve.decode.stops import MATCHED
-from gruve.engine.engine import Engine, EngineConfig
-from gruve.engine.sequence import Admission, CallReport, FinishReason
+from gruve.engine.sequence import Admission, FinishReason
 from gruve.model.sampling import SamplingParameters, philox
 
 PATIENCE_S = 20.0
 
 
 class FakeBackend:
-    """Tokens and states by arithmetic: the state is a hash of what was consumed, the token a hash of state and seed."""
+    """Tokens and states by arithmetic: the state is a hash of what was consumed, the token a hash of state and seed.
+
+    `hook` is called with the slots of each call, before it computes.
+    """
 
     name, why, numerics_id, most_rows = "fake", "a test", "fake", 64
     enough_rows, nice = 16, 0
@@ -102,22 +101,22 @@ class FakeBackend:
 
 
 class AheadBackend(FakeBackend):
-    """Takes one call before the earlier one has returned, and has done it by then as far as anybody can see."""
+    """Takes one call before the earlier one has returned; computes it as it is submitted, which no caller can tell."""
 
     ahead = 1
 
     def __init__(self, slots: int = 8) -> None:
         super().__init__(slots)
-        self.under_way, self.went_on, self.read_together = [], 0, 0
+        self.submitted, self.continued, self.read_together = [], 0, 0
 
     def submit(self, slots, limits, steps):
-        assert len(self.under_way) <= self.ahead
-        self.went_on += any(set(slots) & set(others) for others in self.under_way)
-        self.under_way.append(slots)
+        assert len(self.submitted) <= self.ahead
+        self.continued += any(set(slots) & set(others) for others in self.submitted)
+        self.submitted.append(slots)
         block = self.decode(slots, limits, steps)
 
         def result():
-            assert self.under_way.pop(0) is slots, "results are asked for in order"
+            assert self.submitted.pop(0) is slots, "results are to be waited for in order"
             return block
 
         return result
@@ -131,7 +130,7 @@ class AheadBackend(FakeBackend):
 
 
 def admission_of(prompt=(), *, max_tokens=10, seed=1, keep_state=True, **more) -> Admission:
-    """A new sequence; `more` are further fields of the admission or of its sampling parameters."""
+    """A new sequence. `more` are fields of the admission or of its sampling parameters."""
     names = {field.name for field in dataclasses.fields(SamplingParameters)}
     sampling = SamplingParameters(seed=seed, **{name: more.pop(name) for name in list(more) if name in names})
     return Admission(
@@ -151,7 +150,7 @@ def row_of(admission: Admission, end_id=None) -> Row:
 
 
 def alone(backend, admission: Admission, end_id=None):
-    """(tokens, the state after so many of them, finish reason) of a sequence that nobody disturbs, one step a call."""
+    """Decodes a sequence by itself, one step a call: (tokens, the states after 0, 1, ... of them, finish reason)."""
     backend.admit(0, row_of(admission, end_id), admission.state)
     tokens, states, reason = [], [backend.snapshot(0)], Reason.RUNNING
     while reason is Reason.RUNNING:
@@ -161,118 +160,3 @@ def alone(backend, admission: Admission, end_id=None):
         reason = Reason(int(block.reasons[0]))
     backend.release(0)
     return tokens, states, FinishReason[reason.name]
-
-
-class Ear:
-    """Hears what an engine delivers and puts it together again for each sequence."""
-
-    def __init__(self, then=lambda call: None) -> None:
-        self.calls: list[CallReport] = []
-        self.tokens: dict[int, list[int]] = {}
-        self.logprobs: dict[int, list] = {}
-        self.last: dict[int, object] = {}
-        self.changed = threading.Condition()
-        self._then = then
-
-    def __call__(self, call: CallReport) -> None:
-        with self.changed:
-            self.calls.append(call)
-            for progress in call.progress:
-                assert progress.sequence_id not in self.last, "told of a sequence that had ended"
-                self.tokens.setdefault(progress.sequence_id, []).extend(progress.tokens)
-                self.logprobs.setdefault(progress.sequence_id, []).extend(progress.logprobs)
-                if progress.ended:
-                    self.last[progress.sequence_id] = progress
-            self.changed.notify_all()
-        self._then(call)
-
-    def wait(self, holds) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: holds(self), PATIENCE_S), "the engine never came so far"
-
-    def end(self, sequence_id):
-        """The last progress of a sequence, once it has come."""
-        self.wait(lambda ear: sequence_id in ear.last)
-        return self.last[sequence_id]
-
-    def begun(self, sequence_id):
-        self.wait(lambda ear: ear.tokens.get(sequence_id))
-
-
-@contextlib.contextmanager
-def engine_of(backend, ear=None, *, end_id=None, clock=None, message_gap_s=0.0, **config):
-    ear = ear or Ear()
-    more = {} if clock is None else {"clock": clock}
-    engine = Engine(backend, ear, EngineConfig(**config), end_id=end_id, **more)
-    engine.message_gap_s = message_gap_s
-    engine.start()
-    try:
-        yield engine, ear
-    finally:
-        engine.close()
-
-
-def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, message_gap_s=0.0):
-    """Decodes sequences that join, leave, starve and are paced at random, and compares each with itself alone."""
-    chance = random.Random(seed)
-    waiting = [
-        (
-            admission_of(
-                [chance.randrange(V) for _ in range(chance.choice([0, 1, 3, 17, 60]))],
-                max_tokens=chance.choice([1, 2, 9, 30, 300]),
-                seed=chance.randrange(1 << 64),
-                temperature=chance.choice([0.0, 1.0, 1.5]),
-                repetition_penalty=chance.choice([1.0, 1.3]),
-                top_p=chance.choice([1.0, 0.8]),
-                min_tokens=chance.choice([0, 1]),
-                ignore_eos=chance.random() < 0.3,
-                max_tokens_per_second=chance.choice([None, None, None, 5_000.0]),
-                snapshot_tokens=chance.choice([None, 70, 200]),
-            ),
-            chance.choice([None, None, 0, 2]),
-        )
-        for _ in range(sequences)
-    ]
-    admitted, cancelled = {}, set()
-    started = threading.Event()
-
-    def steer(call):
-        """On the engine's thread, so that the schedule is the seed's: joins, leaves and grants between two calls."""
-        started.wait()
-        for _ in range(chance.choice([0, 0, 1, 4])):
-            if waiting:
-                admission, credit = waiting.pop()
-                admitted[engine.admit(admission, credit)] = admission
-        for id_ in list(admitted):  # another thread is still admitting
-            engine.grant(id_, chance.choice([0, 1, 3]))
-        if chance.random() < 0.1:
-            cancelled.add(victim := chance.choice(list(admitted)))
-            engine.cancel(victim)
-
-    timing = {"max_call_ms": steps_ms, "message_gap_s": message_gap_s}
-    with engine_of(backend_of(), Ear(steer), end_id=end_id, **timing) as (engine, ear):
-        first = admission_of([1, 2], max_tokens=40)
-        admitted[engine.admit(first)] = first
-        started.set()
-        while waiting or len(ear.last) < len(admitted):
-            if waiting and len(ear.last) == len(admitted):  # nobody is left who could steer
-                admission, _ = waiting.pop()
-                admitted[engine.admit(admission)] = admission
-            before = len(ear.calls)
-            for id_ in list(admitted):
-                engine.grant(id_, 1)
-            ear.wait(lambda ear, before=before: len(ear.calls) > before or len(ear.last) == len(admitted))
-    solo = backend_of()
-    for id_, admission in admitted.items():
-        tokens, states, reason = alone(solo, admission, end_id)
-        got, last = ear.tokens[id_], ear.last[id_]
-        assert got == tokens[: len(got)]
-        state = states[0] if last.state is None and not got else last.state
-        assert state.tobytes() == states[len(got)].tobytes()
-        at = 0
-        for progress in (p for call in ear.calls for p in call.progress if p.sequence_id == id_):
-            at += len(progress.tokens)
-            assert progress.state is None or progress.state.tobytes() == states[at].tobytes()
-        assert (last.finish_reason, len(got)) == (reason, len(tokens)) or (
-            id_ in cancelled and last.finish_reason is FinishReason.CANCELLED
-        )
