@@ -12,7 +12,7 @@ NATIVE := $(wildcard setup.py) $(shell find service -name '*.cpp' -o -name '*.h'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve test check lint proto clean
+.PHONY: help install demo serve test check lint proto sync clean
 
 help: ## list what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: install ## style and types alone
 proto: install ## generate the stubs in service/gruve/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=service --pyi_out=service proto/gruve/v1/*.proto
 	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=service $$(grep -l '^service ' proto/gruve/v1/*.proto)
+
+sync: install ## generate the sync client from the async one
+	$(BIN)/python tools/unasync.py
 
 clean: ## remove .venv and whatever else was made here; models and runs stay
 	rm -rf .venv build dist demo .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
+import pydoc
 import socket
 import subprocess
 import sys
@@ -18,7 +20,21 @@ from hypothesis import strategies as st
 
 from cutting_proxy import CuttingProxy
 from fake_server import BARE, LASTING, PASSING, SERVER_SEED, FakeServer, certain, transcript
-from gruve.client import AsyncClient, CallFailed, Chunk, Client, DeadlineExceeded, Reconnect, Reconnected, Reconnecting
+from gruve.client import (
+    AsyncClient,
+    AsyncConversation,
+    CallFailed,
+    Chunk,
+    Client,
+    Conversation,
+    DeadlineExceeded,
+    GenerateOptions,
+    Reconnect,
+    Reconnected,
+    Reconnecting,
+    SamplingOptions,
+)
+from gruve.client.sync.transport import Outbox
 
 AT_ONCE = Reconnect(max_reconnects=10, first_reconnects=10, backoff_s=0)
 FAULTS = st.lists(st.tuples(st.sampled_from([*BARE, *PASSING, "cut"]), st.integers(0, 12)), max_size=6)
@@ -284,13 +300,37 @@ def test_pages_are_joined(server, client):
 
 @pytest.mark.parametrize(
     "options",
-    [{"seed": -1}, {"max_tokens": "many"}, {"top_k": 2**32}, {"stop": [1]}, {"logit_bias": {-1: 1.0}}, {"sed": 1}],
+    [{"seed": -1}, {"max_tokens": "many"}, {"top_k": 2**32}, {"stop": [1]}, {"logit_bias": {-1: 1.0}}],
 )
 def test_a_value_that_no_request_can_hold_is_refused_without_a_call(server, client, options):
     with pytest.raises(CallFailed) as caught:
         client.generate("x", model="m", **options)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.violations[0].field in options
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(Client.generate, Client.converse, Conversation.change),
+        *(AsyncClient.generate, AsyncClient.converse, AsyncConversation.change),
+    ],
+)
+def test_the_signature_lists_every_option(method):
+    parameters = inspect.signature(method).parameters
+    options = SamplingOptions if method.__name__ == "change" else GenerateOptions
+    assert set(options.__annotations__) < set(parameters)
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    assert "temperature: 'float | None' = None" in pydoc.plain(pydoc.render_doc(method))
+
+
+def test_a_misspelt_option_is_a_type_error_that_names_the_right_one(server, client):
+    for call in (client.generate, client.converse, client.converse("x", model="m").change):
+        with pytest.raises(TypeError, match="'temprature'; did you mean 'temperature'"):
+            call(temprature=1.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'zzz'; the options are temperature, "):
+        client.generate("x", model="m", zzz=1)
     assert server.requests == []
 
 
@@ -307,8 +347,20 @@ def test_the_client_needs_neither_torch_nor_numpy():
 
 
 def test_closing_waits_no_longer_than_it_says_for_a_connection_that_hangs(monkeypatch):
-    monkeypatch.setattr("gruve.client.sync.CLOSE_WITHIN_S", 0.01)
+    monkeypatch.setattr("gruve.client.sync.transport.CLOSE_WITHIN_S", 0.01)
     client, hangs = Client("localhost:1"), threading.Event()
     monkeypatch.setattr(client._connections, "close", lambda: [SimpleNamespace(close=hangs.wait)])
     client.close()
     hangs.set()
+
+
+def test_a_dropped_conversation_ends_the_thread_that_waits_for_its_messages(server, client):
+    before = threading.active_count()
+    outbox = Outbox()
+    waiting = threading.Thread(target=lambda: list(outbox_messages), daemon=True)
+    outbox_messages = outbox.messages()
+    waiting.start()
+    assert threading.active_count() == before + 1
+    del outbox
+    waiting.join(5)
+    assert not waiting.is_alive()

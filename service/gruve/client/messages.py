@@ -1,14 +1,17 @@
-"""Builds the contract's requests from plain Python values, and joins what comes in pages.
+"""Builds the protocol's requests from plain Python values, and joins the pages of a response.
 
-What cannot be written as a request is refused as a server would refuse it.
+A value that a request cannot hold raises `InvalidRequest`, as it would from a server. A keyword that is no option
+raises `TypeError`.
 """
 
 from __future__ import annotations
 
 import datetime
+import difflib
+import inspect
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
 import grpc
 
@@ -20,7 +23,19 @@ Text = str | Sequence[int]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are chosen; see `SamplingParameters`. None is the same as absent."""
+    """How tokens are sampled; bounds and defaults are those of `SamplingParameters` in proto/gruve/v1/sampling.proto.
+
+    None is the same as absent: the value of the session, or the default.
+
+    temperature: 0 always takes the most probable token, 1 samples the model's distribution.
+    top_k: keeps the k most probable tokens.
+    top_p: keeps the fewest tokens that have this probability together.
+    min_p: keeps tokens with at least this fraction of the highest probability.
+    repetition_penalty: above 1, makes tokens less probable that are in the window.
+    repetition_window: the number of last tokens that count as a repetition.
+    logit_bias: token id -> number that is added to its logit.
+    seed: the same seed and request give the same tokens; absent, the server draws one and reports it.
+    """
 
     temperature: float | None
     top_k: int | None
@@ -33,9 +48,21 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class GenerateOptions(SamplingOptions, total=False):
-    """What a generation may be told beside its source and prompt; see `GenerateRequest` and `SamplingParameters`.
+    """The options of a generation: those of `SamplingOptions`, and these fields of `GenerateRequest`.
 
-    None is the same as absent: the value of the session, or the contract's default.
+    generation_id: the idempotency key; absent, the client chooses one.
+    from_position: the position of the first token to send.
+    expected_position: fails with `PositionMismatch` if the session is at another position.
+    max_tokens, min_tokens: the bounds of the number of generated tokens.
+    ignore_eos: never samples the end token.
+    stop: texts that end the generation; they are not sent.
+    stop_token_ids: tokens that end the generation.
+    logprobs: the number of most probable tokens to report for each token; 0 reports the sampled one alone.
+    echo: sends the prompt's tokens as well.
+    max_tokens_per_message: the bound of a chunk.
+    max_tokens_per_second: the pace of the generation.
+    allow_numerics_change: continues a session on a server with another `numerics_id`.
+    rebase: continues a session after its model was replaced, by reading its transcript with the new one.
     """
 
     generation_id: str | None
@@ -54,13 +81,42 @@ class GenerateOptions(SamplingOptions, total=False):
     rebase: bool | None
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def lists_options(options: type) -> Callable[[Method], Method]:
+    """Gives a method with `**options` a signature that lists each option, for `help` and `inspect.signature`."""
+
+    def with_signature(method: Method) -> Method:
+        signature = inspect.signature(method)
+        own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        listed = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint.__forward_arg__)
+            for name, hint in options.__annotations__.items()
+        ]
+        method.__signature__ = signature.replace(parameters=[*own, *listed])  # type: ignore[attr-defined] # of any function
+        return method
+
+    return with_signature
+
+
+def _check_names(given: Iterable[str], options: type) -> None:
+    """Raises `TypeError` for the first keyword argument that is not one of the options."""
+    for name in given:
+        if name not in options.__annotations__:
+            near = difflib.get_close_matches(name, options.__annotations__, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(options.__annotations__)}"
+            raise TypeError(f"unexpected keyword argument {name!r}; {hint}")
+
+
 SAMPLING = frozenset(sampling_pb2.SamplingParameters.DESCRIPTOR.fields_by_name)
 
 
 def generate_request(
     prompt: Text | None, model: str | None, session: str | None, new_session: bool, options: GenerateOptions
 ) -> generation_pb2.GenerateRequest:
-    """The request for a generation, with a generation_id of its own so that it can be resumed."""
+    """The request for a generation, with a new generation_id by which it can be resumed."""
+    _check_names(options, GenerateOptions)
     if (model is None) == (session is None):
         raise _refused("source", f"model is {model!r} and session is {session!r}; give one of the two")
     if new_session and model is None:
@@ -115,7 +171,7 @@ def fork_request(session: str, seeds: Sequence[int | None]) -> session_pb2.ForkS
 
 
 def rewind_session_request(session: str, to_position: int, seed: int | None) -> session_pb2.RewindSessionRequest:
-    """The request to take back the end of a session."""
+    """The request to remove the end of a session."""
     request = session_pb2.RewindSessionRequest()
     _set(request, "session_id", session)
     _set(request, "to_position", to_position)
@@ -133,7 +189,8 @@ def import_request(blob: bytes, idle_ttl_s: float | None) -> session_pb2.ImportS
 
 
 def change_request(sampling: SamplingOptions, at_position: int | None) -> generation_pb2.ConverseRequest:
-    """The control that changes how tokens are chosen."""
+    """The control that changes the sampling."""
+    _check_names(sampling, SamplingOptions)
     request = steer_request("change_parameters", at_position)
     for name, value in sampling.items():
         if value is not None:
@@ -149,7 +206,7 @@ def insert_request(prompt: Text, at_position: int | None) -> generation_pb2.Conv
 
 
 def rewind_request(to_position: int, seed: int | None) -> generation_pb2.ConverseRequest:
-    """The control that takes back tokens."""
+    """The control that removes tokens."""
     request = steer_request("rewind", None)
     _set(request.rewind, "to_position", to_position)
     if seed is not None:
@@ -157,10 +214,10 @@ def rewind_request(to_position: int, seed: int | None) -> generation_pb2.Convers
     return request
 
 
-def steer_request(what: str, at_position: int | None) -> generation_pb2.ConverseRequest:
-    """A control of that name with nothing in it."""
+def steer_request(control: str, at_position: int | None) -> generation_pb2.ConverseRequest:
+    """An empty control of that name."""
     request = generation_pb2.ConverseRequest()
-    getattr(request, what).SetInParent()
+    getattr(request, control).SetInParent()
     if at_position is not None:
         _set(request, "at_position", at_position)
     return request

@@ -27,8 +27,8 @@ OWN = 1 << 63
 
 
 @dataclass(slots=True)
-class _Said:
-    """A control as the user said it."""
+class _SentMessage:
+    """A control as the reader sent it."""
 
     request: generation_pb2.ConverseRequest
     answered: int = 0
@@ -69,11 +69,11 @@ class Steering(Resumption):
         """Tokens that were read and not yet granted again."""
         self._ids = 0
         self._own_ids = OWN
-        self._answered: list[_Said] = []
+        self._answered: list[_SentMessage] = []
         """What took effect and is still in force, in order."""
         self._unsure: list[int] = []
         """Where controls took effect of which no message has said yet that they would outlive their server."""
-        self._unanswered: deque[_Said] = deque()
+        self._unanswered: deque[_SentMessage] = deque()
         self._received: list[range] = []
         """The positions of tokens that the reader has."""
         self._called = False
@@ -81,13 +81,13 @@ class Steering(Resumption):
         self._catches_up: int | None = None
         """The control id of the pause whose answer ends the catching up; None when there is none."""
 
-    def say(self, request: generation_pb2.ConverseRequest) -> int:
+    def send(self, request: generation_pb2.ConverseRequest) -> int:
         """Takes a control and returns its id."""
         self._ids += 1
         request.control_id = self._ids
         if self._stopped:
             return self._ids
-        self._unanswered.append(_Said(request))
+        self._unanswered.append(_SentMessage(request))
         if self._catches_up is None:
             self.outgoing.append(request)
         return self._ids
@@ -95,7 +95,7 @@ class Steering(Resumption):
     def grant(self, tokens: int) -> None:
         """Lets the server send more."""
         self._credit += tokens
-        self._settle_credit()
+        self._return_credit()
 
     def refill(self) -> None:
         """The reader comes back for more: what it was given before is granted again, half a window at a time."""
@@ -165,7 +165,7 @@ class Steering(Resumption):
             if not self._request.echo:  # the message's own position lies behind what a lost call may have inserted
                 self._position = max(response.start.start_position, self._request.from_position)
             self._catch_up()
-        self._settle_credit()
+        self._return_credit()
         if response.HasField("end") and not ends_the_call_alone(response.end):
             return self._take_end(response.end)
         return None
@@ -182,7 +182,7 @@ class Steering(Resumption):
 
     def _take_answer(self, answer: Answer, inserted: sampling_pb2.TokenIds | None = None) -> Chunk | None:
         if answer.control_id == self._catches_up:
-            self._go_on(answer)
+            self._resume(answer)
         if answer.control_id >= OWN:
             return None
         said = next((said for said in self._unanswered if said.request.control_id == answer.control_id), None)
@@ -195,7 +195,7 @@ class Steering(Resumption):
             self._note(said, answer.position)
         return Chunk(self._position or 0, (), "", answer=answer)
 
-    def _note(self, said: _Said, position: int) -> None:
+    def _note(self, said: _SentMessage, position: int) -> None:
         """A control has taken effect: what it took back is no longer in force."""
         said.answered = self._position = position
         while self._received and self._received[-1].stop > position:
@@ -223,7 +223,7 @@ class Steering(Resumption):
             if said.request.rewind.HasField("seed"):
                 change = generation_pb2.ChangeParameters(sampling={"seed": said.request.rewind.seed})
                 again = generation_pb2.ConverseRequest(change_parameters=change)
-                self._answered.append(_Said(again, position))
+                self._answered.append(_SentMessage(again, position))
         else:
             self._answered.append(said)
 
@@ -254,10 +254,10 @@ class Steering(Resumption):
         pause = self._own(at_position=stands, pause=generation_pb2.Pause())
         self._catches_up = pause.control_id
         self.outgoing.append(pause)
-        self._settle_credit()
+        self._return_credit()
         return min(first, stands)
 
-    def _go_on(self, answer: Answer) -> None:
+    def _resume(self, answer: Answer) -> None:
         """The new call stands where the reader does, or has ended before: says again what is unanswered."""
         self._catches_up = None
         if answer.position is not None:
@@ -277,9 +277,9 @@ class Steering(Resumption):
                 resumes.clear()
             self.outgoing.append(said.request)
         self.outgoing.extend(resumes)
-        self._settle_credit()
+        self._return_credit()
 
-    def _settle_credit(self) -> None:
+    def _return_credit(self) -> None:
         """Has the server know what it may send: what the reader has granted, and enough to catch up before."""
         wanted = max(self._credit, CATCHING_UP) if self._catches_up is not None else self._credit
         if wanted > self._granted:

@@ -1,0 +1,6 @@
+"""The client for asyncio. `tools/unasync.py` makes `gruve.client.sync` from `client` and `stream`."""
+
+from gruve.client.aio.client import AsyncClient
+from gruve.client.aio.stream import AsyncConversation, AsyncTokenStream
+
+__all__ = ["AsyncClient", "AsyncConversation", "AsyncTokenStream"]

@@ -1,0 +1,94 @@
+"""The gRPC calls, the waiting and the queue of outgoing messages of the client for asyncio.
+
+`gruve.client.sync.transport` has the same names for plain threads. Everything else of the two clients is one source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from gruve.client.errors import CallFailed, ConnectionLost, failure_of
+from gruve.v1 import generation_pb2
+
+EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the annotations of grpc lack it
+Lock = contextlib.nullcontext
+"""Methods of one event loop do not run at the same time, so their shared state needs no lock."""
+
+
+class Transport:
+    """Makes the calls of one client. Every failure of gRPC is raised as `CallFailed`."""
+
+    def __init__(self) -> None:
+        self._closed = asyncio.Event()
+
+    def connect(self, address: str, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+        """Creates a channel; it connects at its first call."""
+        return grpc.aio.insecure_channel(address, options=options)
+
+    async def call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
+        """Calls an rpc with one response."""
+        try:
+            return await rpc(request, timeout=timeout_s)
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            raise _failure_of(error) from error
+
+    async def read(self, call: Any) -> Any:
+        """Returns the next message of a stream, None after the last one."""
+        try:
+            message = await call.read()
+        except (grpc.RpcError, asyncio.CancelledError) as error:
+            raise _failure_of(error) from error
+        return None if message is EOF else message
+
+    async def sleep(self, delay_s: float) -> None:
+        """Waits, but not beyond `close`."""
+        if delay_s <= 0.0:
+            await asyncio.sleep(0)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), delay_s)
+
+    async def close(self, channels: Sequence[Any]) -> None:
+        """Closes the channels and ends every `sleep`."""
+        self._closed.set()
+        for channel in channels:
+            await channel.close()
+
+
+class Outbox:
+    """The messages that a conversation sends, in order, until it is closed."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[generation_pb2.ConverseRequest | None] = asyncio.Queue()
+
+    def put(self, request: generation_pb2.ConverseRequest) -> None:
+        """Appends a message."""
+        self._queue.put_nowait(request)
+
+    def close(self) -> None:
+        """Ends the messages, and with them the task in which gRPC waits for the next one."""
+        self._queue.put_nowait(None)
+
+    async def messages(self) -> AsyncIterator[generation_pb2.ConverseRequest]:
+        """What gRPC sends."""
+        while (request := await self._queue.get()) is not None:
+            yield request
+
+
+def _failure_of(error: grpc.RpcError | asyncio.CancelledError) -> CallFailed:
+    """Reads the failure of a call; raises the error itself if the task is being cancelled.
+
+    gRPC raises `CancelledError` as well if only the call was cancelled, by this client or by a proxy.
+    """
+    if isinstance(error, grpc.RpcError):
+        return failure_of(error)
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise error
+    return ConnectionLost(grpc.StatusCode.CANCELLED, "the call was cancelled")

@@ -1,0 +1,239 @@
+# Generated from ../aio/client.py by `make sync`; edit that one.
+"""The client for plain threads: one method for each thing that a server can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
+from gruve.client.errors import CallFailed
+from gruve.client.messages import (
+    GenerateOptions,
+    Text,
+    add_page,
+    create_request,
+    fork_request,
+    generate_request,
+    import_request,
+    lists_options,
+    rewind_session_request,
+    score_request,
+)
+from gruve.client.resume import Resumption
+from gruve.client.retry import OnReconnect, Reconnect
+from gruve.client.steering import WINDOW, Steering
+from gruve.client.sync.stream import Conversation, TokenStream
+from gruve.client.sync.transport import Transport
+from gruve.v1 import generation_pb2, model_pb2, session_pb2
+
+
+class Client:
+    """A client of the servers at `addresses`, which serve the same models. Threads may share it.
+
+    `addresses` is one gRPC target ("host:port", or a name of several servers, such as "dns:///gruve:50051") or a list
+    of targets; the one that answered last is used until it fails. `reconnect` is the retry policy: a call is made again
+    if its connection is lost or the server asks for a retry. `on_reconnect` receives a `Reconnecting` event before each
+    retry and a `Reconnected` event when the call makes progress again. `keepalive_s` is the silence after which a
+    connection is pinged.
+
+    Every method takes `timeout_s`, which bounds its retries as well, and raises a subclass of `CallFailed`.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = DEFAULT_ADDRESS,
+        *,
+        reconnect: Reconnect | None = None,
+        keepalive_s: float = KEEPALIVE_S,
+        on_reconnect: OnReconnect | None = None,
+    ) -> None:
+        self._transport = Transport()
+        self._connections = Connections(addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect)
+
+    @lists_options(GenerateOptions)
+    def generate(
+        self,
+        prompt: Text | None = None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        new_session: bool = False,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> TokenStream:
+        """Generates tokens after a prompt: with a model, in a new session of it, or in the session of an id.
+
+        Give `model` or `session`. With `new_session` the server keeps the model's generation as a session. The options
+        are those of `GenerateOptions`. The stream continues without a gap after lost connections and server restarts.
+        Nothing is sent before it is first read.
+        """
+        resumption = Resumption(
+            generate_request(prompt, model, session, new_session, options), allow_gaps="generation_id" in options
+        )
+        return TokenStream(self._transport, Attempt(self._connections, timeout_s), resumption)
+
+    @lists_options(GenerateOptions)
+    def converse(
+        self,
+        prompt: Text | None = None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        new_session: bool = False,
+        window: int | None = WINDOW,
+        credit: int | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Conversation:
+        """Generates as `generate` does, and lets the reader steer meanwhile; see the protocol's Converse.
+
+        The server never sends more tokens than the reader has room for: `window` of them, refilled as they are read.
+        With `window=None` it sends at most `credit` tokens and those that `grant` adds.
+        """
+        request = generate_request(prompt, model, session, new_session, options)
+        return Conversation(self._transport, Attempt(self._connections, timeout_s), Steering(request, window, credit))
+
+    def score(
+        self,
+        content: Text,
+        *,
+        model: str,
+        window_tokens: int | None = None,
+        logprobs: int | None = None,
+        timeout_s: float | None = None,
+    ) -> generation_pb2.ScoreResponse:
+        """Measures the log probability of a text under a model."""
+        request = score_request(content, model, window_tokens, logprobs)
+        response: generation_pb2.ScoreResponse = self._call(lambda s: s.generations.Score, request, timeout_s)
+        return response
+
+    def create_session(
+        self, model: str, *, idle_ttl_s: float | None = None, timeout_s: float | None = None
+    ) -> session_pb2.Session:
+        """Creates a session."""
+        request = create_request(model, idle_ttl_s)
+        response = self._call(lambda s: s.sessions.CreateSession, request, timeout_s)
+        session: session_pb2.Session = response.session
+        return session
+
+    def get_session(
+        self, session: str, *, transcript: bool = True, timeout_s: float | None = None
+    ) -> session_pb2.GetSessionResponse:
+        """Describes a session and reads its transcript; without `transcript` only the description."""
+        request = session_pb2.GetSessionRequest(session_id=session, page_size=None if transcript else 0)
+        whole: session_pb2.GetSessionResponse = self._call(lambda s: s.sessions.GetSession, request, timeout_s)
+        while transcript and whole.next_page_token:
+            request.page_token = whole.next_page_token
+            add_page(whole, self._call(lambda s: s.sessions.GetSession, request, timeout_s))
+        return whole
+
+    def list_sessions(self, model: str = "", *, timeout_s: float | None = None) -> Iterator[session_pb2.Session]:
+        """Lists the sessions of a model, or of all models, the newest first. Reads one page at a time."""
+        request = session_pb2.ListSessionsRequest(model=model)
+        while True:
+            page = self._call(lambda s: s.sessions.ListSessions, request, timeout_s)
+            for session in page.sessions:
+                yield session
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def delete_session(self, session: str, *, timeout_s: float | None = None) -> None:
+        """Deletes a session. It cannot be restored."""
+        request = session_pb2.DeleteSessionRequest(session_id=session)
+        self._call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
+
+    def fork_session(
+        self, session: str, seeds: Sequence[int | None] = (None,), *, timeout_s: float | None = None
+    ) -> list[session_pb2.Session]:
+        """Copies a session once for each of `seeds`, from which the copies continue; the server draws a seed for None.
+
+        A lost call is not made again, because the server may have made the copies.
+        """
+        self.get_session(
+            session, transcript=False, timeout_s=timeout_s
+        )  # finds a server that answers before the call that cannot be repeated
+        request = fork_request(session, seeds)
+        return list((self._call(lambda s: s.sessions.ForkSession, request, timeout_s, once=True)).sessions)
+
+    def rewind_session(
+        self, session: str, to_position: int, *, seed: int | None = None, timeout_s: float | None = None
+    ) -> session_pb2.Session:
+        """Removes the tokens of a session from a position on."""
+        request = rewind_session_request(session, to_position, seed)
+        response = self._call(lambda s: s.sessions.RewindSession, request, timeout_s)
+        rewound: session_pb2.Session = response.session
+        return rewound
+
+    def export_session(self, session: str, *, timeout_s: float | None = None) -> bytes:
+        """Packs a session into bytes that `import_session` takes."""
+        request = session_pb2.ExportSessionRequest(session_id=session)
+        blob: bytes = (self._call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
+        return blob
+
+    def import_session(
+        self, blob: bytes, *, idle_ttl_s: float | None = None, timeout_s: float | None = None
+    ) -> session_pb2.Session:
+        """Creates a session from an exported one."""
+        request = import_request(blob, idle_ttl_s)
+        response = self._call(lambda s: s.sessions.ImportSession, request, timeout_s)
+        session: session_pb2.Session = response.session
+        return session
+
+    def models(self, *, timeout_s: float | None = None) -> list[model_pb2.Model]:
+        """Lists the server's models in the order of their names, including those that failed their checks."""
+        request = model_pb2.ListModelsRequest()
+        return list((self._call(lambda s: s.models.ListModels, request, timeout_s)).models)
+
+    def tokenize(self, text: str, *, model: str, timeout_s: float | None = None) -> list[int]:
+        """Tokenizes a text as a prompt would be."""
+        request = model_pb2.TokenizeRequest(model=model, text=text)
+        return list((self._call(lambda s: s.models.Tokenize, request, timeout_s)).token_ids)
+
+    def detokenize(self, token_ids: Sequence[int], *, model: str, timeout_s: float | None = None) -> str:
+        """Returns the text of tokens."""
+        request = model_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        text: str = (self._call(lambda s: s.models.Detokenize, request, timeout_s)).text
+        return text
+
+    def close(self) -> None:
+        """Closes the connections. Calls that still run raise `Cancelled`."""
+        self._transport.close(self._connections.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(
+        self,
+        rpc: Callable[[Stubs], Any],
+        request: Any,
+        timeout_s: float | None,
+        done_before: str | None = None,
+        *,
+        once: bool = False,
+    ) -> Any:
+        """Calls an rpc with one response, again after a lost connection or if the server asks for it.
+
+        `done_before` is the reason with which a repeated call fails if a lost one was carried out: then it returns
+        None. `once` forbids to repeat a call that the server may have carried out.
+        """
+        attempt = Attempt(self._connections, timeout_s)
+        while True:
+            try:
+                response = self._transport.call(rpc(attempt.stubs()), request, attempt.remaining_s())
+            except CallFailed as failure:
+                if attempt.lost and failure.reason == done_before:
+                    return None
+                if once and failure.connection_lost:
+                    raise
+                self._transport.sleep(attempt.failed(failure))
+            else:
+                attempt.succeeded()
+                return response

@@ -1,0 +1,221 @@
+# Generated from ../aio/stream.py by `make sync`; edit that one.
+"""The streams of the client for plain threads: one generation, and one that its reader steers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from gruve.client.connection import Attempt
+from gruve.client.errors import CallFailed
+from gruve.client.messages import (
+    SamplingOptions,
+    Text,
+    change_request,
+    insert_request,
+    lists_options,
+    rewind_request,
+    steer_request,
+)
+from gruve.client.resume import Chunk, Resumption, cut_short
+from gruve.client.steering import Steering
+from gruve.client.sync.transport import Lock, Outbox, Transport
+from gruve.v1 import generation_pb2
+
+
+class TokenStream(Iterator[Chunk]):
+    """The chunks of one generation, as the server sends them.
+
+    One thread reads it. Leaving the `with` block, dropping the stream, or `close` in any thread cancels the generation.
+    So does an exception while it is read, Ctrl-C included.
+    """
+
+    def __init__(self, transport: Transport, attempt: Attempt, resumption: Resumption) -> None:
+        self._transport = transport
+        self._attempt = attempt
+        self._resumption = resumption
+        self._call: Any = None
+        self._closed = False
+
+    @property
+    def start(self) -> generation_pb2.GenerationStart | None:
+        """The server's report of what it generates, with seed and session; None before the first chunk."""
+        return self._resumption.start
+
+    @property
+    def end(self) -> generation_pb2.GenerationEnd | None:
+        """How the generation ended, with its usage; None before the last chunk."""
+        return self._resumption.end
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the generation ended: "STOP", "LENGTH", "END_OF_SEQUENCE" or "CANCELLED"; empty before the end."""
+        return self._resumption.finish_reason
+
+    def text(self) -> str:
+        """Reads the rest of the stream and returns its text."""
+        return "".join([chunk.text for chunk in self])
+
+    def __next__(self) -> Chunk:
+        try:
+            while not self._closed and self._resumption.end is None:
+                chunk = self._receive()
+                if chunk is not None:
+                    return chunk
+        except BaseException:
+            self.close()
+            raise
+        self._finish()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancels the generation, unless it has ended."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _receive(self) -> Chunk | None:
+        """Reads the next message, from a new call if there is none. If the call was lost, waits and returns None."""
+        try:
+            if self._call is None:
+                self._call = self._open()
+            response = self._transport.read(self._call)
+        except CallFailed as failure:
+            self._lost(failure)
+            return None
+        if response is None:
+            self._lost(cut_short())
+            return None
+        first = self._resumption.start is None
+        chunk = self._take(response)
+        if first or chunk is not None:
+            self._attempt.succeeded()
+        return chunk
+
+    def _open(self) -> Any:
+        """Starts the call that continues the generation."""
+        generate = self._attempt.stubs().generations.Generate
+        return generate(self._resumption.next_request(), timeout=self._attempt.remaining_s())
+
+    def _take(self, response: Any) -> Chunk | None:
+        return self._resumption.receive(response)
+
+    def _lost(self, failure: CallFailed) -> None:
+        if self._closed:
+            return
+        self._call = None
+        self._transport.sleep(self._attempt.failed(failure))
+
+    def _finish(self) -> None:
+        """Reads the call to its end, so that the server does not count it as cancelled."""
+        if self._closed or self._call is None:
+            return
+        try:
+            self._transport.read(self._call)
+        except CallFailed:
+            self._closed = True  # the last message is here; the connection's fate changes nothing
+
+
+class Conversation(TokenStream):
+    """The chunks of one generation, which any thread steers meanwhile.
+
+    Each method that steers sends a control and returns its id. The result of the control comes among the chunks (see
+    `Chunk.answer`) where it took effect: the next tokens have the position that it names, and replace tokens read
+    before with that position or a later one.
+    """
+
+    def __init__(self, transport: Transport, attempt: Attempt, steering: Steering) -> None:
+        super().__init__(transport, attempt, steering)
+        self._steering = steering
+        self._lock = Lock()
+        self._outbox: Outbox | None = None
+
+    @lists_options(SamplingOptions)
+    def change(self, *, at_position: int | None = None, **sampling: Unpack[SamplingOptions]) -> int:
+        """Changes the sampling, from the next token that is not yet sent, or from a position on."""
+        return self._send(change_request(sampling, at_position))
+
+    def insert(self, prompt: Text, *, at_position: int | None = None) -> int:
+        """Makes the model read a text before it generates more."""
+        return self._send(insert_request(prompt, at_position))
+
+    def pause(self, *, at_position: int | None = None) -> int:
+        """Stops the generation until `resume`."""
+        return self._send(steer_request("pause", at_position))
+
+    def resume(self) -> int:
+        """Continues a paused generation."""
+        return self._send(steer_request("resume", None))
+
+    def rewind(self, to_position: int, *, seed: int | None = None) -> int:
+        """Removes the tokens from a position on and generates from there; with the same seed, the same tokens."""
+        return self._send(rewind_request(to_position, seed))
+
+    def stop(self, *, at_position: int | None = None) -> int:
+        """Ends the generation."""
+        return self._send(steer_request("stop", at_position))
+
+    def grant(self, tokens: int) -> None:
+        """Allows the server to send more tokens, in a conversation without a window."""
+        with self._lock:
+            self._steering.grant(tokens)
+            self._flush()
+
+    def __next__(self) -> Chunk:
+        with self._lock:
+            self._steering.refill()
+            self._flush()
+        return super().__next__()
+
+    def close(self) -> None:
+        """Cancels the generation, unless it has ended."""
+        super().close()
+        self._close_outbox()
+
+    def _send(self, request: generation_pb2.ConverseRequest) -> int:
+        with self._lock:
+            control_id = self._steering.send(request)
+            self._flush()
+        return control_id
+
+    def _flush(self) -> None:
+        """Sends the outgoing messages; without a call they wait for the next one."""
+        while self._outbox is not None and self._steering.outgoing:
+            self._outbox.put(self._steering.outgoing.popleft())
+
+    def _open(self) -> Any:
+        converse = self._attempt.stubs().generations.Converse
+        outbox = Outbox()
+        with self._lock:
+            for request in self._steering.first_messages():
+                outbox.put(request)
+            self._outbox = outbox
+        return converse(outbox.messages(), timeout=self._attempt.remaining_s())
+
+    def _take(self, response: Any) -> Chunk | None:
+        with self._lock:
+            chunk = self._steering.take(response)
+            self._flush()
+        return chunk
+
+    def _lost(self, failure: CallFailed) -> None:
+        self._close_outbox()
+        super()._lost(failure)
+
+    def _finish(self) -> None:
+        super()._finish()
+        self._close_outbox()
+
+    def _close_outbox(self) -> None:
+        outbox, self._outbox = self._outbox, None
+        if outbox is not None:
+            outbox.close()

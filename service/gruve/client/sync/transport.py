@@ -1,0 +1,81 @@
+"""The gRPC calls, the waiting and the queue of outgoing messages of the client for plain threads.
+
+`gruve.client.aio.transport` has the same names for asyncio. Everything else of the two clients is one source.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from gruve.client.errors import failure_of
+from gruve.v1 import generation_pb2
+
+CLOSE_WITHIN_S = 2.0
+"""How long `close` waits for gRPC to close the channels."""
+Lock = threading.Lock
+
+
+class Transport:
+    """Makes the calls of one client. Every failure of gRPC is raised as `CallFailed`."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def connect(self, address: str, options: list[tuple[str, Any]]) -> grpc.Channel:
+        """Creates a channel; it connects at its first call."""
+        return grpc.insecure_channel(address, options=options)
+
+    def call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
+        """Calls an rpc with one response."""
+        try:
+            return rpc(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise failure_of(error) from error
+
+    def read(self, call: Any) -> Any:
+        """Returns the next message of a stream, None after the last one."""
+        try:
+            return next(call, None)
+        except grpc.RpcError as error:
+            raise failure_of(error) from error
+
+    def sleep(self, delay_s: float) -> None:
+        """Waits, but not beyond `close`."""
+        self._closed.wait(delay_s)
+
+    def close(self, channels: Sequence[grpc.Channel]) -> None:
+        """Closes the channels and ends every `sleep`."""
+        self._closed.set()
+        # gRPC waits for each call that it began, and waits forever for one that Ctrl-C interrupted.
+        closing = [threading.Thread(target=channel.close, daemon=True) for channel in channels]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(CLOSE_WITHIN_S)
+
+
+class Outbox:
+    """The messages that a conversation sends, in order, until it is closed or dropped."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[generation_pb2.ConverseRequest | None] = queue.SimpleQueue()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def put(self, request: generation_pb2.ConverseRequest) -> None:
+        """Appends a message."""
+        self._queue.put(request)
+
+    def close(self) -> None:
+        """Ends the messages, and with them the thread in which gRPC waits for the next one."""
+        self._queue.put(None)
+
+    def messages(self) -> Iterator[generation_pb2.ConverseRequest]:
+        """What gRPC sends. It refers to the queue alone, so that a dropped conversation is not kept alive by it."""
+        return iter(self._queue.get, None)
