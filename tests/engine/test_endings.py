@@ -70,6 +70,14 @@ def test_the_rows_of_a_call_that_raised_fail_once_and_free_their_slots():
     assert [sequence.id for sequence in bed.scheduler.admit()] == [3]
 
 
+def test_a_sequence_that_could_not_be_put_into_its_slot_leaves_the_slot_free():
+    bed = Bed()
+    (progress,) = bed.endings.fail(bed.sequences[:1], "incident")
+    assert (progress.incident, bed.left()) == ("incident", ([2], [3], [1]))
+    assert [sequence.id for sequence in bed.scheduler.admit()] == [3]
+    assert 1 not in [row.id for row in bed.scheduler.pick(0.0)]
+
+
 def test_a_failed_row_that_another_call_has_keeps_its_slot_until_that_call_returns():
     bed = Bed()
     rows = bed.scheduler.pick(0.0)
