@@ -1,36 +1,37 @@
-"""Everything that can go wrong, drawn as one tree. Knows nothing of gRPC: `serve/status.py` maps each to a status.
+"""The exceptions of the library and the server, as one tree. Knows no gRPC: `serve/status.py` maps each to a status.
 
 GruveError
-├── InvalidRequest              the caller's fault, whatever the state of the server
-│   ├── InvalidField            a value out of its range; names the field
-│   ├── BlobRefused             an exported session that was altered or comes from elsewhere
-│   └── UnknownCharacter        text the tokenizer has no token for; says where
-├── TuneError                   ABC that cannot be read; says line and column
+├── InvalidRequest              no server accepts the request, whatever its state
+│   ├── InvalidField            a value is out of range; names the field
+│   ├── BlobRefused             an exported session was altered, or signed with another key
+│   └── UnknownCharacter        the tokenizer has no token for a character; says where
+├── TuneError                   ABC notation cannot be read; says line and column
 ├── ModelError
-│   ├── ModelUnknown            no such entry in the repository
-│   ├── ModelBroken             the entry is there and cannot be served
-│   └── CorpusError             a training corpus that cannot be used
+│   ├── ModelUnknown            the repository has no entry of that name
+│   ├── ModelBroken             the entry exists and cannot be served
+│   └── CorpusError             a training corpus cannot be used
 ├── SessionError
-│   ├── SessionUnknown          an id this server never minted, or of another key
-│   ├── SessionExpired          an authentic id whose session has expired or was deleted
-│   ├── SessionBusy             another sequence is using it; come back
+│   ├── SessionUnknown          the id was not minted with this server's key
+│   ├── SessionExpired          the id is authentic; its session has expired or was deleted
+│   ├── SessionBusy             another sequence is using the session; retry
 │   ├── SessionElsewhere        another replica holds its lease
-│   ├── ModelChanged            made with other weights or another tokenizer
-│   ├── NumericsChanged         made with other arithmetic; exactness could not be kept
-│   ├── PositionMismatch        `expected_position` or `from_position` is not what the session holds
-│   ├── GenerationMismatch      a generation id used before for another request
-│   ├── TakenOver               the same generation was resumed on another stream
-│   ├── TranscriptFull          the session has reached its longest transcript
-│   ├── ExportKeyMissing        there is no key to sign or verify an exported session with
-│   └── ExportTooLarge          nobody could import it
-├── NotYet                      the contract has it, this version does not
+│   ├── ModelChanged            the session was made with other weights or another tokenizer
+│   ├── NumericsChanged         the session was made with other arithmetic
+│   ├── PositionMismatch        the session is not at `expected_position`, or lacks `from_position`
+│   ├── GenerationMismatch      the generation id was used for another request
+│   ├── TakenOver               the generation was resumed on another stream
+│   ├── TranscriptFull          the transcript has reached its maximum length
+│   ├── ExportKeyMissing        the server has no key to sign or verify exported sessions with
+│   └── ExportTooLarge          the exported session would not fit into a request
+├── NotYet                      the contract has the call; this version does not implement it
 └── Unavailable
-    ├── QueueFull               every slot and every waiting place is taken; come back
-    ├── Draining                the server is shutting down; another may serve
-    ├── HandedOver              the server shut down under a running stream; resume elsewhere
-    ├── StoreUnavailable        the store that has the session does not answer
-    ├── StoreBroken             the store cannot be used at all; only when a server starts
-    └── EngineFailed            the decode loop failed; the log has the trace under this id
+    ├── QueueFull               all slots and all places of the waiting queue are taken; retry
+    ├── Draining                the server is shutting down; try another
+    ├── AddressInUse            the server cannot listen on its address; only at start
+    ├── HandedOver              the server shut down during the stream; resume on another
+    ├── StoreUnavailable        the session store does not answer
+    ├── StoreBroken             the session store cannot be used; only at start
+    └── EngineFailed            decoding failed; the log has the trace under the incident id
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from typing import ClassVar
 
 
 class GruveError(Exception):
-    """The root. `reason` is the stable name that clients may compare; `metadata` what they may read with it."""
+    """The root. `reason` is a stable name that clients may compare; `metadata` has values that belong to it."""
 
     reason: ClassVar[str] = "INTERNAL"
 
@@ -49,13 +50,13 @@ class GruveError(Exception):
 
 
 class InvalidRequest(GruveError):
-    """A request that no server in any state would accept."""
+    """A request that no server accepts, whatever its state."""
 
     reason = "REQUEST_MALFORMED"
 
 
 class InvalidField(InvalidRequest):
-    """A value out of its range. `field` is the path in the request, `why` quotes the value and the bound."""
+    """A value is out of range. `field` is its path in the request; `why` quotes the value and the bound."""
 
     reason = "INVALID_FIELD"
 
@@ -66,7 +67,7 @@ class InvalidField(InvalidRequest):
 
 
 class UnknownCharacter(InvalidRequest):
-    """Text for which the tokenizer has no token. `offset` counts characters from 0."""
+    """The tokenizer has no token for a character. `offset` counts characters from 0."""
 
     reason = "UNKNOWN_CHARACTER"
 
@@ -89,13 +90,13 @@ class UnknownCharacter(InvalidRequest):
 
 
 class BlobRefused(InvalidRequest):
-    """The bytes of an exported session are not what a server with this key has signed."""
+    """The bytes of an exported session were not signed with this server's key, or were altered since."""
 
     reason = "BLOB_REFUSED"
 
 
 class TuneError(GruveError):
-    """ABC notation that cannot be read. `line` and `column` count from 1; 0 means the tune as a whole."""
+    """ABC notation cannot be read. `line` and `column` count from 1; 0 means the tune as a whole."""
 
     reason = "INVALID_TUNE"
 
@@ -107,49 +108,49 @@ class TuneError(GruveError):
 
 
 class ModelError(GruveError):
-    """A model that cannot be found, loaded or made."""
+    """A model cannot be found, loaded or trained."""
 
     reason = "MODEL_ERROR"
 
 
 class ModelUnknown(ModelError):
-    """No entry of that name stands in the model repository."""
+    """The model repository has no entry of that name."""
 
     reason = "MODEL_UNKNOWN"
 
 
 class ModelBroken(ModelError):
-    """The entry exists and is refused: a missing or truncated file, another hash, an unknown key, a wrong shape."""
+    """The entry cannot be served: a missing or truncated file, another hash, an unknown key, a wrong shape."""
 
     reason = "MODEL_NOT_SERVING"
 
 
 class CorpusError(ModelError):
-    """A corpus that cannot be trained on: empty, binary, of another encoding, of another hash than the card's."""
+    """A corpus cannot be trained on: empty, binary, of another encoding, of another hash than the card's."""
 
     reason = "INVALID_CORPUS"
 
 
 class SessionError(GruveError):
-    """A session that cannot be used in the way the request asks."""
+    """A session cannot be used as requested."""
 
     reason = "SESSION_ERROR"
 
 
 class SessionUnknown(SessionError):
-    """The id was not minted by this server or by one that shares its key."""
+    """The id was not minted by this server nor by one with the same key."""
 
     reason = "SESSION_UNKNOWN"
 
 
 class SessionExpired(SessionError):
-    """The id is authentic and nothing is kept under it: it has expired, was evicted, or was deleted."""
+    """The id is authentic, but its session has expired, was evicted or was deleted."""
 
     reason = "SESSION_EXPIRED"
 
 
 class SessionBusy(SessionError):
-    """Another sequence is using the session; one at a time may. `retry_after_s` is when it pays to come back."""
+    """Another sequence is using the session; only one may at a time. `retry_after_s` says when to retry."""
 
     reason = "SESSION_BUSY"
 
@@ -166,19 +167,19 @@ class SessionElsewhere(SessionError):
 
 
 class ModelChanged(SessionError):
-    """The session was made with a model of another digest; `rebase` may rebuild it."""
+    """The session was made with a model of another digest. `rebase` rebuilds it if the tokenizer is the same."""
 
     reason = "MODEL_CHANGED"
 
 
 class NumericsChanged(SessionError):
-    """The session was made under another `numerics_id`; going on would not be exact."""
+    """The session was made under another `numerics_id`; a continuation would not be exact."""
 
     reason = "NUMERICS_CHANGED"
 
 
 class PositionMismatch(SessionError):
-    """The session does not stand where the request expects it to."""
+    """The session is not at the position that the request expects."""
 
     reason = "POSITION_MISMATCH"
 
@@ -190,13 +191,13 @@ class GenerationMismatch(SessionError):
 
 
 class TranscriptFull(SessionError):
-    """The transcript would outgrow its limit."""
+    """The transcript would exceed its maximum length."""
 
     reason = "TRANSCRIPT_FULL"
 
 
 class ExportKeyMissing(SessionError):
-    """The server has no key that outlives it, so what it signed nobody could verify."""
+    """The server has no lasting key, so no server could verify what it signs."""
 
     reason = "EXPORT_KEY_MISSING"
 
@@ -208,26 +209,26 @@ class ExportTooLarge(SessionError):
 
 
 class TakenOver(SessionError):
-    """The same generation was resumed on another stream, which goes on where this one ends."""
+    """The generation was resumed on another stream, which continues where this one ends."""
 
     reason = "TAKEN_OVER"
 
 
 class NotYet(GruveError):
-    """The contract names the call and this version does not answer it."""
+    """The contract has the call; this version does not implement it."""
 
     reason = "NOT_YET"
 
 
 class Unavailable(GruveError):
-    """The server cannot take the request now, and another moment or another server may."""
+    """The server cannot take the request now; it may later, or another server may."""
 
     reason = "UNAVAILABLE"
     retry_after_s: float = 1.0
 
 
 class QueueFull(Unavailable):
-    """Slots and waiting places are all taken. `retry_after_s` is when it pays to come back."""
+    """All slots and all places of the waiting queue are taken. `retry_after_s` says when to retry."""
 
     reason = "QUEUE_FULL"
 
@@ -237,19 +238,19 @@ class QueueFull(Unavailable):
 
 
 class Draining(Unavailable):
-    """The server has begun to shut down and takes no new work."""
+    """The server is shutting down and takes no new work."""
 
     reason = "DRAINING"
 
 
 class AddressInUse(Unavailable):
-    """The server cannot listen where it was told to."""
+    """The server cannot listen on its configured address."""
 
     reason = "ADDRESS_IN_USE"
 
 
 class HandedOver(Unavailable):
-    """The server shut down under a running stream; `next_position` is where another one goes on."""
+    """The server shut down during the stream, which another server can continue from `next_position`."""
 
     reason = "HANDED_OVER"
 
@@ -262,19 +263,19 @@ class HandedOver(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
-    """The session store cannot be reached, read or written now. `__cause__` says why, for the log."""
+    """The session store cannot be reached, read or written now. `__cause__` has the reason, for the log."""
 
     reason = "STORE_UNAVAILABLE"
 
 
 class StoreBroken(Unavailable):
-    """A session store that a server cannot start with: not a store, of a later version, in use, or not to be opened."""
+    """The server cannot start with its session store: not a store, of a later version, in use, or not readable."""
 
     reason = "STORE_BROKEN"
 
 
 class EngineFailed(Unavailable):
-    """The decode loop raised. What it raised stands in the log under `incident`, never in the message."""
+    """Decoding failed. The log has the exception under `incident`; the message never quotes it."""
 
     reason = "ENGINE_FAILED"
 
