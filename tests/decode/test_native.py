@@ -21,10 +21,10 @@ from gruve.decode import Reason
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.decode.native import NativeBackend, backend, library, native_unavailable
 from gruve.decode.stops import compile_stops
-from gruve.errors import InvalidField, ModelBroken
+from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 from natively import ISAS, PlainRow, life, native, row_with
-from nets import CELLS, config_of, model_of, pointers_of
+from nets import CELLS, config_of, model_of
 from requiring import need_program
 from row_cases import MODEL, TEXTS, V, rows
 
@@ -311,10 +311,3 @@ def test_only_the_objects_made_for_them_hold_wide_instructions():
     assert all("avx2" in name or "avx512" in name for name in wide["%ymm"])
     assert all("avx512" in name for name in wide["%zmm"])
     assert wide["%ymm"] or "avx2" not in ISAS
-
-
-@pytest.mark.parametrize("device", ["native", "reference"])
-def test_a_model_with_pointers_is_refused_by_a_backend_that_computes_none(device):
-    model = model_of(config_of(CELLS[0], pointers=pointers_of(13)))
-    with pytest.raises(ModelBroken, match=f"'small' has 5 pointers; the backend '{device}' computes none"):
-        choose_backend(model, DecodeConfig("cpu", slots=1, native=device == "native"))

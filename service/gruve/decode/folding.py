@@ -22,7 +22,7 @@ def refuse_pointers(model: Model, backend: str) -> None:
     """Raises `ModelBroken` for a model with pointers, which the backend does not compute."""
     if model.config.pointers is not None:
         raise ModelBroken(
-            f"model {model.name!r} has {model.config.pointers.size} pointers; the backend {backend!r} computes none"
+            f"model {model.name!r} has {model.config.pointers.size} pointers; backend {backend!r} computes none"
         )
 
 
@@ -52,13 +52,13 @@ def head(weights: dict[str, Tensor]) -> Tensor:
 
 
 def _padded(name: str, weight: Tensor, config: ModelConfig, width: int) -> Tensor:
-    if name == "head.bias":
+    if name in ("head.bias", "pointers.gate_bias"):
         return weight
     if name.startswith("layers"):  # each gate's block of units by itself
         weight = _grown(weight.reshape(-1, config.hidden_size, *weight.shape[1:]), 1, width).flatten(0, 1)
     elif name == "head.projection":
         weight = _grown(weight, 0, width)
-    return _grown(weight, 1, width) if weight.dim() == 2 else weight
+    return weight if weight.dim() == 1 else _grown(weight, weight.dim() - 1, width)
 
 
 def _grown(weight: Tensor, dim: int, width: int) -> Tensor:

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gruve.decode import HISTORY, Block, Logprobs, Reason, Row
-from gruve.decode.folding import padded_size, refuse_pointers
+from gruve.decode.folding import padded_size
 from gruve.decode.sampler import RowSampling, Sampler, seen_in_ring
 from gruve.decode.stops import MATCHED
 from gruve.decode.tiles import Tiles
+from gruve.model.config import ModelConfig
+from gruve.model.pointer_tracker import PointerTracker
+from gruve.model.pointers import WINDOW
 from gruve.model.repository import Model
 
 VERSION = 1
@@ -31,7 +34,6 @@ class ReferenceBackend:
     name = "reference"
 
     def __init__(self, model: Model, slots: int, device: str = "cpu", why: str = "asked for") -> None:
-        refuse_pointers(model, self.name)
         config = model.config
         self.why = why
         self.slots = slots
@@ -56,7 +58,7 @@ class ReferenceBackend:
         self._states[:, :, slot] = 0.0  # the padding as well, where a state that was no number left none either
         if state is not None:
             self._states[:, :, slot, :H] = torch.from_numpy(state).to(self._device)
-        self._rows[slot] = _Slot(row, self._device)
+        self._rows[slot] = _Slot(row, self._config, self._device)
         recent = row.history[-HISTORY:]
         places = np.arange(row.position - len(recent) + 1, row.position + 1) % HISTORY
         self._history[slot, torch.from_numpy(places).to(self._device)] = torch.from_numpy(recent.astype(np.int64)).to(
@@ -85,13 +87,14 @@ class ReferenceBackend:
         logprobs = _LogprobRecorder(rows, steps, self._device)
         for k in range(steps):
             active = call.active & (call.limits > k)
-            logits, new_state = self._step(call.pending, state, padded)
+            logits, new_state = self._step(call.pending, state, padded, self._pointed(rows, padded))
             logits = logits[:count]
             drawn = self._draw(logits, sampling, call, index[:count])
             token = torch.where(call.forced[:, k] >= 0, call.forced[:, k], drawn)
             logprobs.record(k, logits, token)
             self._advance(call, token, active, index[:count], k)
             out[k] = torch.where(active, token, -1)
+            self._follow(rows, out[k])
             keep = torch.zeros(padded, dtype=torch.bool, device=self._device)
             keep[:count] = active
             state = tuple(torch.where(keep[None, :, None], new, old) for new, old in zip(new_state, state, strict=True))
@@ -99,11 +102,31 @@ class ReferenceBackend:
             slab[:, index[:count]] = tensor[:, :count]
         return self._finish(rows, call, out, logprobs)
 
-    def _step(self, pending: Tensor, state: tuple[Tensor, ...], padded: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _step(
+        self, pending: Tensor, state: tuple[Tensor, ...], padded: int, pointed: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step of every tile: logits (padded, V) and the new state."""
         tokens = torch.zeros(padded, dtype=torch.int64, device=self._device)
         tokens[: pending.shape[0]] = pending
-        return self._tiles.step(tokens, state)
+        return self._tiles.step(tokens, state, pointed)
+
+    def _pointed(self, rows: list[_Slot], padded: int) -> Tensor | None:
+        """What the pointers say at each row's pending token: (padded, 2 K + 2), None for a model without pointers."""
+        if self._config.pointers is None:
+            return None
+        pointed = torch.zeros(padded, 2 * self._config.pointers.size + 2, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            tokens, matches, place_row, count_row = row.pointed
+            pointed[i] = torch.tensor((*tokens, *matches, place_row, count_row))
+        return pointed.to(self._device)
+
+    def _follow(self, rows: list[_Slot], tokens: Tensor) -> None:
+        """Shows each row's pointers the token that it took; -1 is none."""
+        if self._config.pointers is None:
+            return
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if token >= 0:
+                row.follow(token)
 
     def _draw(self, logits: Tensor, sampling: RowSampling, call: _Call, slots: Tensor) -> Tensor:
         position, seen = call.position + 1, None
@@ -158,14 +181,22 @@ class ReferenceBackend:
 class _Slot:
     """The running state of one admitted row."""
 
-    def __init__(self, row: Row, device: torch.device) -> None:
+    def __init__(self, row: Row, config: ModelConfig, device: torch.device) -> None:
         self.row = row
+        if config.pointers is not None:
+            self._tracker = PointerTracker(config.pointers, config.vocabulary_size)
+            for token in row.history[-WINDOW:].tolist():
+                self.follow(token)
         self.pending = int(row.history[-1])
         self.position = row.position
         self.drawn = row.drawn
         self.forced_at = 0
         self.stop_state = row.stop_state
         self.stop_table = None if row.stops is None else torch.from_numpy(row.stops.table).to(device)
+
+    def follow(self, token: int) -> None:
+        """Takes the next token of the transcript, for a model with pointers."""
+        self.pointed = self._tracker.feed(token)
 
 
 class _Call:

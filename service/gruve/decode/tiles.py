@@ -38,7 +38,8 @@ class Tiles:
         weights = padded_weights(model)
         small = config.vocabulary_size * config.gates * config.hidden_size <= MAX_TABLE_ENTRIES
         self._w = {name: weight.to(device) for name, weight in weights.items()}
-        self.input_table = input_table(weights).to(device) if small else None
+        # What pointers add to the input depends on too much for a table.
+        self.input_table = input_table(weights).to(device) if small and config.pointers is None else None
         self._head = head(weights).to(device)
         self._check_exactness()
 
@@ -46,10 +47,19 @@ class Tiles:
         """The number of rows rounded up to whole tiles."""
         return -(-rows // self.rows) * self.rows
 
-    def step(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One step of whole tiles: logits (B, V) and the new state, each tensor (L, B, H), H padded."""
+    def step(
+        self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One step of whole tiles: logits (B, V) and the new state, each tensor (L, B, H), H padded.
+
+        `pointed` (B, 2 K + 2) has the rows of `pointers.Pointed`, for a model with pointers.
+        """
         tiles = [
-            self._tile(tokens[t : t + self.rows], tuple(s[:, t : t + self.rows] for s in state))
+            self._tile(
+                tokens[t : t + self.rows],
+                tuple(s[:, t : t + self.rows] for s in state),
+                None if pointed is None else pointed[t : t + self.rows],
+            )
             for t in range(0, len(tokens), self.rows)
         ]
         logits = torch.cat([tile[0] for tile in tiles])
@@ -59,7 +69,9 @@ class Tiles:
         """The head alone: whole tiles of the last layer's state (B, H) -> logits (B, V)."""
         return torch.cat([self._logits(h[t : t + self.rows]) for t in range(0, len(h), self.rows)])
 
-    def _tile(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _tile(
+        self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One tile through every layer and the head."""
         layers = []
         x = tokens
@@ -68,11 +80,41 @@ class Tiles:
             if l == 0 and self.input_table is not None:
                 gates = self.input_table[tokens]
             else:
-                gates = linear(self._w["embedding.weight"][tokens] if l == 0 else x, W, b)
+                gates = linear(self._input(tokens, pointed) if l == 0 else x, W, b)
             U, b_hn = self._w[f"layers.{l}.weight_hh"], self._w.get(f"layers.{l}.bias_hn")
             layers.append(self._cell(gates, tuple(s[l].contiguous() for s in state), U, b_hn))
             x = layers[-1][0]
-        return self._logits(x), tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+        logits = self._logits(x) if pointed is None else self._add_gates(self._logits(x), x, pointed)
+        return logits, tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+
+    def _input(self, tokens: Tensor, pointed: Tensor | None) -> Tensor:
+        """The token's row of the embedding, and the rows of the pointers' tables added one after the other."""
+        x = self._w["embedding.weight"][tokens]
+        pointers = self._config.pointers
+        if pointers is None or pointed is None:
+            return x
+        K = pointers.size
+        for k in range(K):
+            x = x + self._w["pointers.weight"][k][pointed[:, k]]
+            if pointers.matches:
+                x = x + self._w["pointers.match"][k][pointed[:, K + k]]
+        if pointers.places:
+            x = x + self._w["pointers.place"][pointed[:, 2 * K]]
+        if pointers.counts:
+            x = x + self._w["pointers.count"][pointed[:, 2 * K + 1]]
+        return x
+
+    def _add_gates(self, logits: Tensor, h: Tensor, pointed: Tensor) -> Tensor:
+        """Each pointer's gate added to the logit of the token that it names, one pointer after the other."""
+        K, V = self._w["pointers.gate"].shape[0], self._config.vocabulary_size
+        gates = linear(h, self._w["pointers.gate"])
+        rows = torch.arange(len(h), device=self._device)
+        for k in range(K):
+            gate = gates[:, k] + self._w["pointers.gate_bias"][k][pointed[:, K + k]]
+            named = pointed[:, k]
+            gate = gate.masked_fill(named == V, 0.0)
+            logits = logits.index_put((rows, named.clamp_max(V - 1)), gate, accumulate=True)
+        return logits
 
     def _logits(self, h: Tensor) -> Tensor:
         return linear(h, self._head, self._w["head.bias"])
@@ -86,9 +128,12 @@ class Tiles:
         state = tuple(
             (torch.rand(shape, generator=generator) * 2 - 1).to(self._device) for _ in range(config.state_tensors)
         )
-        logits, after = self._tile(tokens, state)
+        pointed = self._random_pointed(generator)
+        logits, after = self._tile(tokens, state, pointed)
         turn = torch.arange(self.rows, device=self._device).roll(5)
-        logits_turned, after_turned = self._tile(tokens[turn], tuple(s[:, turn] for s in state))
+        logits_turned, after_turned = self._tile(
+            tokens[turn], tuple(s[:, turn] for s in state), None if pointed is None else pointed[turn]
+        )
         same = torch.equal(logits[turn], logits_turned) and all(
             torch.equal(a[:, turn], b) for a, b in zip(after, after_turned, strict=True)
         )
@@ -97,3 +142,13 @@ class Tiles:
                 f"torch {torch.__version__} on {self._device} gives a row of a {self.rows}-row tile other bits at "
                 "another place; a backend of torch operations cannot be exact here"
             )
+
+    def _random_pointed(self, generator: torch.Generator) -> Tensor | None:
+        """Rows of the pointers' tables drawn at random, None for a model without pointers."""
+        pointers = self._config.pointers
+        if pointers is None:
+            return None
+        sizes = [self._config.vocabulary_size + 1] * pointers.size + [max(pointers.matches, 1)] * pointers.size
+        sizes += [max(pointers.places, 1), max(pointers.counts, 1)]
+        columns = [torch.randint(size, (self.rows,), generator=generator) for size in sizes]
+        return torch.stack(columns, dim=1).to(self._device)

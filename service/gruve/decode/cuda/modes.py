@@ -41,7 +41,8 @@ def cuda_backend(model: Model, slots: int, mode: CudaMode, why: str) -> Backend:
         try:
             return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]))
         except Exception as error:
-            log.exception("%s does not work on this GPU", candidate)
+            known = isinstance(error, ModelBroken)  # says all there is to say
+            log.warning("%s does not work for this model: %s", candidate, error, exc_info=not known)
             reasons.append(f"{candidate} does not work here: {error}")
     raise ModelBroken("; ".join(reasons))
 

@@ -110,8 +110,9 @@ using namespace gruve;
 
 int32_t gruve_abi_version(void) { return GRUVE_ABI_VERSION; }
 
-void gruve_struct_sizes(size_t* weights, size_t* sampling, size_t* row, size_t* call) {
+void gruve_struct_sizes(size_t* weights, size_t* pointers, size_t* sampling, size_t* row, size_t* call) {
     *weights = sizeof(gruve_weights);
+    *pointers = sizeof(gruve_pointers);
     *sampling = sizeof(gruve_sampling);
     *row = sizeof(gruve_row);
     *call = sizeof(gruve_call);

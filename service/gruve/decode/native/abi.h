@@ -12,13 +12,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRUVE_ABI_VERSION 3
+#define GRUVE_ABI_VERSION 4
 #define GRUVE_MAX_LAYERS 4
 #define GRUVE_MAX_ROWS 64
 #define GRUVE_MAX_STEPS 4096
 #define GRUVE_MAX_THREADS 256
 #define GRUVE_HISTORY 1024
 #define GRUVE_MAX_LOGPROBS 1024
+#define GRUVE_MAX_POINTERS 16
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +29,31 @@ extern "C" {
 
 enum gruve_status { GRUVE_OK = 0, GRUVE_INVALID = 1, GRUVE_FAILED = 2, GRUVE_BUSY = 3 };
 enum gruve_cell { GRUVE_GRU_AFTER = 0, GRUVE_GRU_BEFORE = 1, GRUVE_LSTM = 2, GRUVE_ELMAN = 3 };
+
+// What a token does to the bars of gruve.model.pointers: nothing, closes a bar and opens one, and begins a part as well.
+enum gruve_token_kind { GRUVE_PLAIN_TOKEN = 0, GRUVE_BAR_TOKEN = 1, GRUVE_PART_TOKEN = 2 };
+
+// gruve.model.pointers.PointerConfig and the weights of pointers, row-major fp32; K = bars_size + followers_size. `weight`,
+// `match`, `place` and `count` must outlive the model.
+typedef struct {
+    int32_t bars_size;
+    int32_t followers_size;
+    const int32_t* bars;
+    const int32_t* followers;
+    const int32_t* kinds;      // (V,)
+    const int32_t* advances;   // (V,)
+    int32_t start_token;       // -1 for none
+    int32_t place_step;
+    int32_t places;
+    int32_t counts;
+    int32_t matches;
+    const float* weight;       // (K, V + 1, E)
+    const float* match;        // (K, matches, E), or null
+    const float* place;        // (places, E), or null
+    const float* count;        // (counts, E), or null
+    const float* gate;         // (K, H)
+    const float* gate_bias;    // (K, matches, or 1 without)
+} gruve_pointers;
 
 // A model's weights, row-major fp32, shapes as in gruve.model.config. `embedding` must outlive the model.
 typedef struct {
@@ -46,6 +72,7 @@ typedef struct {
     const float* head_weight;                    // (V, H), or null where the head is tied
     const float* head_projection;                // (E, H) where the head is tied and E differs from H, or null
     const float* head_bias;                      // (V,)
+    const gruve_pointers* pointers;              // null for a model without
 } gruve_weights;
 
 // gruve.model.sampling's parameters as its own functions turn them into integers and fp32.
@@ -106,7 +133,8 @@ typedef struct gruve_decoder gruve_decoder;
 
 // What the loader compares before it calls anything else.
 GRUVE_EXPORT int32_t gruve_abi_version(void);
-GRUVE_EXPORT void gruve_struct_sizes(size_t* weights, size_t* sampling, size_t* row, size_t* call);
+GRUVE_EXPORT void gruve_struct_sizes(
+    size_t* weights, size_t* pointers, size_t* sampling, size_t* row, size_t* call);
 
 // `wanted`, or with null or "" the fastest: "avx512", "zen4" (AVX-512 in the form that suits Zen 4), "avx2" or "portable".
 // Null, where `wanted` is none of these or this CPU has it not.

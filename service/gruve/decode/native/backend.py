@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from gruve.decode import HISTORY, Arithmetic, Block, Logprobs, Row
-from gruve.decode.folding import refuse_pointers
 from gruve.decode.native import library as abi
 from gruve.decode.stops import StopTable
 from gruve.errors import ModelBroken
@@ -30,6 +29,8 @@ from gruve.model.repository import Model
 
 VERSION = 1
 """Of the arithmetic: a change of any bit of any logit or draw is a new one."""
+POINTERS_VERSION = 1
+"""Likewise, of the arithmetic of models with pointers."""
 MAX_ROWS = 64
 MAX_STEPS = 4_096
 CELLS = {("gru", "after"): 0, ("gru", "before"): 1, ("lstm", None): 2, ("elman", None): 3}
@@ -60,7 +61,6 @@ class NativeBackend:
         arithmetic: Arithmetic = "float32",
     ) -> None:
         """`threads` None takes as many as this process may use cores; `isa` None what `chosen_isa` says."""
-        refuse_pointers(model, self.name)
         config = model.config
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
@@ -69,6 +69,8 @@ class NativeBackend:
         whole = arithmetic == "int16"
         self.why = f"{why} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
         numerics = f"{self.name} {VERSION} {config.precision}{' int16' if whole else ''}"
+        if config.pointers is not None:
+            numerics += f" pointers {POINTERS_VERSION}"
         self.numerics_id = hashlib.sha256(numerics.encode()).hexdigest()[:16]
         self._config = config
         self._library = abi.library()
@@ -266,11 +268,14 @@ class PackedWeights:
 
     def __init__(self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str, *, whole: bool) -> None:
         self._library = abi.library()
-        # The library reads embedding rows from here where the input projection is no table.
-        self._embedding = weights["embedding.weight"]
+        # The library reads rows of the embedding and of the pointers from here where the input projection is no table.
+        self._rows = [weights[name] for name in weights if name.startswith(("embedding", "pointers"))]
         self.model = ctypes.c_void_p()
+        pointers, keep = _pointers_struct(config, weights)
         given = _weights_struct(config, weights, whole=whole)
+        given.pointers = None if pointers is None else ctypes.addressof(pointers)
         self._library.call("gruve_model_create", ctypes.byref(given), isa.encode(), ctypes.byref(self.model))
+        del pointers, keep  # the library has copied them
         weakref.finalize(self, self._library.plain, "gruve_model_destroy", self.model).atexit = False
 
     @property
@@ -328,3 +333,37 @@ def _weights_struct(config: ModelConfig, weights: dict[str, NDArray[np.float32]]
         for name in ("weight_ih", "weight_hh", "bias", "bias_hn"):
             getattr(struct, name)[l] = address(f"layers.{l}.{name}")
     return struct
+
+
+def _pointers_struct(
+    config: ModelConfig, weights: dict[str, NDArray[np.float32]]
+) -> tuple[abi.Pointers | None, tuple[NDArray[np.int32], ...]]:
+    """The pointers as the library takes them, None for a model without, and the arrays that the struct points into."""
+    pointers = config.pointers
+    if pointers is None:
+        return None, ()
+    V = config.vocabulary_size
+    kinds = np.zeros(V, dtype=np.int32)
+    kinds[list(pointers.bar_tokens)] = 1
+    kinds[list(pointers.part_tokens)] = 2
+    advances = np.array(pointers.advances or [0] * V, dtype=np.int32)
+    bars, followers = (np.array(values, dtype=np.int32) for values in (pointers.bars, pointers.followers))
+
+    def address(name: str) -> int | None:
+        return weights[f"pointers.{name}"].ctypes.data if f"pointers.{name}" in weights else None
+
+    struct = abi.Pointers(
+        bars_size=len(bars),
+        followers_size=len(followers),
+        bars=bars.ctypes.data,
+        followers=followers.ctypes.data,
+        kinds=kinds.ctypes.data,
+        advances=advances.ctypes.data,
+        start_token=pointers.start_token,
+        place_step=pointers.place_step,
+        places=pointers.places,
+        counts=pointers.counts,
+        matches=pointers.matches,
+        **{name: address(name) for name in ("weight", "match", "place", "count", "gate", "gate_bias")},
+    )
+    return struct, (kinds, advances, bars, followers)

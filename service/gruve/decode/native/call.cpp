@@ -30,6 +30,8 @@ int32_t Call::next_phase() {
     switch (stage_) {
         case Stage::start:
             return begin_step();
+        case Stage::inputs:
+            return begin_layer();
         case Stage::layer:
             if (++phase_ < model_.phases()) return begin_layer();
             phase_ = 0;
@@ -55,6 +57,10 @@ int32_t Call::begin_step() {
     }
     layer_ = 0;
     phase_ = 0;
+    if (model_.pointers.size > 0 && step_ == 0) {  // later ones are made where the step before took its token
+        stage_ = Stage::inputs;
+        return (active_count_ + TOKEN_ROWS - 1) / TOKEN_ROWS;
+    }
     return begin_layer();
 }
 
@@ -74,12 +80,17 @@ int32_t Call::begin_layer() {
         if (layer_ > 0) {
             view.start = model_.bias[layer_];
             view.x = view.out - model_.padded_size;
-        } else if (model_.table != nullptr) {
-            view.start = model_.table + model_.table_stride * slot.pending;
-            view.x = nullptr;
         } else {
-            view.start = model_.bias[0];
-            view.x = model_.embedding + static_cast<size_t>(model_.embedding_size) * slot.pending;
+            const float* input = model_.pointers.size > 0 ? place_.input(active_[i]) : nullptr;
+            if (model_.table != nullptr) {
+                view.start = input != nullptr ? input : model_.table + model_.table_stride * slot.pending;
+                view.x = nullptr;
+            } else {
+                view.start = model_.bias[0];
+                view.x = input != nullptr
+                             ? input
+                             : model_.embedding + static_cast<size_t>(model_.embedding_size) * slot.pending;
+            }
         }
         if (model_.whole) make_whole(view, place_.whole(i));
     }
@@ -127,10 +138,16 @@ int32_t Call::cut(const Matrix& matrix, int32_t rows) {
 }
 
 void Call::run(int32_t tile, int32_t worker) {
-    if (stage_ == Stage::tokens) {
+    if (stage_ == Stage::tokens || stage_ == Stage::inputs) {
         const FloatControl control(Denormals::ieee);
         const int32_t end = std::min(active_count_, (tile + 1) * TOKEN_ROWS);
-        for (int32_t i = tile * TOKEN_ROWS; i < end; ++i) take_token(active_[i], place_.scratches[worker]);
+        for (int32_t i = tile * TOKEN_ROWS; i < end; ++i) {
+            if (stage_ == Stage::tokens) {
+                take_token(active_[i], place_.scratches[worker]);
+            } else {
+                make_input(active_[i]);
+            }
+        }
         return;
     }
     const Matrix& matrix = stage_ == Stage::head ? model_.head : model_.tiled(layer_, phase_);
@@ -145,10 +162,31 @@ void Call::run(int32_t tile, int32_t worker) {
     }
 }
 
+// Layer 0's input for a row's pending token.
+void Call::make_input(int32_t row) {
+    const Slot& slot = decoder_.slots_[call_.slots[row]];
+    const float* rows[MAX_INPUT_ROWS];
+    const int32_t count = model_.input_rows(slot.pending, slot.pointers.pointed(), rows);
+    const size_t floats = model_.table != nullptr ? model_.table_stride : model_.embedding_size;
+    model_.kernels->sum_rows(rows, count, static_cast<int32_t>(floats), place_.input(row));
+}
+
+// Adds each pointer's gate, which stands behind the logits, to the logit of the token that it names.
+void Call::add_gates(int32_t row) {
+    const Pointed& pointed = decoder_.slots_[call_.slots[row]].pointers.pointed();
+    const int32_t V = model_.vocabulary_size, biases = std::max(model_.pointers.matches, 1);
+    float* logits = place_.logits(row);
+    for (int32_t k = 0; k < model_.pointers.size; ++k) {
+        if (pointed.tokens[k] == V) continue;
+        logits[pointed.tokens[k]] += logits[V + k] + model_.gate_bias[k * biases + pointed.matches[k]];
+    }
+}
+
 bool Call::draws(int32_t row) const { return !prompted_[row]; }
 
 void Call::take_token(int32_t row, Scratch& scratch) {
     const Slot& slot = decoder_.slots_[call_.slots[row]];
+    if (model_.pointers.size > 0 && (draws(row) || slot.logprobs >= 0)) add_gates(row);
     int32_t token;
     if (draws(row)) {
         token = draw(
@@ -194,6 +232,9 @@ void Call::advance(int32_t row, int32_t token, bool drawn) {
     if (reason == Reason::running && slot.drawn >= slot.max_tokens && !prompt_left) reason = Reason::length;
     call_.reasons[row] = static_cast<int32_t>(reason);
     frozen_[row] = reason != Reason::running;
+    if (model_.pointers.size == 0) return;
+    slot.pointers.feed(slot.history.data(), slot.position, slot.known);
+    if (!frozen_[row] && step_ + 1 < std::min(call_.limits[row], call_.steps)) make_input(row);
 }
 
 void Call::record_logprobs(int32_t row, int32_t token, Scratch& scratch) {

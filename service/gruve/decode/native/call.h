@@ -23,7 +23,7 @@ public:
     void run(int32_t tile, int32_t worker) override;
 
 private:
-    enum class Stage { start, layer, head, tokens };
+    enum class Stage { start, inputs, layer, head, tokens };
 
     int32_t begin_step();
     int32_t begin_layer();
@@ -32,6 +32,8 @@ private:
     int32_t begin_tokens();
     int32_t cut(const Matrix& matrix, int32_t rows);
 
+    void make_input(int32_t row);
+    void add_gates(int32_t row);
     bool draws(int32_t row) const;
     void take_token(int32_t row, Scratch& scratch);
     void advance(int32_t row, int32_t token, bool drawn);

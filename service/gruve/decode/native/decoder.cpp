@@ -19,9 +19,11 @@ size_t odd_lines(size_t floats) { return floats / LANES % 2 == 0 ? floats + LANE
 }  // namespace
 
 Workplace::Workplace(const Model& model, int32_t threads)
-    : row_floats(odd_lines((model.whole ? 4 : 3) * static_cast<size_t>(model.padded_size) + model.logits_stride)),
+    : row_floats(odd_lines(
+          (model.whole ? 4 : 3) * static_cast<size_t>(model.padded_size) + model.logits_stride + model.input_floats())),
       logits_offset(3 * static_cast<size_t>(model.padded_size)),
       logits_stride(model.logits_stride),
+      input_offset((model.whole ? 4 : 3) * static_cast<size_t>(model.padded_size) + model.logits_stride),
       rows(row_floats * GRUVE_MAX_ROWS * sizeof(float)) {
     for (int32_t i = 0; i < threads; ++i) scratches.emplace_back(model.vocabulary_size);
     for (int32_t i = 0; i < threads; ++i) wide.emplace_back(model.wide_floats() * sizeof(float));
@@ -135,6 +137,11 @@ void Decoder::admit(int32_t slot, const gruve_row& row, const float* state) {
     next.known = static_cast<int32_t>(std::min<int64_t>(row.history_size, row.position + 1));
     for (int32_t age = 0; age < next.known; ++age)
         next.history[(row.position - age) & (GRUVE_HISTORY - 1)] = row.history[row.history_size - 1 - age];
+    if (model_->pointers.size > 0) {
+        next.pointers.begin(model_->pointers, model_->vocabulary_size);
+        for (int32_t i = 0; i < next.known; ++i)
+            next.pointers.feed(next.history.data(), row.position - next.known + 1 + i, i + 1);
+    }
 
     const size_t H = model_->hidden_size, L = model_->num_layers;
     for (size_t l = 0; l < L; ++l)

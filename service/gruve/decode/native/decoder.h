@@ -12,6 +12,7 @@
 #include "abi.h"
 #include "memory.h"
 #include "model.h"
+#include "pointers.h"
 #include "pool.h"
 #include "sampling.h"
 
@@ -41,6 +42,7 @@ struct Slot {
     std::vector<int32_t> masked_early;  // nor these before `min_tokens`
     std::vector<int32_t> history;       // by position modulo 1024
     int32_t known = 0;                  // how many of the last tokens `history` has
+    PointerTracker pointers;            // at the pending token, for a model with pointers
 };
 
 // A slot, or everything that can decode, is in use by another thread.
@@ -56,10 +58,15 @@ struct Workplace {
     float* logits(int32_t row) const { return scratch(row) + logits_offset; }
     int16_t* whole(int32_t row) const { return reinterpret_cast<int16_t*>(logits(row) + logits_stride); }
 
+    // Layer 0's input where pointers make it.
+    float* input(int32_t row) const { return scratch(row) + input_offset; }
+
     size_t row_floats;
     size_t logits_offset;
     size_t logits_stride;
-    Pages rows;  // per row of a call: three of the layer's size, then logits, then two inputs of int16 products
+    size_t input_offset;
+    // Per row of a call: three of the layer's size, logits, two inputs of int16 products, and layer 0's input.
+    Pages rows;
     std::vector<Scratch> scratches;  // one a thread
     std::vector<Pages> wide;         // one a thread: weights of fp16 as fp32
     std::atomic<bool> taken{false};

@@ -67,8 +67,10 @@ struct Kernels {
         const Layer&, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide);
     void (*head)(
         const Matrix&, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide);
-    // out[n] = float(init[n] + sum over k of a[k] * b[k][n]) in float64, k in order. `sums` is scratch of n.
-    void (*fold)(const float* a, int32_t k, const float* b, int32_t n, const float* init, double* sums, float* out);
+    // sums[n] += sum over k of a[k] * b[k][n] in float64, k in order; out[n] = float(sums[n]).
+    void (*fold)(const float* a, int32_t k, const float* b, int32_t n, double* sums, float* out);
+    // out[i] = the sum of rows[r][i] in the order of r, at least one row; the same bits for every instruction set.
+    void (*sum_rows)(const float* const* rows, int32_t count, int32_t n, float* out);
     // out[i] = x[i] in steps, the nearest, ties to even; what is beyond -1 or 1, or NaN, becomes one of them.
     void (*to_steps)(const float* x, int32_t n, int16_t* out);
     float (*highest)(const float* logits, int32_t n);

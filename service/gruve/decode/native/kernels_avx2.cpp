@@ -85,7 +85,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 
 constexpr Kernels kernels = {
     "avx2", Avx2::width, Avx2::half, groups_per_pass<Avx2>, Avx2::widens, run_layer<Avx2>, run_head<Avx2>,
-    fold, to_steps, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
+    fold, sum_rows<Avx2>, to_steps, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
 };
 
 }  // namespace

@@ -111,7 +111,7 @@ template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
         name, V::width, V::half, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, to_steps, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
+        fold, sum_rows<Avx512>, to_steps, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
     };
 }
 

@@ -469,8 +469,7 @@ void run_head(
 
 // ---- loading and sampling
 
-inline void fold(const float* a, int32_t k, const float* b, int32_t n, const float* init, double* sums, float* out) {
-    for (int32_t i = 0; i < n; ++i) sums[i] = init == nullptr ? 0.0 : static_cast<double>(init[i]);
+inline void fold(const float* a, int32_t k, const float* b, int32_t n, double* sums, float* out) {
     // A product of two fp32 values is exact in float64, so it makes no difference whether this is fused.
     for (int32_t j = 0; j < k; ++j) {
         const double factor = a[j];
@@ -478,6 +477,21 @@ inline void fold(const float* a, int32_t k, const float* b, int32_t n, const flo
         for (int32_t i = 0; i < n; ++i) sums[i] += factor * static_cast<double>(row[i]);
     }
     for (int32_t i = 0; i < n; ++i) out[i] = static_cast<float>(sums[i]);
+}
+
+template <class V>
+void sum_rows(const float* const* rows, int32_t count, int32_t n, float* out) {
+    int32_t i = 0;
+    for (; i + V::width <= n; i += V::width) {
+        auto sum = V::load(rows[0] + i);
+        for (int32_t r = 1; r < count; ++r) sum = V::add(sum, V::load(rows[r] + i));
+        V::store(out + i, sum);
+    }
+    for (; i < n; ++i) {
+        float sum = rows[0][i];
+        for (int32_t r = 1; r < count; ++r) sum += rows[r][i];
+        out[i] = sum;
+    }
 }
 
 inline void to_steps(const float* x, int32_t n, int16_t* out) {

@@ -93,7 +93,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 constexpr Kernels kernels = {
     "portable", Portable::width, Portable::half, groups_per_pass<Portable>, Portable::widens, run_layer<Portable>,
     run_head<Portable>,
-    fold, to_steps, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
+    fold, sum_rows<Portable>, to_steps, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from gruve.errors import InvalidField
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
@@ -44,6 +44,31 @@ class Weights(ctypes.Structure):
         ("head_weight", c_void_p),
         ("head_projection", c_void_p),
         ("head_bias", c_void_p),
+        ("pointers", c_void_p),
+    ]
+
+
+class Pointers(ctypes.Structure):
+    """`gruve_pointers`."""
+
+    _fields_: ClassVar = [
+        ("bars_size", c_int32),
+        ("followers_size", c_int32),
+        ("bars", c_void_p),
+        ("followers", c_void_p),
+        ("kinds", c_void_p),
+        ("advances", c_void_p),
+        ("start_token", c_int32),
+        ("place_step", c_int32),
+        ("places", c_int32),
+        ("counts", c_int32),
+        ("matches", c_int32),
+        ("weight", c_void_p),
+        ("match", c_void_p),
+        ("place", c_void_p),
+        ("count", c_void_p),
+        ("gate", c_void_p),
+        ("gate_bias", c_void_p),
     ]
 
 
@@ -109,7 +134,7 @@ class Call(ctypes.Structure):
     ]
 
 
-STRUCTS = (Weights, Sampling, NativeRow, Call)
+STRUCTS = (Weights, Pointers, Sampling, NativeRow, Call)
 _ERROR = (c_char_p, c_size_t)
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "gruve_abi_version": (c_int32, ()),

@@ -67,6 +67,7 @@ public:
         model_.table_stride = static_cast<size_t>(groups()) * layer_vectors() * kernels_.width;
         for (int32_t l = 0; l < model_.num_layers; ++l) layer(l, l == 0 && table);
         if (table) fold_table();
+        pointers();
         head();
         return layout_.used();
     }
@@ -80,7 +81,10 @@ private:
     }
     int32_t layer_vectors() const { return gated() ? model_.gates : PLAIN_VECTORS; }
     bool needs_table() const {
-        return int64_t{model_.vocabulary_size} * model_.gates * model_.hidden_size <= MAX_TABLE_ENTRIES;
+        const PointerSpec& spec = model_.pointers;
+        const int64_t V = model_.vocabulary_size;
+        const int64_t rows = V + spec.size * (V + 1 + spec.matches) + spec.places + spec.counts;
+        return rows * model_.gates * model_.hidden_size <= MAX_TABLE_ENTRIES;
     }
 
     // The row of a (G*H, K) matrix that stands in lane `lane` of vector `vector` of group `group`; -1 for padding.
@@ -230,18 +234,76 @@ private:
     }
 
     void fold_table() {
-        auto* table = layout_.take<float>(model_.table_stride * model_.vocabulary_size);
-        model_.table = table;
-        if (layout_.counting()) return;
-        const int32_t n = model_.gates * model_.hidden_size, E = model_.embedding_size;
-        const std::vector<float> W = transposed(in_.weight_ih[0], n, E);
-        std::vector<double> sums(n);
-        std::vector<float> row(n);
-        for (int32_t token = 0; token < model_.vocabulary_size; ++token) {
-            const float* x = in_.embedding + static_cast<size_t>(token) * E;
-            kernels_.fold(x, E, W.data(), n, in_.bias[0], sums.data(), row.data());
-            for (int32_t i = 0; i < n; ++i) table[token * model_.table_stride + packed_at(i)] = row[i];
+        const int32_t V = model_.vocabulary_size, E = model_.embedding_size;
+        std::vector<double> none(model_.gates * model_.hidden_size);
+        if (!layout_.counting()) {
+            folded_input_ = transposed(in_.weight_ih[0], model_.gates * model_.hidden_size, E);
+            for (int32_t i = 0; i < static_cast<int32_t>(none.size()); ++i) none[i] = in_.bias[0][i];
+            for (int32_t k = 0; k < model_.pointers.size; ++k) {
+                add_product(in_.pointers->weight + row_of(k, V + 1, V) * E, none);
+                if (const int32_t matches = model_.pointers.matches; matches > 0)
+                    add_product(in_.pointers->match + row_of(k, matches, 0) * E, none);
+            }
         }
+        model_.table = folded_rows(in_.embedding, V, [&](int32_t) { return none; });
+    }
+
+    // The row of the tables (K, rows, E) that pointer k has for `row`.
+    static size_t row_of(int32_t k, int32_t rows, int32_t row) { return static_cast<size_t>(k) * rows + row; }
+
+    // sums += x (E,) times W of layer 0, in float64; as fp32 in `rounded_`.
+    void add_product(const float* x, std::vector<double>& sums) {
+        const auto n = static_cast<int32_t>(sums.size());
+        rounded_.resize(sums.size());
+        kernels_.fold(x, model_.embedding_size, folded_input_.data(), n, sums.data(), rounded_.data());
+    }
+
+    // Rows (count, E) times W of layer 0, each added to `init(row)` in float64, rounded once and packed.
+    template <class Init>
+    const float* folded_rows(const float* rows, int32_t count, Init init) {
+        auto* out = layout_.take<float>(model_.table_stride * count);
+        if (layout_.counting()) return out;
+        for (int32_t row = 0; row < count; ++row) {
+            std::vector<double> sums = init(row);
+            add_product(rows + static_cast<size_t>(row) * model_.embedding_size, sums);
+            for (size_t i = 0; i < sums.size(); ++i)
+                out[row * model_.table_stride + packed_at(static_cast<int32_t>(i))] = rounded_[i];
+        }
+        return out;
+    }
+
+    void pointers() {
+        const PointerSpec& spec = model_.pointers;
+        if (spec.size == 0) return;
+        const gruve_pointers& in = *in_.pointers;
+        const int32_t V = model_.vocabulary_size;
+        if (!needs_table()) {
+            model_.pointer_rows = in.weight;
+            model_.match_rows = in.match;
+            model_.place_rows = in.place;
+            model_.count_rows = in.count;
+        } else {
+            model_.pointer_rows = differences(in.weight, V + 1, V);
+            if (spec.matches > 0) model_.match_rows = differences(in.match, spec.matches, 0);
+            const auto zeros = [&](int32_t) { return std::vector<double>(model_.gates * model_.hidden_size); };
+            if (spec.places > 0) model_.place_rows = folded_rows(in.place, spec.places, zeros);
+            if (spec.counts > 0) model_.count_rows = folded_rows(in.count, spec.counts, zeros);
+        }
+        const int32_t biases = spec.size * std::max(spec.matches, 1);
+        model_.gate_bias = padded(in.gate_bias, biases, biases);
+    }
+
+    // A table (K, count, E) folded, each pointer's rows less its row `base`.
+    const float* differences(const float* rows, int32_t count, int32_t base) {
+        std::vector<double> negative;
+        return folded_rows(rows, model_.pointers.size * count, [&](int32_t row) {
+            if (row % count == 0) {
+                negative.assign(model_.gates * model_.hidden_size, 0.0);
+                add_product(rows + row_of(row / count, count, base) * model_.embedding_size, negative);
+                for (double& value : negative) value = -value;
+            }
+            return negative;
+        });
     }
 
     static std::vector<float> transposed(const float* matrix, int32_t rows, int32_t columns) {
@@ -254,21 +316,30 @@ private:
 
     void head() {
         const int32_t V = model_.vocabulary_size, E = model_.embedding_size, H = model_.hidden_size;
+        const int32_t K = model_.pointers.size;
         std::vector<float> folded;
         const float* weights = in_.head_weight;
         if (weights == nullptr) weights = in_.embedding;
         const bool projected = in_.head_weight == nullptr && in_.head_projection != nullptr;
         if (projected && !layout_.counting()) {
             folded.resize(static_cast<size_t>(V) * H);
-            std::vector<double> sums(H);
-            for (int32_t token = 0; token < V; ++token)
+            std::vector<double> sums;
+            for (int32_t token = 0; token < V; ++token) {
+                sums.assign(H, 0.0);
                 kernels_.fold(
-                    in_.embedding + static_cast<size_t>(token) * E, E, in_.head_projection, H, nullptr, sums.data(),
+                    in_.embedding + static_cast<size_t>(token) * E, E, in_.head_projection, H, sums.data(),
                     folded.data() + static_cast<size_t>(token) * H);
+            }
             weights = folded.data();
         }
-        model_.head = plain_matrix(weights, V, H, projected ? Number::fp32 : stored());
-        model_.logits_stride = round_up(static_cast<size_t>(vectors_of(V)) * kernels_.width, LANES);
+        if (K > 0 && !layout_.counting()) {
+            std::vector<float> rows(weights, weights + static_cast<size_t>(V) * H);
+            folded.swap(rows);
+            folded.insert(folded.end(), in_.pointers->gate, in_.pointers->gate + static_cast<size_t>(K) * H);
+            weights = folded.data();
+        }
+        model_.head = plain_matrix(weights, V + K, H, projected ? Number::fp32 : stored());
+        model_.logits_stride = round_up(static_cast<size_t>(vectors_of(V + K)) * kernels_.width, LANES);
         model_.head_bias = padded(in_.head_bias, V, model_.logits_stride);
     }
 
@@ -276,6 +347,8 @@ private:
     const Kernels& kernels_;
     Model& model_;
     Layout layout_;
+    std::vector<float> folded_input_;  // W of layer 0, (E, G*H)
+    std::vector<float> rounded_;       // what `add_product` made last
 };
 
 }  // namespace
@@ -294,6 +367,24 @@ const char* refuse(const gruve_weights& w) {
     if (!w.head_weight && !w.head_projection && w.embedding_size != w.hidden_size)
         return "a tied head needs a projection where embedding_size differs from hidden_size";
     return nullptr;
+}
+
+int32_t Model::input_rows(int32_t token, const Pointed& pointed, const float** rows) const {
+    const bool folded = table != nullptr;
+    const size_t stride = folded ? table_stride : embedding_size;
+    int32_t count = 0;
+    rows[count++] = (folded ? table : embedding) + stride * token;
+    for (int32_t k = 0; k < pointers.size; ++k) {
+        const int32_t named = pointed.tokens[k], matched = pointed.matches[k];
+        // A folded table holds differences to these: nothing to add.
+        if (!folded || named != vocabulary_size)
+            rows[count++] = pointer_rows + stride * (static_cast<size_t>(k) * (vocabulary_size + 1) + named);
+        if (pointers.matches > 0 && (!folded || matched != 0))
+            rows[count++] = match_rows + stride * (static_cast<size_t>(k) * pointers.matches + matched);
+    }
+    if (pointers.places > 0) rows[count++] = place_rows + stride * pointed.place_row;
+    if (pointers.counts > 0) rows[count++] = count_rows + stride * pointed.count_row;
+    return count;
 }
 
 size_t Model::wide_floats() const {
@@ -317,6 +408,7 @@ void pack(const gruve_weights& weights, const Kernels& kernels, Model& model) {
     model.gates = model.cell == Cell::lstm ? 4 : model.cell == Cell::elman ? 1 : 3;
     model.whole = weights.whole != 0;
     model.kernels = &kernels;
+    model.pointers = checked(weights.pointers, weights.vocabulary_size);
     const size_t bytes = Packer(weights, kernels, model, nullptr).run();
     model.pages = Pages(bytes);
     Packer(weights, kernels, model, &model.pages).run();

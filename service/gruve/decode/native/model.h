@@ -8,6 +8,7 @@
 #include "abi.h"
 #include "kernels.h"
 #include "memory.h"
+#include "pointers.h"
 
 namespace gruve {
 
@@ -29,11 +30,27 @@ struct Model {
     const float* table = nullptr;         // layer 0: embedding times W plus bias, (V, table_stride), packed likewise
     size_t table_stride = 0;
     const float* embedding = nullptr;     // the caller's (V, E), where there is no table
-    Matrix head;
+    PointerSpec pointers;
+    // What pointers add to layer 0's input. With a table: packed rows of `table_stride`, of pointers as the difference to
+    // what one that names no token adds, which stands in the table. Without: the caller's rows (E,), whole.
+    const float* pointer_rows = nullptr;  // (K, V + 1)
+    const float* match_rows = nullptr;    // (K, matches)
+    const float* place_rows = nullptr;    // (places,)
+    const float* count_rows = nullptr;    // (counts,)
+    const float* gate_bias = nullptr;     // (K, matches, or 1 without)
+    Matrix head;                          // V rows, then a gate's for each pointer
     const float* head_bias = nullptr;
-    size_t logits_stride = 0;             // V in whole vectors
+    size_t logits_stride = 0;             // V + K in whole vectors
 
     Pages pages;
+
+    // How many floats a row's input to layer 0 takes where pointers make it.
+    size_t input_floats() const {
+        if (pointers.size == 0) return 0;
+        return table != nullptr ? table_stride : round_up(static_cast<size_t>(embedding_size), LANES);
+    }
+    // The rows whose sum is that input, for a pending token and what the pointers say at it; how many they are.
+    int32_t input_rows(int32_t token, const Pointed& pointed, const float** rows) const;
 
     int32_t state_tensors() const { return cell == Cell::lstm ? 2 : 1; }
     // How much a thread needs for the weights of a layer, or of the head, that it widens.
@@ -45,6 +62,9 @@ struct Model {
 
 // Why these sizes and pointers cannot be a model, or null.
 const char* refuse(const gruve_weights& weights);
+
+// The most rows that `input_rows` gives.
+constexpr int32_t MAX_INPUT_ROWS = 2 * GRUVE_MAX_POINTERS + 3;
 
 // Throws std::invalid_argument where `half` is claimed and a weight is no fp16 value, std::bad_alloc.
 void pack(const gruve_weights& weights, const Kernels& kernels, Model& model);
