@@ -13,7 +13,7 @@ from gruve.bench.decode import DecodeBenchConfig, run_decode
 from gruve.bench.roofline import probe_roofline
 from gruve.bench.steppers import Absent, make_stepper
 from gruve.bench.synthetic import Size, make_model
-from gruve.decode.native import native_unavailable
+from gruve.decode.native import unavailable_reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.model.oracle import Oracle
 
@@ -33,7 +33,7 @@ ROW = {
 QUICK = DecodeBenchConfig(
     sizes=(TINY,), batches=(1, 65), threads=(1,), other_cells=("lstm",), other_batches=(2,), rounds=2, seconds=0.001
 )
-needs_native = pytest.mark.skipif(native_unavailable() is not None, reason=str(native_unavailable()))
+needs_native = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
 
 def test_a_decode_row_has_what_the_issue_names_and_its_figures_agree():

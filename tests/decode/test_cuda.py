@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from decoding import admission_of, alone, row_of
 from devices import SMALL, LateDevice, torch_backend
 from engines import random_schedule
-from gruve.decode import Reason
+from gruve.decode import RowStatus
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.decode.cuda import modes
 from gruve.decode.cuda.device import CpuDevice
@@ -53,11 +53,11 @@ def test_torch_operations_on_records_make_the_reference_backends_bits(cell, para
 def test_a_row_lives_as_the_contract_says(row):
     backend, plain = torch_backend(MODEL), PlainRow(row)
     backend.admit(0, dataclasses.replace(row, logprobs=0), None)
-    reason = Reason.RUNNING
-    while reason is Reason.RUNNING:
+    reason = RowStatus.RUNNING
+    while reason is RowStatus.RUNNING:
         block = backend.decode([0], [1], 1)
         token, reason = plain.step(backend.kept_logits(1, 1)[0, 0])
-        assert (block.tokens[0, 0], Reason(int(block.reasons[0]))) == (token, reason)
+        assert (block.tokens[0, 0], RowStatus(int(block.statuses[0]))) == (token, reason)
 
 
 @settings(max_examples=12)
@@ -71,10 +71,10 @@ def test_rows_in_one_call_live_as_each_does_alone(several, steps):
         solo = torch_backend(MODEL, 1)
         solo.admit(0, row, None)
         tokens, reason = life(solo, 0, 1)
-        taken = block.taken[slot]
+        taken = block.steps_taken[slot]
         assert block.tokens[:taken, slot].tolist() == tokens[:steps]
         assert (block.tokens[taken:, slot] == -1).all()
-        assert block.reasons[slot] == (reason if len(tokens) <= steps else Reason.RUNNING)
+        assert block.statuses[slot] == (reason if len(tokens) <= steps else RowStatus.RUNNING)
 
 
 @cells
@@ -100,11 +100,11 @@ def test_how_many_steps_a_call_takes_changes_no_bit(config, steps, seed):
     tokens, states, reason = alone(torch_backend(model, 1), admission, end_id=1)
     backend = torch_backend(model, 3, LateDevice())
     backend.admit(2, row_of(admission, end_id=1), None)
-    got, ended, turn = [], Reason.RUNNING, 0
-    while ended is Reason.RUNNING:
+    got, ended, turn = [], RowStatus.RUNNING, 0
+    while ended is RowStatus.RUNNING:
         block = backend.decode([2], [100], steps[turn % len(steps)])
-        got += block.tokens[: block.taken[0], 0].tolist()
-        ended, turn = Reason(int(block.reasons[0])), turn + 1
+        got += block.tokens[: block.steps_taken[0], 0].tolist()
+        ended, turn = RowStatus(int(block.statuses[0])), turn + 1
     assert (got, ended.name) == (tokens, reason.name)
     assert backend.snapshot(2).tobytes() == states[-1].tobytes()
 
@@ -133,9 +133,9 @@ def test_a_row_submitted_again_before_its_end_is_known_stays_frozen():
     backend.admit(1, row_with(max_tokens=99), None)
     tickets = [backend.submit([0, 1], [3, 3], 3) for _ in range(4)]
     blocks = [ticket() for ticket in tickets]
-    assert [int(block.taken[0]) for block in blocks] == [3, 2, 0, 0]
-    assert [int(block.reasons[0]) for block in blocks] == [Reason.RUNNING, *[Reason.LENGTH] * 3]
-    assert [int(block.taken[1]) for block in blocks] == [3, 3, 3, 3]
+    assert [int(block.steps_taken[0]) for block in blocks] == [3, 2, 0, 0]
+    assert [int(block.statuses[0]) for block in blocks] == [RowStatus.RUNNING, *[RowStatus.LENGTH] * 3]
+    assert [int(block.steps_taken[1]) for block in blocks] == [3, 3, 3, 3]
 
 
 def test_a_slot_given_to_another_while_its_last_call_is_under_way_keeps_the_two_apart():
@@ -148,7 +148,7 @@ def test_a_slot_given_to_another_while_its_last_call_is_under_way_keeps_the_two_
     second = backend.submit([0], [9], 9)
     assert first().tokens[:3, 0].tolist() == [1, 2, 3]
     block = second()
-    assert block.tokens[: block.taken[0], 0].tolist() == expected[0]
+    assert block.tokens[: block.steps_taken[0], 0].tolist() == expected[0]
     assert backend.snapshot(0).tobytes() == expected[1][-1].tobytes()
 
 
@@ -279,7 +279,7 @@ def test_a_slot_that_was_released_is_empty_and_keeps_its_state_until_it_is_taken
         ({"end_id": V}, "end_id 9"),
         ({"max_tokens": -1}, "max_tokens -1"),
         ({"min_tokens": -5}, "min_tokens -5"),
-        ({"drawn": -1}, "drawn -1"),
+        ({"generated": -1}, "generated -1"),
         ({"logprobs": 1_025}, "logprobs 1025"),
         ({"stop_state": 1}, "stop_state 1"),
         ({"sampling": SamplingParameters(logit_bias=((V, 1.0),))}, "logit_bias token 9"),
@@ -335,10 +335,10 @@ def test_a_state_of_another_shape_or_a_slot_that_is_not_there_is_refused():
 
 
 def test_a_call_takes_as_many_rows_as_its_logits_have_room_for():
-    assert torch_backend(model_of(config_of(CELLS[0], V=40, H=8, L=1)), 70).most_rows == 64
+    assert torch_backend(model_of(config_of(CELLS[0], V=40, H=8, L=1)), 70).max_rows == 64
     large = model_of(config_of(CELLS[3], V=30_000, E=4, H=8, L=1))
     config = dataclasses.replace(SMALL, sizes=(2, 512, 1_024))
-    assert torch_backend(large, 2_000, config=config).most_rows == 512
+    assert torch_backend(large, 2_000, config=config).max_rows == 512
 
 
 @cells
@@ -384,4 +384,4 @@ def test_without_a_gpu_asking_for_one_is_refused(monkeypatch):
 def collect(got, block, slots) -> None:
     """Appends each row's tokens of a block."""
     for i, slot in enumerate(slots):
-        got[slot] += block.tokens[: block.taken[i], i].tolist()
+        got[slot] += block.tokens[: block.steps_taken[i], i].tolist()

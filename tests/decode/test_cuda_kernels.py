@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from decoding import admission_of, alone, row_of
 from devices import SMALL, LateDevice, need_triton, torch_backend, triton_backend
-from gruve.decode import Reason, Row
+from gruve.decode import Row, RowStatus
 from gruve.decode.cuda.exact import check_exact
 from gruve.decode.cuda.records import Field
 from gruve.decode.reference import ReferenceBackend
@@ -117,12 +117,12 @@ def test_a_row_lives_as_the_contract_says(row):
     model = model_of(config_of(CELLS[3], V=9, H=16, L=1))
     backend, plain = triton_backend(model), PlainRow(row)
     backend.admit(0, dataclasses.replace(row, logprobs=0), None)
-    reason = Reason.RUNNING
-    while reason is Reason.RUNNING:
+    reason = RowStatus.RUNNING
+    while reason is RowStatus.RUNNING:
         with np.errstate(over="ignore"):  # a tiny temperature takes a difference to -inf, which weighs nothing
             block = backend.decode([0], [1], 1)
         token, reason = plain.step(backend.kept_logits(1, 1)[0, 0])
-        assert (block.tokens[0, 0], Reason(int(block.reasons[0]))) == (token, reason)
+        assert (block.tokens[0, 0], RowStatus(int(block.statuses[0]))) == (token, reason)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def draws(draw, vocabularies):
             end_id=draw(st.sampled_from([None, 1])),
             ignore_eos=draw(st.booleans()),
             stops=compile_stops((), (V - 1,), ("x",) * V) if V > 2 and draw(st.booleans()) else None,
-            drawn=drawn,
+            generated=drawn,
         )
         made.append((row, logits))
     return V, made
@@ -182,7 +182,7 @@ def check_draws(V: int, made) -> None:
             row.sampling,
             position=row.position + 1,
             history=row.history,
-            masked=masked_of(row, row.drawn),
+            masked=masked_of(row, row.generated),
         )
         for row, logits in made
     ]
@@ -229,7 +229,7 @@ def test_a_row_in_company_is_as_it_is_alone(config, seed):
         solo = triton_backend(model, 1)
         solo.admit(0, row_of(admissions[slot], 1), None)
         tokens, _ = life(solo, 0, 3)
-        assert block.tokens[: block.taken[slot], slot].tolist() == tokens
+        assert block.tokens[: block.steps_taken[slot], slot].tolist() == tokens
         assert together.snapshot(slot).tobytes() == solo.snapshot(0).tobytes()
 
 
@@ -245,7 +245,7 @@ def test_a_prompt_and_a_stop_in_two_groups_one_call_ahead():
     for group, ticket in tickets:
         block = ticket()
         for i, slot in enumerate(group):
-            got[slot] += block.tokens[: block.taken[i], i].tolist()
+            got[slot] += block.tokens[: block.steps_taken[i], i].tolist()
     for slot, row in enumerate(asked):
         solo.admit(0, row, None)
         assert got[slot] == life(solo, 0, 2)[0]

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gruve.bench.machine import describe_machine
-from gruve.decode import Reason
+from gruve.decode import RowStatus
 from gruve.decode.choose import DecodeConfig, choose_backend
-from gruve.decode.native import NativeBackend, backend, library, native_unavailable
+from gruve.decode.native import NativeBackend, backend, library, unavailable_reason
 from gruve.decode.stops import compile_stops
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
@@ -36,11 +36,11 @@ __all__ = ["native"]
 def test_a_row_lives_as_the_contract_says(row):
     native, plain = NativeBackend(MODEL, 1, 1), PlainRow(row)
     native.admit(0, row, None)
-    reason = Reason.RUNNING
-    while reason is Reason.RUNNING:
+    reason = RowStatus.RUNNING
+    while reason is RowStatus.RUNNING:
         block = native.decode([0], [1], 1)
         token, reason = plain.step(native.last_logits(0))
-        assert (block.tokens[0, 0], Reason(int(block.reasons[0]))) == (token, reason)
+        assert (block.tokens[0, 0], RowStatus(int(block.statuses[0]))) == (token, reason)
 
 
 @settings(max_examples=60)
@@ -54,10 +54,10 @@ def test_rows_in_one_call_live_as_each_does_alone(several, steps):
         solo = NativeBackend(MODEL, 1, 1)
         solo.admit(0, row, None)
         tokens, reason = life(solo, 0, 1)
-        taken = block.taken[slot]
+        taken = block.steps_taken[slot]
         assert block.tokens[:taken, slot].tolist() == tokens[:steps]
         assert (block.tokens[taken:, slot] == -1).all()
-        assert block.reasons[slot] == (reason if len(tokens) <= steps else Reason.RUNNING)
+        assert block.statuses[slot] == (reason if len(tokens) <= steps else RowStatus.RUNNING)
 
 
 def test_a_row_takes_no_more_steps_than_its_limit():
@@ -65,14 +65,14 @@ def test_a_row_takes_no_more_steps_than_its_limit():
     for slot in range(4):
         native.admit(slot, row_with(max_tokens=99), None)
     block = native.decode([0, 1, 2, 3], [0, 3, 8, 99], 8)
-    assert block.taken.tolist() == [0, 3, 8, 8]
+    assert block.steps_taken.tolist() == [0, 3, 8, 8]
     assert (block.tokens[3:, 1] == -1).all()
 
 
 def test_a_prompt_alone_ends_with_its_last_token():
     native = NativeBackend(MODEL, 1)
     native.admit(0, row_with([3, 4, 5], max_tokens=0), None)
-    assert life(native, 0, 10) == ([3, 4, 5], Reason.LENGTH)
+    assert life(native, 0, 10) == ([3, 4, 5], RowStatus.LENGTH)
 
 
 def test_a_penalty_reads_the_last_1024_tokens_wherever_they_stand():
@@ -128,7 +128,7 @@ def test_a_slot_that_was_released_is_empty_and_keeps_its_state_until_it_is_taken
         ({"end_id": V}, "end_id 9"),
         ({"max_tokens": -1}, "max_tokens -1"),
         ({"min_tokens": -5}, "min_tokens -5"),
-        ({"drawn": -1}, "drawn -1"),
+        ({"generated": -1}, "drawn -1"),
         ({"logprobs": 1_025}, "logprobs 1025"),
         ({"stop_state": 1}, "stop_state 1"),
         ({"sampling": SamplingParameters(logit_bias=((V, 1.0),))}, "logit_bias token 9"),
@@ -239,11 +239,11 @@ def test_a_forked_child_decodes_on_alone_and_leaves_the_parent_undisturbed():
 
 
 def test_it_says_why_it_cannot_be_used(monkeypatch, tmp_path):
-    assert native_unavailable() is None
+    assert unavailable_reason() is None
     with pytest.raises(InvalidField, match="'sse9' is not avx512, zen4, avx2 or portable"):
         NativeBackend(MODEL, 1, isa="sse9")
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "libgruve_native.so")
-    assert "was not built" in native_unavailable()
+    assert "was not built" in unavailable_reason()
 
 
 def test_a_library_of_another_version_or_layout_is_refused(monkeypatch):
@@ -257,9 +257,11 @@ def test_a_library_of_another_version_or_layout_is_refused(monkeypatch):
 
 
 def test_it_says_what_it_runs_on():
-    native = NativeBackend(MODEL, 1, 2, why="no GPU", isa="portable")
-    assert (native.name, native.isa, native.why) == ("native", "portable", "no GPU (portable, 2 threads)")
-    assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int16").why.endswith("(portable, 2 threads, int16)")
+    native = NativeBackend(MODEL, 1, 2, selection_reason="no GPU", isa="portable")
+    assert (native.name, native.isa, native.selection_reason) == ("native", "portable", "no GPU (portable, 2 threads)")
+    assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int16").selection_reason.endswith(
+        "(portable, 2 threads, int16)"
+    )
     assert backend.available_cores() >= 1
 
 

@@ -131,7 +131,7 @@ def test_whoever_shares_the_call_and_whichever_row_it_is_a_sequence_is_as_alone(
     solo = NativeBackend(model, 1, 1, arithmetic=arithmetic)
     for i in {0, rows // 2, rows - 1}:
         tokens, states, _ = alone(solo, admissions[i])
-        assert block.tokens[: block.taken[rows - 1 - i], rows - 1 - i].tolist() == tokens
+        assert block.tokens[: block.steps_taken[rows - 1 - i], rows - 1 - i].tolist() == tokens
         assert together.snapshot(i).tobytes() == states[-1].tobytes()
 
 
@@ -147,7 +147,7 @@ def test_how_many_steps_a_call_takes_changes_no_bit(config, steps, seed, arithme
     backend.admit(2, row_of(admission), None)
     while len(got) < len(tokens):
         block = backend.decode([2], [100], steps[len(got) % len(steps)])
-        got += block.tokens[: block.taken[0], 0].tolist()
+        got += block.tokens[: block.steps_taken[0], 0].tolist()
     assert got == tokens
     assert backend.snapshot(2).tobytes() == states[-1].tobytes()
 
@@ -191,7 +191,7 @@ def test_a_state_taken_from_one_slot_goes_on_in_another_backend():
     model = model_of(config_of(CELLS[2], H=24))
     tokens, states, _ = alone(NativeBackend(model, 1), admission_of([4, 5], max_tokens=20))
     backend = NativeBackend(model, 5, isa="portable")
-    backend.admit(3, row_with(history=[0, *tokens[:9]], max_tokens=20, drawn=7), states[9])
+    backend.admit(3, row_with(history=[0, *tokens[:9]], max_tokens=20, generated=7), states[9])
     assert life(backend, 3, 4)[0] == tokens[9:]
     assert backend.snapshot(3).tobytes() == states[-1].tobytes()
 

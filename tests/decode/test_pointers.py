@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import torch_backend
-from gruve.decode import Reason
-from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode import RowStatus
+from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.errors import ModelBroken
 from gruve.model.oracle import Oracle
@@ -32,7 +32,7 @@ POINTERS = {
     "no-start": dataclasses.replace(pointers_of(V, matches=3), start_token=-1),
 }
 BACKENDS = {"reference": lambda model, slots: ReferenceBackend(model, slots)}
-if native_unavailable() is None:
+if unavailable_reason() is None:
     BACKENDS["native"] = lambda model, slots: NativeBackend(model, slots, 1)
 every_backend = pytest.mark.parametrize("backend_of", BACKENDS.values(), ids=BACKENDS)
 every_kind = pytest.mark.parametrize("pointers", POINTERS.values(), ids=POINTERS)
@@ -71,7 +71,7 @@ def test_the_distribution_is_the_oracles_over_a_window_that_slides(backend_of, p
     worst = 0.0
     for first in range(0, len(tokens) - 1, 200):
         block = backend.decode([0], [200], 200)
-        for step in range(int(block.taken[0])):
+        for step in range(int(block.steps_taken[0])):
             expected = logprobs(oracle.step(tokens[first + step]))
             given_ids = block.logprobs.top_ids[step, 0]
             worst = max(worst, float(np.abs(block.logprobs.top[step, 0] - expected[given_ids]).max()))
@@ -109,12 +109,17 @@ def check_cuts(backend_of, pointers, seed, length, steps):
     turn = 0
     while len(made) < len(expected):
         row = row_with(
-            forced, history=history[-1_024:], position=len(history) - 1, max_tokens=24, sampling=SAMPLED, drawn=drawn
+            forced,
+            history=history[-1_024:],
+            position=len(history) - 1,
+            max_tokens=24,
+            sampling=SAMPLED,
+            generated=drawn,
         )
         pieces.admit(0, row, state)
         count = min(steps[turn % len(steps)] * (60 if forced else 1), len(forced) + 3)
         block = pieces.decode([1, 0, 2], [1, count, 2], count)
-        taken = block.tokens[: block.taken[1], 1].tolist()
+        taken = block.tokens[: block.steps_taken[1], 1].tolist()
         made += taken
         history = history + taken
         drawn += max(0, len(taken) - len(forced))
@@ -139,7 +144,7 @@ def test_a_pointer_moves_the_logit_of_the_token_it_names_by_its_gate(backend_of)
     backend.admit(0, row_with(tokens[1:], history=tokens[:1], max_tokens=0, logprobs=V), None)
     block = backend.decode([0], [60], 60)
     named = 0
-    for step in range(int(block.taken[0])):
+    for step in range(int(block.steps_taken[0])):
         logits = np.zeros(V)
         for token in point(pointers, V, tokens[: step + 1]).tokens:
             if token < V:
@@ -166,7 +171,7 @@ def test_native_gives_the_same_bits_for_every_thread_count_and_with_or_without_a
             backend.admit(slot, row_with(tokens[1:], history=tokens[:1], max_tokens=50, sampling=SAMPLED), None)
         block = backend.decode([0, 1], [400, 400], 400)
         lives.append(block.tokens.tolist())
-        assert block.reasons.tolist() == [Reason.LENGTH] * 2
+        assert block.statuses.tolist() == [RowStatus.LENGTH] * 2
     assert lives[0] == lives[1]
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.decode import HISTORY, Row
+from gruve.decode import HISTORY_TOKENS, Row
 from gruve.decode.sampler import RowSampling, Sampler, multiply_high, seen_in_ring, uniform
 from gruve.model import sampling as law
 from sampling_cases import FEW, masked_of, rows, seeds
@@ -16,9 +16,9 @@ from sampling_cases import FEW, masked_of, rows, seeds
 
 def check(V, made):
     drawer, sampling = Sampler(V, torch.device("cpu")), RowSampling([r for r, _, _ in made], V, torch.device("cpu"))
-    ring = torch.full((len(made), HISTORY), V - 1)  # what an earlier sequence left in the slot
+    ring = torch.full((len(made), HISTORY_TOKENS), V - 1)  # what an earlier sequence left in the slot
     for i, (row, _, _) in enumerate(made):
-        places = np.arange(row.position - len(row.history) + 1, row.position + 1) % HISTORY
+        places = np.arange(row.position - len(row.history) + 1, row.position + 1) % HISTORY_TOKENS
         ring[i, places] = torch.from_numpy(row.history.astype(np.int64))
     position = torch.tensor([row.position + 1 for row, _, _ in made])
     tokens = drawer.draw(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from decoding import FakeBackend, admission_of, alone, row_of
 from engines import engine_of, random_schedule
-from gruve.decode import Reason
+from gruve.decode import RowStatus
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.stops import compile_stops
 from gruve.errors import ModelBroken
@@ -46,11 +46,11 @@ def test_the_number_of_steps_a_call_changes_no_bit(config, steps, seed):
     tokens, states, reason = alone(ReferenceBackend(model, slots=1), admission, end_id=1)
     backend = ReferenceBackend(model, slots=3)
     backend.admit(2, row_of(admission, end_id=1), None)
-    got, ended, turn = [], Reason.RUNNING, 0
-    while ended is Reason.RUNNING:
+    got, ended, turn = [], RowStatus.RUNNING, 0
+    while ended is RowStatus.RUNNING:
         block = backend.decode([2], [100], steps[turn % len(steps)])
-        got += block.tokens[: block.taken[0], 0].tolist()
-        ended, turn = Reason(int(block.reasons[0])), turn + 1
+        got += block.tokens[: block.steps_taken[0], 0].tolist()
+        ended, turn = RowStatus(int(block.statuses[0])), turn + 1
     assert (got, ended.name) == (tokens, reason.name)
     assert backend.snapshot(2).tobytes() == states[-1].tobytes()
 
@@ -65,7 +65,7 @@ def test_a_row_takes_no_more_steps_than_its_limit_while_others_continue(cell):
     got = [[], []]
     for limits in ([2, 5], [4, 1], [3, 6]):
         block = backend.decode([0, 1], limits, 6)
-        assert block.taken.tolist() == limits
+        assert block.steps_taken.tolist() == limits
         for i, limit in enumerate(limits):
             got[i] += block.tokens[:limit, i].tolist()
             assert (block.tokens[limit:, i] == -1).all()
@@ -121,7 +121,7 @@ def test_the_pending_token_is_consumed_first_when_a_sequence_is_continued():
     backend = ReferenceBackend(model, slots=2)
     backend.admit(1, row_of(_continued(admission, [0, *tokens[:9]], drawn=7)), states[9])
     block = backend.decode([1], [50], 50)
-    assert block.tokens[: block.taken[0], 0].tolist() == tokens[9:]
+    assert block.tokens[: block.steps_taken[0], 0].tolist() == tokens[9:]
     assert backend.snapshot(1).tobytes() == states[-1].tobytes()
 
 

@@ -64,7 +64,7 @@ def test_a_sequence_cancelled_while_it_waits_returns_the_state_it_came_with():
 
 
 def test_a_sequence_cancelled_during_a_call_ends_when_the_call_returns():
-    backend, entered, leave = FakeBackend(slots=2, lanes=2), threading.Event(), threading.Event()
+    backend, entered, leave = FakeBackend(slots=2, workers=2), threading.Event(), threading.Event()
     backend.hook = lambda slots: (entered.set(), leave.wait(PATIENCE_S))
     with engine_of(backend) as (engine, recorder):
         sequence = engine.admit(admission_of(max_tokens=ENDLESS))

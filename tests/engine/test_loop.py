@@ -40,10 +40,10 @@ def test_no_schedule_of_joins_leaves_credit_and_pace_changes_a_token_or_a_state(
     random_schedule(seed, lambda: FakeBackend(slots=7), 13, end_id=1)
 
 
-@pytest.mark.parametrize("lanes", [2, 3])
+@pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_no_schedule_on_several_workers_changes_a_token_or_a_state(seed, lanes):
-    random_schedule(seed, lambda: FakeBackend(slots=60, lanes=lanes), 13, end_id=1, sequences=100)
+def test_no_schedule_on_several_workers_changes_a_token_or_a_state(seed, workers):
+    random_schedule(seed, lambda: FakeBackend(slots=60, workers=workers), 13, end_id=1, sequences=100)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -61,7 +61,9 @@ def test_no_schedule_with_two_calls_in_flight_changes_a_token_or_a_state(seed):
 
 @pytest.mark.parametrize("message_gap_s", [1e-4, 0.01, 1e6])
 def test_no_delivery_gap_changes_a_token_or_a_state(message_gap_s):
-    random_schedule(1, lambda: FakeBackend(slots=60, lanes=2), 13, end_id=1, sequences=60, message_gap_s=message_gap_s)
+    random_schedule(
+        1, lambda: FakeBackend(slots=60, workers=2), 13, end_id=1, sequences=60, message_gap_s=message_gap_s
+    )
 
 
 @pytest.mark.slow
@@ -69,13 +71,13 @@ def test_no_delivery_gap_changes_a_token_or_a_state(message_gap_s):
 def test_no_schedule_changes_a_token_or_a_state_for_long(seed):
     def backend_of():
         slots = 5 + seed % 90
-        return AheadBackend(slots) if seed % 5 == 4 else FakeBackend(slots, lanes=1 + seed % 4)
+        return AheadBackend(slots) if seed % 5 == 4 else FakeBackend(slots, workers=1 + seed % 4)
 
     random_schedule(seed, backend_of, 13, end_id=1, sequences=150)
 
 
 def test_many_rows_are_decoded_by_all_workers_at_a_time():
-    backend, met = FakeBackend(slots=32, lanes=2), threading.Barrier(2)
+    backend, met = FakeBackend(slots=32, workers=2), threading.Barrier(2)
     backend.hook = lambda slots: met.wait(PATIENCE_S) if len(backend.calls) <= 2 else None
     engine = Engine(backend, recorder := Recorder())
     ids = [engine.admit(admission_of()) for _ in range(32)]
@@ -90,7 +92,7 @@ def test_workers_run_at_the_nice_value_of_the_backend():
     def nice():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    backend, seen = FakeBackend(lanes=2), []
+    backend, seen = FakeBackend(workers=2), []
     backend.nice, backend.hook = 3, lambda slots: seen.append(nice())
     with engine_of(backend) as (engine, recorder):
         recorder.wait_for_end(engine.admit(admission_of()))
@@ -101,7 +103,7 @@ def test_a_worker_that_waits_for_its_core_is_not_taken_for_slow(monkeypatch):
     ticks = iter(range(1 << 30))
     monkeypatch.setattr("gruve.engine.calls.time.perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr("gruve.engine.calls.time.thread_time", lambda: 1e-9 * next(ticks))
-    backend = FakeBackend(lanes=2)
+    backend = FakeBackend(workers=2)
     backend.nice = 1
     with engine_of(backend, max_call_ms=5.0) as (engine, recorder):
         for sequence in [engine.admit(admission_of(max_tokens=300)) for _ in range(4)]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.decode import HISTORY
+from gruve.decode import HISTORY_TOKENS
 from gruve.errors import ModelBroken
 from gruve.model.pointer_tracker import PointerTracker, point_all
 from gruve.model.pointers import WINDOW, PointerConfig, point
@@ -120,7 +120,7 @@ def test_a_place_beyond_256_tokens_of_a_bar_is_unknown() -> None:
 
 
 def test_a_window_is_what_a_slot_remembers() -> None:
-    assert WINDOW == HISTORY
+    assert WINDOW == HISTORY_TOKENS
 
 
 def test_the_oldest_token_of_the_window_counts_and_the_one_before_does_not() -> None:

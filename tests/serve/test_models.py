@@ -147,7 +147,7 @@ def test_a_measure_that_finds_no_room_is_refused_and_one_that_is_dropped_leaves_
 
 def test_a_model_whose_engine_is_gone_makes_the_server_not_ready(start):
     server = start()
-    server.host("tiny").backend.decode = lambda slots, limits, steps, alone: None  # no block: nobody expects that
+    server.host("tiny").backend.decode = lambda slots, limits, steps, exclusive: None  # no block: nobody expects that
     assert refusal(server.generate).reason == "ENGINE_FAILED"
     not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
     until(lambda: health(server, "tiny") == health(server, "") == not_serving)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from decoding import FakeBackend, admission_of, alone, row_of
 from engines import Recorder, engine_of
-from gruve.decode import Reason
+from gruve.decode import RowStatus
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.stops import compile_stops
 from gruve.engine.sequence import FinishReason, Progress
@@ -64,7 +64,7 @@ class Stream:
         if opened.admission is None:
             return
         backend.admit(0, row_of(opened.admission, model.tokenizer.end_id), opened.admission.state)
-        position, forced_left, reason = opened.admission.position, len(opened.admission.forced), Reason.RUNNING
+        position, forced_left, reason = opened.admission.position, len(opened.admission.forced), RowStatus.RUNNING
         steps = 1 << 20 if steps is None else steps
         while True:
             most = min(steps, chance.randint(1, 40) if chance else 40)
@@ -72,13 +72,13 @@ class Stream:
             tokens, forced, logprobs = [], 0, ()
             if most:
                 block = backend.decode([0], [most], most)
-                tokens = block.tokens[: block.taken[0], 0].tolist()
-                reason, forced = Reason(int(block.reasons[0])), min(forced_left, len(tokens))
+                tokens = block.tokens[: block.steps_taken[0], 0].tolist()
+                reason, forced = RowStatus(int(block.statuses[0])), min(forced_left, len(tokens))
                 logprobs = () if block.logprobs is None else block.logprobs.chosen[: len(tokens), 0].tolist()
-            if reason is not Reason.RUNNING:
+            if reason is not RowStatus.RUNNING:
                 finish = FinishReason[reason.name]
             steps, forced_left = steps - len(tokens), forced_left - forced
-            last = steps == 0 or reason is not Reason.RUNNING
+            last = steps == 0 or reason is not RowStatus.RUNNING
             state = backend.snapshot(0) if last and opened.admission.keep_state else None
             done = finish if last else None
             apply_progress(opened.session, generation, Progress(1, position + 1, tokens, forced, (), done, state))

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from gruve.decode import Block, Reason, Row
+from gruve.decode import Block, Row, RowStatus
 from gruve.decode.stops import MATCHED
 from gruve.engine.sequence import Admission, FinishReason
 from gruve.model.sampling import SamplingParameters, philox
@@ -20,11 +20,11 @@ class FakeBackend:
     `hook` is called with the slots of each call, before it computes.
     """
 
-    name, why, numerics_id, most_rows = "fake", "a test", "fake", 64
-    enough_rows, nice = 16, 0
+    name, selection_reason, numerics_id, max_rows = "fake", "a test", "fake", 64
+    saturating_rows, nice = 16, 0
 
-    def __init__(self, slots: int = 8, vocabulary_size: int = 13, lanes: int = 1) -> None:
-        self.slots, self.V, self.lanes = slots, vocabulary_size, lanes
+    def __init__(self, slots: int = 8, vocabulary_size: int = 13, workers: int = 1) -> None:
+        self.slots, self.V, self.workers = slots, vocabulary_size, workers
         self.in_use: set[int] = set()
         self.beside: int = 0
         """Calls that began while another was under way."""
@@ -40,17 +40,17 @@ class FakeBackend:
             "state": 7 if state is None else int(state.flat[0]),
             "pending": int(row.history[-1]),
             "position": row.position,
-            "drawn": row.drawn,
+            "generated": row.generated,
             "forced": row.forced.tolist(),
             "stop": row.stop_state,
-            "reason": Reason.RUNNING,
+            "reason": RowStatus.RUNNING,
         }
 
-    def decode(self, slots, limits, steps, *, alone=False):
+    def decode(self, slots, limits, steps, *, exclusive=True):
         self.calls.append((list(slots), list(limits), steps))
-        assert len(set(slots)) == len(slots) <= self.most_rows
+        assert len(set(slots)) == len(slots) <= self.max_rows
         assert not self.in_use & set(slots), "two calls had the same slot"
-        assert alone or not self.in_use, "a call that takes the whole machine began beside another"
+        assert not (exclusive and self.in_use), "a call that takes the whole machine began beside another"
         self.beside += bool(self.in_use)
         self.in_use |= set(slots)
         try:
@@ -61,14 +61,14 @@ class FakeBackend:
 
     def _decode(self, slots, limits, steps):
         tokens = np.full((steps, len(slots)), -1, dtype=np.int32)
-        taken, reasons = np.zeros(len(slots), dtype=np.int32), np.zeros(len(slots), dtype=np.int32)
+        taken, statuses = np.zeros(len(slots), dtype=np.int32), np.zeros(len(slots), dtype=np.int32)
         for i, slot in enumerate(slots):
             at = self.rows[slot]
-            while taken[i] < min(limits[i], steps) and at["reason"] is Reason.RUNNING:
+            while taken[i] < min(limits[i], steps) and at["reason"] is RowStatus.RUNNING:
                 tokens[taken[i], i], at["reason"] = self._step(at)
                 taken[i] += 1
-            reasons[i] = at["reason"]
-        return Block(tokens, taken, reasons, None)
+            statuses[i] = at["reason"]
+        return Block(tokens, taken, statuses, None)
 
     def _step(self, at):
         row = at["row"]
@@ -78,15 +78,15 @@ class FakeBackend:
         if at["forced"]:
             del at["forced"][0]
         else:
-            at["drawn"] += 1
+            at["generated"] += 1
             entry = 0 if row.stops is None else int(row.stops.table[at["stop"], at["pending"]])
             at["stop"] = entry & (MATCHED - 1)
-            if at["pending"] == row.end_id and not row.ignore_eos and at["drawn"] >= row.min_tokens:
-                return at["pending"], Reason.END_OF_SEQUENCE
-            if entry & MATCHED and at["drawn"] >= row.min_tokens:
-                return at["pending"], Reason.STOP
-        full = at["drawn"] >= row.max_tokens and not at["forced"]
-        return at["pending"], Reason.LENGTH if full else Reason.RUNNING
+            if at["pending"] == row.end_id and not row.ignore_eos and at["generated"] >= row.min_tokens:
+                return at["pending"], RowStatus.END_OF_SEQUENCE
+            if entry & MATCHED and at["generated"] >= row.min_tokens:
+                return at["pending"], RowStatus.STOP
+        full = at["generated"] >= row.max_tokens and not at["forced"]
+        return at["pending"], RowStatus.LENGTH if full else RowStatus.RUNNING
 
     def _draw(self, at):
         return philox(at["state"], at["row"].sampling.seed & 0xFFFFFFFF, at["position"], 0)[0] % self.V
@@ -103,14 +103,14 @@ class FakeBackend:
 class AheadBackend(FakeBackend):
     """Takes one call before the earlier one has returned; computes it as it is submitted, which no caller can tell."""
 
-    ahead = 1
+    max_in_flight = 2
 
     def __init__(self, slots: int = 8) -> None:
         super().__init__(slots)
         self.submitted, self.continued, self.read_together = [], 0, 0
 
     def submit(self, slots, limits, steps):
-        assert len(self.submitted) <= self.ahead
+        assert len(self.submitted) < self.max_in_flight
         self.continued += any(set(slots) & set(others) for others in self.submitted)
         self.submitted.append(slots)
         block = self.decode(slots, limits, steps)
@@ -121,7 +121,7 @@ class AheadBackend(FakeBackend):
 
         return result
 
-    def check(self) -> None:
+    def check_health(self) -> None:
         pass
 
     def snapshots(self, slots):
@@ -145,18 +145,18 @@ def admission_of(prompt=(), *, max_tokens=10, seed=1, keep_state=True, **more) -
 
 
 def row_of(admission: Admission, end_id=None) -> Row:
-    shared = {field.name for field in dataclasses.fields(Row)} - {"end_id", "drawn"}
-    return Row(end_id=end_id, drawn=admission.generated, **{name: getattr(admission, name) for name in shared})
+    shared = {field.name for field in dataclasses.fields(Row)} - {"end_id"}
+    return Row(end_id=end_id, **{name: getattr(admission, name) for name in shared})
 
 
 def alone(backend, admission: Admission, end_id=None):
     """Decodes a sequence by itself, one step a call: (tokens, the states after 0, 1, ... of them, finish reason)."""
     backend.admit(0, row_of(admission, end_id), admission.state)
-    tokens, states, reason = [], [backend.snapshot(0)], Reason.RUNNING
-    while reason is Reason.RUNNING:
+    tokens, states, reason = [], [backend.snapshot(0)], RowStatus.RUNNING
+    while reason is RowStatus.RUNNING:
         block = backend.decode([0], [1], 1)
         tokens.append(int(block.tokens[0, 0]))
         states.append(backend.snapshot(0))
-        reason = Reason(int(block.reasons[0]))
+        reason = RowStatus(int(block.statuses[0]))
     backend.release(0)
     return tokens, states, FinishReason[reason.name]

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gruve.decode import Reason, Row
-from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode import Row, RowStatus
+from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.native.library import ISAS as KNOWN
 from gruve.decode.native.library import library
 from gruve.decode.stops import MATCHED
 from gruve.model import sampling as law
 from requiring import need
 
-ISAS = [] if native_unavailable() else [isa for isa in KNOWN if library().isa(isa)]
+ISAS = [] if unavailable_reason() else [isa for isa in KNOWN if library().isa(isa)]
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
 @pytest.fixture(autouse=True)
 def native():
     """Skips, or fails where GRUVE_REQUIRE names native, if the library was not built."""
-    need("native", present=native_unavailable() is None, install=f"pip install -e . ({native_unavailable()})")
+    need("native", present=unavailable_reason() is None, install=f"pip install -e . ({unavailable_reason()})")
 
 
 def row_with(prompt=(), *, history=(0,), position=None, max_tokens=10, sampling=None, **more) -> Row:
@@ -34,13 +34,13 @@ def row_with(prompt=(), *, history=(0,), position=None, max_tokens=10, sampling=
     )
 
 
-def life(backend: NativeBackend, slot: int, steps: int) -> tuple[list[int], Reason]:
+def life(backend: NativeBackend, slot: int, steps: int) -> tuple[list[int], RowStatus]:
     """The tokens of the row in `slot` until it freezes, `steps` steps a call, and why it froze."""
-    tokens, reason = [], Reason.RUNNING
-    while reason is Reason.RUNNING:
+    tokens, reason = [], RowStatus.RUNNING
+    while reason is RowStatus.RUNNING:
         block = backend.decode([slot], [steps], steps)
-        tokens += block.tokens[: block.taken[0], 0].tolist()
-        reason = Reason(int(block.reasons[0]))
+        tokens += block.tokens[: block.steps_taken[0], 0].tolist()
+        reason = RowStatus(int(block.statuses[0]))
     return tokens, reason
 
 
@@ -48,31 +48,34 @@ class PlainRow:
     """A row by the words of `gruve.decode.Row` and the law of sampling, one step at a time."""
 
     def __init__(self, row: Row) -> None:
-        self.row, self.drawn, self.stop_state = row, row.drawn, row.stop_state
+        self.row, self.generated, self.stop_state = row, row.generated, row.stop_state
         self.transcript, self.forced = row.history.tolist(), row.forced.tolist()
         self.position = row.position
 
-    def step(self, logits) -> tuple[int, Reason]:
+    def step(self, logits) -> tuple[int, RowStatus]:
         """`logits` as the network gives them for the pending token."""
         row, self.position = self.row, self.position + 1
         prompted = bool(self.forced)
         token = self.forced.pop(0) if prompted else self._draw(logits)
         self.transcript.append(token)
         if prompted:
-            return token, Reason.LENGTH if not self.forced and self.drawn >= row.max_tokens else Reason.RUNNING
-        self.drawn += 1
+            return (
+                token,
+                RowStatus.LENGTH if not self.forced and self.generated >= row.max_tokens else RowStatus.RUNNING,
+            )
+        self.generated += 1
         matched = False
         if row.stops is not None:
             entry = int(row.stops.table[self.stop_state, token])
             self.stop_state, matched = entry % MATCHED, entry >= MATCHED
         if token == row.end_id:
-            return token, Reason.END_OF_SEQUENCE
-        if matched and self.drawn >= row.min_tokens:
-            return token, Reason.STOP
-        return token, Reason.LENGTH if self.drawn >= row.max_tokens else Reason.RUNNING
+            return token, RowStatus.END_OF_SEQUENCE
+        if matched and self.generated >= row.min_tokens:
+            return token, RowStatus.STOP
+        return token, RowStatus.LENGTH if self.generated >= row.max_tokens else RowStatus.RUNNING
 
     def _draw(self, logits) -> int:
-        row, early = self.row, self.drawn < self.row.min_tokens
+        row, early = self.row, self.generated < self.row.min_tokens
         masked = {row.end_id} if row.end_id is not None and (early or row.ignore_eos) else set()
         if early and row.stops is not None:
             masked |= set(row.stops.token_ids)

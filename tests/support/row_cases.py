@@ -32,5 +32,5 @@ def rows(draw):
         end_id=draw(st.sampled_from([None, 1])),
         ignore_eos=draw(st.booleans()),
         stops=compile_stops(stops, ids, TEXTS),
-        drawn=draw(st.sampled_from([0, 0, 2])),
+        generated=draw(st.sampled_from([0, 0, 2])),
     )

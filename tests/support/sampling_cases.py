@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from gruve.decode import HISTORY, Row
+from gruve.decode import HISTORY_TOKENS, Row
 from gruve.decode.stops import compile_stops
 from gruve.model import sampling as law
 
@@ -43,7 +43,7 @@ def rows(draw, vocabularies):
         if draw(st.booleans()):
             logits = np.round(logits)
         position = draw(st.sampled_from([1, 2, 5, 1023, 1024, 1025, 5000, 2**20 - 1]))
-        history = generator.integers(0, V, size=min(position, HISTORY)).astype(np.int32)
+        history = generator.integers(0, V, size=min(position, HISTORY_TOKENS)).astype(np.int32)
         minimum, drawn = draw(st.sampled_from([(0, 0), (3, 2), (3, 3)]))
         row = Row(
             history,

@@ -18,7 +18,7 @@ from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import CELLS, Size, make_model
 from gruve.decode import Backend
 from gruve.decode import Row as Admitted
-from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.native.library import ISAS, library
 from gruve.decode.reference import ReferenceBackend
 from gruve.model.sampling import SamplingParameters
@@ -65,7 +65,7 @@ def run_bits(config: BitsBenchConfig, report: Report) -> Result:
 
 
 def _unavailable(isa: str) -> str | None:
-    why = native_unavailable()
+    why = unavailable_reason()
     if why is None and library().isa(isa) != isa:
         return "this CPU has it not"
     return why

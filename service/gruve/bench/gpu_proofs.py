@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gruve.bench.result import Row as ResultRow
 from gruve.bench.synthetic import Size, blueprint, tokenizer
-from gruve.decode import HISTORY, Backend, Row
+from gruve.decode import HISTORY_TOKENS, Backend, Row
 from gruve.decode.cuda.backend import CudaBackend
 from gruve.model import sampling as law
 from gruve.model.config import ModelConfig, Precision
@@ -79,7 +79,7 @@ def prove_oracle(backend: Backend, model: Model, extent: Extent, rng: Rng, bound
 
 def prove_draws(backend: CudaBackend, config: ModelConfig, extent: Extent, rng: Rng) -> ResultRow:
     """The tokens drawn, against the law's for the logits that the device had: of random parameters in every row."""
-    rows = min(64, backend.slots, backend.most_rows)
+    rows = min(64, backend.slots, backend.max_rows)
     steps = min(extent.steps, backend.memory.rows(backend.sizes[-1]).logits.shape[0])
     asked = [_parameters(config.vocabulary_size, rng) for _ in range(rows)]
     poison(backend)
@@ -91,7 +91,7 @@ def prove_draws(backend: CudaBackend, config: ModelConfig, extent: Extent, rng: 
     for i, parameters in enumerate(asked):
         history = [START, *tokens[:, i].tolist()]
         for k in range(steps):
-            seen = np.array(history[: k + 1][-HISTORY:])
+            seen = np.array(history[: k + 1][-HISTORY_TOKENS:])
             wrong += law.draw(logits[k, i], parameters, position=k + 1, history=seen) != int(tokens[k, i])
         backend.release(i)
     return {"what": "draws", "worst": wrong, "bound": 0, "checked": rows * steps, "ok": wrong == 0}
@@ -106,7 +106,7 @@ def prove_mixes(backend: Backend, config: ModelConfig, extent: Extent, rng: Rng)
     alone = [_alone(backend, forced, parameters, extent.steps) for forced, parameters in probes]
     differing = checked = 0
     for count in extent.mixes:
-        count = min(count, backend.slots, backend.most_rows)
+        count = min(count, backend.slots, backend.max_rows)
         slots = rng.permutation(backend.slots)[:count]
         chosen = rng.permutation(len(probes))[: min(count, len(probes))]
         poison(backend)

@@ -50,7 +50,7 @@ class Ours:
         self._backend = backend
         self._steps = steps_per_call
         self._groups = [
-            list(range(first, min(first + backend.most_rows, batch))) for first in range(0, batch, backend.most_rows)
+            list(range(first, min(first + backend.max_rows, batch))) for first in range(0, batch, backend.max_rows)
         ]
         for slot in range(batch):
             start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)

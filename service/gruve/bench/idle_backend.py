@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.decode import Block, Reason, Row
+from gruve.decode import Block, Row, RowStatus
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.step_times import MAX_STEPS
 from gruve.model.config import ModelConfig
@@ -16,14 +16,14 @@ from gruve.model.repository import Model
 
 
 class IdleBackend:
-    """See `gruve.decode.Submitting`; of a row it knows the prompt's length and how many tokens may be drawn."""
+    """See `gruve.decode.AsyncBackend`; of a row it knows the prompt's length and how many tokens it may generate."""
 
-    name, why, numerics_id = "idle", "computes nothing", "0" * 16
-    lanes, nice, ahead = 1, 0, 1
+    name, selection_reason, numerics_id = "idle", "computes nothing", "0" * 16
+    workers, nice, max_in_flight = 1, 0, 2
 
     def __init__(self, model: ModelConfig, slots: int, step_s: float) -> None:
         """A step lasts `step_s` seconds with however many rows."""
-        self.slots = self.most_rows = self.enough_rows = slots
+        self.slots = self.max_rows = self.saturating_rows = slots
         self._step_s = step_s
         self._state = np.zeros((model.state_tensors, model.num_layers, model.hidden_size), dtype=np.float32)
         self._forced = np.zeros(slots, dtype=np.int64)
@@ -35,7 +35,7 @@ class IdleBackend:
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:  # noqa: ARG002 - nothing is computed
         """See `Backend`."""
-        self._forced[slot], self._left[slot] = len(row.forced), row.max_tokens - row.drawn
+        self._forced[slot], self._left[slot] = len(row.forced), row.max_tokens - row.generated
 
     def release(self, slot: int) -> None:
         """See `Backend`."""
@@ -45,15 +45,15 @@ class IdleBackend:
         return self._state.copy()
 
     def snapshots(self, slots: Sequence[int]) -> Sequence[NDArray[np.float32]]:
-        """See `Submitting`."""
+        """See `AsyncBackend`."""
         return [self._state.copy() for _ in slots]
 
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:  # noqa: ARG002
         """See `Backend`."""
         return self.submit(slots, limits, steps)()
 
     def submit(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Callable[[], Block]:
-        """See `Submitting`."""
+        """See `AsyncBackend`."""
         which = np.array(slots)
         forced, left = self._forced[which], self._left[which]
         taken = np.minimum(np.minimum(limits, steps), forced + left)
@@ -63,7 +63,7 @@ class IdleBackend:
         ended = (self._forced[which] == 0) & (self._left[which] == 0)
         tokens = np.where(np.arange(steps)[:, None] < taken, self._tokens[:steps, which], -1).astype(np.int32)
         block = Block(
-            tokens, taken.astype(np.int32), np.where(ended, Reason.LENGTH, Reason.RUNNING).astype(np.int32), None
+            tokens, taken.astype(np.int32), np.where(ended, RowStatus.LENGTH, RowStatus.RUNNING).astype(np.int32), None
         )
         done_s = self._free_s = max(self._free_s, time.perf_counter()) + steps * self._step_s
 

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable
 
-from gruve.decode.native import native_unavailable
+from gruve.decode.native import unavailable_reason
 from gruve.decode.native.library import chosen_isa
 from gruve.decode.native.probe import PATTERNS, clock_hz, fma_flop_per_s, read_bytes_per_s
 
@@ -38,7 +38,7 @@ class Roofline:
 
 def probe_roofline(weight_bytes: int, threads: int) -> Roofline:
     """The best of five, each thread at the same time."""
-    if native_unavailable() is not None:
+    if unavailable_reason() is not None:
         return Roofline("unknown", math.nan, math.nan, math.nan)
     isa, part = chosen_isa(), weight_bytes // threads
     return Roofline(

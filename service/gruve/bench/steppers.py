@@ -19,7 +19,7 @@ from torch import nn
 from gruve.bench.machine import optional_package
 from gruve.bench.onnx_step import make_step_graph, onnx
 from gruve.decode import Backend, Row
-from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.model.network import to_torch_gru
 from gruve.model.repository import Model
@@ -79,7 +79,7 @@ def _backend(name: str, model: Model, batch: int, threads: int) -> Backend:
     if name == "reference":
         torch.set_num_threads(threads)
         return ReferenceBackend(model, batch, "cpu")
-    if (why := native_unavailable()) is not None:
+    if (why := unavailable_reason()) is not None:
         raise Absent(why)
     return NativeBackend(model, batch, threads, arithmetic="int16" if name == "native_int16" else "float32")
 

@@ -1,11 +1,12 @@
-"""The interface between the engine and whatever computes: state slots, and calls of several steps.
+"""The decode interface: a backend holds one recurrent state per slot and runs calls of several steps for some slots.
 
-A backend holds one state per slot. `decode` takes some slots and a number of steps; every step consumes one token per
-row and yields one: forced while the row has prompt left, drawn afterwards. Sampling, stops and forced tokens happen
-inside the call. A row that finishes or reaches its limit freezes: its state, position and draws stay where they are.
+In each step every running row consumes one token and yields one. While the row has prompt tokens left, the yielded
+token is the next prompt token (*forced*); after that it is *sampled*. Sampling, stops and forced tokens are handled
+inside the call. A row that finishes, or reaches its limit of steps, freezes: its state and its position do not change
+for the rest of the call.
 
-The pending token: a slot's state has consumed every token of its transcript but the last. That last one, the pending
-token, is consumed first when the row goes on. A new sequence's pending token is the start token, its state zero.
+A slot's state has consumed all tokens of its transcript except the last. This last one is the *pending token*; the
+next step consumes it. A new sequence begins with the start token pending and a state of zeros.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from numpy.typing import NDArray
 from gruve.decode.stops import StopTable
 from gruve.model.sampling import SamplingParameters
 
-HISTORY = 1_024
-"""How many of the last tokens a slot remembers for the repetition penalty: the longest window."""
+HISTORY_TOKENS = 1_024
+"""How many of the transcript's last tokens a slot keeps: for the repetition penalty and for pointers."""
 
 
 Arithmetic = Literal["float32", "int16"]
-"""What products with a state are made of and summed in."""
+"""The number format of the products with a state, and of their sums."""
 
 
-class Reason(enum.IntEnum):
-    """Why a row froze."""
+class RowStatus(enum.IntEnum):
+    """Whether a row can run on, and if not, why it froze."""
 
     RUNNING = 0
     STOP = 1
@@ -40,108 +41,112 @@ class Reason(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What a slot is told when a sequence takes it."""
+    """A sequence as a slot takes it."""
 
     history: NDArray[np.int32]
-    """The transcript's last tokens, at most 1,024, the pending one last."""
+    """The transcript's last tokens, the pending one last: 1,024, or all if there are fewer."""
     position: int
     """The absolute position of the pending token."""
     forced: NDArray[np.int32]
-    """The tokens that follow, whatever the logits say: the prompt."""
+    """The prompt: the tokens that follow the pending one and are not sampled."""
     sampling: SamplingParameters
     max_tokens: int
-    """How many tokens are drawn at most; 0 ends with the last forced one."""
+    """The maximum number of tokens to generate; 0 ends the row with its last forced token."""
     min_tokens: int = 0
-    """Before so many are drawn, the end token and `stops.token_ids` are masked and stop strings are passed over."""
+    """Until this many are generated, the end token and `stops.token_ids` are masked and stop strings are ignored."""
     end_id: int | None = None
-    """The token that ends the sequence when drawn."""
+    """The token that ends the sequence when it is sampled; None for none."""
     ignore_eos: bool = False
     """Masks the end token throughout."""
     stops: StopTable | None = None
     stop_state: int = 0
-    """Where in `stops` the row begins; not 0 when a generation is taken up again."""
-    drawn: int = 0
-    """How many tokens of this generation were drawn before; not 0 when it is taken up again."""
+    """The state of `stops` that the row starts in; 0 unless a generation is resumed."""
+    generated: int = 0
+    """How many tokens of this generation exist already; 0 unless a generation is resumed."""
     logprobs: int | None = None
-    """None for none; else the yielded token's log-probability and that of so many likeliest tokens."""
+    """None for no log-probabilities; n for that of each yielded token and of the n likeliest tokens."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Log-probabilities of one call's rows that asked, in nats of the unmodified distribution; ties to the lower id."""
+    """Log-probabilities of a call's rows, in nats of the unmodified distribution. Ties are ordered by lower id."""
 
     chosen: NDArray[np.float32]
-    """(steps, rows), NaN where not asked."""
+    """(steps, rows): of the yielded token; NaN for a row that did not request any."""
     top_ids: NDArray[np.int32]
-    """(steps, rows, most alternatives asked)"""
+    """(steps, rows, n): the likeliest tokens, for the largest n that a row of the call requested."""
     top: NDArray[np.float32]
-    """(steps, rows, most alternatives asked)"""
+    """(steps, rows, n): their log-probabilities."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
-    """What one call made."""
+    """The result of one call."""
 
     tokens: NDArray[np.int32]
-    """(steps, rows): the token each step yielded, -1 where the row was frozen."""
-    taken: NDArray[np.int32]
-    """(rows,): how many steps each row took."""
-    reasons: NDArray[np.int32]
-    """(rows,): a `Reason` each."""
+    """(steps, rows): the token that each step yielded; -1 where the row was frozen."""
+    steps_taken: NDArray[np.int32]
+    """(rows,): the number of steps each row ran."""
+    statuses: NDArray[np.int32]
+    """(rows,): each row's `RowStatus` after the call."""
     logprobs: Logprobs | None
+    """None if no row requested any."""
 
 
 class Backend(Protocol):
-    """What computes. At most `lanes` threads call it at a time, no two of them with the same slot."""
+    """Computes the steps of one model. At most `workers` threads may call it at once, each with different slots."""
 
     name: str
     """`reference`, `native` or `cuda`."""
-    why: str
-    """Why this one was chosen, for the log and for GetModel."""
+    selection_reason: str
+    """Why this backend was chosen, for the log and for GetModel."""
     numerics_id: str
-    """16 hex digits: the same id means the same bits."""
+    """16 hex digits that identify the arithmetic: with the same model, the same id means the same bits."""
     slots: int
-    lanes: int
-    """How many calls of `decode` may be under way at a time."""
+    """The number of slots, numbered from 0."""
+    workers: int
+    """The number of worker threads that may be inside `decode` at once."""
     nice: int
-    """How much its lanes give way to other threads, as a nice value: 0 where they do not compute themselves."""
-    most_rows: int
-    """How many rows a call takes; the engine offers no more."""
-    enough_rows: int
-    """With more rows than so many on a lane, a step takes longer in proportion: they can as well take turns."""
+    """The nice value that worker threads should run at; 0 if they only wait for a device."""
+    max_rows: int
+    """The maximum number of rows of one call."""
+    saturating_rows: int
+    """The number of rows per worker beyond which the time of a step grows in proportion to the rows. Larger batches
+    gain nothing over taking turns."""
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
-        """Puts a sequence into a slot; `state` as `snapshot` gave it, None for the zero state."""
+        """Puts a sequence into a slot. `state` is what `snapshot` returned, or None for zeros."""
 
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:
-        """Runs at most `steps` steps, row i at most `limits[i]` of them; at most `most_rows` distinct slots.
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:
+        """Runs up to `steps` steps for up to `max_rows` distinct slots; row i runs at most `limits[i]` of them.
 
-        `alone` leaves the rest of the machine to the calls on other lanes; what is computed is the same.
+        `exclusive` says that no other call runs at the same time, so that this one may use the cores of all workers.
+        It does not change the results.
         """
 
     def snapshot(self, slot: int) -> NDArray[np.float32]:
-        """A copy of the slot's state: (state tensors, L, H) fp32."""
+        """Returns a copy of the slot's state: (state tensors, L, H) fp32."""
 
     def release(self, slot: int) -> None:
         """Frees what the slot holds beside its state. Never raises."""
 
 
 @runtime_checkable
-class Submitting(Backend, Protocol):
-    """A backend with one lane that takes the next calls before the earlier ones have returned.
+class AsyncBackend(Backend, Protocol):
+    """A backend with one worker that accepts calls before the earlier ones have returned.
 
-    A row may be in several of them: one that an earlier call ends is frozen in the later ones. What `admit`, `release`
-    and `snapshot` do comes after every call submitted so far.
+    The same row may be in several pending calls; if one of them freezes it, it stays frozen in the later ones. `admit`,
+    `release` and `snapshot` take effect after all calls submitted so far.
     """
 
-    ahead: int
-    """How many calls may be submitted beyond the one whose results are waited for."""
+    max_in_flight: int
+    """How many calls may be submitted and not yet waited for, at least 1."""
 
     def submit(self, slots: Sequence[int], limits: Sequence[int], steps: int) -> Callable[[], Block]:
-        """Takes a call as `decode` does, and returns what waits for its results; those are asked for in order."""
+        """Submits a call and returns a function that waits for its result. Results are waited for in order."""
 
-    def check(self) -> None:
-        """Raises where nothing can be computed any more, whatever the rows: asked after a call has failed."""
+    def check_health(self) -> None:
+        """Raises if the device can no longer compute anything. The engine asks after a call has failed."""
 
     def snapshots(self, slots: Sequence[int]) -> Sequence[NDArray[np.float32]]:
-        """What `snapshot` gives for each of several slots, for one wait."""
+        """Returns what `snapshot` returns for each of several slots, with one wait for all."""

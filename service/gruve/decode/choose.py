@@ -9,7 +9,7 @@ import torch
 
 from gruve.decode import Arithmetic, Backend
 from gruve.decode.cuda import CudaMode, cuda_backend
-from gruve.decode.native import NativeBackend, native_unavailable
+from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.errors import InvalidField
 from gruve.model.repository import Model
@@ -46,7 +46,9 @@ def choose_backend(model: Model, config: DecodeConfig) -> Backend:
     """
     backend = _choose(model, config)
     if config.arithmetic == "int16" and not isinstance(backend, NativeBackend):
-        raise InvalidField("arithmetic", f"int16 needs the native backend; here it is {backend.name}: {backend.why}")
+        raise InvalidField(
+            "arithmetic", f"int16 needs the native backend; here it is {backend.name}: {backend.selection_reason}"
+        )
     return backend
 
 
@@ -55,12 +57,12 @@ def _choose(model: Model, config: DecodeConfig) -> Backend:
     if device == "cuda" and not cuda:
         raise InvalidField("device", "cuda was asked for and torch sees no GPU")
     if device == "cuda" or (device == "auto" and cuda):
-        why = "torch sees a GPU" if device == "auto" else "a GPU was asked for"
-        return cuda_backend(model, config.slots, config.cuda, why)
-    why = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
-    why_not = native_unavailable() if config.native else "the native backend was not to be used"
-    if why_not is None:
-        return NativeBackend(model, config.slots, config.threads, why, config.isa, config.arithmetic)
+        reason = "torch sees a GPU" if device == "auto" else "a GPU was asked for"
+        return cuda_backend(model, config.slots, config.cuda, reason)
+    reason = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
+    unavailable = unavailable_reason() if config.native else "the native backend was not to be used"
+    if unavailable is None:
+        return NativeBackend(model, config.slots, config.threads, reason, config.isa, config.arithmetic)
     # Torch's small operations gain nothing from a second thread, and would take it from the wire.
     torch.set_num_threads(config.threads or 1)
-    return ReferenceBackend(model, config.slots, "cpu", f"{why}; {why_not}")
+    return ReferenceBackend(model, config.slots, "cpu", f"{reason}; {unavailable}")

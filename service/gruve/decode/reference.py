@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gruve.decode import HISTORY, Block, Logprobs, Reason, Row
-from gruve.decode.folding import padded_size
+from gruve.decode import HISTORY_TOKENS, Block, Logprobs, Row, RowStatus
 from gruve.decode.sampler import RowSampling, Sampler, seen_in_ring
 from gruve.decode.stops import MATCHED
 from gruve.decode.tiles import Tiles
+from gruve.decode.weight_packing import padded_size
 from gruve.model.config import ModelConfig
 from gruve.model.pointer_tracker import PointerTracker
 from gruve.model.pointers import WINDOW
@@ -33,22 +33,22 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def __init__(self, model: Model, slots: int, device: str = "cpu", why: str = "asked for") -> None:
+    def __init__(self, model: Model, slots: int, device: str = "cpu", selection_reason: str = "requested") -> None:
         config = model.config
-        self.why = why
+        self.selection_reason = selection_reason
         self.slots = slots
-        self.lanes = 1
+        self.workers = 1
         self.nice = 10 if device == "cpu" else 0
         self._config = config
         self._device = torch.device(device)
         self._tiles = Tiles(model, self._device)
-        self.most_rows = self.enough_rows = max(64, self._tiles.rows)
+        self.max_rows = self.saturating_rows = max(64, self._tiles.rows)
         # One slab of states for all slots: (state tensors, L, slots, H), H padded.
         self._states = torch.zeros(
             config.state_tensors, config.num_layers, slots, padded_size(config.hidden_size), device=self._device
         )
         self._rows: list[_Slot | None] = [None] * slots
-        self._history = torch.zeros(slots, HISTORY, dtype=torch.int64, device=self._device)
+        self._history = torch.zeros(slots, HISTORY_TOKENS, dtype=torch.int64, device=self._device)
         self._sampler = Sampler(config.vocabulary_size, self._device)
         self.numerics_id = self._numerics_id()
 
@@ -59,8 +59,8 @@ class ReferenceBackend:
         if state is not None:
             self._states[:, :, slot, :H] = torch.from_numpy(state).to(self._device)
         self._rows[slot] = _Slot(row, self._config, self._device)
-        recent = row.history[-HISTORY:]
-        places = np.arange(row.position - len(recent) + 1, row.position + 1) % HISTORY
+        recent = row.history[-HISTORY_TOKENS:]
+        places = np.arange(row.position - len(recent) + 1, row.position + 1) % HISTORY_TOKENS
         self._history[slot, torch.from_numpy(places).to(self._device)] = torch.from_numpy(recent.astype(np.int64)).to(
             self._device
         )
@@ -75,7 +75,7 @@ class ReferenceBackend:
         self._rows[slot] = None
 
     @torch.inference_mode()
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:  # noqa: ARG002
         """Runs a block of steps; see the contract."""
         rows = [self._row(slot) for slot in slots]
         count, padded = len(rows), self._tiles.padded(len(rows))
@@ -89,8 +89,8 @@ class ReferenceBackend:
             active = call.active & (call.limits > k)
             logits, new_state = self._step(call.pending, state, padded, self._pointed(rows, padded))
             logits = logits[:count]
-            drawn = self._draw(logits, sampling, call, index[:count])
-            token = torch.where(call.forced[:, k] >= 0, call.forced[:, k], drawn)
+            sampled = self._draw(logits, sampling, call, index[:count])
+            token = torch.where(call.forced[:, k] >= 0, call.forced[:, k], sampled)
             logprobs.record(k, logits, token)
             self._advance(call, token, active, index[:count], k)
             out[k] = torch.where(active, token, -1)
@@ -132,34 +132,34 @@ class ReferenceBackend:
         position, seen = call.position + 1, None
         if sampling.penalised:
             seen = seen_in_ring(self._history[slots], position, sampling.window, self._config.vocabulary_size)
-        return self._sampler.draw(logits, sampling, position, call.drawn, seen)
+        return self._sampler.draw(logits, sampling, position, call.generated, seen)
 
     def _advance(self, call: _Call, token: Tensor, active: Tensor, slots: Tensor, k: int) -> None:
         """Moves every active row past `token`: position, counts, stops, history, and whether it freezes."""
-        drawn_now = active & (call.forced[:, k] < 0)
+        sampled = active & (call.forced[:, k] < 0)
         call.position = torch.where(active, call.position + 1, call.position)
-        call.drawn = torch.where(drawn_now, call.drawn + 1, call.drawn)
-        call.taken += active
+        call.generated = torch.where(sampled, call.generated + 1, call.generated)
+        call.steps_taken += active
         call.pending = torch.where(active, token, call.pending)
-        place = call.position % HISTORY
+        place = call.position % HISTORY_TOKENS
         self._history[slots, place] = torch.where(active, token, self._history[slots, place])
-        ended = drawn_now & (token == call.end_id)
-        stopped = call.walk_stops(token, drawn_now) & (call.drawn >= call.min_tokens) & ~ended
-        prompt_left = call.taken < call.forced_left
-        full = active & (call.drawn >= call.max_tokens) & ~prompt_left & ~ended & ~stopped
-        for reason, rows in ((Reason.END_OF_SEQUENCE, ended), (Reason.STOP, stopped), (Reason.LENGTH, full)):
-            call.reason = torch.where(rows, int(reason), call.reason)
-        call.active = call.active & (call.reason == int(Reason.RUNNING))
+        ended = sampled & (token == call.end_id)
+        stopped = call.walk_stops(token, sampled) & (call.generated >= call.min_tokens) & ~ended
+        prompt_left = call.steps_taken < call.forced_left
+        full = active & (call.generated >= call.max_tokens) & ~prompt_left & ~ended & ~stopped
+        for status, rows in ((RowStatus.END_OF_SEQUENCE, ended), (RowStatus.STOP, stopped), (RowStatus.LENGTH, full)):
+            call.status = torch.where(rows, int(status), call.status)
+        call.active = call.active & (call.status == int(RowStatus.RUNNING))
 
     def _finish(self, rows: list[_Slot], call: _Call, out: Tensor, logprobs: _LogprobRecorder) -> Block:
         """Writes what the call moved back into the slots and gives the block."""
-        taken = call.taken.cpu().numpy().astype(np.int32)
-        moved = torch.stack((call.pending, call.position, call.drawn, call.stop_state)).cpu().tolist()
+        taken = call.steps_taken.cpu().numpy().astype(np.int32)
+        moved = torch.stack((call.pending, call.position, call.generated, call.stop_state)).cpu().tolist()
         for i, row in enumerate(rows):
-            row.pending, row.position, row.drawn, row.stop_state = (int(column[i]) for column in moved)
+            row.pending, row.position, row.generated, row.stop_state = (int(column[i]) for column in moved)
             row.forced_at += min(int(taken[i]), len(row.row.forced) - row.forced_at)
         return Block(
-            out.cpu().numpy().astype(np.int32), taken, call.reason.cpu().numpy().astype(np.int32), logprobs.result()
+            out.cpu().numpy().astype(np.int32), taken, call.status.cpu().numpy().astype(np.int32), logprobs.result()
         )
 
     def _row(self, slot: int) -> _Slot:
@@ -189,7 +189,7 @@ class _Slot:
                 self.follow(token)
         self.pending = int(row.history[-1])
         self.position = row.position
-        self.drawn = row.drawn
+        self.generated = row.generated
         self.forced_at = 0
         self.stop_state = row.stop_state
         self.stop_table = None if row.stops is None else torch.from_numpy(row.stops.table).to(device)
@@ -209,9 +209,9 @@ class _Call:
         self.limits = column(list(limits))
         self.pending = column([row.pending for row in rows])
         self.position = column([row.position for row in rows])
-        self.drawn = column([row.drawn for row in rows])
-        self.taken = torch.zeros_like(self.pending)
-        self.reason = torch.zeros_like(self.pending)
+        self.generated = column([row.generated for row in rows])
+        self.steps_taken = torch.zeros_like(self.pending)
+        self.status = torch.zeros_like(self.pending)
         self.active = torch.ones_like(self.pending, dtype=torch.bool)
         self.max_tokens = column([row.row.max_tokens for row in rows])
         self.min_tokens = column([row.row.min_tokens for row in rows])
@@ -225,13 +225,13 @@ class _Call:
         self.stop_state = column([row.stop_state for row in rows])
         self._stop_tables = [(i, row.stop_table) for i, row in enumerate(rows) if row.stop_table is not None]
 
-    def walk_stops(self, token: Tensor, drawn_now: Tensor) -> Tensor:
-        """Appends each row's drawn token to its stops; True where one is completed."""
-        matched = torch.zeros_like(drawn_now)
+    def walk_stops(self, token: Tensor, sampled: Tensor) -> Tensor:
+        """Appends each row's sampled token to its stops; True where one is completed."""
+        matched = torch.zeros_like(sampled)
         for i, table in self._stop_tables:
             entry = table[self.stop_state[i], token[i]]
-            self.stop_state[i] = torch.where(drawn_now[i], entry & (MATCHED - 1), self.stop_state[i])
-            matched[i] = drawn_now[i] & (entry >= MATCHED)
+            self.stop_state[i] = torch.where(sampled[i], entry & (MATCHED - 1), self.stop_state[i])
+            matched[i] = sampled[i] & (entry >= MATCHED)
         return matched
 
 

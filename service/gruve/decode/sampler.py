@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gruve.decode import HISTORY, Row
+from gruve.decode import HISTORY_TOKENS, Row
 from gruve.model import sampling as law
 
 MASK32 = 0xFFFFFFFF
@@ -83,14 +83,16 @@ class Sampler:
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         self._ids = torch.arange(vocabulary_size, device=device)
 
-    def draw(self, logits: Tensor, rows: RowSampling, position: Tensor, drawn: Tensor, seen: Tensor | None) -> Tensor:
+    def draw(
+        self, logits: Tensor, rows: RowSampling, position: Tensor, generated: Tensor, seen: Tensor | None
+    ) -> Tensor:
         """logits (rows, V) -> tokens (rows,) for absolute `position` (rows,).
 
-        `drawn` (rows,) is how many tokens each row has drawn before; `seen` (rows, V) which tokens stand in its
+        `generated` (rows,) is how many tokens each row has generated before; `seen` (rows, V) which tokens stand in its
         repetition window, given when `rows.penalised`.
         """
         adjusted = self._adjust(logits, rows, seen)
-        allowed = self._allowed(adjusted, rows, drawn)
+        allowed = self._allowed(adjusted, rows, generated)
         candidates = adjusted if allowed is None else adjusted.masked_fill(~allowed, -torch.inf)
         # argmax promises nothing about ties: the lowest id among the highest.
         highest = candidates.amax(dim=1, keepdim=True)
@@ -115,14 +117,14 @@ class Sampler:
             logits = torch.where(seen & (rows.penalty != 1.0), penalised, logits)
         return logits if rows.bias is None else logits + rows.bias
 
-    def _allowed(self, logits: Tensor, rows: RowSampling, drawn: Tensor) -> Tensor | None:
+    def _allowed(self, logits: Tensor, rows: RowSampling, generated: Tensor) -> Tensor | None:
         if rows.masked is None and rows.masked_early is None:
             return None
         allowed = torch.ones_like(logits, dtype=torch.bool)
         if rows.masked is not None:
             allowed &= ~rows.masked
         if rows.masked_early is not None:
-            allowed &= ~(rows.masked_early & (drawn < rows.min_tokens)[:, None])
+            allowed &= ~(rows.masked_early & (generated < rows.min_tokens)[:, None])
         return allowed
 
     def _truncate(self, w: Tensor, candidates: Tensor, rows: RowSampling) -> Tensor:
@@ -144,8 +146,8 @@ def seen_in_ring(history: Tensor, position: Tensor, window: Tensor, vocabulary_s
     `history` (rows, 1024) holds the last tokens by position modulo 1024.
     """
     # place p holds the newest position with that remainder; its age tells whether it is in the window.
-    places = torch.arange(HISTORY, device=history.device)[None, :]
-    age = (position[:, None] - 1 - places) % HISTORY
+    places = torch.arange(HISTORY_TOKENS, device=history.device)[None, :]
+    age = (position[:, None] - 1 - places) % HISTORY_TOKENS
     inside = (age < window) & (age < position[:, None])
     seen = torch.zeros(len(history), vocabulary_size, dtype=torch.int8, device=history.device)
     return seen.scatter_reduce_(1, history, inside.to(torch.int8), reduce="amax") > 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from gruve.decode.folding import head, input_table, padded_size, padded_weights
+from gruve.decode.weight_packing import head, input_table, padded_size, padded_weights
 from gruve.errors import ModelBroken
 from gruve.model.cells import cell_function
 from gruve.model.repository import Model

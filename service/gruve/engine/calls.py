@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable
 
-from gruve.decode import Backend, Block, Submitting
+from gruve.decode import AsyncBackend, Backend, Block
 from gruve.engine.chooser import CallPlan
 from gruve.engine.sequence import Sequence
 from gruve.engine.slots import slot_of
@@ -44,8 +44,8 @@ class CallQueue:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._async = backend if isinstance(backend, Submitting) else None
-        self._max_calls = 1 + (self._async.ahead if self._async else 0)
+        self._async = backend if isinstance(backend, AsyncBackend) else None
+        self._max_calls = self._async.max_in_flight if self._async else 1
         self._calls: collections.deque[_Call] = collections.deque()
         self._free_s = 0.0
         """When the backend had done the last call that returned."""
@@ -74,7 +74,7 @@ class CallQueue:
         if self._async is not None:
             result = self._async.submit(slots, plan.limits, plan.steps)
         else:
-            result = functools.partial(self._backend.decode, slots, plan.limits, plan.steps, alone=not plan.exclusive)
+            result = functools.partial(self._backend.decode, slots, plan.limits, plan.steps, exclusive=plan.exclusive)
         max_steps = [min(limit, plan.steps) for limit in plan.limits]
         for sequence, steps in zip(plan.rows, max_steps, strict=True):
             sequence.submitted += steps
@@ -98,4 +98,4 @@ class CallQueue:
     def check_health(self) -> None:
         """Raises if the backend can compute nothing any more; to be asked after a call has failed."""
         if self._async is not None:
-            self._async.check()
+            self._async.check_health()

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from gruve.decode import Backend, Submitting
+from gruve.decode import AsyncBackend, Backend
 from gruve.engine.chooser import CallChooser
 from gruve.engine.intake import End, Grant, Intake
 from gruve.engine.loop import Loop
@@ -54,19 +54,19 @@ class Engine:
         self.config = config or EngineConfig()
         micro_batch = self.config.micro_batch
         self._on_failure = on_failure
-        self._scheduler = Scheduler(backend.slots, micro_batch or backend.most_rows)
+        self._scheduler = Scheduler(backend.slots, micro_batch or backend.max_rows)
         self._intake = Intake(backend.slots, self.config.max_waiting, clock)
         chooser = CallChooser(
             self._scheduler,
-            workers=backend.lanes,
-            worker_rows=micro_batch or backend.enough_rows,
+            workers=backend.workers,
+            worker_rows=micro_batch or backend.saturating_rows,
             max_call_s=self.config.max_call_ms / 1e3,
-            pipelined=isinstance(backend, Submitting) and backend.ahead > 0,
+            pipelined=isinstance(backend, AsyncBackend) and backend.max_in_flight > 1,
         )
         self._loop = Loop(backend, self._intake, chooser, deliver, end_id=end_id, clock=clock)
         self._workers = Workers(
             f"gruve-{backend.name}",
-            backend.lanes,
+            backend.workers,
             backend.nice,
             self._loop.run,
             on_last=lambda: self._loop.end_all(FinishReason.HANDED_OVER),

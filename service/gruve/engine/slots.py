@@ -9,7 +9,7 @@ from collections.abc import Sequence as List
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.decode import Backend, Row, Submitting
+from gruve.decode import AsyncBackend, Backend, Row
 from gruve.engine.failures import new_incident
 from gruve.engine.sequence import Admission, Sequence
 
@@ -25,7 +25,7 @@ class Slots:
         """`end_id` is the token that ends a sequence, None if the model has none."""
         self._backend = backend
         self._end_id = end_id
-        self._batched = backend if isinstance(backend, Submitting) else None
+        self._batched = backend if isinstance(backend, AsyncBackend) else None
         """Such a backend reads several states for the wait of one: each wait is for all calls submitted so far."""
 
     @property
@@ -70,7 +70,7 @@ class Slots:
             ignore_eos=admission.ignore_eos,
             stops=admission.stops,
             stop_state=admission.stop_state,
-            drawn=admission.generated,
+            generated=admission.generated,
             logprobs=admission.logprobs,
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gruve.decode import Block, Logprobs, Reason
+from gruve.decode import Block, Logprobs, RowStatus
 from gruve.engine.failures import failed_progress, new_incident
 from gruve.engine.intake import Intake
 from gruve.engine.sequence import FinishReason, Progress, Sequence, TokenLogprobs
@@ -21,9 +21,9 @@ from gruve.engine.step_times import MAX_STEPS
 log = logging.getLogger(__name__)
 
 FINISH_REASONS: Mapping[int, FinishReason] = {
-    Reason.STOP: FinishReason.STOP,
-    Reason.END_OF_SEQUENCE: FinishReason.END_OF_SEQUENCE,
-    Reason.LENGTH: FinishReason.LENGTH,
+    RowStatus.STOP: FinishReason.STOP,
+    RowStatus.END_OF_SEQUENCE: FinishReason.END_OF_SEQUENCE,
+    RowStatus.LENGTH: FinishReason.LENGTH,
 }
 NO_STATES: Mapping[int, State] = {}
 
@@ -42,7 +42,7 @@ class Updater:
         columns = block.tokens.T.tolist()
         due: list[tuple[Sequence, tuple[TokenLogprobs, ...], FinishReason | None]] = []
         for i, (sequence, steps, reason) in enumerate(
-            zip(rows, block.taken.tolist(), block.reasons.tolist(), strict=True)
+            zip(rows, block.steps_taken.tolist(), block.statuses.tolist(), strict=True)
         ):
             if sequence.ended:
                 continue

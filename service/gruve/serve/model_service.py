@@ -84,7 +84,7 @@ def _message(entry: ModelHost | Broken) -> model_pb2.Model:
         start_token_id=model.tokenizer.start_id,
         end_token_id=model.tokenizer.end_id,
         backend=entry.backend.name,
-        backend_reason=entry.backend.why,
+        backend_reason=entry.backend.selection_reason,
         precision=config.precision,
         numerics_id=entry.backend.numerics_id,
         description=model.description,

@@ -237,7 +237,7 @@ class Server:
                 "model": model.name,
                 "digest": model.digest[:16],
                 "backend": backend.name,
-                "why": backend.why,
+                "why": backend.selection_reason,
                 "numerics_id": backend.numerics_id,
             },
         )

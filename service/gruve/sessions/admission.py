@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.decode import HISTORY
+from gruve.decode import HISTORY_TOKENS
 from gruve.decode.stops import MATCHED, StopTable
 from gruve.engine.sequence import Admission
 from gruve.sessions.generation_request import GenerationRequest
@@ -31,8 +31,10 @@ def build_admission(
     consumed = 0 if from_start else session.consumed
     end = generation.next_position if generation.finished else session.position
     max_generated = generation.generated + (0 if generation.finished else max_transcript - session.position)
-    transcript: NDArray[np.int32] = np.array(session.transcript[max(0, consumed + 1 - HISTORY) : end], dtype=np.int32)
-    split = min(consumed + 1, HISTORY)
+    transcript: NDArray[np.int32] = np.array(
+        session.transcript[max(0, consumed + 1 - HISTORY_TOKENS) : end], dtype=np.int32
+    )
+    split = min(consumed + 1, HISTORY_TOKENS)
     matching = session.transcript[generation.matching_position : generation.next_position]
     keep_state = bool(session.id) and not generation.finished
     return Admission(

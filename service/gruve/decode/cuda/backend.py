@@ -24,7 +24,7 @@ from gruve.decode.cuda.logprobs import Recorder
 from gruve.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, REASON, SLOT, TAKEN, Memory, Rows
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import Record, check_row, is_plain, record_of
-from gruve.decode.folding import refuse_pointers
+from gruve.decode.weight_packing import refuse_pointers
 from gruve.model.repository import Model
 
 VERSION = 1
@@ -88,25 +88,31 @@ class CudaBackend:
 
     name = "cuda"
     nice = 0
-    ahead = 1
+    max_in_flight = 2
 
     def __init__(
-        self, model: Model, slots: int, step: Step, device: Device, why: str, config: CudaConfig | None = None
+        self,
+        model: Model,
+        slots: int,
+        step: Step,
+        device: Device,
+        selection_reason: str,
+        config: CudaConfig | None = None,
     ) -> None:
         """Allocates for `slots` sequences and captures what calls of every size are made of."""
         refuse_pointers(model, self.name)
         if slots < 1:
             raise ValueError(f"slots {slots} is below 1")
         self.slots = slots
-        self.lanes = 1  # a step takes as long for a few rows as for hundreds: splitting them gains nothing
-        self.why = why
+        self.workers = 1  # a step takes as long for a few rows as for hundreds: splitting them gains nothing
+        self.selection_reason = selection_reason
         self._config = config or CudaConfig()
         self._model = model.config
         self._device = device
         self._step = step
         fitting = [s for s in self._config.sizes if s * model.config.vocabulary_size <= MOST_LOGITS]
         self.sizes = _enough(fitting or [min(self._config.sizes)], slots)
-        self.most_rows = self.enough_rows = self.sizes[-1]
+        self.max_rows = self.saturating_rows = self.sizes[-1]
         self.memory = Memory(model.config, slots, self.sizes[-1], step.hidden_size, device.kind)
         self._stops = StopPool(device, self._config.stop_entries)
         step.attach(self.memory, self._stops)
@@ -151,7 +157,7 @@ class CudaBackend:
         self._forced[slot] = _NO_TOKENS
         self._admitted.pop(slot, None)
 
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:  # noqa: ARG002
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:  # noqa: ARG002
         """Runs a block of steps; see the contract. Raises `ValueError` for what is out of bounds."""
         return self.submit(slots, limits, steps)()
 
@@ -202,7 +208,7 @@ class CudaBackend:
         states: NDArray[np.float32] = self._device.take(lambda: self.memory.states[:, :, which, :H]).wait()
         return states.copy()
 
-    def check(self) -> None:
+    def check_health(self) -> None:
         """Raises where the device is lost; see the contract."""
         self._device.settle()
 
@@ -226,8 +232,8 @@ class CudaBackend:
         self, slots: Sequence[int], limits: Sequence[int], steps: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         count = len(slots)
-        if not 1 <= count <= self.most_rows or len(limits) != count:
-            raise ValueError(f"{count} slots and {len(limits)} limits; a call takes 1 to {self.most_rows} of each")
+        if not 1 <= count <= self.max_rows or len(limits) != count:
+            raise ValueError(f"{count} slots and {len(limits)} limits; a call takes 1 to {self.max_rows} of each")
         if not 1 <= steps <= MAX_STEPS:
             raise ValueError(f"steps {steps} is not between 1 and {MAX_STEPS}")
         which, most = np.array(slots, dtype=np.int64), np.array(limits, dtype=np.int64)

@@ -9,7 +9,7 @@ each a count or a sum, which are integers and so the same in whatever order they
 import triton
 import triton.language as tl
 
-from gruve.decode import Reason
+from gruve.decode import RowStatus
 from gruve.decode.cuda import memory, records
 from gruve.decode.cuda.records import Field, Real
 from gruve.decode.stops import MATCHED as _MATCHED
@@ -18,7 +18,7 @@ from gruve.model import sampling as law
 MOST_TOKENS = 512
 
 FIELDS, REALS = tl.constexpr(records.FIELDS), tl.constexpr(records.REALS)
-PENDING, POSITION, DRAWN = (tl.constexpr(int(f)) for f in (Field.PENDING, Field.POSITION, Field.DRAWN))
+PENDING, POSITION, GENERATED = (tl.constexpr(int(f)) for f in (Field.PENDING, Field.POSITION, Field.GENERATED))
 STOP_STATE, REASON = tl.constexpr(int(Field.STOP_STATE)), tl.constexpr(int(Field.REASON))
 KEY_LOW, KEY_HIGH, GREEDY = (tl.constexpr(int(f)) for f in (Field.KEY_LOW, Field.KEY_HIGH, Field.GREEDY))
 TOP_K, TOP_P, MIN_P, WINDOW = (tl.constexpr(int(f)) for f in (Field.TOP_K, Field.TOP_P, Field.MIN_P, Field.WINDOW))
@@ -31,8 +31,8 @@ BIASED, MASKED = tl.constexpr(records.BIASED), tl.constexpr(records.MASKED)
 ALWAYS, EARLY = tl.constexpr(records.ALWAYS), tl.constexpr(records.EARLY)
 NEVER, MATCHED = tl.constexpr(records.NEVER), tl.constexpr(_MATCHED)
 SLOT, INBOX, OUTBOX = tl.constexpr(memory.SLOT), tl.constexpr(memory.INBOX), tl.constexpr(memory.OUTBOX)
-STOP, LENGTH = tl.constexpr(int(Reason.STOP)), tl.constexpr(int(Reason.LENGTH))
-END_OF_SEQUENCE = tl.constexpr(int(Reason.END_OF_SEQUENCE))
+STOP, LENGTH = tl.constexpr(int(RowStatus.STOP)), tl.constexpr(int(RowStatus.LENGTH))
+END_OF_SEQUENCE = tl.constexpr(int(RowStatus.END_OF_SEQUENCE))
 WEIGHT_BITS, SHARE_BITS = tl.constexpr(law.WEIGHT_BITS), tl.constexpr(law.SHARE_BITS)
 EXPONENT_BITS, PART_SHIFT = tl.constexpr(law.EXPONENT_BITS), tl.constexpr(32 - law.EXPONENT_BITS)
 PART_MASK = tl.constexpr((1 << law.EXPONENT_BITS) - 1)
@@ -160,7 +160,7 @@ def _allowed(ids, slot, record, masks, active, V: tl.constexpr, ROWS: tl.constex
     if tl.max(masked.to(tl.int32), axis=0) > 0:
         place = slot[:, None] * V + ids[None, :]
         bits = tl.load(masks + place, mask=masked[:, None] & (ids < V)[None, :], other=0).to(tl.int32)
-        early = tl.load(record + DRAWN, mask=active, other=0) < tl.load(record + MIN_TOKENS, mask=active, other=0)
+        early = tl.load(record + GENERATED, mask=active, other=0) < tl.load(record + MIN_TOKENS, mask=active, other=0)
         dropped = ((bits & ALWAYS) != 0) | (((bits & EARLY) != 0) & early[:, None])
         allowed = allowed & (dropped == 0)
     return allowed
@@ -174,22 +174,22 @@ def _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, s
     position = tl.load(record + POSITION, mask=active, other=0) + 1
     window = tl.load(record + WINDOW, mask=active, other=0)
     tl.store(seen + slot * V + token, position.to(tl.int32), mask=active & (window > 0))
-    drawn_now = active & (prompted == 0)
-    drawn = tl.load(record + DRAWN, mask=active, other=0) + drawn_now.to(tl.int64)
+    sampled = active & (prompted == 0)
+    generated = tl.load(record + GENERATED, mask=active, other=0) + sampled.to(tl.int64)
     base = tl.load(record + STOP_BASE, mask=active, other=-1)
-    walking = drawn_now & (base >= 0)
+    walking = sampled & (base >= 0)
     state = tl.load(record + STOP_STATE, mask=active, other=0)
     entry = tl.load(stops + base + state * V + token, mask=walking, other=0)
-    ended = drawn_now & (token == tl.load(record + END_ID, mask=active, other=-1))
-    early = drawn < tl.load(record + MIN_TOKENS, mask=active, other=0)
+    ended = sampled & (token == tl.load(record + END_ID, mask=active, other=-1))
+    early = generated < tl.load(record + MIN_TOKENS, mask=active, other=0)
     stopped = walking & (entry >= MATCHED) & (early == 0) & (ended == 0)
     prompt_left = taken + 1 < tl.load(record + FORCED, mask=active, other=0)
-    full = active & (drawn >= tl.load(record + MAX_TOKENS, mask=active, other=0)) & (prompt_left == 0)
+    full = active & (generated >= tl.load(record + MAX_TOKENS, mask=active, other=0)) & (prompt_left == 0)
     reason = tl.where(ended, END_OF_SEQUENCE, tl.where(stopped, STOP, tl.where(full, LENGTH, 0)))
     running = (reason == 0) & (taken + 1 < tl.load(record + LIMIT, mask=active, other=0))
     tl.store(record + PENDING, token.to(tl.int64), mask=active)
     tl.store(record + POSITION, position, mask=active)
-    tl.store(record + DRAWN, drawn, mask=active)
+    tl.store(record + GENERATED, generated, mask=active)
     tl.store(record + TAKEN, taken + 1, mask=active)
     tl.store(record + STOP_STATE, (entry & (MATCHED - 1)).to(tl.int64), mask=walking)
     tl.store(record + REASON, reason.to(tl.int64), mask=active)
@@ -245,8 +245,8 @@ def head_and_draw(
         tl.store(logits_kept + at, logits, mask=asked[:, None] & (ids < V)[None, :])
     scores = _adjusted(logits, ids, slot, record, real, seen, bias, active, V)
     allowed = _allowed(ids, slot, record, masks, active, V, BR)
-    drawn = tl.minimum(_draw(scores, allowed, ids, record, real, active), V - 1)
+    sampled = tl.minimum(_draw(scores, allowed, ids, record, real, active), V - 1)
     prompted = active & (taken < tl.load(record + FORCED, mask=active, other=0))
     forced = tl.load(inbox + (INBOX + taken) * size + rows, mask=prompted, other=0)
-    token = tl.where(prompted, forced, drawn)
+    token = tl.where(prompted, forced, sampled)
     _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, size, V)

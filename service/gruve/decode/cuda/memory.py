@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from gruve.decode import Reason
+from gruve.decode import RowStatus
 from gruve.decode.cuda.records import FIELDS, NEVER, REALS, Field
 from gruve.model.config import ModelConfig
 
@@ -52,13 +52,13 @@ class Rows:
 class Memory:
     """Allocates everything once; nothing of it moves while it lives."""
 
-    def __init__(self, config: ModelConfig, slots: int, most_rows: int, hidden_size: int, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, slots: int, max_rows: int, hidden_size: int, device: torch.device) -> None:
         """`hidden_size` is H as padded for whoever computes."""
         T, L, V = config.state_tensors, config.num_layers, config.vocabulary_size
         places = slots + 1
         self.empty = slots
         """The slot of a call's empty places."""
-        self.most_rows = most_rows
+        self.max_rows = max_rows
         self.states = torch.zeros(T, L, places, hidden_size, device=device)
         self.integers = torch.zeros(places, FIELDS, dtype=torch.int64, device=device)
         self.reals = torch.ones(places, REALS, device=device)
@@ -66,13 +66,13 @@ class Memory:
         self.bias = torch.zeros(places, V, device=device)
         self.masks = torch.zeros(places, V, dtype=torch.int8, device=device)
         self._shape = (T, L, hidden_size, V)
-        self._inbox = torch.zeros((INBOX + MAX_STEPS) * most_rows, dtype=torch.int32, device=device)
-        self._outbox = torch.zeros((OUTBOX + MAX_STEPS) * most_rows, dtype=torch.int32, device=device)
-        self._slots = torch.zeros(most_rows, dtype=torch.int64, device=device)
-        self._states = torch.zeros(T * L * most_rows * hidden_size, device=device)
-        self._integers = torch.zeros(most_rows * FIELDS, dtype=torch.int64, device=device)
-        self._reals = torch.ones(most_rows * REALS, device=device)
-        self._logits = torch.zeros(min(LOGIT_ENTRIES, MAX_STEPS * most_rows * V), device=device)
+        self._inbox = torch.zeros((INBOX + MAX_STEPS) * max_rows, dtype=torch.int32, device=device)
+        self._outbox = torch.zeros((OUTBOX + MAX_STEPS) * max_rows, dtype=torch.int32, device=device)
+        self._slots = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self._states = torch.zeros(T * L * max_rows * hidden_size, device=device)
+        self._integers = torch.zeros(max_rows * FIELDS, dtype=torch.int64, device=device)
+        self._reals = torch.ones(max_rows * REALS, device=device)
+        self._logits = torch.zeros(min(LOGIT_ENTRIES, MAX_STEPS * max_rows * V), device=device)
 
     def rows(self, size: int) -> Rows:
         """The memory of a call of `size` rows; calls of every size share it."""
@@ -107,7 +107,7 @@ class Memory:
         rows.integers[:, Field.TAKEN] = 0
         rows.integers[:, Field.LIMIT] = limits
         rows.integers[:, Field.FORCED] = rows.inbox[FORCED]
-        running = rows.integers[:, Field.REASON] == int(Reason.RUNNING)
+        running = rows.integers[:, Field.REASON] == int(RowStatus.RUNNING)
         rows.integers[:, Field.ACTIVE] = running & (limits > 0)
         rows.outbox.fill_(-1)
 

@@ -31,12 +31,14 @@ TORCH_CONFIG = CudaConfig(sizes=(256, 1_024, 4_096), pieces=(8, 2, 1))
 """Torch operations come in tiles of 256 rows, and a graph of them has some hundred nodes a step."""
 
 
-def cuda_backend(model: Model, slots: int, mode: CudaMode, why: str) -> Backend:
-    """A backend on the current GPU: of the mode asked for, or of the best that works, with `why` saying so.
+def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str) -> Backend:
+    """Returns a backend on the current GPU, in the requested mode or in the best that works.
+
+    Its `selection_reason` begins with the one given and says which modes do not work here, and why.
 
     Raises `ModelBroken` when no mode works, or the one asked for does not.
     """
-    reasons = [why]
+    reasons = [selection_reason]
     for candidate in MODES if mode == "auto" else (mode,):
         try:
             return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]))
@@ -68,13 +70,13 @@ def triton_unavailable() -> str | None:
     return None
 
 
-def _make(model: Model, slots: int, mode: CudaMode, why: str) -> Backend:
+def _make(model: Model, slots: int, mode: CudaMode, selection_reason: str) -> Backend:
     # TF32 would round the torch operations' operands.
     torch.set_float32_matmul_precision("highest")
     if mode == "eager":
-        return ReferenceBackend(model, slots, "cuda", why)
+        return ReferenceBackend(model, slots, "cuda", selection_reason)
     device = GpuDevice()
     config = TORCH_CONFIG if mode == "graph" else CudaConfig()
-    backend = CudaBackend(model, slots, make_step(model, mode, device), device, why, config)
+    backend = CudaBackend(model, slots, make_step(model, mode, device), device, selection_reason, config)
     check_exact(backend, model.config)
     return backend

@@ -12,7 +12,7 @@ import enum
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.decode import HISTORY, Reason, Row
+from gruve.decode import HISTORY_TOKENS, Row, RowStatus
 from gruve.decode.stops import MATCHED, StopTable
 from gruve.model import sampling as law
 
@@ -32,7 +32,7 @@ class Field(enum.IntEnum):
 
     PENDING = 0
     POSITION = 1
-    DRAWN = 2
+    GENERATED = 2
     STOP_STATE = 3
     REASON = 4
     KEY_LOW = 5
@@ -93,9 +93,9 @@ def record_of(row: Row, vocabulary_size: int, stop_base: int) -> Record:
     for field, value in {
         Field.PENDING: int(row.history[-1]),
         Field.POSITION: row.position,
-        Field.DRAWN: row.drawn,
+        Field.GENERATED: row.generated,
         Field.STOP_STATE: row.stop_state,
-        Field.REASON: int(Reason.RUNNING),
+        Field.REASON: int(RowStatus.RUNNING),
         Field.KEY_LOW: p.seed & MASK32,
         Field.KEY_HIGH: p.seed >> 32,
         Field.GREEDY: p.temperature == 0.0,
@@ -130,7 +130,7 @@ def check_row(row: Row, vocabulary_size: int) -> None:
     if not len(row.history):
         raise ValueError("history's size 0 is below 1: the pending token is its last")
     for what, tokens in (
-        ("history token", row.history[-HISTORY:]),
+        ("history token", row.history[-HISTORY_TOKENS:]),
         ("forced token", row.forced),
         ("logit_bias token", np.array([token for token, _ in row.sampling.logit_bias], dtype=np.int64)),
         ("end_id", np.array([] if row.end_id is None else [row.end_id])),
@@ -142,7 +142,7 @@ def check_row(row: Row, vocabulary_size: int) -> None:
         ("position", row.position, MAX_POSITION),
         ("max_tokens", row.max_tokens, MAX_POSITION),
         ("min_tokens", row.min_tokens, MAX_POSITION),
-        ("drawn", row.drawn, MAX_POSITION),
+        ("generated", row.generated, MAX_POSITION),
         ("logprobs", row.logprobs or 0, MAX_LOGPROBS),
     ):
         if not 0 <= value <= most:
@@ -165,7 +165,7 @@ def _check_stops(stops: StopTable | None, state: int, vocabulary_size: int) -> N
 
 def _seen(row: Row, vocabulary_size: int) -> NDArray[np.int32]:
     seen = np.full(vocabulary_size, NEVER, dtype=np.int32)
-    recent = row.history[-HISTORY:]
+    recent = row.history[-HISTORY_TOKENS:]
     seen[recent] = np.arange(row.position - len(recent) + 1, row.position + 1)  # of equal tokens the last counts
     return seen
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gruve.decode import Reason
+from gruve.decode import RowStatus
 from gruve.decode.cuda.memory import INBOX, OUTBOX, Memory, Rows
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import ALWAYS, BIASED, EARLY, MASKED, NEVER, Field, Real
-from gruve.decode.folding import padded_size
 from gruve.decode.sampler import RowSampling, Sampler
 from gruve.decode.stops import MATCHED
 from gruve.decode.tiles import Tiles
+from gruve.decode.weight_packing import padded_size
 from gruve.model.repository import Model
 
 
@@ -66,16 +66,16 @@ class TorchTail:
         i = rows.integers
         sampling = _Columns(rows, self._memory, plain=plain)
         seen = None if plain else sampling.seen(self._memory, rows)
-        drawn = self._sampler.draw(logits, sampling, i[:, Field.POSITION] + 1, i[:, Field.DRAWN], seen)
+        sampled = self._sampler.draw(logits, sampling, i[:, Field.POSITION] + 1, i[:, Field.GENERATED], seen)
         # A place without a row, or a state that is no number, has nothing to draw from; it may not lead out of bounds.
-        drawn = drawn.clamp_max(logits.shape[1] - 1)
+        sampled = sampled.clamp_max(logits.shape[1] - 1)
         taken = i[:, Field.TAKEN]
         if not plain:
             kept = rows.logits.shape[0]
             rows.logits.index_put_((taken % kept, torch.arange(rows.size, device=logits.device)), logits)
         prompted = taken < i[:, Field.FORCED]
         at = taken.clamp_max(rows.inbox.shape[0] - INBOX - 1)[None]
-        token = torch.where(prompted, rows.inbox[INBOX:].gather(0, at)[0].to(torch.int64), drawn)
+        token = torch.where(prompted, rows.inbox[INBOX:].gather(0, at)[0].to(torch.int64), sampled)
         active = i[:, Field.ACTIVE] != 0
         rows.outbox[OUTBOX:].scatter_(0, at, torch.where(active, token, -1).to(torch.int32)[None])
         self._advance(rows, token, active, active & ~prompted)
@@ -84,25 +84,25 @@ class TorchTail:
             now = torch.where(active, i[:, Field.POSITION].to(torch.int32), seen_at)
             self._memory.seen.index_put_((rows.slots, token), now)
 
-    def _advance(self, rows: Rows, token: Tensor, active: Tensor, drawn_now: Tensor) -> None:
+    def _advance(self, rows: Rows, token: Tensor, active: Tensor, sampled: Tensor) -> None:
         """Position, counts, stops, and whether the row freezes."""
         i = rows.integers
         i[:, Field.POSITION] += active
-        i[:, Field.DRAWN] += drawn_now
+        i[:, Field.GENERATED] += sampled
         i[:, Field.TAKEN] += active
         i[:, Field.PENDING] = torch.where(active, token, i[:, Field.PENDING])
-        drawn, vocabulary_size = i[:, Field.DRAWN], self._memory.seen.shape[1]
-        walking = drawn_now & (i[:, Field.STOP_BASE] >= 0)
+        generated, vocabulary_size = i[:, Field.GENERATED], self._memory.seen.shape[1]
+        walking = sampled & (i[:, Field.STOP_BASE] >= 0)
         place = i[:, Field.STOP_BASE] + i[:, Field.STOP_STATE] * vocabulary_size + token
         entry = self._stops.entries[torch.where(walking, place, 0)].to(torch.int64)
         i[:, Field.STOP_STATE] = torch.where(walking, entry & (MATCHED - 1), i[:, Field.STOP_STATE])
-        ended = drawn_now & (token == i[:, Field.END_ID])
-        stopped = walking & (entry >= MATCHED) & (drawn >= i[:, Field.MIN_TOKENS]) & ~ended
+        ended = sampled & (token == i[:, Field.END_ID])
+        stopped = walking & (entry >= MATCHED) & (generated >= i[:, Field.MIN_TOKENS]) & ~ended
         prompt_left = i[:, Field.TAKEN] < i[:, Field.FORCED]
-        full = active & (drawn >= i[:, Field.MAX_TOKENS]) & ~prompt_left & ~ended & ~stopped
-        for reason, frozen in ((Reason.END_OF_SEQUENCE, ended), (Reason.STOP, stopped), (Reason.LENGTH, full)):
+        full = active & (generated >= i[:, Field.MAX_TOKENS]) & ~prompt_left & ~ended & ~stopped
+        for reason, frozen in ((RowStatus.END_OF_SEQUENCE, ended), (RowStatus.STOP, stopped), (RowStatus.LENGTH, full)):
             i[:, Field.REASON] = torch.where(frozen, int(reason), i[:, Field.REASON])
-        running = (i[:, Field.REASON] == int(Reason.RUNNING)) & (i[:, Field.TAKEN] < i[:, Field.LIMIT])
+        running = (i[:, Field.REASON] == int(RowStatus.RUNNING)) & (i[:, Field.TAKEN] < i[:, Field.LIMIT])
         i[:, Field.ACTIVE] = active & running
 
 

@@ -16,8 +16,8 @@ from gruve.decode.cuda import draw, layers
 from gruve.decode.cuda.memory import Memory, Rows
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.torch_step import TorchTail
-from gruve.decode.folding import head, input_table, padded_size, padded_weights
 from gruve.decode.tiles import Tiles
+from gruve.decode.weight_packing import head, input_table, padded_size, padded_weights
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
@@ -92,7 +92,7 @@ class TritonStep:
         self._memory = memory
         self._stops = stops
         self._tail = None if self._tiles is None else TorchTail(memory, stops)
-        H, L, most = self.hidden_size, self._config.num_layers, memory.most_rows
+        H, L, most = self.hidden_size, self._config.num_layers, memory.max_rows
         device = memory.states.device
         self._operands = torch.zeros(2, L * most * H, dtype=self._dtype, device=device)
         before = self._config.reset == "before"

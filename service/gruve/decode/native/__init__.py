@@ -6,6 +6,6 @@
 """
 
 from gruve.decode.native.backend import NativeBackend
-from gruve.decode.native.library import native_unavailable
+from gruve.decode.native.library import unavailable_reason
 
-__all__ = ["NativeBackend", "native_unavailable"]
+__all__ = ["NativeBackend", "unavailable_reason"]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gruve.decode import HISTORY, Arithmetic, Block, Logprobs, Row
+from gruve.decode import HISTORY_TOKENS, Arithmetic, Block, Logprobs, Row
 from gruve.decode.native import library as abi
 from gruve.decode.stops import StopTable
 from gruve.errors import ModelBroken
@@ -48,7 +48,7 @@ class NativeBackend:
     """
 
     name = "native"
-    most_rows = MAX_ROWS
+    max_rows = MAX_ROWS
     nice = 10
 
     def __init__(
@@ -56,7 +56,7 @@ class NativeBackend:
         model: Model,
         slots: int,
         threads: int | None = None,
-        why: str = "asked for",
+        selection_reason: str = "requested",
         isa: str | None = None,
         arithmetic: Arithmetic = "float32",
     ) -> None:
@@ -64,10 +64,10 @@ class NativeBackend:
         config = model.config
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
-        self.threads = self.lanes = threads or available_cores()
-        self.enough_rows = abi.ENOUGH_ROWS[self.isa]
+        self.threads = self.workers = threads or available_cores()
+        self.saturating_rows = abi.SATURATING_ROWS[self.isa]
         whole = arithmetic == "int16"
-        self.why = f"{why} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
+        self.selection_reason = f"{selection_reason} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
         numerics = f"{self.name} {VERSION} {config.precision}{' int16' if whole else ''}"
         if config.pointers is not None:
             numerics += f" pointers {POINTERS_VERSION}"
@@ -97,7 +97,7 @@ class NativeBackend:
         self._stops[slot] = keep.stop_table
         self._logprobs[slot] = row.logprobs
 
-    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, alone: bool = False) -> Block:
+    def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:
         """Runs a block of steps; see the contract. Raises `ValueError` for what is out of bounds."""
         rows = len(slots)
         if not 1 <= rows <= MAX_ROWS or len(limits) != rows:
@@ -112,7 +112,7 @@ class NativeBackend:
         call = abi.Call(
             rows=rows,
             steps=steps,
-            alone=alone,
+            alone=not exclusive,
             slots=given_at,
             limits=given_at + row_bytes,
             tokens=tokens.ctypes.data,
@@ -226,7 +226,7 @@ def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]
     sampling, bias_ids, bias = native_sampling(row.sampling)
     table, stop_ids = _stop_arrays(row.stops, vocabulary_size)
     keep = _Arrays(
-        np.ascontiguousarray(row.history[-HISTORY:], dtype=np.int32),
+        np.ascontiguousarray(row.history[-HISTORY_TOKENS:], dtype=np.int32),
         np.ascontiguousarray(row.forced, dtype=np.int32),
         table,
         stop_ids,
@@ -246,7 +246,7 @@ def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]
         stop_ids_size=len(stop_ids),
         max_tokens=row.max_tokens,
         min_tokens=row.min_tokens,
-        drawn=row.drawn,
+        drawn=row.generated,
         end_id=-1 if row.end_id is None else row.end_id,
         ignore_eos=row.ignore_eos,
         logprobs=-1 if row.logprobs is None else row.logprobs,

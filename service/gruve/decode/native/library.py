@@ -17,10 +17,10 @@ ABI_VERSION = 4
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
-ENOUGH_ROWS = {"avx512": 8, "zen4": 4, "avx2": 4, "portable": 4}
-"""`Backend.enough_rows` by set of kernels: what one pass over a gated layer takes. For zen4, AVX-512 in the form that
-suits Zen 4, it is half of that: there a row of four is as cheap as one of eight."""
-ISAS = tuple(ENOUGH_ROWS)
+SATURATING_ROWS = {"avx512": 8, "zen4": 4, "avx2": 4, "portable": 4}
+"""`Backend.saturating_rows` of each kernel set: the rows that one pass over a gated layer takes. For zen4, the AVX-512
+variant for Zen 4, it is half of that, because four rows cost no more there than eight in proportion."""
+ISAS = tuple(SATURATING_ROWS)
 
 OK, INVALID, FAILED, BUSY = range(4)
 
@@ -229,7 +229,7 @@ def chosen_isa(wanted: str | None = None) -> str:
     return isa
 
 
-def native_unavailable() -> str | None:
+def unavailable_reason() -> str | None:
     """Why the native backend cannot be used here; None when it can."""
     if not LIBRARY.exists():
         return f"{LIBRARY.name} was not built: gruve was installed with GRUVE_NATIVE=0, or never"
