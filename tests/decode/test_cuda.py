@@ -24,7 +24,7 @@ from gruve.decode.stops import compile_stops
 from gruve.errors import InvalidField, ModelBroken
 from gruve.model.sampling import SamplingParameters
 from natively import PlainRow, life, row_with
-from nets import CELL_NAMES, CELLS, config_of, configs, model_of
+from nets import CELL_NAMES, CELLS, config_of, configs, model_of, pointers_of
 from row_cases import rows
 
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
@@ -373,6 +373,20 @@ def test_of_the_ways_to_use_a_gpu_the_first_that_works_is_taken_and_says_why(mon
     assert choose_backend(MODEL, DecodeConfig(cuda="eager"))[0] == "eager"
     with pytest.raises(ModelBroken, match="it has no compiler"):
         choose_backend(MODEL, DecodeConfig(cuda="triton"))
+
+
+def test_a_gpu_decodes_a_model_with_pointers_by_the_reference_and_says_why(monkeypatch):
+    model = model_of(config_of(CELLS[0], V=9, H=16, pointers=pointers_of(9)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(modes, "ReferenceBackend", lambda *given: given)
+    _, _, device, reason = choose_backend(model, DecodeConfig("cuda"))
+    assert (device, reason) == (
+        "cuda",
+        "a GPU was asked for; triton and graph do not compute pointers; decoding with eager",
+    )
+    for mode in ("triton", "graph"):
+        with pytest.raises(ModelBroken, match="only the modes 'auto' and 'eager' compute them"):
+            choose_backend(model, DecodeConfig(cuda=mode))
 
 
 def test_without_a_gpu_asking_for_one_is_refused(monkeypatch):

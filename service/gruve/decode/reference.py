@@ -26,6 +26,9 @@ from gruve.model.pointers import WINDOW
 from gruve.model.repository import Model
 
 VERSION = 1
+"""The version of the arithmetic."""
+POINTERS_VERSION = 1
+"""The version of the arithmetic of pointers."""
 
 
 class ReferenceBackend:
@@ -175,6 +178,8 @@ class ReferenceBackend:
             else f"{torch.cuda.get_device_name(self._device)} CUDA {torch.version.cuda} tiles of {self._tiles.rows}"
         )
         text = f"{self.name} {VERSION} fp32 torch {torch.__version__.split('+')[0]} {device}"
+        if self._config.pointers is not None:
+            text += f" pointers {POINTERS_VERSION}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

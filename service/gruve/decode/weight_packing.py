@@ -10,20 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gruve.errors import ModelBroken
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 WIDTH = 16
 """fp32 numbers in the widest vector register."""
-
-
-def refuse_pointers(model: Model, backend: str) -> None:
-    """Raises `ModelBroken` for a model with pointers, which the backend does not compute."""
-    if model.config.pointers is not None:
-        raise ModelBroken(
-            f"model {model.name!r} has {model.config.pointers.size} pointers; backend {backend!r} computes none"
-        )
 
 
 def padded_size(size: int, width: int = WIDTH) -> int:

@@ -24,7 +24,7 @@ from gruve.decode.cuda.logprobs import Recorder
 from gruve.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, REASON, SLOT, TAKEN, Memory, Rows
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import Record, check_row, is_plain, record_of
-from gruve.decode.weight_packing import refuse_pointers
+from gruve.errors import ModelBroken
 from gruve.model.repository import Model
 
 VERSION = 1
@@ -34,6 +34,14 @@ MOST_LOGITS = 1 << 24
 
 
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
+
+
+def refuse_pointers(model: Model) -> None:
+    """Raises `ModelBroken` for a model with pointers, which captured graphs do not compute."""
+    if model.config.pointers is not None:
+        raise ModelBroken(
+            f"model {model.name!r} has pointers; on a GPU, only the modes 'auto' and 'eager' compute them"
+        )
 
 
 class Step(Protocol):
@@ -100,7 +108,7 @@ class CudaBackend:
         config: CudaConfig | None = None,
     ) -> None:
         """Allocates for `slots` sequences and captures what calls of every size are made of."""
-        refuse_pointers(model, self.name)
+        refuse_pointers(model)
         if slots < 1:
             raise ValueError(f"slots {slots} is below 1")
         self.slots = slots

@@ -1,7 +1,7 @@
 """The ways to decode on a GPU, best first, and which of them works here.
 
 `triton` is fused kernels in CUDA graphs; `graph` torch operations in CUDA graphs; `eager` the reference backend, one
-operation after the other.
+operation after the other. Only `eager` computes pointers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from gruve.decode import Backend
-from gruve.decode.cuda.backend import CudaBackend, CudaConfig, Step
+from gruve.decode.cuda.backend import CudaBackend, CudaConfig, Step, refuse_pointers
 from gruve.decode.cuda.device import Device, GpuDevice
 from gruve.decode.cuda.exact import check_exact
 from gruve.decode.cuda.torch_step import TorchStep
@@ -38,12 +38,15 @@ def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str
 
     Raises `ModelBroken` when no mode works, or the one asked for does not.
     """
-    reasons = [selection_reason]
-    for candidate in MODES if mode == "auto" else (mode,):
+    reasons, candidates = [selection_reason], MODES if mode == "auto" else (mode,)
+    if mode == "auto" and model.config.pointers is not None:
+        reasons.append("triton and graph do not compute pointers")
+        candidates = ("eager",)
+    for candidate in candidates:
         try:
             return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]))
         except Exception as error:
-            known = isinstance(error, ModelBroken)  # says all there is to say
+            known = isinstance(error, ModelBroken)  # its message is enough
             log.warning("%s does not work for this model: %s", candidate, error, exc_info=not known)
             reasons.append(f"{candidate} does not work here: {error}")
     raise ModelBroken("; ".join(reasons))
@@ -75,6 +78,7 @@ def _make(model: Model, slots: int, mode: CudaMode, selection_reason: str) -> Ba
     torch.set_float32_matmul_precision("highest")
     if mode == "eager":
         return ReferenceBackend(model, slots, "cuda", selection_reason)
+    refuse_pointers(model)
     device = GpuDevice()
     config = TORCH_CONFIG if mode == "graph" else CudaConfig()
     backend = CudaBackend(model, slots, make_step(model, mode, device), device, selection_reason, config)
