@@ -23,11 +23,11 @@ from grpc_reflection.v1alpha import reflection
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
-from gruve.errors import CannotListen, ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
+from gruve.errors import ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Broken, Model, scan
 from gruve.serve.generation_service import GenerationServicer
+from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
 from gruve.serve.interceptor import Interceptor
-from gruve.serve.listening import explain_listen_failure
 from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.serve.model_service import ModelServicer
@@ -49,7 +49,6 @@ from gruve.v1 import (
 )
 
 log = logging.getLogger(__name__)
-MAX_REQUEST_BYTES = 1 << 20
 MAX_LOGGED_MODELS, MAX_SHOWN_MODELS = 20, 3
 """How many entries that cannot be served are logged one by one, and named in an error."""
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -162,7 +161,7 @@ class Server:
         self.persistence.on_failing(self._report_store)
         self.health = health_aio.HealthServicer()
         self.models = ModelHosts({})
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: GrpcServer | None = None
         self._generations: GenerationServicer | None = None
         self._reporting: set[asyncio.Future[None]] = set()
         self._metrics_server: Any = None
@@ -220,7 +219,7 @@ class Server:
         if self._generations is not None:
             self._generations.streams.hand_over()
         if self._grpc is not None:
-            await self._grpc.stop(grace=FLUSH_S)
+            await self._grpc.stop(FLUSH_S)
         await self.persistence.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
@@ -247,40 +246,30 @@ class Server:
 
     async def _listen(self) -> int:
         """Starts the gRPC server and returns its port."""
-        config = self.config
-        options = [
-            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-            # Two servers on one port would share its connections unawares.
-            ("grpc.so_reuseport", 0),
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ]
-        server = grpc.aio.server(interceptors=[self.interceptor], options=options)
-        self._generations = GenerationServicer(self.models, GenerationOpener(self.persistence, self.models.get))
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._generations, server)
+        generations = GenerationServicer(self.models, GenerationOpener(self.persistence, self.models.get))
         sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
-        session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.models), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # its stubs know the sync server alone
-        reflection.enable_server_reflection(
-            (
-                *SERVICES,
-                health.SERVICE_NAME,
-                channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
-                reflection.SERVICE_NAME,
-            ),
-            server,
-        )
-        address = f"[{config.host}]:{config.port}" if ":" in config.host else f"{config.host}:{config.port}"
-        try:
-            port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            why = await asyncio.to_thread(explain_listen_failure, config.host, config.port)
-            raise CannotListen(f"cannot listen on {address}: {why}") from error
-        await server.start()
-        self._grpc = server
-        return int(port)
+        models = ModelServicer(self.models)
+
+        def add_services(server: grpc.aio.Server) -> None:
+            generation_pb2_grpc.add_GenerationServiceServicer_to_server(generations, server)
+            session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
+            model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+            channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # its stubs know the sync server alone
+            reflection.enable_server_reflection(
+                (
+                    *SERVICES,
+                    health.SERVICE_NAME,
+                    channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
+                    reflection.SERVICE_NAME,
+                ),
+                server,
+            )
+
+        grpc_server = GrpcServer(self.config.host, self.config.port, self.interceptor, add_services)
+        port = await grpc_server.start()
+        self._grpc, self._generations = grpc_server, generations
+        return port
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Sets the status of the whole, of each service and of each model that serves."""
