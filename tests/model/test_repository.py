@@ -247,6 +247,8 @@ def test_a_huge_file_is_refused_before_it_is_read(entry):
         ({"has_end": 1}, "true or false"),
         ({"tokens": ["a", "b", "c", "d", "e"]}, "must begin ['<s>', '</s>']"),
         ({"tokens": ["<s>", "</s>", "b", "a", "a"]}, "token 'a' occurs twice (ids 3 and 4)"),
+        ({"tokens": ["<s>", "</s>", "a", "<s>", "b"]}, "token '<s>' occurs twice (ids 0 and 3)"),
+        ({"tokens": ["<s>", "</s>", "</s>", "a", "b"]}, "token '</s>' occurs twice (ids 1 and 2)"),
         ({"tokens": ["<s>", "</s>", "a", "", "b"]}, "must not be empty"),
         ({"tokens": ["<s>", "</s>"]}, "at least one beside the specials"),
         ({"tokens": ["<s>", "</s>", "a", "bc", "d"]}, "longer than one character"),
