@@ -27,7 +27,7 @@ GruveError
 └── Unavailable
     ├── QueueFull               all slots and all places of the waiting queue are taken; retry
     ├── Draining                the server is shutting down; try another
-    ├── AddressInUse            the server cannot listen on its address; only at start
+    ├── CannotListen            a port is in use, a host is bad or a permission is missing; only at start
     ├── HandedOver              the server shut down during the stream; resume on another
     ├── StoreUnavailable        the session store does not answer
     ├── StoreBroken             the session store cannot be used; only at start
@@ -243,10 +243,10 @@ class Draining(Unavailable):
     reason = "DRAINING"
 
 
-class AddressInUse(Unavailable):
+class CannotListen(Unavailable):
     """The server cannot listen on its configured address."""
 
-    reason = "ADDRESS_IN_USE"
+    reason = "CANNOT_LISTEN"
 
 
 class HandedOver(Unavailable):

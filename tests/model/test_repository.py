@@ -247,6 +247,8 @@ def test_a_huge_file_is_refused_before_it_is_read(entry):
         ({"has_end": 1}, "true or false"),
         ({"tokens": ["a", "b", "c", "d", "e"]}, "must begin ['<s>', '</s>']"),
         ({"tokens": ["<s>", "</s>", "b", "a", "a"]}, "token 'a' occurs twice (ids 3 and 4)"),
+        ({"tokens": ["<s>", "</s>", "a", "<s>", "b"]}, "token '<s>' occurs twice (ids 0 and 3)"),
+        ({"tokens": ["<s>", "</s>", "</s>", "a", "b"]}, "token '</s>' occurs twice (ids 1 and 2)"),
         ({"tokens": ["<s>", "</s>", "a", "", "b"]}, "must not be empty"),
         ({"tokens": ["<s>", "</s>"]}, "at least one beside the specials"),
         ({"tokens": ["<s>", "</s>", "a", "bc", "d"]}, "longer than one character"),
@@ -273,6 +275,12 @@ def test_a_broken_entry_is_listed_with_its_reason_and_the_others_serve(entry):
     assert {n for n, e in entries.items() if isinstance(e, Model)} == {"other"}
     assert "unknown key" in entries["small"].why
     assert "is not of the form" in entries["Not A Name"].why
+
+
+def test_the_folder_of_one_model_is_a_repository_of_that_model(entry):
+    edit_config(entry, colour="blue")
+    (broken,) = scan(entry).values()
+    assert (broken.name, "unknown key" in broken.why) == ("small", True)
 
 
 def test_a_repository_that_is_not_there_says_so(tmp_path):

@@ -30,6 +30,10 @@ class Process:
         self._line: dict[str, object] | None = None
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def line(self):
         """What it says when it is ready."""
         if self._line is None:

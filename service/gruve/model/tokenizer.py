@@ -42,7 +42,7 @@ class Tokenizer:
         texts = self.vocabulary[len(specials) :]
         if not texts or "" in texts:
             raise ModelBroken("tokenizer.json: tokens must not be empty, and must be at least one beside the specials")
-        if len(set(texts)) != len(texts):
+        if len(set(self.vocabulary)) != len(self.vocabulary):
             token, ids = _first_duplicate(self.vocabulary)
             raise ModelBroken(f"tokenizer.json: token {token!r} occurs twice (ids {ids[0]} and {ids[1]})")
         if len(self.vocabulary) > MAX_VOCABULARY_SIZE:

@@ -1,0 +1,254 @@
+"""Hostile clients: each loses its own connection or call, a stream beside is not disturbed, and memory stays flat."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from gruve.v1 import generation_pb2 as g
+from gruve.v1 import generation_pb2_grpc
+from gruve.v1 import sampling_pb2 as s
+from http2 import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Connection,
+    call,
+    frame,
+    headers,
+    literal,
+    reset,
+)
+from server_process import Process
+from serving import HELD, Read, broken, read, token, until
+
+GROWTH_BYTES = 64 << 20
+"""What memory may grow by once: pools of gRPC and of the allocator, which are used again."""
+FLAT_BYTES = 12 << 20
+"""And what it may grow by when the same is done again."""
+SEEDED = {"sampling": s.SamplingParameters(seed=7)}
+REQUEST = g.GenerateRequest(model="tiny", max_tokens=2_000).SerializeToString()
+
+times = pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+
+
+@pytest.fixture(scope="module")
+def beside(server):
+    """A stream that runs while all of this goes on."""
+    stream = server.generate(timeout=None, max_tokens=60_000, max_tokens_per_second=100.0, **SEEDED)
+    begun = token(stream)
+    yield stream, list(begun.token_ids)
+    stream.cancel()
+
+
+@pytest.fixture(scope="module")
+def process(tiny_repository):
+    """A server whose memory is its own."""
+    with Process(tiny_repository, "--store", "memory", "--log-level", "error") as process:
+        yield Attacked(process)
+
+
+class Attacked:
+    def __init__(self, process):
+        self._process = process
+        self.port = process.line["port"]
+        self.generation = generation_pb2_grpc.GenerationServiceStub(process.connect())
+
+    def memory_bytes(self):
+        statm = Path(f"/proc/{self._process.pid}/statm").read_text()
+        return int(statm.split()[1]) * 4_096
+
+    def generate(self, **fields):
+        return self.generation.Generate(g.GenerateRequest(model="tiny", **fields), timeout=60)
+
+
+def send(port, data):
+    """Sends bytes on a connection of their own, once the server accepts one."""
+    connected = []
+
+    def connect():
+        with contextlib.suppress(ConnectionError):  # while it is being started again
+            connected.append(socket.create_connection(("127.0.0.1", port), timeout=10))
+        return connected
+
+    until(connect)
+    with connected[0] as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(data)
+
+
+def assert_it_serves(server):
+    """gRPC cancels calls that come while too many others wait, as in the midst of a flood: soon it must not."""
+    request = g.GenerateRequest(model="tiny", max_tokens=20)
+    streams = []
+
+    def serves():
+        messages, failure = broken(lambda: server.generation.Generate(request, timeout=60, wait_for_ready=True))
+        streams.append(messages)
+        return failure is None
+
+    until(serves)
+    assert len(Read(streams[-1]).tokens) == 20
+
+
+@times
+def test_connections_of_random_bytes(server, beside, count):
+    chance = random.Random(1)
+    for _ in range(count):
+        send(server.serving.port, chance.randbytes(chance.choice([1, 9, 200, 20_000])))
+    assert_it_serves(server)
+
+
+BROKEN = {
+    "a frame longer than allowed": frame(DATA, 0, 1, b"x" * 20_000),
+    "a frame that says 16 MiB": frame(DATA, 0, 1, b"", length=(1 << 24) - 1),
+    "data on a stream that was never opened": frame(DATA, 0, 9, b"hello"),
+    "headers on stream 0": frame(HEADERS, END_HEADERS, 0, headers()),
+    "headers on an even stream": frame(HEADERS, END_HEADERS, 2, headers()),
+    "headers that are no HPACK": frame(HEADERS, END_HEADERS, 1, b"\xff" * 40),
+    "an index beyond the table": frame(HEADERS, END_HEADERS, 1, b"\xff\x80\x80\x80\x08"),
+    "a continuation of nothing": frame(CONTINUATION, END_HEADERS, 1, b"\x00"),
+    "data in the middle of headers": frame(HEADERS, 0, 1, headers()[:20]) + frame(DATA, 0, 1, b"x"),
+    "headers that never end": frame(HEADERS, 0, 1, headers())
+    + b"".join(frame(CONTINUATION, 0, 1, literal("x-a", "y" * 100)) for _ in range(2_000)),
+    "settings of a wrong size": frame(SETTINGS, 0, 0, b"12345"),
+    "an acknowledgement that says something": frame(SETTINGS, ACK, 0, b"123456"),
+    "a window of more than 2 GiB": frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 0x7FFFFFFF)) * 2,
+    "a window update of 0": frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 0)),
+    "a ping of a wrong size": frame(PING, 0, 0, b"123"),
+    "a reset of a stream that was never opened": frame(RST_STREAM, 0, 7, struct.pack(">I", 8)),
+    "a message shorter than it says": frame(HEADERS, END_HEADERS, 1, headers())
+    + frame(DATA, 1, 1, b"\x00" + struct.pack(">I", 500) + b"abc"),
+    "a message of 4 GiB": frame(HEADERS, END_HEADERS, 1, headers()) + frame(DATA, 0, 1, b"\x00\xff\xff\xff\xff"),
+    "a compressed message that is none": frame(HEADERS, END_HEADERS, 1, headers())
+    + frame(DATA, 1, 1, b"\x01" + struct.pack(">I", 3) + b"abc"),
+    "a path that is no method": frame(HEADERS, END_HEADERS, 1, headers("/../../etc/passwd")) + frame(DATA, 1, 1, b""),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_http2(server, beside, name):
+    with Connection(server.serving.port) as connection:
+        connection.send(BROKEN[name])
+    assert_it_serves(server)
+
+
+@times
+def test_frames_that_are_cut_and_changed_at_random(server, beside, count):
+    chance = random.Random(2)
+    whole = PREFACE + frame(SETTINGS) + call(1, REQUEST) + frame(PING, 0, 0, b"12345678") + reset(1)
+    for _ in range(count):
+        data = bytearray(whole)
+        for _ in range(chance.choice([0, 1, 4])):
+            data[chance.randrange(len(PREFACE), len(whole))] = chance.randrange(256)
+        send(server.serving.port, data[: chance.randrange(len(whole) + 1)])
+    until(lambda: server.host("tiny").engine.load <= 1)  # the stream beside
+    assert_it_serves(server)
+
+
+def test_a_path_that_is_not_utf8_ends_no_stream_and_the_server_takes_calls_again(start, caplog):
+    server = start()
+    running = server.generate(max_tokens=20_000, max_tokens_per_second=100.0, **SEEDED)
+    tokens = list(token(running).token_ids)
+    path = headers("/xx").replace(b"/xx", b"/\xff\x8f")
+    for attack in range(1, 4):
+        with Connection(server.serving.port) as connection:
+            connection.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, path))
+            until(lambda: sum("started again" in r.message for r in caplog.records) == attack)  # noqa: B023
+        with server.connect() as channel:  # a connection that has seen nothing of it
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            request = g.GenerateRequest(model="tiny", max_tokens=200, **SEEDED)
+            whole = read(stub.Generate(request, timeout=60, wait_for_ready=True)).tokens
+    while len(tokens) < 100:
+        tokens += token(running).token_ids
+    assert tokens[:100] == whole[:100]
+    running.cancel()
+
+
+def test_connections_that_say_nothing(server, beside):
+    idle = [socket.create_connection(("127.0.0.1", server.serving.port), timeout=10) for _ in range(200)]
+    assert_it_serves(server)
+    for connection in idle:
+        connection.close()
+
+
+def test_a_flood_of_pings_ends_its_own_connection_alone(server, beside):
+    with Connection(server.serving.port) as connection:
+        for _ in range(20):
+            connection.send(frame(PING, 0, 0, b"12345678") * 100)
+    assert_it_serves(server)
+
+
+def test_the_stream_beside_all_this_was_not_disturbed(server, beside):
+    stream, tokens = beside
+    while len(tokens) < 20:
+        tokens += token(stream).token_ids
+    assert tokens == server.read(max_tokens=len(tokens), **SEEDED).tokens
+
+
+def resets(process, count):
+    """Opens calls and resets them at once, on as few connections as the server puts up with."""
+    done = 0
+    while done < count:
+        with Connection(process.port) as connection:
+            stream = 1
+            while done < count and connection.send(call(stream, REQUEST) + reset(stream)):
+                stream, done = stream + 2, done + 1
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5_000, marks=pytest.mark.slow)])
+def test_rapid_resets_leave_memory_flat(process, count):
+    assert_flat(process, lambda: resets(process, count))
+
+
+def cancels(process, count):
+    """Opens streams that would go on for long and leaves them, some after their first message."""
+    streams = []
+    for i in range(count):
+        streams.append(process.generate(max_tokens=60_000, max_tokens_per_second=HELD))
+        if i % 3 == 0:
+            next(streams[-1])
+        if len(streams) == 50:
+            for stream in streams:
+                stream.cancel()
+            streams = []
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(6_000, marks=pytest.mark.slow)])
+def test_a_storm_of_cancelled_streams_leaves_memory_flat(process, count):
+    assert_flat(process, lambda: cancels(process, count))
+
+
+def abandon(process, count):
+    """Calls whose connection is gone before they are answered."""
+    for _ in range(count):
+        with Connection(process.port) as connection:
+            connection.send(call(1, REQUEST))
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_streams_that_are_abandoned_without_closing_leave_memory_flat(process, count):
+    assert_flat(process, lambda: abandon(process, count))
+
+
+def assert_flat(process, attack):
+    before = process.memory_bytes()
+    attack()
+    assert_it_serves(process)
+    after = process.memory_bytes()
+    assert after - before < GROWTH_BYTES
+    attack()
+    assert_it_serves(process)
+    assert process.memory_bytes() - after < FLAT_BYTES
