@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gruve.bench.figures import S
-from gruve.bench.load import Closed, Open, Run, Share, Workload, _play, poisson, sample
-from gruve.bench.transport import Ask, HttpTransport, Message, Refused, TritonTransport, _infer_request
+from gruve.bench.load.generator import Closed, Open, Run, Share, Workload, _play, poisson, sample
+from gruve.bench.load.transport import Ask, HttpTransport, Message, Refused, TritonTransport, _infer_request
 
 WORK = Workload("m", vocabulary_size=10, prompt_tokens=2, least_tokens=3, most_tokens=5, turns=2)
 

@@ -68,9 +68,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _front(args: argparse.Namespace) -> int:
-    from gruve.bench.front import FrontBenchConfig, run_front
+    from gruve.bench.server_ceiling import CeilingBenchConfig, run_server_ceiling
 
-    return _end(run_front(_config(FrontBenchConfig, args), _say), args)
+    return _end(run_server_ceiling(_config(CeilingBenchConfig, args), _say), args)
 
 
 def _sessions(args: argparse.Namespace) -> int:
@@ -84,7 +84,7 @@ def _chaos(args: argparse.Namespace) -> int:
     import json
     import signal
 
-    from gruve.bench.chaos import SCENARIOS, ChaosBenchConfig, run_chaos
+    from gruve.bench.chaos.measure import SCENARIOS, ChaosBenchConfig, run_chaos
 
     config = _config(ChaosBenchConfig, args, "scenarios")
     if unknown := set(config.scenarios) - set(SCENARIOS):
@@ -123,7 +123,7 @@ def _plot(parser: Parser) -> None:
 
 
 def _decode(args: argparse.Namespace) -> int:
-    from gruve.bench.decode import DecodeBenchConfig, run_decode
+    from gruve.bench.decode.measure import DecodeBenchConfig, run_decode
     from gruve.bench.plots import plot_decode
 
     result = run_decode(_config(DecodeBenchConfig, args, "sizes", "batches", "threads", "backends"), _say)
@@ -157,7 +157,7 @@ def _growth(args: argparse.Namespace) -> int:
 
 
 def _gpu(args: argparse.Namespace) -> int:
-    from gruve.bench.gpu import GpuBenchConfig, held, run_gpu, sees_gpu
+    from gruve.bench.gpu.measure import GpuBenchConfig, held, run_gpu, sees_gpu
 
     if not args.dry_run and not sees_gpu():
         raise Failure("torch sees no GPU: there is nothing to prove or to measure here")
