@@ -70,6 +70,11 @@ FIELDS = {
     "rate 0": ({"max_tokens_per_second": 0}, "max_tokens_per_second", ["0", "0.01", "1000000"]),
     "rate NaN": ({"max_tokens_per_second": math.nan}, "max_tokens_per_second", ["nan"]),
     "empty id": ({"generation_id": ""}, "generation_id", ["0", "1 to 128"]),
+    "id with a line break": ({"generation_id": "ab\nc"}, "generation_id", ["'\\n'", "U+000A", "offset 2"]),
+    "id with an escape": ({"generation_id": "\x1b[2J"}, "generation_id", ["'\\x1b'", "U+001B", "control character"]),
+    "id with a delete": ({"generation_id": "a\x7f"}, "generation_id", ["U+007F", "offset 1"]),
+    "id with a C1 control": ({"generation_id": "\x9b"}, "generation_id", ["U+009B"]),
+    "id with a line separator": ({"generation_id": "a\u2028b"}, "generation_id", ["U+2028", "line break"]),
     "long id": ({"generation_id": "x" * 129}, "generation_id", ["129", "128"]),
     "no seed to go on with": ({"from_position": 9}, "sampling.seed", ["seed"]),
 }
@@ -115,6 +120,11 @@ def test_the_bounds_themselves_are_allowed(server):
     assert token(call).token_ids
     call.cancel()
     assert server.read(max_tokens=1, max_tokens_per_second=1e6, stop_token_ids=[65] * 16).tokens
+
+
+def test_a_generation_id_may_have_any_character_that_is_no_control(server):
+    for generation_id in ("a b", "é", "名前", 'a/b?c="d"', "\u200b", "🎻"):
+        assert server.read(max_tokens=1, generation_id=generation_id).start.generation_id == generation_id
 
 
 def test_an_unknown_character_is_shown_with_its_place(server):

@@ -52,7 +52,7 @@ class _Window:
             self.error = EngineFailed(progress.incident)
         elif progress.finish_reason is FinishReason.HANDED_OVER:
             self.error = Draining("the server is shutting down; nothing was measured")
-        if progress.finish_reason is not None or self.error is not None:
+        if progress.ended:
             self.done.set()
 
     def fail(self, error: GruveError) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ MAX_LOGPROBS = 20
 LONG_TEXT_CHARACTERS = 4_096
 """A longer text is tokenized on a thread, so that streams are not held up."""
 MIN_TTL_S = 1.0
+UNPRINTABLE = ("Cc", "Zl", "Zp")
+"""The Unicode categories of control characters, line separators and paragraph separators."""
 
 
 @contextlib.contextmanager
@@ -130,6 +133,17 @@ def check_size(field: str, size: int, minimum: int, maximum: int, unit: str = "e
     """Refuses a number of entries that is out of bounds."""
     if not minimum <= size <= maximum:
         raise InvalidField(field, f"{size} {unit}; allowed are {minimum} to {maximum}")
+
+
+def check_printable(field: str, text: str) -> None:
+    """Refuses control characters and line breaks, which would break logs and terminals."""
+    for offset, character in enumerate(text):
+        if unicodedata.category(character) in UNPRINTABLE:
+            raise InvalidField(
+                field,
+                f"{character!r} (U+{ord(character):04X}) at offset {offset} is a control character or a line break; "
+                "every other character is allowed",
+            )
 
 
 @functools.lru_cache(1_024)

@@ -12,6 +12,7 @@ from gruve.serve.validation import (
     MAX_PROMPT_TOKENS,
     Prompt,
     check_between,
+    check_printable,
     check_size,
     optional_int,
     shortest_decimal,
@@ -86,6 +87,7 @@ def _source(request: generation_pb2.GenerateRequest, max_ttl_s: float) -> Source
 def _generation_request(request: generation_pb2.GenerateRequest, deadline_s: float | None) -> GenerationRequest:
     generation_id = request.generation_id if request.HasField("generation_id") else secrets.token_hex(16)
     check_size("generation_id", len(generation_id), 1, MAX_ID_CHARACTERS, "characters")
+    check_printable("generation_id", generation_id)
     max_tokens = optional_int(request, "max_tokens", 1, MAX_MAX_TOKENS)
     min_tokens = optional_int(request, "min_tokens", 0, MAX_MAX_TOKENS)
     logprobs = optional_int(request, "logprobs", 0, MAX_LOGPROBS)
