@@ -27,10 +27,10 @@ GruveError
 └── Unavailable
     ├── QueueFull               all slots and all places of the waiting queue are taken; retry
     ├── Draining                the server is shutting down; try another
-    ├── AddressInUse            the server cannot listen on its address; only at start
     ├── HandedOver              the server shut down during the stream; resume on another
     ├── StoreUnavailable        the session store does not answer
     ├── StoreBroken             the session store cannot be used; only at start
+    ├── CannotListen            a port in use, a bad host or a missing permission; only at start
     └── EngineFailed            decoding failed; the log has the trace under the incident id
 """
 
@@ -243,10 +243,10 @@ class Draining(Unavailable):
     reason = "DRAINING"
 
 
-class AddressInUse(Unavailable):
-    """The server cannot listen on its configured address."""
+class CannotListen(Unavailable):
+    """The server cannot listen on the address it is configured with; only when it starts."""
 
-    reason = "ADDRESS_IN_USE"
+    reason = "CANNOT_LISTEN"
 
 
 class HandedOver(Unavailable):

@@ -275,6 +275,12 @@ def test_a_broken_entry_is_listed_with_its_reason_and_the_others_serve(entry):
     assert "is not of the form" in entries["Not A Name"].why
 
 
+def test_the_folder_of_one_model_is_a_repository_of_that_model(entry):
+    edit_config(entry, colour="blue")
+    (broken,) = scan(entry).values()
+    assert (broken.name, "unknown key" in broken.why) == ("small", True)
+
+
 def test_a_repository_that_is_not_there_says_so(tmp_path):
     with pytest.raises(ModelUnknown, match="not a folder"):
         scan(tmp_path / "none")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import socket
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gruve.errors import AddressInUse, ModelUnknown
+from gruve.errors import CannotListen, ModelUnknown
+from gruve.serve.listening import explain_listen_failure
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc
 from gruve.v1 import model_pb2 as m
@@ -151,13 +154,13 @@ def test_session_ids_are_authentic_wherever_the_key_is_shared(start):
 def test_a_port_in_use_is_an_error_that_names_it(start, field):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(AddressInUse, match=f"127.0.0.1:{port}"):
+        with pytest.raises(CannotListen, match=f"127.0.0.1:{port}"):
             start(**{field: port})
 
 
 def test_two_servers_never_share_a_port(start):
     port = start().serving.port
-    with pytest.raises(AddressInUse, match=str(port)):
+    with pytest.raises(CannotListen, match=str(port)):
         start(port=port)
 
 
@@ -171,9 +174,51 @@ def test_a_port_in_use_ends_the_process_with_one_line(tiny_repository):
     assert len(err.splitlines()) == 1
 
 
+def test_the_reasons_why_a_server_cannot_listen_are_told_apart(start, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen, match=f"port {port} is in use by another program"):
+            start(port=port)
+    with pytest.raises(CannotListen, match=r"'no-such-host.invalid' is neither an IP address nor the name of a host"):
+        start(host="no-such-host.invalid")
+    with pytest.raises(CannotListen, match=r"'192.0.2.1' is not an address of this machine"):
+        start(host="192.0.2.1")  # reserved for documentation
+
+    def refuse(self, address):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)  # whoever runs the tests may be allowed to
+    why = explain_listen_failure("127.0.0.1", 80)
+    assert why == "this user has no permission to listen on port 80; ports below 1024 need a privilege"
+
+
+@pytest.mark.parametrize("field", ["host", "metrics_host"])
+def test_a_host_that_does_not_exist_ends_the_server_with_its_name(start, field):
+    with pytest.raises(CannotListen, match=r"'no-such-host.invalid'"):
+        start(**{field: "no-such-host.invalid"})
+
+
 @pytest.mark.parametrize("broken_one", [False, True])
 def test_a_repository_without_a_model_that_serves_is_refused(start, tmp_path, broken_one):
     if broken_one:
         (tmp_path / "half").mkdir()
-    with pytest.raises(ModelUnknown, match=r"half: config.json" if broken_one else "empty"):
+    with pytest.raises(ModelUnknown, match=r"half: config.json" if broken_one else "no folder with a model"):
         start(models=tmp_path)
+
+
+def test_a_folder_of_many_other_things_is_refused_in_a_short_error(start, tmp_path, caplog):
+    for i in range(300):
+        (tmp_path / f"folder-{i:03}").mkdir()
+    with pytest.raises(ModelUnknown) as refused:
+        start(models=tmp_path)
+    assert "and 297 more folders" in str(refused.value)
+    assert len(str(refused.value)) < 1_000
+    assert len([record for record in caplog.records if "broken" in record.message]) == 21
+
+
+def test_the_folder_of_one_model_is_served_as_that_model(start, tiny_repository, monkeypatch):
+    server = start(models=tiny_repository / "tiny")
+    assert server.serving.models == ("tiny",)
+    assert server.read(max_tokens=2).start.model == "tiny"
+    monkeypatch.chdir(tiny_repository / "tiny")
+    assert start(models=Path()).serving.models == ("tiny",)

@@ -30,7 +30,7 @@ NOT_ON_THE_WIRE = {
     errors.CorpusError,
     errors.SessionError,
     errors.Unavailable,
-    errors.AddressInUse,
+    errors.CannotListen,
     errors.StoreBroken,
 }
 ON_THE_WIRE = [c for c in TREE if c not in NOT_ON_THE_WIRE]

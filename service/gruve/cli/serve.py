@@ -27,6 +27,7 @@ time."""
 EXAMPLES = """\
 examples:
   gruve serve                                    ./models on localhost:50051, metrics on localhost:9464
+  gruve serve --models models/folk               this model alone
   gruve serve --host 0.0.0.0 --device cpu        for other machines too; there is no authentication, mind the network
   gruve serve --port 0 --metrics-port 0          any free ports, as the line on standard output tells
   gruve serve --store redis://cache:6379/0       sessions that any server with the same --store can go on with
@@ -40,13 +41,33 @@ because every user of a machine can read flags; a password of Redis is best give
 MIB = 1 << 20
 SESSION_KEY, EXPORT_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", "GRUVE_EXPORT_KEY", 16
 STORED_TTL_S, MEMORY_TTL_S = 30 * 86_400.0, 3_600.0
+BOUNDS: dict[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "metrics_port": (0, 65_535),
+    "threads": (1, 256),
+    "slots": (1, 65_536),
+    "max_waiting": (0, 1_048_576),
+    "max_call_ms": (0.1, 1_000),
+    "drain": (0, 86_400),
+    "session_ttl": (1, 315_360_000),
+    "session_memory": (0, 1_048_576),
+}
+"""The minimum and maximum of each flag that takes a number."""
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
     parser = add_command(commands, "serve", DESCRIPTION, EXAMPLES, run)
     where = parser.add_argument_group("where")
-    add_flag(where, "--models", Path, "models", "the folder of models", variable="GRUVE_MODELS", metavar="DIR")
+    add_flag(
+        where,
+        "--models",
+        Path,
+        "models",
+        "the folder of models, or of one model",
+        variable="GRUVE_MODELS",
+        metavar="DIR",
+    )
     add_flag(where, "--host", str, "127.0.0.1", "where gRPC listens", variable="GRUVE_HOST", metavar="HOST")
     add_flag(where, "--port", int, 50051, "gRPC's port, 0 for any free one", variable="GRUVE_PORT", metavar="N")
     add_flag(
@@ -95,8 +116,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--threads",
         int,
         None,
-        "CPU threads that decode; absent, as many as the process or its container may use cores, and 1 without "
-        "native kernels",
+        "CPU threads that decode, 1 to 256; absent, as many as the process or its container may use cores, and 1 "
+        "without native kernels",
         variable="GRUVE_THREADS",
         metavar="N",
     )
@@ -136,7 +157,15 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         variable="GRUVE_ARITHMETIC",
         choices=("float32", "int16"),
     )
-    add_flag(group, "--slots", int, 1024, "sequences a model decodes at once", variable="GRUVE_SLOTS", metavar="N")
+    add_flag(
+        group,
+        "--slots",
+        int,
+        1024,
+        "sequences a model decodes at once, 1 to 65536",
+        variable="GRUVE_SLOTS",
+        metavar="N",
+    )
     add_flag(
         group,
         "--max-waiting",
@@ -249,9 +278,10 @@ def _key(variable: str, file: Path | None = None) -> bytes | None:
 
 def _config(args: argparse.Namespace) -> ServeConfig:
     session_key, export_key = _key(SESSION_KEY, args.session_key_file), _key(EXPORT_KEY)
-    for name in ("port", "metrics_port"):
-        if not 0 <= getattr(args, name) <= 65_535:
-            raise Failure(f"--{name.replace('_', '-')} is {getattr(args, name)}; must be 0 to 65535", exit_code=2)
+    for name, (minimum, maximum) in BOUNDS.items():
+        value = getattr(args, name)
+        if value is not None and not minimum <= value <= maximum:  # NaN is not either
+            raise Failure(f"--{name.replace('_', '-')} is {value}; must be {minimum} to {maximum}", exit_code=2)
     if not args.models.is_dir():
         raise Failure(f"--models is {str(args.models)!r}; there is no such folder")
     store = f"sqlite:{_default_path()}" if args.store == "sqlite" else args.store

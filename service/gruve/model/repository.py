@@ -80,14 +80,16 @@ class Broken:
 def scan(repository: Path) -> dict[str, Model | Broken]:
     """Loads every entry of a repository folder, in the order of their names; broken ones keep their reason.
 
-    Raises `ModelUnknown` if the folder itself is not there.
+    A folder that has a `config.json` itself is one model, and the only entry. Raises `ModelUnknown` if the folder is
+    not there.
     """
     if not repository.is_dir():
         raise ModelUnknown(f"no model repository at {str(repository)!r}: not a folder")
+    folders = [Path(os.path.abspath(repository))]  # also of "." the name counts
+    if not (repository / CONFIG).exists():
+        folders = [f for f in sorted(repository.iterdir()) if not f.is_file() and not f.name.startswith(".")]
     entries: dict[str, Model | Broken] = {}
-    for folder in sorted(repository.iterdir()):
-        if folder.is_file() or folder.name.startswith("."):
-            continue
+    for folder in folders:
         name = os.fsencode(folder.name).decode(errors="replace")
         try:
             entries[name] = load(folder)

@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 from gruve import __version__
 from gruve.engine.engine import Engine
 from gruve.engine.sequence import CallReport, FinishReason
-from gruve.errors import AddressInUse
+from gruve.errors import CannotListen
+from gruve.serve.listening import explain_listen_failure
 from gruve.sessions.persistence import StoreObserver
 from gruve.sessions.table import SessionTable
 
@@ -102,13 +103,13 @@ class Metrics:
     def listen(self, host: str, port: int) -> tuple[WSGIServer, int]:
         """Serves `/metrics` from a thread of its own and returns the server and its port; 0 takes any free one.
 
-        Raises `AddressInUse`.
+        Raises `CannotListen`.
         """
         try:
             server, _ = prometheus_client.start_http_server(port, host, self.registry)
         except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise AddressInUse(f"cannot serve metrics on {host}:{port}: {why}") from error
+            why = explain_listen_failure(host, port)
+            raise CannotListen(f"cannot serve metrics on {host}:{port}: {why}") from error
         return server, server.server_port
 
 

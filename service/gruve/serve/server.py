@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,16 @@ from grpc_reflection.v1alpha import reflection
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
-from gruve.errors import AddressInUse, ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
+from gruve.errors import CannotListen, ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Broken, Model, scan
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.interceptor import Interceptor
+from gruve.serve.listening import explain_listen_failure
 from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.serve.model_service import ModelServicer
 from gruve.serve.session_service import SessionServicer
+from gruve.serve.status import shorten
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.record import Session
@@ -48,6 +50,8 @@ from gruve.v1 import (
 
 log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 1 << 20
+MAX_LOGGED_MODELS, MAX_SHOWN_MODELS = 20, 3
+"""How many entries that cannot be served are logged one by one, and named in an error."""
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 FLUSH_S = 2.0
 """How long the last messages of handed over streams may take to be written."""
@@ -66,7 +70,7 @@ class ServeConfig:
     """How a server is set up. Defaults are the embedded ones: loopback, memory, everything on one machine."""
 
     models: Path = Path("models")
-    """The model repository."""
+    """The model repository, or the folder of one model."""
     host: str = "127.0.0.1"
     """Where gRPC listens."""
     port: int = 50_051
@@ -114,7 +118,7 @@ async def serve(
 
     SIGTERM lets running streams go on for `drain_s`, or, where sessions are stored and so can go on elsewhere, hands
     them over at once; so do SIGINT and a second signal. Raises `ModelUnknown` when there is nothing to serve,
-    `AddressInUse` when a port is taken, and `StoreBroken` or `StoreUnavailable` when there is no store to begin with.
+    `CannotListen` when a port is taken, and `StoreBroken` or `StoreUnavailable` when there is no store to begin with.
     """
     # The engine's thread asks for the GIL once a call, the event loop holds it most of the time: by default it would be
     # given up after 5 ms, which is as long as a call.
@@ -175,12 +179,11 @@ class Server:
         entries: dict[str, ModelHost | Broken] = {}
         for name, entry in (await asyncio.to_thread(scan, self.config.models)).items():
             entries[name] = entry if isinstance(entry, Broken) else await self._host_model(entry, loop)
-            if isinstance(found := entries[name], Broken):
-                log.warning("model is broken", extra={"model": name, "why": found.why})
         self.models = ModelHosts(entries)
+        broken = tuple((entry.name, entry.why) for entry in entries.values() if isinstance(entry, Broken))
+        _log_broken(broken)
         if not self.models.serving:
-            broken = "; ".join(f"{e.name}: {e.why}" for e in entries.values() if isinstance(e, Broken))
-            raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served ({broken or 'it is empty'})")
+            raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served: {_shortened(broken)}")
         if self.persistence.store is not None:
             log.info("sessions are stored", extra={"store": self.persistence.store.name})
         await self.persistence.start()
@@ -191,8 +194,7 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         port = await self._listen()  # last: whoever is answered is served
         names = tuple(host.model.name for host in self.models.serving)
-        broken_entries = tuple((e.name, e.why) for e in entries.values() if isinstance(e, Broken))
-        return Serving(port, metrics_port, names, broken_entries)
+        return Serving(port, metrics_port, names, broken)
 
     async def drain(self, ending: Ending, asked: asyncio.Queue[Ending]) -> None:
         """Is not ready any more, refuses new work, lets streams finish or hands them over.
@@ -274,7 +276,8 @@ class Server:
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise AddressInUse(f"cannot listen on {address}: it is in use or not an address of this machine") from error
+            why = await asyncio.to_thread(explain_listen_failure, config.host, config.port)
+            raise CannotListen(f"cannot listen on {address}: {why}") from error
         await server.start()
         self._grpc = server
         return int(port)
@@ -306,6 +309,23 @@ class Server:
 
     def _load(self) -> int:
         return sum(host.engine.load for host in self.models.serving)
+
+
+def _log_broken(broken: Sequence[tuple[str, str]]) -> None:
+    """Logs the entries that cannot be served, the first of them one by one."""
+    for name, why in broken[:MAX_LOGGED_MODELS]:
+        log.warning("model is broken", extra={"model": name, "why": why})
+    if len(broken) > MAX_LOGGED_MODELS:
+        log.warning("more models are broken", extra={"models": len(broken) - MAX_LOGGED_MODELS})
+
+
+def _shortened(broken: Sequence[tuple[str, str]]) -> str:
+    """Why the entries of a repository cannot be served, in an error of bounded length."""
+    if not broken:
+        return "it has no folder with a model; a model is a folder with config.json, tokenizer.json, model.safetensors"
+    shown = "; ".join(f"{shorten(name)}: {shorten(why)}" for name, why in broken[:MAX_SHOWN_MODELS])
+    more = len(broken) - MAX_SHOWN_MODELS
+    return f"{shown}; and {more} more folders without a model that can be served" if more > 0 else shown
 
 
 def _key_of(store: Store | None) -> bytes | None:
