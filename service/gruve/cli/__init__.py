@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gruve.cli import bench, chat, demo, evaluate, generate, models, publish, serve, train
+from gruve.cli import bench, chat, demo, evaluate, generate, models, publish, serve, sessions, train
 from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, USAGE, table
 from gruve.cli.flags import Parser, parser_options
 from gruve.cli.terminal import Failure, say_error
@@ -24,6 +24,7 @@ first steps:
   gruve generate shakespeare "ROMEO:"            stream a passage
   gruve generate folk --out tune.svg             stream a folk tune and draw it
   gruve chat shakespeare                         keep a session and go on line by line
+  gruve sessions list                            the sessions that it keeps
   gruve demo                                     all of that by itself, on a server of its own
 
 `gruve COMMAND --help` has every flag, with its unit, its default and its GRUVE_* variable; flags win over variables.
@@ -62,7 +63,7 @@ def make_parser() -> Parser:
     parser = Parser("gruve", **parser_options(DESCRIPTION, EXAMPLES))
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, generate, chat, models, train, evaluate, publish, bench, demo):
+    for command in (serve, generate, chat, models, sessions, train, evaluate, publish, bench, demo):
         command.add(commands)
     return parser
 
