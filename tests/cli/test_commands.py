@@ -23,7 +23,7 @@ from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("serve", "generate", "chat", "models", "train", "evaluate", "publish", "demo")
+COMMANDS = ("serve", "generate", "chat", "models", "train", "evaluate", "publish", "demo", "doctor")
 ANY_PORTS = ("--port", "0", "--metrics-port", "0")
 
 
@@ -100,6 +100,7 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
         (["bench", "decode", "--batches", "1,x"], {}, 2, "--batches is '1,x'; must be whole numbers from 1"),
         (["bench", "decode", "--backends", "fast"], {}, 2, "--backends is 'fast'; must be of native"),
         (["bench", "chaos", "--scenarios", "flood"], {}, 2, "--scenarios is 'flood'; must be of sqlite-kill"),
+        (["completion", "tcsh"], {}, 2, "SHELL is 'tcsh'; must be one of bash, zsh, fish"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code, line, capsys, monkeypatch):
