@@ -7,11 +7,11 @@ import dataclasses
 
 import pytest
 
-from gruve.bench import chaos
-from gruve.bench.breaking import BREAKS
-from gruve.bench.chaos import REDIS_TROUBLES, ChaosBenchConfig, passed, run_chaos
-from gruve.bench.replicas import find_program
-from gruve.bench.streams import Difference, Heard, Plan
+from gruve.bench.chaos import measure as chaos
+from gruve.bench.chaos.fault_injection import FAULTS
+from gruve.bench.chaos.measure import REDIS_TROUBLES, ChaosBenchConfig, passed, run_chaos
+from gruve.bench.chaos.replicas import find_program
+from gruve.bench.chaos.streams import Difference, Heard, Plan
 from gruve.cli import main
 from gruve.client import Answer, Chunk
 from requiring import need
@@ -48,8 +48,8 @@ def test_streams_outlive_replicas_redis_and_their_connections():
 @pytest.mark.slow
 def test_streams_go_on_while_their_store_fails_and_keep_what_was_durable():
     need("redis-server", present=find_program("redis-server") is not None, install="apt-get install redis-server")
-    rows = rows_of(*BREAKS, tokens_per_s=30.0)
-    assert {row["scenario"] for row in rows} == set(BREAKS)
+    rows = rows_of(*FAULTS, tokens_per_s=30.0)
+    assert {row["scenario"] for row in rows} == set(FAULTS)
     assert all(row["store_errors"] > 0 and row["streams_behind"] == 64 for row in rows)
 
 

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from gruve.bench import decode
 from gruve.bench.bits import BitsBenchConfig, generate, run_bits
-from gruve.bench.decode import DecodeBenchConfig, run_decode
-from gruve.bench.roofline import probe_roofline
-from gruve.bench.steppers import Absent, make_stepper
+from gruve.bench.decode import measure as decode
+from gruve.bench.decode.measure import DecodeBenchConfig, run_decode
+from gruve.bench.decode.roofline import probe_roofline
+from gruve.bench.decode.steppers import Absent, make_stepper
 from gruve.bench.synthetic import Size, make_model
 from gruve.decode.native import unavailable_reason
 from gruve.decode.reference import ReferenceBackend
@@ -59,7 +59,7 @@ def test_a_peer_computes_the_model_it_is_compared_on(tmp_path, name):
 
 
 def test_a_peer_that_is_not_installed_is_left_out_with_its_reason(monkeypatch):
-    monkeypatch.setattr("gruve.bench.steppers.onnx", None)
+    monkeypatch.setattr("gruve.bench.decode.steppers.onnx", None)
     config = DecodeBenchConfig(
         sizes=(TINY,), batches=(1,), threads=(1,), backends=("onnxruntime",), other_cells=(), rounds=1
     )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from devices import need_triton, torch_backend
-from gruve.bench.gpu import NO_TIME, GpuBenchConfig, held, run_gpu
-from gruve.bench.gpu_proofs import Extent, prove_draws, prove_mixes, prove_oracle
+from gruve.bench.gpu.measure import NO_TIME, GpuBenchConfig, held, run_gpu
+from gruve.bench.gpu.proofs import Extent, prove_draws, prove_mixes, prove_oracle
 from gruve.bench.plots import plot_gpu
 from gruve.bench.result import Result
 from gruve.decode.cuda.memory import OUTBOX

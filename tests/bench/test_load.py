@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gruve.bench.figures import S
-from gruve.bench.load import Closed, Open, Run, Share, Workload, _play, poisson, sample
-from gruve.bench.transport import Ask, HttpTransport, Message, Refused, TritonTransport, _infer_request
+from gruve.bench.load.generator import Closed, Open, Run, Share, Workload, _play, poisson, sample
+from gruve.bench.load.transport import Ask, HttpTransport, Message, Refused, TritonTransport, _infer_request
 
 WORK = Workload("m", vocabulary_size=10, prompt_tokens=2, least_tokens=3, most_tokens=5, turns=2)
 
@@ -50,7 +50,7 @@ def closed(sessions: int, seconds: float) -> Closed:
 
 def test_a_closed_loop_asks_again_when_it_was_answered_and_takes_turns_in_a_session():
     transport = Answering()
-    records = play(transport, closed(2, 0.05))
+    records = play(transport, closed(2, 0.5))
     assert len(records) > 4
     assert not any(record.failed for record in records)
     assert {ask.session for ask in transport.asked} == {"", "session"}
@@ -58,7 +58,7 @@ def test_a_closed_loop_asks_again_when_it_was_answered_and_takes_turns_in_a_sess
 
 
 def test_a_later_turn_remembers_everything_before_it():
-    first, second, *_ = play(Answering(), closed(1, 0.02))
+    first, second, *_ = play(Answering(), closed(1, 0.3))
     assert second.prompt[: len(first.prompt) + len(first.tokens)] == first.prompt + first.tokens
     assert len(second.prompt) == len(first.prompt) + len(first.tokens) + WORK.prompt_tokens
 
@@ -71,7 +71,7 @@ def test_lengths_and_prompts_come_from_the_seed():
 def _two_runs() -> list[Answering]:
     transports = [Answering(), Answering()]
     for transport in transports:
-        play(transport, closed(1, 0.01))
+        play(transport, closed(1, 0.2))
     return transports
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gruve.bench.front import FrontBenchConfig, run_front
 from gruve.bench.growth import GrowthBenchConfig, run_growth
 from gruve.bench.peers import measure
 from gruve.bench.peers.environments import NotInstalled, environment
@@ -16,6 +15,7 @@ from gruve.bench.peers.measure import PeersBenchConfig, best_peer, run_peers
 from gruve.bench.peers.systems import SYSTEMS
 from gruve.bench.plots import plot_decode, plot_peers
 from gruve.bench.serve import ServeBenchConfig, run_serve
+from gruve.bench.server_ceiling import CeilingBenchConfig, run_server_ceiling
 from gruve.bench.sessions import SessionsBenchConfig, run_sessions
 from gruve.bench.synthetic import Size
 from gruve.decode.choose import DecodeConfig
@@ -41,9 +41,9 @@ def test_serve_measures_both_loops_and_finds_no_token_that_differs():
 
 
 def test_front_delivers_whole_streams_of_a_backend_that_computes_nothing():
-    config = FrontBenchConfig(size=TINY, sessions=(1, 5), rounds=1, warm_s=0.2, seconds=0.8, client_processes=1)
+    config = CeilingBenchConfig(size=TINY, sessions=(1, 5), rounds=1, warm_s=0.2, seconds=0.8, client_processes=1)
     config = dataclasses.replace(config, least_tokens=200, most_tokens=300)
-    one, five = json.loads(run_front(config, lambda _: None).to_json())["rows"]
+    one, five = json.loads(run_server_ceiling(config, lambda _: None).to_json())["rows"]
     assert (one["sessions"], five["sessions"], one["failed"], five["failed"]) == (1, 5, 0, 0)
     assert 0 < one["tokens_per_s"] <= one["made_tokens_per_s"]
     assert five["tokens_per_message"] > 1

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from commands import GRUVE, generate, gruve, in_a_terminal, read_until, started
 from fake_server import FakeServer
 from gruve.cli import main
 from gruve.client import Client
@@ -24,27 +23,8 @@ from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-GRUVE = (sys.executable, "-m", "gruve.cli")
-COMMANDS = ("serve", "generate", "chat", "models", "train", "evaluate", "publish", "demo")
+COMMANDS = ("serve", "generate", "chat", "models", "train", "evaluate", "publish", "demo", "doctor")
 ANY_PORTS = ("--port", "0", "--metrics-port", "0")
-
-
-def gruve(*arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        (*GRUVE, *arguments), input=text, capture_output=True, text=True, check=False, env=os.environ | environment
-    )
-
-
-@contextlib.contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that is gone afterwards."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen((*GRUVE, *arguments), text=True, **pipes)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
@@ -57,10 +37,6 @@ def fake():
     server = FakeServer()
     yield server
     server.stop()
-
-
-def generate(address: str, *arguments: str, **more) -> subprocess.CompletedProcess[str]:
-    return gruve("generate", "tiny", *arguments, "--address", address, **more)
 
 
 def test_serve_logs_lines_of_json(tiny_repository):
@@ -113,7 +89,18 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
         (["generate", "m", "--address", ","], {}, 2, "--address is ','"),
         (["models"], {"GRUVE_ADDRESS": "localhost:1"}, 1, "no server answers at localhost:1 (Connection refused)"),
         (["evaluate", "models/tiny", "/no/where"], {}, 1, "there is no corpus at '/no/where'"),
-        (["nonsense"], {}, 2, "invalid choice: 'nonsense'"),
+        (["nonsense"], {}, 2, "COMMAND is 'nonsense'; must be one of serve, generate"),
+        (["modles"], {}, 2, "did you mean models?; see `gruve --help`"),
+        (["generate", "m", "--sesion", "x"], {}, 2, "did you mean --session?; see `gruve generate --help`"),
+        (["generate", "m", "--timeout", "0"], {}, 2, "--timeout is '0'; must be 0.001 or more"),
+        (["bench", "decode", "--plot", "x.xyz"], {}, 2, "--plot is 'x.xyz'; its name must end in .svg, .png or .pdf"),
+        (["bench", "decode", "--plot", "/no/where/x.svg"], {}, 2, "there is no folder '/no/where'"),
+        (["bench", "decode", "--sizes", "foo"], {}, 2, "--sizes is 'foo'; must be LAYERSxHIDDEN"),
+        (["bench", "decode", "--sizes", "9x64"], {}, 2, "must have 1 to 4 layers of 8 to 4096 units"),
+        (["bench", "decode", "--batches", "1,x"], {}, 2, "--batches is '1,x'; must be whole numbers from 1"),
+        (["bench", "decode", "--backends", "fast"], {}, 2, "--backends is 'fast'; must be of native"),
+        (["bench", "chaos", "--scenarios", "flood"], {}, 2, "--scenarios is 'flood'; must be of sqlite-kill"),
+        (["completion", "tcsh"], {}, 2, "SHELL is 'tcsh'; must be one of bash, zsh, fish"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code, line, capsys, monkeypatch):
@@ -131,18 +118,19 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    ("arguments", "code", "line"),
     [
-        (["RO€"], "UNKNOWN_CHARACTER: '€' (U+20AC) at line 1, column 3"),
-        (["--temperature", "-1"], "INVALID_FIELD: sampling.temperature"),
-        (["--temperature", "nan"], "INVALID_FIELD: sampling.temperature"),
-        (["--max-tokens", "0"], "INVALID_FIELD: max_tokens"),
-        (["--seed", "-1"], "INVALID_FIELD: seed"),
-        (["--session", "forged"], "SESSION_UNKNOWN"),
+        (["RO€"], 1, "UNKNOWN_CHARACTER: '€' (U+20AC) at line 1, column 3"),
+        (["--temperature", "-1"], 2, "--temperature"),
+        (["--temperature", "nan"], 2, "--temperature"),
+        (["--max-tokens", "0"], 2, "--max-tokens"),
+        (["--rate", "-1"], 2, "--rate"),
+        (["--seed", "-1"], 2, "--seed"),
+        (["--session", "forged"], 1, "SESSION_UNKNOWN"),
     ],
 )
-def test_what_the_server_refuses_is_one_line_too(address, arguments, line, capsys):
-    assert main(["generate", "tiny", *arguments, "--address", address]) == 1
+def test_what_the_server_refuses_is_one_line_too(address, arguments, code, line, capsys):
+    assert main(["generate", "tiny", *arguments, "--address", address]) == code
     err = capsys.readouterr().err
     assert err.startswith("gruve: ")
     assert (err.count("\n"), line in err) == (1, True), err
@@ -161,10 +149,23 @@ def test_flags_may_stand_between_the_model_and_its_prompt(address):
     assert before.stdout == generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "20").stdout
 
 
-def test_the_prompt_may_come_from_standard_input_and_go_first(address):
-    plain = generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "20", "--quiet")
-    echoed = generate(address, "-", "--seed", "7", "--max-tokens", "20", "--quiet", "--echo", text="ROMEO:")
+@pytest.mark.parametrize("prompt", [(), ("-",)])
+def test_what_is_piped_in_is_the_prompt_and_may_go_first(address, prompt):
+    plain = generate(address, "ROMEO:", "--seed", "7", "--max-tokens", "20", "--quiet", text="not this")
+    echoed = generate(address, *prompt, "--seed", "7", "--max-tokens", "20", "--quiet", "--echo", text="ROMEO:")
     assert (echoed.stdout, echoed.stderr) == ("ROMEO:" + plain.stdout, "")
+
+
+def test_a_terminal_is_not_read_for_a_prompt(fake):
+    with in_a_terminal("generate", "made-up", "--address", fake.address, "--quiet") as (process, _, _):
+        assert process.wait(60) == 0
+    assert not fake.requests[-1].HasField("prompt")
+
+
+def test_a_prompt_that_is_no_text_is_refused(address):
+    command = (*GRUVE, "generate", "tiny", "--address", address)
+    done = subprocess.run(command, input=b"RO\xff", capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"gruve: standard input is not UTF-8: byte 0xff at 2\n")
 
 
 def test_a_session_goes_on_where_it_stood(address, capsys):
@@ -187,30 +188,6 @@ def test_a_reader_that_leaves_ends_the_command_quietly(address):
     assert (process.returncode, err) == (141, "")
 
 
-@contextlib.contextmanager
-def in_a_terminal(*arguments: str, term: str = "xterm") -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
-    """A process on a terminal of its own: (process, the end that shows and types, the end that the process has)."""
-    shown, inside = pty.openpty()
-    # The first terminal that the leader of a session opens becomes its own, and Ctrl-C there its interrupt.
-    script = 'exec "$@" <"$0" >"$0" 2>&1'
-    command = ("sh", "-c", script, os.ttyname(inside), *GRUVE, *arguments)
-    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"TERM": term})
-    try:
-        yield process, shown, inside
-    finally:
-        process.kill()
-        process.wait()
-        os.close(shown)
-        os.close(inside)
-
-
-def read_until(terminal: int, text: bytes) -> bytes:
-    shown = b""
-    while text not in shown:
-        shown += os.read(terminal, 4_096)
-    return shown
-
-
 def test_ctrl_c_cancels_the_call_and_leaves_the_terminal_clean(fake):
     fake.reset(text="abcdef")
     fake.hold = True
@@ -231,17 +208,14 @@ def test_a_terminal_shows_the_prompt_dimmed_and_no_control_characters(fake):
         assert os.read(shown, 4_096) == b"\x1b[2mRO\x1b[0ma\xe2\x90\x9b[2Jb\r\n"
 
 
-def test_chat_reads_lines_and_forgets_its_session(address):
-    with Client(address) as client:
-        before = len(list(client.list_sessions()))
-        done = gruve("chat", "tiny", "--address", address, "--max-tokens", "30", text="ROMEO:\n/temp 0\n\n€\n/quit\n")
-        assert (done.returncode, len(done.stdout)) == (0, 60)
-        assert done.stderr.startswith("gruve: UNKNOWN_CHARACTER: '€'")
-        assert len(list(client.list_sessions())) == before
+def test_chat_reads_lines_and_survives_what_is_refused(address):
+    done = gruve("chat", "tiny", "--address", address, "--max-tokens", "30", text="ROMEO:\n/temp 0\n\n€\n/quit\n")
+    assert (done.returncode, len(done.stdout)) == (0, 60)
+    assert done.stderr.startswith("gruve: UNKNOWN_CHARACTER: '€'")
 
 
 def test_ctrl_c_in_a_chat_stops_the_answer_alone(address):
-    with in_a_terminal("chat", "tiny", "--address", address, "--rate", "20", term="dumb") as (process, shown, _):
+    with in_a_terminal("chat", "tiny", "--address", address, "--rate", "20", TERM="dumb") as (process, shown, _):
         read_until(shown, b"> ")
         os.write(shown, b"ROMEO:\n")
         read_until(shown, b"ROMEO:\r\n")

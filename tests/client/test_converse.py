@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conversing import PROMPT, SEED, START, plain, transcript
 from cutting_proxy import CuttingProxy
-from gruve.bench.replicas import free_port
+from gruve.bench.chaos.replicas import free_port
 from gruve.client import AsyncClient, CallFailed, Client, Reconnect
 from server_process import Process
 from serving import until

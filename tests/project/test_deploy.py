@@ -23,7 +23,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from gruve.bench.replicas import free_port
+from gruve.bench.chaos.replicas import free_port
 from gruve.client import Client
 from gruve.serve.server import ServeConfig
 from requiring import need, need_program

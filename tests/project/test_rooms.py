@@ -37,7 +37,7 @@ ALONE_MAY_KNOW = {
     "redis": ("sessions/store",),
     "rich": ("cli",),
     "safetensors": ("model", "training"),
-    "sqlite3": ("sessions/store", "bench/breaking"),
+    "sqlite3": ("sessions/store", "bench/chaos/fault_injection"),
     "threading": ("decode", "engine", "sessions/store", "bench", "cli", "client"),
     "torch": ("model", "training", "decode", "bench"),
     "triton": ("decode",),

@@ -8,9 +8,9 @@ import math
 import tempfile
 from pathlib import Path
 
-from gruve.bench.closed import Loaded, Side
 from gruve.bench.figures import median
-from gruve.bench.load import Open, Workload, soon_ns
+from gruve.bench.load.closed_loop import Loaded, Side
+from gruve.bench.load.generator import Open, Workload, soon_ns
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.plots import plot_growth
 from gruve.bench.result import Report, Result, Row, table

@@ -7,7 +7,6 @@ of them in turn, and through the bare engine with the same sessions; a row holds
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import tempfile
 import time
@@ -15,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gruve.bench.figures import OBJECTIVE, Figures, Objective, Record, S, figures, median, percentile, slope_per_minute
-from gruve.bench.load import Clients, Closed, Open, Workload, poisson, sample, soon_ns
+from gruve.bench.load.generator import Clients, Closed, Open, Workload, poisson, sample, soon_ns
+from gruve.bench.load.processes import BareEngine, NullServer, Server
+from gruve.bench.load.transport import connect
 from gruve.bench.machine import describe_machine, describe_versions
-from gruve.bench.processes import BareEngine, NullServer, Server
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, make_model
-from gruve.bench.transport import GruveTransport
 from gruve.decode.choose import DecodeConfig
 from gruve.serve.server import ServeConfig
 
@@ -111,11 +110,6 @@ def run_serve(config: ServeBenchConfig, report: Report) -> Result:
     for line in table(rows, COLUMNS):
         report(line)
     return Result("serve", describe_machine(), describe_versions(), rows)
-
-
-def connect(target: str, channels: int) -> functools.partial[GruveTransport]:
-    """What makes a client process's transport, in a form that can be sent there."""
-    return functools.partial(GruveTransport, target, channels)
 
 
 class _Bench:

@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gruve.bench.closed import Side
 from gruve.bench.figures import median, percentile
-from gruve.bench.load import Workload
+from gruve.bench.load.closed_loop import Side
+from gruve.bench.load.generator import Workload
+from gruve.bench.load.processes import Server
 from gruve.bench.machine import describe_machine, describe_versions
-from gruve.bench.processes import Server
 from gruve.bench.result import Report, Result, Row
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.client import Client

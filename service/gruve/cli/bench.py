@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.bench_arguments import PICTURES, numbers, picture, size, sizes, words
+from gruve.cli.exit_codes import USAGE
+from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
@@ -37,40 +40,42 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "bench", DESCRIPTION, EXAMPLES, _choose)
     kinds = parser.add_subparsers(metavar="BENCHMARK", required=True)
     decode = _kind(kinds, "decode", "One decode step, sampling included, of gruve's backends and their peers.", _decode)
-    add_flag(decode, "--sizes", _sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
-    add_flag(decode, "--batches", _numbers, None, "rows of a step", metavar="LIST")
-    add_flag(decode, "--threads", _numbers, None, "threads", metavar="LIST")
-    add_flag(decode, "--backends", _words, None, "what to measure", metavar="LIST")
+    add_flag(decode, "--sizes", sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
+    add_flag(decode, "--batches", numbers, None, "rows of a step", metavar="LIST")
+    add_flag(decode, "--threads", numbers, None, "threads", metavar="LIST")
+    add_flag(decode, "--backends", words, None, "what to measure", metavar="LIST")
     _plot(decode)
     serve = _kind(kinds, "serve", "The server under load from other processes, beside the bare engine.", _serve)
-    add_flag(serve, "--size", _size, None, "the model as LAYERSxHIDDEN", metavar="SIZE")
-    add_flag(serve, "--sessions", _numbers, None, "sessions of the closed loop", metavar="LIST")
-    add_flag(serve, "--threads", int, None, "threads that decode", metavar="N")
-    add_flag(serve, "--soak-minutes", float, None, "how long memory is watched at the end", metavar="N")
+    add_flag(serve, "--size", size, None, "the model as LAYERSxHIDDEN", metavar="SIZE")
+    add_flag(serve, "--sessions", numbers, None, "sessions of the closed loop", metavar="LIST")
+    add_flag(serve, "--threads", bounded(int, 1, 256), None, "threads that decode", metavar="N")
+    add_flag(
+        serve, "--soak-minutes", bounded(float, 0, None), None, "how long memory is watched at the end", metavar="N"
+    )
     peers = _kind(kinds, "peers", "The same model behind gruve and behind what else could be picked.", _peers)
-    add_flag(peers, "--sizes", _sizes, None, "models as LAYERSxHIDDEN", metavar="LIST")
-    add_flag(peers, "--streams", _numbers, None, "streams at once", metavar="LIST")
-    add_flag(peers, "--systems", _words, None, "what to measure", metavar="LIST")
+    add_flag(peers, "--sizes", sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
+    add_flag(peers, "--streams", numbers, None, "streams at once", metavar="LIST")
+    add_flag(peers, "--systems", words, None, "what to measure", metavar="LIST")
     add_flag(peers, "--cache", Path, None, "where the peers are installed", metavar="DIR")
     _plot(peers)
     growth = _kind(kinds, "growth", "Speed and memory against active and idle sessions.", _growth)
     _plot(growth)
     _kind(kinds, "front", "What the server delivers over a backend that computes nothing.", _front)
     sessions = _kind(kinds, "sessions", "What keeping sessions costs: durable, evicted, rewound, many.", _sessions)
-    add_flag(sessions, "--stored", int, None, "sessions that one server serves", metavar="N")
+    add_flag(sessions, "--stored", bounded(int, 1, None), None, "sessions that one server serves", metavar="N")
     chaos = _kind(kinds, "chaos", CHAOS, _chaos)
-    add_flag(chaos, "--scenarios", _words, None, "what is done", metavar="LIST")
+    add_flag(chaos, "--scenarios", words, None, "what is done", metavar="LIST")
     gpu = _kind(kinds, "gpu", "The GPU path: proofs, a step beside its peers and the GPU's floor, the server.", _gpu)
-    add_flag(gpu, "--modes", _words, None, "ways of decoding: triton, graph, eager", metavar="LIST")
+    add_flag(gpu, "--modes", words, None, "ways of decoding: triton, graph, eager", metavar="LIST")
     gpu.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     _plot(gpu)
     _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing CPUs.", _bits)
 
 
 def _front(args: argparse.Namespace) -> int:
-    from gruve.bench.front import FrontBenchConfig, run_front
+    from gruve.bench.server_ceiling import CeilingBenchConfig, run_server_ceiling
 
-    return _end(run_front(_config(FrontBenchConfig, args), _say), args)
+    return _end(run_server_ceiling(_config(CeilingBenchConfig, args), _say), args)
 
 
 def _sessions(args: argparse.Namespace) -> int:
@@ -84,11 +89,10 @@ def _chaos(args: argparse.Namespace) -> int:
     import json
     import signal
 
-    from gruve.bench.chaos import SCENARIOS, ChaosBenchConfig, run_chaos
+    from gruve.bench.chaos.measure import SCENARIOS, ChaosBenchConfig, run_chaos
 
     config = _config(ChaosBenchConfig, args, "scenarios")
-    if unknown := set(config.scenarios) - set(SCENARIOS):
-        raise Failure(f"--scenarios names {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}", exit_code=2)
+    _require_known("--scenarios", config.scenarios, SCENARIOS)
     lines: list[str] = []
 
     def tell(row: dict[str, object]) -> None:
@@ -119,14 +123,17 @@ def _kind(kinds: Any, name: str, description: str, run: Any) -> Parser:
 
 
 def _plot(parser: Parser) -> None:
-    add_flag(parser, "--plot", Path, None, "draw it, in the format of the name's ending", metavar="FILE")
+    add_flag(parser, "--plot", picture, None, f"draw it; the name ends in {PICTURES}", metavar="FILE")
 
 
 def _decode(args: argparse.Namespace) -> int:
-    from gruve.bench.decode import DecodeBenchConfig, run_decode
+    from gruve.bench.decode.measure import DecodeBenchConfig, run_decode
+    from gruve.bench.decode.steppers import BACKENDS
     from gruve.bench.plots import plot_decode
 
-    result = run_decode(_config(DecodeBenchConfig, args, "sizes", "batches", "threads", "backends"), _say)
+    config = _config(DecodeBenchConfig, args, "sizes", "batches", "threads", "backends")
+    _require_known("--backends", config.backends, BACKENDS)
+    result = run_decode(config, _say)
     if args.plot:
         plot_decode(result.rows, args.plot)
     return _end(result, args)
@@ -144,7 +151,9 @@ def _peers(args: argparse.Namespace) -> int:
     from gruve.bench.peers.measure import PeersBenchConfig, run_peers
     from gruve.bench.plots import plot_peers
 
-    result = run_peers(_config(PeersBenchConfig, args, "sizes", "streams", "systems", "cache"), _say)
+    config = _config(PeersBenchConfig, args, "sizes", "streams", "systems", "cache")
+    _require_known("--systems", config.systems, PeersBenchConfig().systems)
+    result = run_peers(config, _say)
     if args.plot and result.rows:
         plot_peers(result.rows, args.plot)
     return _end(result, args)
@@ -157,11 +166,12 @@ def _growth(args: argparse.Namespace) -> int:
 
 
 def _gpu(args: argparse.Namespace) -> int:
-    from gruve.bench.gpu import GpuBenchConfig, held, run_gpu, sees_gpu
+    from gruve.bench.gpu.measure import GpuBenchConfig, held, run_gpu, sees_gpu
 
     if not args.dry_run and not sees_gpu():
         raise Failure("torch sees no GPU: there is nothing to prove or to measure here")
     config = GpuBenchConfig.dry() if args.dry_run else _config(GpuBenchConfig, args, "modes")
+    _require_known("--modes", config.modes, GpuBenchConfig().modes)
     result = run_gpu(config, _say, dry=args.dry_run)
     _end(result, args)  # first: what was measured is not to be lost over a picture of it
     if args.plot and not args.dry_run:
@@ -175,6 +185,12 @@ def _bits(args: argparse.Namespace) -> int:
     from gruve.bench.bits import BitsBenchConfig, run_bits
 
     return _end(run_bits(_config(BitsBenchConfig, args), _say), args)
+
+
+def _require_known(flag: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `Failure` if a name is none of the known ones, before anything is measured."""
+    if unknown := sorted(set(given) - set(known)):
+        raise Failure(f"{flag} is {','.join(unknown)!r}; must be of {', '.join(known)}", USAGE)
 
 
 def _config(kind: Any, args: argparse.Namespace, *names: str) -> Any:
@@ -196,21 +212,3 @@ def _say(line: str) -> None:
 
 def _choose(_: argparse.Namespace) -> int:
     raise AssertionError("argparse requires a benchmark")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
-
-
-def _size(text: str) -> Any:
-    from gruve.bench.synthetic import Size
-
-    return Size.parse(text)
-
-
-def _sizes(text: str) -> tuple[Any, ...]:
-    return tuple(_size(word) for word in text.split(","))

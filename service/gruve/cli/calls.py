@@ -1,35 +1,113 @@
-"""Connects commands with a server, and tells what went wrong with a call in a line."""
+"""Connects commands with a server, and explains failed calls in one line."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from gruve.cli.exit_codes import FAILED, USAGE
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
-    from gruve.client import CallFailed, Client
+    from gruve.client import CallFailed, Client, Reconnected, Reconnecting
+
+FLAGS = {"max_tokens_per_second": "--rate", "session_id": "--session", "to_position": "POSITION"}
+"""The flag of a request field, where it is not the field's own name."""
+NOTE_EVERY_S = 1.0
+PORT_HINT = 'HOST:PORT, such as "{}:50051"'
 
 
 @contextlib.contextmanager
-def connected(addresses: str) -> Iterator[Client]:
-    """A client of the servers at `addresses`, with commas between; what its calls raise becomes a `Failure`."""
+def connected(
+    addresses: str, *, timeout_s: float | None = None, on_reconnect: ReconnectNotes | None = None
+) -> Iterator[Client]:
+    """A client of the servers at `addresses`, separated by commas. A failed call becomes a `Failure`.
+
+    `timeout_s` is the timeout of the calls, for the message.
+    """
     from gruve.client import CallFailed, Client
 
-    several = [address.strip() for address in addresses.split(",") if address.strip()]
-    if not several:
-        raise Failure(f"--address is {addresses!r}; must be HOST:PORT, or several with commas between", exit_code=2)
-    with Client(several) as client:
+    targets = [address.strip() for address in addresses.split(",") if address.strip()]
+    if not targets:
+        raise Failure(f"--address is {addresses!r}; must be HOST:PORT, or several with commas between", USAGE)
+    with Client(targets, on_reconnect=on_reconnect) as client:
         try:
             yield client
         except CallFailed as error:
-            raise Failure(explain(error, addresses)) from error
+            raise failure_of(error, addresses, timeout_s) from error
 
 
-def explain(error: CallFailed, addresses: str) -> str:
+def failure_of(error: CallFailed, addresses: str, timeout_s: float | None = None) -> Failure:
+    """The `Failure` that explains a failed call: out-of-range values are wrong usage, everything else a failure."""
+    return Failure(explain(error, addresses, timeout_s), USAGE if error.reason == "INVALID_FIELD" else FAILED)
+
+
+def explain(error: CallFailed, addresses: str, timeout_s: float | None = None) -> str:
     """What went wrong, and what may help."""
+    if error.reason == "INVALID_FIELD" and error.violations:
+        return "; ".join(f"{_flag(wrong.field)}: {wrong.description}" for wrong in error.violations)
+    if error.code.name == "DEADLINE_EXCEEDED" and not error.reason:
+        return f"no answer within {timeout_s:g} s from {addresses}" if timeout_s else f"no answer from {addresses}"
     if error.connection_lost:
-        cause = error.message.rpartition(": ")[2]  # behind gRPC's own words about all it tried
-        return f"no server answers at {addresses} ({cause}); `gruve serve` starts one"
+        hints = "".join(_port_hints(addresses))
+        return f"no server answers at {addresses} ({_cause(error.message)}){hints or '; `gruve serve` starts one'}"
     return str(error)
+
+
+def _flag(field: str) -> str:
+    """The flag that sets a field of a request."""
+    name = field.rpartition(".")[2].partition("[")[0]
+    return FLAGS.get(name, "PROMPT" if field.startswith("prompt") else f"--{name.replace('_', '-')}")
+
+
+def _cause(message: str) -> str:
+    """The last cause in gRPC's message, which lists everything that was tried."""
+    cause = message.rpartition(": ")[2]
+    return cause if cause.count("[") == cause.count("]") else re.sub(r"\]+$", "", cause)
+
+
+def _port_hints(addresses: str) -> Iterator[str]:
+    """A hint for each address without a port."""
+    for address in addresses.split(","):
+        host = address.strip()
+        if host and "://" not in host and not host.startswith("unix:") and not re.search(r"[^:]:\d+$|\]:\d+$", host):
+            yield f"; {host!r} has no port, must be {PORT_HINT.format(host)}"
+
+
+class ReconnectNotes:
+    """Notes that a connection is lost, how long ago, and that the call continues.
+
+    It is silent until `established` is called: a server that never answered is an error, not a lost connection.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._established = False
+        self._lost_s: float | None = None
+        self._noted_s = 0.0
+
+    def established(self) -> None:
+        """A call has been answered."""
+        self._established = True
+
+    def __call__(self, event: Reconnecting | Reconnected) -> None:
+        """Take an event of the client."""
+        from gruve.client import Reconnecting
+
+        now = time.monotonic()
+        if not self._established:
+            return
+        if not isinstance(event, Reconnecting):
+            self._note(f"connected again after {now - (self._lost_s or now):.0f} s, continuing")
+            self._lost_s = None
+            return
+        if self._lost_s is None:
+            self._lost_s = now
+        elif now - self._noted_s < NOTE_EVERY_S:
+            return
+        self._noted_s = now
+        what = "connection lost, reconnecting" if event.failure.connection_lost else f"{event.failure}; trying again"
+        self._note(f"{what} ({now - self._lost_s:.0f} s)")

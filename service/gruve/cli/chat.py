@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import connected, explain
+from gruve.cli.calls import ReconnectNotes, connected, explain, failure_of
 from gruve.cli.flags import Parser, add_address, add_command
 from gruve.cli.generate import add_sampling, sampling_options
 from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
@@ -20,18 +20,19 @@ HELP = """\
   /seed N         seed of what follows
   /max N          tokens of an answer at most
   /rate N         tokens per second at most
-  /new            forget all, begin a new session
+  /new            begin a new session; the old one is kept
   /help, /quit    this text; the end (also Ctrl-D). Ctrl-C stops an answer"""
 DESCRIPTION = """Keep a session with a model and go on line by line.
 
 The model continues a text: it reads each line, with its line feed, and writes on. Ctrl-C stops an answer, Ctrl-D
-ends."""
+ends. The session stays on the server; its id is noted at the end, and --session continues it."""
 EXAMPLES = f"""\
 lines:
 {HELP}
 
 examples:
   gruve chat shakespeare --max-tokens 300 --rate 60
+  gruve chat shakespeare --session ID            go on where an earlier chat ended
   printf 'ROMEO:\\n\\n' | gruve chat shakespeare --seed 1 > scene.txt
 """
 PROMPT = "> "
@@ -50,38 +51,46 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model's name; `gruve models` lists them")
     add_address(parser)
     add_sampling(parser, MAX_TOKENS)
+    parser.add_argument("--session", metavar="ID", help="continue this session; absent, begin a new one")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads lines until there are no more."""
+    """Read lines until there are no more."""
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` a history and editing
-    with connected(args.address) as client:
+    reconnects = ReconnectNotes(say_note)
+    with connected(args.address, on_reconnect=reconnects) as client:
         chat = Chat(client, args, standard_output())
+        reconnects.established()
         if sys.stdin.isatty():
             say_note(f"{args.model} at {args.address}; /help says what there is")
         try:
             while chat.turn():
                 pass
-        except KeyboardInterrupt:
-            chat.forget()
-            raise
-        chat.forget()
+        finally:
+            chat.end()
     return 0
 
 
 class Chat:
-    """A session and what the next answer is told."""
+    """A session, and the options of the next answer."""
 
     def __init__(self, client: Client, args: argparse.Namespace, out: TextOut) -> None:
         self._client = client
         self._args = args
         self._out = out
         self._options: GenerateOptions = sampling_options(args)
-        self._session = client.create_session(args.model).id
+        self._unused = False
+        self._session = args.session or ""
+        if self._session:
+            model = client.get_session(self._session, transcript=False).session.model
+            if model != args.model:
+                raise Failure(f"session {self._session} is one of the model {model!r}, not {args.model!r}")
+        else:
+            self._begin()
 
     def turn(self) -> bool:
-        """Reads a line and answers it; False when there is none."""
+        """Read a line and answer it; False when there is none."""
         try:
             line = input(PROMPT if sys.stdin.isatty() else "")
         except EOFError:
@@ -94,8 +103,8 @@ class Chat:
         if name == "/quit":
             return False
         if name == "/new":
-            self.forget()
-            self._session = self._client.create_session(self._args.model).id
+            self.end()
+            self._begin()
             say_note("a new session")
         elif name in COMMANDS:
             self._set(name, value)
@@ -103,9 +112,17 @@ class Chat:
             say_note(HELP)
         return True
 
-    def forget(self) -> None:
-        """Deletes the session."""
-        self._client.delete_session(self._session)
+    def end(self) -> None:
+        """Note the id of the session, which is kept. One that this chat created and never used is deleted."""
+        session, self._session = self._session, ""
+        if session and self._unused:
+            self._client.delete_session(session)
+        elif session:
+            say_note(f"session {session}; gruve chat {self._args.model} --session ID goes on from here")
+
+    def _begin(self) -> None:
+        self._session = self._client.create_session(self._args.model).id
+        self._unused = True
 
     def _set(self, name: str, value: str) -> None:
         option, kind = COMMANDS[name]
@@ -115,10 +132,11 @@ class Chat:
             say_error(f"{name} takes a number, not {value!r}")
 
     def _answer(self, line: str) -> None:
-        """Streams what follows the line; a refusal or Ctrl-C ends the answer, not the session."""
+        """Stream what follows the line; a refusal or Ctrl-C ends the answer, not the session."""
         from gruve.client import CallFailed
 
         prompt = f"{line}\n" if line else None
+        self._unused = False
         stream = self._client.generate(prompt, session=self._session, **self._options)
         try:
             with stream:
@@ -130,8 +148,10 @@ class Chat:
         except CallFailed as error:
             self._out.end_line()
             if error.reason in ("SESSION_EXPIRED", "SESSION_UNKNOWN") or error.connection_lost:
-                raise Failure(explain(error, self._args.address)) from error
-            say_error(str(error))
+                if not error.connection_lost:
+                    self._session = ""  # there is nothing left to go on with
+                raise failure_of(error, self._args.address) from error
+            say_error(explain(error, self._args.address))
         # A seed is for one answer; the session goes on drawing from it.
         self._options["seed"] = None
         self._out.end_line()

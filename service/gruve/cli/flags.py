@@ -3,44 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from gruve.cli.exit_codes import USAGE
 from gruve.cli.terminal import say_error
+
+FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
+"""What a completion script calls for a file name; shtab.FILE without the import."""
 
 
 class _FromEnvironment(str):
-    """A default that somebody else wrote, so that a complaint can say where."""
+    """A default from an environment variable, so that an error message can name the variable."""
 
     __slots__ = ("variable",)
     variable: str
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, and whose flags may stand anywhere: also between MODEL and PROMPT."""
+    """A parser whose error messages are one line, and whose flags may stand anywhere: also between MODEL and PROMPT."""
 
     _intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Takes positional arguments wherever they stand; argparse alone wants them side by side."""
+        """Parse positional arguments wherever they stand; argparse alone wants them side by side.
+
+        What is left over is an error of the innermost command, which knows the flags that may have been meant.
+        """
         if self._subparsers is not None or self._intermixed:
             return super().parse_known_args(args, namespace)
         self._intermixed = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, rest = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._intermixed = False
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._meant(rest[0])}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong and ends with the exit code of wrong usage."""
-        told = message.removeprefix("argument ").replace(": is ", " is ", 1)
-        say_error(f"{told}; see `{self.prog} --help`")
-        self.exit(2)
+        """Print what is wrong and exit with the code of wrong usage."""
+        found = message.removeprefix("argument ").replace(": is ", " is ", 1)
+        choice = re.search(r"^(\w+): invalid choice: '([^']*)' \(choose from (.*)\)$", found)
+        if choice:
+            found = f"{choice[1]} is {choice[2]!r}; must be one of {choice[3].replace(chr(39), '')}"
+            found += _did_you_mean(choice[2], choice[3].replace("'", "").split(", "))
+        say_error(f"{found}; see `{self.prog} --help`")
+        self.exit(USAGE)
+
+    def _meant(self, argument: str) -> str:
+        """A hint at the flag that was probably meant; empty if none is close."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        return _did_you_mean(argument.partition("=")[0], flags) if argument.startswith("-") else ""
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def parser_options(description: str, examples: str) -> dict[str, Any]:
-    """What every parser is made with."""
+    """The options that every parser is made with."""
     return {
         "description": description,
         "epilog": examples,
@@ -52,7 +79,7 @@ def parser_options(description: str, examples: str) -> dict[str, Any]:
 def add_command(
     commands: Any, name: str, description: str, examples: str, run: Callable[[argparse.Namespace], int]
 ) -> Parser:
-    """A command's parser."""
+    """Add a command; return its parser."""
     short = description.partition(".")[0]
     parser: Parser = commands.add_parser(
         name, help=short[0].lower() + short[1:], **parser_options(description, examples)
@@ -72,24 +99,31 @@ def add_flag(
     metavar: str | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> None:
-    """A flag with one value. `variable` names the environment variable that is looked at when the flag is absent."""
-    told = [f"default {default}"] if default not in (None, "") else []
+    """Add a flag with one value. `variable` names the environment variable that is read if the flag is absent.
+
+    `kind` converts the text and raises `ValueError` or `argparse.ArgumentTypeError` with what is allowed.
+    """
+    notes = [f"default {default}"] if default not in (None, "") else []
     if variable:
-        told.append(f"or {variable}")
+        notes.append(f"or {variable}")
         if variable in os.environ:
             default = _FromEnvironment(os.environ[variable])
             default.variable = variable
-    parser.add_argument(
+    action = parser.add_argument(
         name,
         default=default,
-        type=_named(kind, choices),
+        type=checked(kind, choices),
         metavar=metavar or ("|".join(choices) if choices else None),
-        help=f"{help} ({'; '.join(told)})" if told else help,
+        help=f"{help} ({'; '.join(notes)})" if notes else help,
     )
+    if choices:
+        action.choices = choices  # for the completion scripts; `checked` refuses others with a better message
+    if kind is Path:
+        action.complete = FILES  # type: ignore[attr-defined] # where shtab looks
 
 
 def add_address(parser: argparse._ActionsContainer) -> None:
-    """The flag of every command that calls a server."""
+    """Add the flag of every command that calls a server."""
     add_flag(
         parser,
         "--address",
@@ -101,8 +135,28 @@ def add_address(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _named(kind: Callable[[str], Any], choices: tuple[str, ...] | None) -> Callable[[str], Any]:
-    """`kind`, with complaints that quote the value, what is allowed, and the variable it came from."""
+def add_json(parser: argparse._ActionsContainer, help: str = "print JSON instead") -> None:  # noqa: A002
+    """Add the flag of every command that lists or describes something."""
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def bounded(kind: type[int] | type[float], minimum: float, maximum: float | None) -> Callable[[str], Any]:
+    """A converter to a number within bounds, both included; None is no upper bound. NaN is out of every bound."""
+
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if not (minimum <= value and (maximum is None or value <= maximum)):
+            raise argparse.ArgumentTypeError(
+                f"must be {minimum} or more" if maximum is None else f"must be {minimum} to {maximum}"
+            )
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def checked(kind: Callable[[str], Any], choices: tuple[str, ...] | None = None) -> Callable[[str], Any]:
+    """`kind` with error messages that quote the value, what is allowed, and the variable it came from."""
 
     def convert(text: str) -> Any:
         source = f" in {text.variable}" if isinstance(text, _FromEnvironment) else ""
@@ -110,6 +164,8 @@ def _named(kind: Callable[[str], Any], choices: tuple[str, ...] | None) -> Calla
             raise argparse.ArgumentTypeError(f"is {str(text)!r}{source}; must be one of {', '.join(choices)}")
         try:
             return kind(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"is {str(text)!r}{source}; {error}") from error
         except ValueError as error:
             wanted = {"int": "a whole number", "float": "a number"}.get(kind.__name__, kind.__name__)
             raise argparse.ArgumentTypeError(f"is {str(text)!r}{source}; must be {wanted}") from error

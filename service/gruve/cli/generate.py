@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import connected
+from gruve.cli.calls import ReconnectNotes, connected
 from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, tune_model
-from gruve.cli.flags import Parser, add_address, add_command, add_flag
-from gruve.cli.terminal import Failure, say_note, say_nothing, standard_output
+from gruve.cli.flags import Parser, add_address, add_command, add_flag, bounded
+from gruve.cli.terminal import Failure, piped_text, say_note, say_nothing, standard_output
 
 if TYPE_CHECKING:
     from gruve.client import Client, GenerateOptions, TokenStream
@@ -37,7 +36,7 @@ examples:
   gruve generate folk --raw                                     the model's tokens and nothing else
   gruve generate shakespeare "ROMEO:" --session new             keep a session; its id is noted at the end
   gruve generate shakespeare --session ID                       go on from there
-  fortune | gruve generate shakespeare -                        the prompt from standard input
+  fortune | gruve generate shakespeare                          the prompt from standard input
 """
 
 
@@ -45,7 +44,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
     parser = add_command(commands, "generate", DESCRIPTION, EXAMPLES, run)
     parser.add_argument("model", metavar="MODEL", help="the model's name; `gruve models` lists them")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what it continues; - reads standard input")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what it continues; absent or -, what is piped in")
     add_address(parser)
     add_sampling(parser)
     add_flag(parser, "--min-tokens", int, None, "tokens before which it does not end", metavar="N")
@@ -54,7 +53,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "--stop", action="append", metavar="TEXT", help="end before this text; may be given up to 16 times"
     )
     parser.add_argument("--session", metavar="ID|new", help="continue a session, or keep this one")
-    add_flag(parser, "--timeout", float, None, "give up after so many seconds", metavar="S")
+    add_flag(parser, "--timeout", bounded(float, 0.001, None), None, "give up after so many seconds", metavar="S")
     parser.add_argument("--echo", action="store_true", help="put the prompt before what is generated")
     add_tune_flags(parser)
     parser.add_argument("--quiet", action="store_true", help="no notes on standard error")
@@ -77,9 +76,11 @@ def run(args: argparse.Namespace) -> int:
     """Streams, notes, writes."""
     note: Callable[[str], None] = say_nothing if args.quiet else say_note
     tune_options = TuneOptions.of(args)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with connected(args.address) as client:
+    prompt = piped_text(args.prompt) if args.prompt in (None, "-") else args.prompt
+    reconnects = ReconnectNotes(note)
+    with connected(args.address, timeout_s=args.timeout, on_reconnect=reconnects) as client:
         model = tune_model(client, args.model)
+        reconnects.established()
         if model is not None:
             start = functools.partial(_begin_tune, client, args)
             composer = Composer(client, model, tune_options, start, summary, note)

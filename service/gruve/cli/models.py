@@ -1,52 +1,82 @@
-"""`gruve models`: what a server serves."""
+"""`gruve models`: the models that a server has."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from gruve.cli.calls import connected
-from gruve.cli.flags import Parser, add_address, add_command
-from gruve.cli.terminal import print_table
+from gruve.cli.flags import Parser, add_address, add_command, add_json
+from gruve.cli.json_output import as_json, print_json
+from gruve.cli.terminal import print_tabs, print_wide
+
+if TYPE_CHECKING:
+    from gruve.v1.model_pb2 import Model
 
 DESCRIPTION = """List the models of a server.
 
-A table on a terminal; elsewhere tabs between columns and a line for each model, broken ones with their reason."""
+On a terminal, a table, and below each model what it was trained for or why it is broken. Elsewhere one line for each
+model with tabs between the columns, whose names and order stay the same: name, state, tokens, vocabulary, cell, size,
+parameters, backend, digest, about. --json has every field of the API."""
 EXAMPLES = """\
 examples:
   gruve models
   gruve models --address replica:50051 | cut -f1
+  gruve models --json | jq -r '.[] | select(.state == "broken") | .state_reason'
 """
 COLUMNS = ("name", "state", "tokens", "vocabulary", "cell", "size", "parameters", "backend", "digest", "about")
+TERMINAL_COLUMNS = ("name", "state", "tokens", "vocabulary", "model", "parameters", "backend")
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Declares the command."""
-    add_address(add_command(commands, "models", DESCRIPTION, EXAMPLES, run))
+    """Declare the command."""
+    parser = add_command(commands, "models", DESCRIPTION, EXAMPLES, run)
+    add_address(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table."""
+    """Print the list."""
+    import sys
+
     with connected(args.address) as client:
         models = client.models()
+    if args.json:
+        print_json([as_json(model) for model in models])
+        return 0
+    rows = [_row(model) for model in models]
+    if not sys.stdout.isatty():
+        print_tabs(COLUMNS, rows)
+        return 0
+    print_wide(TERMINAL_COLUMNS, [((*row[:4], f"{row[4]} {row[5]}".strip(), *row[6:8]), row[9]) for row in rows])
+    return 0
+
+
+def _row(model: Model) -> tuple[str, ...]:
     from gruve.v1 import model_pb2
 
-    rows = []
-    for model in models:
-        serving = model.state == model_pb2.MODEL_STATE_SERVING
-        cell = model_pb2.Cell.Name(model.cell).removeprefix("CELL_").lower() if serving else ""
-        rows.append(
-            (
-                model.name,
-                "serving" if serving else "broken",
-                model.tokenizer,
-                str(model.vocabulary_size) if serving else "",
-                cell,
-                f"{model.num_layers}x{model.hidden_size}" if serving else "",
-                f"{model.parameter_count:,}" if serving else "",
-                model.backend,
-                model.digest[:12],
-                model.description if serving else model.state_reason,
-            )
+    if model.state != model_pb2.MODEL_STATE_SERVING:
+        return (
+            model.name,
+            "broken",
+            model.tokenizer,
+            "",
+            "",
+            "",
+            "",
+            model.backend,
+            model.digest[:12],
+            model.state_reason,
         )
-    print_table(COLUMNS, rows)
-    return 0
+    return (
+        model.name,
+        "serving",
+        model.tokenizer,
+        str(model.vocabulary_size),
+        model_pb2.Cell.Name(model.cell).removeprefix("CELL_").lower(),
+        f"{model.num_layers}x{model.hidden_size}",
+        f"{model.parameter_count:,}",
+        model.backend,
+        model.digest[:12],
+        model.description,
+    )

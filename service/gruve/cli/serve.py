@@ -200,7 +200,7 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         group,
         "--store",
         str,
-        f"sqlite:{_default_path()}",
+        default_store(),
         "what keeps sessions: memory, sqlite, sqlite:PATH, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]",
         variable="GRUVE_STORE",
         metavar="STORE",
@@ -255,10 +255,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _default_path() -> Path:
-    """Where a user's programs keep what is worth keeping, by the XDG base directory specification."""
+def default_store() -> str:
+    """The store without --store: a file in the user's state folder, by the XDG base directory specification."""
     state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()) / "gruve" / "sessions.db"
+    folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
+    return f"sqlite:{folder / 'gruve' / 'sessions.db'}"
 
 
 def _key(variable: str, file: Path | None = None) -> bytes | None:
@@ -284,7 +285,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
             raise Failure(f"--{name.replace('_', '-')} is {value}; must be {minimum} to {maximum}", exit_code=2)
     if not args.models.is_dir():
         raise Failure(f"--models is {str(args.models)!r}; there is no such folder")
-    store = f"sqlite:{_default_path()}" if args.store == "sqlite" else args.store
+    store = default_store() if args.store == "sqlite" else args.store
     ttl_s = args.session_ttl
     if ttl_s is None:
         ttl_s = MEMORY_TTL_S if store == "memory" else STORED_TTL_S

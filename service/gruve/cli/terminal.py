@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters to their pictures, so that what a model writes cannot command the terminal."""
+"""Control characters and what is shown for them, so that a model's output cannot control the terminal."""
 
 
 class Failure(Exception):
-    """What a command could not do, told to its user in a line."""
+    """A command could not do its work; the message is shown to the user on one line."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -54,13 +59,38 @@ def standard_output() -> TextOut:
     return TextOut(sys.stdout)
 
 
+def piped_text(argument: str | None) -> str | None:
+    """The text that is piped or redirected into the command; None if there is none.
+
+    A terminal or a device such as /dev/null is not read, unless `argument` is "-", which asks for it. Raises `Failure`
+    if the text is not UTF-8.
+    """
+    if argument != "-" and not _is_piped():
+        return None
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8")
+    try:
+        return sys.stdin.read() or None
+    except UnicodeDecodeError as error:
+        raise Failure(f"standard input is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe, a socket or a file."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by something without a file
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
 def say_error(message: str) -> None:
     """One line on standard error."""
     print("gruve:", " ".join(message.split()).translate(PICTURES), file=sys.stderr)
 
 
 def say_note(message: str) -> None:
-    """A line on standard error about what was done, dimmed on a terminal."""
+    """Print a line on standard error about what was done, dimmed on a terminal."""
     if sys.stderr.isatty():
         write_styled(sys.stderr, f"{message.translate(PICTURES)}\n", "dim")
     else:
@@ -68,29 +98,62 @@ def say_note(message: str) -> None:
 
 
 def say_nothing(message: str) -> None:
-    """`say_note` for those who want none."""
+    """A replacement of `say_note` that prints nothing."""
+
+
+def is_styled(stream: TextIO) -> bool:
+    """Whether to style what is written to `stream`: on a terminal that can, unless NO_COLOR is set and not empty."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "")
 
 
 def write_styled(stream: TextIO, text: str, style: str) -> None:
-    """Writes to a terminal in a style, where the terminal and its user (NO_COLOR) want one."""
+    """Write to a terminal in a style, or plainly where `is_styled` says so."""
+    if not is_styled(stream):
+        stream.write(text)
+        stream.flush()
+        return
     from rich.console import Console
 
     Console(file=stream).out(text, style=style, highlight=False, end="")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal; elsewhere tabs between columns and a line for each row."""
-    if not sys.stdout.isatty():
-        for row in (columns, *rows):
-            print("\t".join(" ".join(cell.split()) for cell in row))
-        return
+def console(stream: TextIO) -> Console:
+    """A console of rich for a terminal; it writes no escape sequences of style where `is_styled` says so."""
     from rich.console import Console
+
+    return Console(file=stream, color_system="auto" if is_styled(stream) else None, highlight=False)
+
+
+def print_tabs(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a header and a line for each row, with tabs between columns; white space in a cell becomes one space."""
+    for row in (columns, *rows):
+        print("\t".join(" ".join(cell.split()) for cell in row))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal; elsewhere as `print_tabs` does."""
+    if sys.stdout.isatty():
+        print_wide(columns, [(row, "") for row in rows])
+    else:
+        print_tabs(columns, rows)
+
+
+def print_wide(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> None:
+    """Print a table to a terminal; below each row its note, wrapped and indented, if it has one."""
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell.translate(PICTURES)) for cell in row))
-    Console().print(table)
+    widths = [max(len(cell) for cell in cells) for cells in zip(columns, *(row for row, _ in rows), strict=True)]
+    screen = console(sys.stdout)
+    noted = any(note for _, note in rows)
+    parts = [([row], note) for row, note in rows] if noted else [([row for row, _ in rows], "")]
+    for number, (group, note) in enumerate(parts):
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=number == 0)
+        for column, width in zip(columns, widths, strict=True):
+            table.add_column(column, overflow="fold", min_width=width if noted else None)
+        for row in group:
+            table.add_row(*(Text(cell.translate(PICTURES)) for cell in row))
+        screen.print(table)
+        if note:
+            screen.print(Padding(Text(note.translate(PICTURES), style="dim", overflow="fold"), (0, 0, 0, 2)))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.flags import Parser, add_command
+from gruve.cli.progress_bar import progress_bar
 from gruve.cli.terminal import say_note
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from gruve.training.trainer import train
 
     config = read_config(args.config)
-    with _shown(config.schedule.steps) as show:
+    with progress_bar() if sys.stderr.isatty() else nullcontext(_say_validation) as show:
         try:
             model = train(config, args.corpus, args.out, resume=args.resume, initial=args.initial, progress=show)
         except KeyboardInterrupt:
@@ -59,36 +59,6 @@ def run(args: argparse.Namespace) -> int:
             raise
     say_note(f"{model.name}: {model.config.parameter_count():,} parameters in {args.out}")
     return 0
-
-
-@contextmanager
-def _shown(steps: int) -> Iterator[Callable[[Progress], None]]:
-    """Shows progress: a bar on a terminal, elsewhere a line for each validation."""
-    if not sys.stderr.isatty():
-        yield _say_validation
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.description}"),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=steps)
-        best = float("inf")
-
-        def show(progress: Progress) -> None:
-            nonlocal best
-            if progress.validation_loss is not None:
-                best = min(best, progress.validation_loss)
-            told = f"{progress.tokens_per_second:,.0f} tokens/s, loss {progress.train_loss:.4f}"
-            known = f", best validation {best:.4f} nats" if best < float("inf") else ""
-            bar.update(task, completed=progress.step, description=told + known)
-
-        yield show
 
 
 def _say_validation(progress: Progress) -> None:

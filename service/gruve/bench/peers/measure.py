@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 
 from gruve.bench.figures import OBJECTIVE, Figures, S, figures, median
-from gruve.bench.load import Clients, Closed, Workload, soon_ns
+from gruve.bench.load.generator import Clients, Closed, Workload, soon_ns
+from gruve.bench.load.processes import Server
+from gruve.bench.load.transport import Ask, GruveTransport, Refused
 from gruve.bench.machine import descendants, describe_machine, describe_versions, process_cpu_s, process_rss_mb
 from gruve.bench.peers.environments import NotInstalled, environment
 from gruve.bench.peers.systems import CHANNELS, SYSTEMS, Connect, System
-from gruve.bench.processes import Server
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
-from gruve.bench.transport import Ask, GruveTransport, Refused
 from gruve.decode.choose import DecodeConfig
 from gruve.model.network import to_torch_gru
 from gruve.model.repository import Model

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gruve.bench.transport import Ask, GruveTransport, HttpTransport, Transport, TritonTransport
+from gruve.bench.load.transport import Ask, GruveTransport, HttpTransport, Transport, TritonTransport
 
 TORCH = "torch==2.13.0"
 PACKAGE_ROOT = Path(__file__).parents[3]

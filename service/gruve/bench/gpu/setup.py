@@ -1,6 +1,6 @@
-"""What `gruve bench gpu` runs on: the GPU, or, to try the whole command without one, this CPU, which measures nothing.
+"""The device of `gruve bench gpu`: the GPU, or the CPU for a dry run of the whole command.
 
-On the CPU every time is NaN, so that nothing of a dry run can be taken for a measurement.
+A dry run measures nothing: every time is NaN, so that no figure of it can be mistaken for a measurement.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gruve.model.repository import Model
 SMALL = CudaConfig(sizes=(4, 16), pieces=(4, 2, 1), stop_entries=1 << 16)
 
 
-class Bed(Protocol):
+class Setup(Protocol):
     """Where everything of a run is computed."""
 
     kind: torch.device
@@ -43,7 +43,7 @@ class Bed(Protocol):
         """How long the device takes for `work`, which was done before; `run` does something in the same order."""
 
 
-class GpuBed:
+class GpuSetup:
     """The current GPU, timed with CUDA events. Not run on one yet."""
 
     measures = True
@@ -53,7 +53,7 @@ class GpuBed:
         self.decode = DecodeConfig("cuda", 4_096)
 
     def describe(self) -> dict[str, Value]:
-        """See `Bed`."""
+        """See `Setup`."""
         properties = torch.cuda.get_device_properties(0)
         return {
             "gpu": properties.name,
@@ -65,11 +65,11 @@ class GpuBed:
         }
 
     def backend(self, model: Model, slots: int, mode: CudaMode) -> Backend:
-        """See `Bed`."""
+        """See `Setup`."""
         return _backend(model, slots, mode, GpuDevice(), TORCH_CONFIG if mode == "graph" else CudaConfig())
 
     def time_s(self, work: Work, run: Callable[[Work], None]) -> float:
-        """See `Bed`: from event to event, on the stream that works."""
+        """See `Setup`: from event to event, on the stream that works."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         run(begin.record)
@@ -79,7 +79,7 @@ class GpuBed:
         return float(begin.elapsed_time(end)) / 1e3
 
 
-class DryBed:
+class DrySetup:
     """This CPU, at toy sizes: everything is done and nothing is timed."""
 
     measures = False
@@ -89,15 +89,15 @@ class DryBed:
         self.decode = DecodeConfig("cpu", 16, threads=1)
 
     def describe(self) -> dict[str, Value]:
-        """See `Bed`."""
+        """See `Setup`."""
         return {"gpu": None, "dry_run": True}
 
     def backend(self, model: Model, slots: int, mode: CudaMode) -> Backend:
-        """See `Bed`."""
+        """See `Setup`."""
         return _backend(model, slots, mode, CpuDevice(), SMALL)
 
     def time_s(self, work: Work, run: Callable[[Work], None]) -> float:  # noqa: ARG002 - nothing is timed
-        """See `Bed`."""
+        """See `Setup`."""
         work()
         return math.nan
 

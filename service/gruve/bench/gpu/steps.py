@@ -1,7 +1,7 @@
-"""What takes a step on a GPU, timed: gruve's ways, and on the same weights what torch offers for it.
+"""Times decode steps on a GPU: gruve's modes, and torch's alternatives on the same weights.
 
-The peers have fp16 weights and operands like gruve's kernels, the whole step on the device and nothing on the host but
-the call: embedding, layers, head, a draw at temperature 1 by `torch.multinomial`.
+The alternatives have fp16 weights and operands as gruve's kernels have. Their whole step runs on the device: embedding,
+layers, head, a draw at temperature 1 by `torch.multinomial`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from gruve.bench.decode.steppers import torch_layer
 from gruve.bench.figures import median
-from gruve.bench.gpu_bed import Bed
-from gruve.bench.steppers import torch_layer
+from gruve.bench.gpu.setup import Setup
 from gruve.decode import Backend, Block, Row
 from gruve.decode.cuda.backend import CudaBackend
 from gruve.decode.cuda.device import Work
@@ -84,20 +84,20 @@ class Ours:
 class Peer:
     """A step of torch's, one call a step."""
 
-    def __init__(self, name: str, model: Model, batch: int, bed: Bed) -> None:
-        self._dtype = torch.float16 if bed.measures else torch.float32
+    def __init__(self, name: str, model: Model, batch: int, setup: Setup) -> None:
+        self._dtype = torch.float16 if setup.measures else torch.float32
         config = model.config
-        self._weights = {key: weight.to(bed.kind, self._dtype) for key, weight in model.weights.items()}
-        self._tokens = torch.full((batch,), START_TOKEN, device=bed.kind)
-        self._state = torch.zeros(config.num_layers, batch, config.hidden_size, device=bed.kind, dtype=self._dtype)
+        self._weights = {key: weight.to(setup.kind, self._dtype) for key, weight in model.weights.items()}
+        self._tokens = torch.full((batch,), START_TOKEN, device=setup.kind)
+        self._state = torch.zeros(config.num_layers, batch, config.hidden_size, device=setup.kind, dtype=self._dtype)
         self._forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
         if name == "nn.GRU":
-            self._forward = _GruStep(model, self._weights, bed.kind, self._dtype)
+            self._forward = _GruStep(model, self._weights, setup.kind, self._dtype)
         else:
             self._forward = _EagerStep(model, self._weights)
         self._next: Callable[[Tensor, Tensor], Any] = self._draw
         # On a CPU it would need a compiler for C++ and a minute.
-        self._compiled = name == COMPILED and bed.measures
+        self._compiled = name == COMPILED and setup.measures
         if self._compiled:
             # Each for its own shapes, and with weights and state that its graph reads where they are.
             torch.compiler.reset()
@@ -177,35 +177,35 @@ class Timing:
     """Of gruve's own."""
 
 
-def step_s(stepper: Stepper, bed: Bed, timing: Timing) -> float:
-    """The median seconds of a step; NaN on a bed that does not measure."""
-    calls, found = 1, bed.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
-    found = bed.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
+def step_s(stepper: Stepper, setup: Setup, timing: Timing) -> float:
+    """The median seconds of a step; NaN on a setup that does not measure."""
+    calls, found = 1, setup.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
+    found = setup.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
     if found > 0.0:
         calls = max(1, round(timing.seconds / found))
     rounds = []
     for _ in range(timing.rounds):
         taken: list[int] = []
-        seconds = bed.time_s(lambda taken=taken: taken.append(stepper.steps(calls)), stepper.run)  # type: ignore[misc]
+        seconds = setup.time_s(lambda taken=taken: taken.append(stepper.steps(calls)), stepper.run)  # type: ignore[misc]
         rounds.append(seconds / taken[0])
     return median(rounds)
 
 
-def probe_flop_per_s(bed: Bed, size: int) -> float:
+def probe_flop_per_s(setup: Setup, size: int) -> float:
     """What a product of two (size, size) fp16 matrices of random numbers reaches, the best of five."""
-    a, b = (torch.randn(size, size, device=bed.kind, dtype=torch.float16) for _ in range(2))
+    a, b = (torch.randn(size, size, device=setup.kind, dtype=torch.float16) for _ in range(2))
     out = torch.empty_like(a)
     torch.mm(a, b, out=out)
-    times = [bed.time_s(lambda: _ignore(torch.mm(a, b, out=out)), _here) for _ in range(5)]
+    times = [setup.time_s(lambda: _ignore(torch.mm(a, b, out=out)), _here) for _ in range(5)]
     return 2.0 * size**3 / min(times)
 
 
-def probe_bytes_per_s(bed: Bed, size: int) -> float:
+def probe_bytes_per_s(setup: Setup, size: int) -> float:
     """What a copy within the device reaches, bytes read and written, the best of five."""
-    a = torch.empty(size, device=bed.kind, dtype=torch.uint8).random_()
+    a = torch.empty(size, device=setup.kind, dtype=torch.uint8).random_()
     b = torch.empty_like(a)
     b.copy_(a)
-    times = [bed.time_s(lambda: _ignore(b.copy_(a)), _here) for _ in range(5)]
+    times = [setup.time_s(lambda: _ignore(b.copy_(a)), _here) for _ in range(5)]
     return 2.0 * size / min(times)
 
 

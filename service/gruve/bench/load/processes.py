@@ -1,6 +1,7 @@
-"""The processes that are measured: the server as it is started, one that streams canned messages, one bare engine.
+"""The measured processes: the real server, a server that streams canned messages, and an engine without a server.
 
-Each runs in a process of its own and tells over a pipe when it is ready; what it costs is read from the system.
+Each runs in a process of its own and reports over a pipe when it is ready. Its CPU time and memory come from the
+operating system.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import grpc
 import numpy as np
 
 from gruve.bench.figures import Record
-from gruve.bench.load import Workload
+from gruve.bench.load.generator import Workload
+from gruve.bench.load.transport import GENERATE
 from gruve.bench.machine import descendants, process_cpu_s, process_rss_mb
-from gruve.bench.transport import GENERATE
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import Engine

@@ -1,4 +1,4 @@
-"""A backend that computes nothing: its steps last a given time, as a GPU's do, and its tokens follow from the slot."""
+"""A backend that computes nothing. A step lasts a given time, and the tokens are a function of slot and step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 
-class IdleBackend:
+class NullBackend:
     """See `gruve.decode.AsyncBackend`; of a row it knows the prompt's length and how many tokens it may generate."""
 
     name, selection_reason, numerics_id = "idle", "computes nothing", "0" * 16
@@ -74,6 +74,6 @@ class IdleBackend:
         return result
 
 
-def choose_idle(step_s: float, model: Model, decode: DecodeConfig) -> IdleBackend:
-    """In the place of `choose_backend`, once `step_s` is given."""
-    return IdleBackend(model.config, decode.slots, step_s)
+def choose_null(step_s: float, model: Model, decode: DecodeConfig) -> NullBackend:
+    """A replacement for `choose_backend`, after `step_s` is bound."""
+    return NullBackend(model.config, decode.slots, step_s)

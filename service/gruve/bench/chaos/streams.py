@@ -1,7 +1,7 @@
-"""Streams whose every token is known beforehand: what each is asked for, what it has received, and its twin.
+"""Streams whose tokens are known beforehand: the requests of each, what it has received, and its twin.
 
-A stream plays one session, turn after turn, through `gruve.client`; some are steered at fixed positions. Its twin is
-the same turns on a server that nobody disturbs. Knows nothing of what is done to servers.
+A stream plays one session, turn after turn, through `gruve.client`; some are steered at fixed positions. Its twin plays
+the same turns on an undisturbed server. Knows nothing of the faults that are injected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from gruve.bench.replicas import Replica
+from gruve.bench.chaos.replicas import Replica
 from gruve.bench.synthetic import VOCABULARY_SIZE
 from gruve.client import AsyncClient, AsyncTokenStream, CallFailed, Chunk, GenerateOptions, Reconnect
 
@@ -296,7 +296,7 @@ class Streams:
 
 
 class Twins:
-    """The same turns on a server that nobody disturbs; each is played once, whoever asks."""
+    """The same turns on an undisturbed server. Each turn is played once and its result is cached."""
 
     def __init__(self, replica: Replica) -> None:
         """`replica` is started when it is first needed."""

@@ -1,6 +1,6 @@
-"""What the CPU could do at most, probed in the same run: multiply-adds in registers, and reading the weights.
+"""Probes the CPU's limits in the same run: the peak rate of multiply-adds, and the bandwidth of reading weights.
 
-The probes are C, in the library of the native backend; without it there is no roofline to tell.
+The probes are C functions in the library of the native backend. Without the library there is no roofline.
 """
 
 from __future__ import annotations

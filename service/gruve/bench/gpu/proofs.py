@@ -1,6 +1,6 @@
-"""What `gruve bench gpu` proves before it measures: fresh weights and inputs every time, outputs poisoned before.
+"""The correctness proofs of `gruve bench gpu`. Weights and inputs are new each time; outputs are poisoned beforehand.
 
-Each proof returns a row with the worst that was found, its bound, and whether it held.
+Each proof returns a row with the largest deviation, its bound, and whether it held.
 """
 
 from __future__ import annotations

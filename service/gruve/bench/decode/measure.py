@@ -1,6 +1,7 @@
-"""`gruve bench decode`: one decode step, sampling included, beside its peers on the same weights and its roofline.
+"""`gruve bench decode`: the time of one decode step, sampling included, beside other runtimes and the CPU's roofline.
 
-For every batch the steppers take turns, several times round; a row holds the median of its rounds.
+All runtimes have the same weights. For every batch size the steppers take turns for several rounds; a row holds the
+median of the rounds.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gruve.bench.decode.roofline import Roofline, probe_roofline
+from gruve.bench.decode.steppers import BACKENDS, Absent, Peer, Stepper, make_stepper
 from gruve.bench.figures import median
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.roofline import Roofline, probe_roofline
-from gruve.bench.steppers import BACKENDS, Absent, Peer, Stepper, make_stepper
 from gruve.bench.synthetic import CELLS, LARGE, MEDIUM, Size, flop_per_token, make_model, streamed_bytes
 from gruve.model.oracle import Oracle
 from gruve.model.repository import Model

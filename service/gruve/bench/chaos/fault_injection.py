@@ -1,7 +1,7 @@
-"""Ways in which a session store fails under a running server, each undone again; none needs the rights of root.
+"""Faults of a session store, injected under a running server and undone afterwards. None needs root.
 
-What is done to SQLite's file is done by a second connection, so that the server's own cache of it is void, and on a
-thread of its own: it waits for the server's locks, and the streams' clients must not wait with it.
+Faults in SQLite's file are injected through a second connection, which invalidates the server's page cache. They run on
+a worker thread, because they wait for the server's locks and the clients' event loop must not wait with them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-from gruve.bench.replicas import Redis, Replica
+from gruve.bench.chaos.replicas import Redis, Replica
 
-Break = Callable[[Path, Redis | None, Replica], contextlib.AbstractAsyncContextManager[None]]
+Fault = Callable[[Path, Redis | None, Replica], contextlib.AbstractAsyncContextManager[None]]
 Patch = tuple[int, bytes]
-"""Where in the file, and what is written there."""
+"""A file offset and the bytes to write there."""
 TABLES = ("session", "chunk", "generation", "state")
 WRITE_VERSION = 18
-"""Where the file says how it is to be written; a version that is not known yet makes it read-only."""
+"""Offset of the write version in SQLite's header; an unknown version makes the file read-only."""
 
 
 @contextlib.asynccontextmanager
-async def full(path: Path, __: Redis | None, server: Replica) -> AsyncIterator[None]:
-    """No file of the server may grow any more, as on a full disk."""
+async def disk_full(path: Path, __: Redis | None, server: Replica) -> AsyncIterator[None]:
+    """Limit the size of the server's files to their present one, which acts as a full disk."""
     size = min(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")))
     _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, hard))
@@ -35,7 +35,7 @@ async def full(path: Path, __: Redis | None, server: Replica) -> AsyncIterator[N
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """Somebody else holds the lock that writers need."""
+    """Hold SQLite's write lock."""
     with _connected(path) as db:
         await asyncio.to_thread(db.execute, "BEGIN IMMEDIATE")
         yield
@@ -43,14 +43,14 @@ async def locked(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None
 
 @contextlib.asynccontextmanager
 async def read_only(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """SQLite finds that the file must not be written."""
+    """Mark the file as read-only in its header."""
     async with _overwritten(path, lambda _: [(WRITE_VERSION, b"\xff")]):
         yield
 
 
 @contextlib.asynccontextmanager
-async def corrupt(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """The roots of all tables are garbage; then whatever still is garbage is put back."""
+async def corrupt_pages(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
+    """Overwrite the root pages of all tables, and restore the ones that nobody has rewritten since."""
 
     def roots(db: sqlite3.Connection) -> list[Patch]:
         (size,) = db.execute("PRAGMA page_size").fetchone()
@@ -62,8 +62,8 @@ async def corrupt(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[Non
 
 
 @contextlib.asynccontextmanager
-async def unreachable(_: Path, redis: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """Redis is gone."""
+async def redis_down(_: Path, redis: Redis | None, __: Replica) -> AsyncIterator[None]:
+    """Kill Redis, and start it again afterwards."""
     assert redis is not None  # noqa: S101 - the scenario's store is Redis
     await redis.kill()
     try:
@@ -72,12 +72,12 @@ async def unreachable(_: Path, redis: Redis | None, __: Replica) -> AsyncIterato
         await redis.start()
 
 
-BREAKS: dict[str, Break] = {
-    "store-full": full,
+FAULTS: dict[str, Fault] = {
+    "store-full": disk_full,
     "store-locked": locked,
     "store-readonly": read_only,
-    "store-corrupt": corrupt,
-    "store-unreachable": unreachable,
+    "store-corrupt": corrupt_pages,
+    "store-unreachable": redis_down,
 }
 
 
@@ -90,18 +90,18 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.asynccontextmanager
 async def _overwritten(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]]) -> AsyncIterator[None]:
-    """Overwrites places of the file behind SQLite's back; what nobody has written anew by then is put back."""
+    """Overwrite parts of the file without SQLite, and restore those that have not been rewritten since."""
     places, before = await asyncio.to_thread(_overwrite, path, patches)
     try:
         yield
     finally:
-        await asyncio.to_thread(_put_back, path, places, before)
+        await asyncio.to_thread(_restore, path, places, before)
 
 
 def _overwrite(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]]) -> tuple[list[Patch], list[bytes]]:
-    """Writes patches into the file, and returns them with what was there before."""
+    """Write patches into the file; return them and the bytes they replaced."""
     with open(path, "r+b", buffering=0) as file, _connected(path) as db:
-        _quiet(db, path)
+        _begin_with_empty_log(db, path)
         places = patches(db)
         before = [os.pread(file.fileno(), len(patch), at) for at, patch in places]
         for at, patch in places:
@@ -111,15 +111,15 @@ def _overwrite(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]])
     return places, before
 
 
-def _put_back(path: Path, places: list[Patch], before: list[bytes]) -> None:
+def _restore(path: Path, places: list[Patch], before: list[bytes]) -> None:
     with open(path, "r+b", buffering=0) as file:
         for (at, patch), old in zip(places, before, strict=True):
             if os.pread(file.fileno(), len(patch), at) == patch:
                 os.pwrite(file.fileno(), old, at)
 
 
-def _quiet(db: sqlite3.Connection, path: Path) -> None:
-    """Begins a transaction while the file itself has everything, the log nothing."""
+def _begin_with_empty_log(db: sqlite3.Connection, path: Path) -> None:
+    """Begin a transaction at a moment when the write-ahead log is empty."""
     log = path.with_name(path.name + "-wal")
     while True:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -1,8 +1,8 @@
-"""`gruve bench gpu`: proves the GPU path on the GPU that is there, then measures it beside its peers and its roofline.
+"""`gruve bench gpu`: proves that the GPU backends are correct on this GPU, then measures them.
 
-Every way of decoding is held against the oracle, against the law of sampling and against itself in other company;
-a way that fails its proofs is still measured, and the command ends in failure. What there is no time left for is
-skipped and named.
+Every decoding mode is compared with the oracle, with the sampling distribution and with itself in other batches. A mode
+that fails its proofs is still measured, and the command exits with a failure. The speed is reported beside that of
+torch and the GPU's roofline. Whatever does not fit into the time limit is skipped and named.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 import torch
 
 from gruve.bench.figures import OBJECTIVE, S, figures
-from gruve.bench.gpu_bed import Bed, DryBed, GpuBed
-from gruve.bench.gpu_proofs import BOUNDS, Extent, fresh_model, prove_draws, prove_mixes, prove_oracle
-from gruve.bench.gpu_steps import COMPILED, PEERS, Ours, Peer, Timing, probe_bytes_per_s, probe_flop_per_s, step_s
-from gruve.bench.load import Clients, Closed, Workload, soon_ns
+from gruve.bench.gpu.proofs import BOUNDS, Extent, fresh_model, prove_draws, prove_mixes, prove_oracle
+from gruve.bench.gpu.setup import DrySetup, GpuSetup, Setup
+from gruve.bench.gpu.steps import COMPILED, PEERS, Ours, Peer, Timing, probe_bytes_per_s, probe_flop_per_s, step_s
+from gruve.bench.load.generator import Clients, Closed, Workload, soon_ns
+from gruve.bench.load.processes import Server
+from gruve.bench.load.transport import connect
 from gruve.bench.machine import describe_machine, describe_versions
-from gruve.bench.processes import Server
 from gruve.bench.result import Report, Result, Row
-from gruve.bench.serve import connect
 from gruve.bench.synthetic import (
     CELLS,
     LARGE,
@@ -108,12 +108,12 @@ class GpuBenchConfig:
 
 def run_gpu(config: GpuBenchConfig, report: Report, *, dry: bool = False) -> Result:
     """Runs everything and reports as it goes; `ok` in the rows says whether a proof held."""
-    bed: Bed = DryBed() if dry else GpuBed()
+    setup: Setup = DrySetup() if dry else GpuSetup()
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
-        bench = _Bench(config, bed, report, Path(folder))
+        bench = _Bench(config, setup, report, Path(folder))
         rows = [*bench.prove(), *bench.probe(), *bench.measure(), *bench.serve(), *bench.measure_peers()]
     name = "gpu-dry-run" if dry else "gpu"
-    machine = describe_machine() | bed.describe()
+    machine = describe_machine() | setup.describe()
     return Result(name, machine, describe_versions("triton"), rows, bench.skipped)
 
 
@@ -132,9 +132,9 @@ def held(result: Result) -> bool:
 class _Bench:
     """One run, and what it had to leave out."""
 
-    def __init__(self, config: GpuBenchConfig, bed: Bed, report: Report, folder: Path) -> None:
+    def __init__(self, config: GpuBenchConfig, setup: Setup, report: Report, folder: Path) -> None:
         self._config = config
-        self._bed = bed
+        self._setup = setup
         self._report = report
         self._folder = folder
         self._rng = np.random.default_rng()
@@ -170,8 +170,8 @@ class _Bench:
         yield {"what": "roofline", "tflop_per_s": self._flop_per_s / 1e12, "tb_per_s": self._bytes_per_s / 1e12}
 
     def _probe(self) -> bool:
-        self._flop_per_s = probe_flop_per_s(self._bed, self._config.matrix)
-        self._bytes_per_s = probe_bytes_per_s(self._bed, self._config.copy_bytes)
+        self._flop_per_s = probe_flop_per_s(self._setup, self._config.matrix)
+        self._bytes_per_s = probe_bytes_per_s(self._setup, self._config.copy_bytes)
         self._report(f"fp16 products {self._flop_per_s / 1e12:.0f} TFLOP/s, copies {self._bytes_per_s / 1e12:.2f} TB/s")
         return True
 
@@ -198,13 +198,13 @@ class _Bench:
         return self._attempt({"what": "server"}, self._serve) or []
 
     def _serve(self) -> list[Row]:
-        config, bed, size = self._config, self._bed, str(self._config.sizes[0])
+        config, setup, size = self._config, self._setup, str(self._config.sizes[0])
         model = make_model(self._folder / "models" / "bench", config.sizes[0])
-        decode = dataclasses.replace(bed.decode, cuda=config.modes[0])  # no other in its place
+        decode = dataclasses.replace(setup.decode, cuda=config.modes[0])  # no other in its place
         settings = ServeConfig(models=self._folder / "models", decode=decode, drain_s=0.0)
         began = time.monotonic()
         with Server(settings) as server:
-            started_s = time.monotonic() - began if bed.measures else math.nan
+            started_s = time.monotonic() - began if setup.measures else math.nan
             self._report(f"the server was ready after {started_s:.1f} s")
             rows: list[Row] = [{"what": "start", "size": size, "seconds": started_s}]
             with Clients(connect(server.target, 4), config.client_processes) as clients:
@@ -219,7 +219,7 @@ class _Bench:
     def _prove(self, model: Model, mode: CudaMode) -> list[Row]:
         config, rng = self._config, self._rng
         slots = max(config.extent.mixes)
-        backend = self._bed.backend(model, slots if mode != "eager" else min(slots, 256), mode)
+        backend = self._setup.backend(model, slots if mode != "eager" else min(slots, 256), mode)
         precision = model.config.precision if mode == "triton" else "float32"
         rows = [prove_oracle(backend, model, config.extent, rng, BOUNDS[precision])]
         if isinstance(backend, CudaBackend):
@@ -249,21 +249,21 @@ class _Bench:
 
     def _time_ours(self, model: Model, mode: CudaMode, batch: int) -> float:
         return step_s(
-            Ours(self._bed.backend(model, batch, mode), batch, self._config.timing.steps_per_call),
-            self._bed,
+            Ours(self._setup.backend(model, batch, mode), batch, self._config.timing.steps_per_call),
+            self._setup,
             self._config.timing,
         )
 
     def _time_peer(self, name: str, model: Model, batch: int) -> float:
         """Times a peer that computes the model; another is no peer."""
-        peer = Peer(name, model, batch, self._bed)
+        peer = Peer(name, model, batch, self._setup)
         oracle = Oracle(model.config, model.weights)
         for token in (START_TOKEN, 5, 17, 99):
             found, expected = peer.logits(token).numpy(), oracle.step(token)
         worst = float(np.abs(found - expected).max())
         if not worst <= PEER_BOUND:
             raise ValueError(f"it computes another model: its logits differ from the oracle's by {worst:.2g}")
-        return step_s(peer, self._bed, self._config.timing)
+        return step_s(peer, self._setup, self._config.timing)
 
     def _load(self, clients: Clients, name: str, sessions: int) -> Row:
         """One run of the closed loop, a quarter of it to warm up; no figures where nothing is measured."""
@@ -276,7 +276,7 @@ class _Bench:
         if found.failed:
             raise ValueError(f"{found.failed} requests failed")
         kept = ("tokens_per_s", "tokens_per_message", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p99")
-        return {key: getattr(found, key) if self._bed.measures else math.nan for key in kept}
+        return {key: getattr(found, key) if self._setup.measures else math.nan for key in kept}
 
     def _attempt(self, named: Row, work: Callable[[], T]) -> T | None:
         """What `work` gives; None, and why in `skipped`, where it cannot or no time is left."""
@@ -291,7 +291,7 @@ class _Bench:
                 why = f"{type(error).__name__}: {error}"
             finally:
                 gc.collect()
-                if self._bed.measures:
+                if self._setup.measures:
                     with contextlib.suppress(RuntimeError):  # where the device is lost, all that follows says so
                         torch.cuda.empty_cache()
         self._report(f"skipped {named}: {why}")

@@ -1,4 +1,4 @@
-"""The whole step of a GRU as one ONNX graph, for the runtimes that take such graphs. Knows onnx, which is optional.
+"""Builds the decode step of a GRU as one ONNX graph, for the runtimes that take such graphs. Needs onnx (optional).
 
 Inputs: tokens (B,), state (L, B, H), uniform (B, 1) in [0, 1). Outputs: tokens_out (B,), state_out, logits (B, V).
 """

@@ -1,8 +1,8 @@
-"""The load generator: client processes that play sessions against a server and keep the time of every message.
+"""The load generator: client processes that play sessions against a server and record the time of every message.
 
-Closed loop: so many sessions, each asking again as soon as it has been answered. Open loop: arrivals at times that were
-fixed beforehand, whatever the server does, so that a slow server cannot slow down its own load. A process records bytes
-and times and reads neither until the run is over. Knows transports; knows nothing of engines or models.
+Closed loop: a fixed number of sessions, each of which sends its next request when the previous one is answered. Open
+loop: arrivals at times that were fixed beforehand, so that a slow server cannot slow down its own load. A process
+records bytes and times, and parses neither until the run is over. Knows transports; knows nothing of engines or models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from gruve.bench.figures import Record, S
-from gruve.bench.transport import Ask, Refused, Transport
+from gruve.bench.load.transport import Ask, Refused, Transport
 
 SPAWN = multiprocessing.get_context("spawn")
 LEAD_NS = 3 * S // 10

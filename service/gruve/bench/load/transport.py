@@ -1,12 +1,14 @@
-"""How the load generator speaks to what it measures: a request goes out, raw messages come in, nothing is read until
-the run is over. One transport for gruve (and whatever else serves its contract), one for streams over HTTP/1.1, one for
-Triton's gRPC streams. Knows nothing of timing.
+"""How the load generator talks to a server: it sends a request and collects raw messages, which are parsed afterwards.
+
+There is one transport for gruve and other servers of its contract, one for streams over HTTP/1.1, and one for Triton's
+gRPC streams. Knows nothing of timing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 import json
 import struct
@@ -111,6 +113,11 @@ class GruveTransport:
         """Closes the channels."""
         for channel in self._channels:
             await channel.close()
+
+
+def connect(target: str, channels: int) -> functools.partial[GruveTransport]:
+    """Return a factory of `GruveTransport`, picklable so that it can be sent to a client process."""
+    return functools.partial(GruveTransport, target, channels)
 
 
 class HttpTransport:

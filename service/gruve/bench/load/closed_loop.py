@@ -1,4 +1,4 @@
-"""A server with clients of its own, and the closed loop between them, measured over a window."""
+"""Runs a server and client processes, and measures a closed loop between them over a time window."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from gruve.bench.figures import OBJECTIVE, Figures, S, figures
-from gruve.bench.load import Clients, Closed, Workload, soon_ns
-from gruve.bench.processes import Server
-from gruve.bench.serve import connect
+from gruve.bench.load.generator import Clients, Closed, Workload, soon_ns
+from gruve.bench.load.processes import Server
+from gruve.bench.load.transport import connect
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig
 from gruve.model.repository import Model
@@ -20,7 +20,7 @@ from gruve.serve.server import ServeConfig
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a closed loop came to."""
+    """The measurements of one closed loop."""
 
     figures: Figures
     cpu_s_per_million_tokens: float
@@ -30,7 +30,7 @@ class Loaded:
 
 
 class Side:
-    """A server and its clients, as long as `stack` lasts; compared with others in turns."""
+    """A server and its client processes, which live as long as `stack`. Benchmarks alternate between several sides."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Side:
         self.clients = stack.enter_context(Clients(connect(self.server.target, channels), client_processes))
 
     def load(self, workload: Workload, sessions: int, warm_s: float, seconds: float) -> Loaded:
-        """So many sessions in the closed loop, measured for `seconds` after `warm_s`."""
+        """Run `sessions` concurrent sessions and measure them for `seconds`, after `warm_s` of warm-up."""
         begin_ns = soon_ns()
         window_ns = begin_ns + int(warm_s * S)
         end_ns = window_ns + int(seconds * S)

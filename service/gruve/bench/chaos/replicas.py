@@ -1,6 +1,6 @@
-"""The processes that chaos is done to: `gruve serve` as an operator starts it, Redis, and HAProxy in front of servers.
+"""The processes of the chaos benchmark: `gruve serve` servers, Redis, and HAProxy in front of the servers.
 
-Each keeps its port and its files when it is started again. What they write goes into files of the benchmark's folder.
+A process keeps its port and its files over a restart. Its output goes into files in the benchmark's folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`gruve bench front`: what the server delivers when decoding costs nothing: its own ceiling, and gRPC's.
+"""`gruve bench front`: the throughput of the server and gRPC over a backend that computes nothing.
 
-A GPU draws more tokens than one process can write one by one. Behind the same engine, sessions and services stands a
-backend whose steps last as long as a GPU's are meant to and make tokens out of nothing.
+It finds the server's own ceiling: a GPU generates more tokens than one process can write one by one. Engine, sessions
+and services are the real ones. The null backend takes as long for a step as a GPU is expected to.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import functools
 import tempfile
 from pathlib import Path
 
-from gruve.bench.closed import Loaded, Side
 from gruve.bench.figures import median
-from gruve.bench.idle_backend import choose_idle
-from gruve.bench.load import Workload
+from gruve.bench.load.closed_loop import Loaded, Side
+from gruve.bench.load.generator import Workload
 from gruve.bench.machine import describe_machine, describe_versions
+from gruve.bench.null_backend import choose_null
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, make_model
 from gruve.serve.server import ServeConfig
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FrontBenchConfig:
+class CeilingBenchConfig:
     """How much of everything."""
 
     size: Size = MEDIUM
@@ -49,19 +49,19 @@ class FrontBenchConfig:
     channels: int = 4
 
     @classmethod
-    def quick(cls) -> FrontBenchConfig:
+    def quick(cls) -> CeilingBenchConfig:
         """Less of everything, in less than 50 seconds."""
         return cls(sessions=(1, 64, 256), rounds=1, warm_s=1.5, seconds=2.0)
 
 
-def run_front(config: FrontBenchConfig, report: Report) -> Result:
+def run_server_ceiling(config: CeilingBenchConfig, report: Report) -> Result:
     """Measures every number of sessions, round after round."""
     rounds: dict[int, list[Loaded]] = {sessions: [] for sessions in config.sessions}
     workload = Workload(MODEL, VOCABULARY_SIZE, config.prompt_tokens, config.least_tokens, config.most_tokens, turns=1)
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         make_model(Path(folder) / MODEL, config.size)
         server_config = ServeConfig(models=Path(folder), store="memory", drain_s=0.0)
-        choose = functools.partial(choose_idle, config.step_us / 1e6)
+        choose = functools.partial(choose_null, config.step_us / 1e6)
         with contextlib.ExitStack() as stack:
             side = Side(stack, server_config, config.client_processes, config.channels, choose)
             for i in range(config.rounds):
@@ -78,7 +78,7 @@ def run_front(config: FrontBenchConfig, report: Report) -> Result:
     return Result("front", describe_machine(), describe_versions(), rows)
 
 
-def _row(config: FrontBenchConfig, sessions: int, measured: list[Loaded]) -> Row:
+def _row(config: CeilingBenchConfig, sessions: int, measured: list[Loaded]) -> Row:
     found = [loaded.figures for loaded in measured]
     return {
         "sessions": sessions,

@@ -1,7 +1,7 @@
-"""What can make a decode step, behind one interface: gruve's backends, and what else could be used on the same weights.
+"""One interface for everything that can compute a decode step: gruve's backends, torch, ONNX Runtime and OpenVINO.
 
 A step takes the last token of every row to its next one: embedding, layers, head, a draw at temperature 1. Every
-stepper keeps its state and its tokens itself, as its own manual would have it.
+stepper keeps its state and its tokens in the way that its own manual recommends.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gruve.bench.decode.onnx_step import make_step_graph, onnx
 from gruve.bench.machine import optional_package
-from gruve.bench.onnx_step import make_step_graph, onnx
 from gruve.decode import Backend, Row
 from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.reference import ReferenceBackend

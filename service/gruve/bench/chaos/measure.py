@@ -1,8 +1,8 @@
-"""`gruve bench chaos`: what becomes of streams when servers are killed, stopped and robbed of their store.
+"""`gruve bench chaos`: kills servers, stops them and breaks their store under load, and compares every token.
 
-Real `gruve serve` processes, a real Redis and HAProxy, SIGKILL, and `gruve.client` that reconnects by itself; every
-stream is compared with its twin on a server that nobody disturbed. Something is done only while at least `LEAST`
-streams are in the middle of a generation and have received a token since the last time something was done.
+It runs real `gruve serve` processes, a real Redis and HAProxy, and `gruve.client`, which reconnects by itself. Every
+stream is compared with its twin on an undisturbed server. A fault is injected only while at least `LEAST` streams are
+in the middle of a generation and have received a token since the previous fault.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
-from gruve.bench.breaking import BREAKS
-from gruve.bench.replicas import Proxy, Redis, Replica, find_program
+from gruve.bench.chaos.fault_injection import FAULTS
+from gruve.bench.chaos.replicas import Proxy, Redis, Replica, find_program
+from gruve.bench.chaos.streams import STEERED_TOKENS, Plan, Stream, Streams, Twins
 from gruve.bench.result import Report
-from gruve.bench.streams import STEERED_TOKENS, Plan, Stream, Streams, Twins
 from gruve.bench.synthetic import Size, make_model
 from gruve.sessions.store import LEASE_S, Store
 from gruve.sessions.store.open import open_store
@@ -34,7 +34,7 @@ LONG = Plan(MODEL, 6_000, 6_000, ends=False)
 """One turn that outlasts any outage: what a failing store has not taken of earlier ones would be gone."""
 SERVER_KILLS = ("sqlite-kill", "redis-haproxy-kill")
 REDIS_TROUBLES = ("redis-sigstop", "redis-restart", "redis-drop", "redis-rolling")
-SCENARIOS = (*SERVER_KILLS, *REDIS_TROUBLES, *BREAKS)
+SCENARIOS = (*SERVER_KILLS, *REDIS_TROUBLES, *FAULTS)
 Row = dict[str, object]
 Transcript = tuple[Stream, Sequence[int], int]
 
@@ -129,7 +129,7 @@ class _Chaos:
         kinds: dict[str, Callable[[], Awaitable[Streams]]] = {
             "sqlite-kill": self._sqlite_kill,
             **dict.fromkeys(("redis-haproxy-kill", *REDIS_TROUBLES), self._on_redis),
-            **dict.fromkeys(BREAKS, self._broken_store),
+            **dict.fromkeys(FAULTS, self._broken_store),
         }
         try:
             streams = await kinds[scenario]()
@@ -261,7 +261,7 @@ class _Chaos:
             await streams.until(
                 "all are steered", lambda: all(s.position > STEERED_TOKENS for s in streams.all), WAIT_S
             )
-            broken = BREAKS[self._scenario](path, redis, server)
+            broken = FAULTS[self._scenario](path, redis, server)
             async with broken:
                 await self._suffer(server, streams)
                 durable = await self._durable(streams)

@@ -1,0 +1,147 @@
+"""What a terminal, a pipe and NO_COLOR get to see."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import signal
+import struct
+import termios
+from pathlib import Path
+
+import pytest
+
+from commands import gruve, in_a_terminal, read_all, started
+from fake_server import FakeServer
+from gruve.cli import make_parser
+from gruve.cli.progress_bar import progress_line
+from gruve.training.trainer import Progress
+from server_process import Process
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def fake():
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
+def shown_by(*arguments: str, columns: int = 80, **environment: str) -> str:
+    """What a command shows on a terminal of so many columns."""
+    with in_a_terminal(*arguments, **environment) as (process, shown, inside):
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        return read_all(shown, process).decode()
+
+
+def test_models_fit_into_80_columns_with_their_reasons_below(server):
+    lines = shown_by("models", "--address", server.address, NO_COLOR="1").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["name", "state", "tokens", "vocabulary", "model", "parameters", "backend"]
+    tiny = next(line.split() for line in lines if line.startswith("tiny"))
+    assert tiny[:6] == ["tiny", "serving", "characters", "66", "gru", "2x96"]
+    broken = next(at for at, line in enumerate(lines) if line.startswith("truncated"))
+    assert lines[broken + 1].startswith("  model.safetensors") or "bytes" in lines[broken + 1]
+
+
+def test_models_as_json_have_the_contracts_names(server):
+    models = {
+        model["name"]: model for model in json.loads(gruve("models", "--address", server.address, "--json").stdout)
+    }
+    tiny = models["tiny"]
+    assert (tiny["state"], tiny["cell"], tiny["reset_convention"]) == ("serving", "gru", "after")
+    assert (tiny["num_layers"], tiny["hidden_size"], tiny["parameter_count"]) == (2, 96, 101_442)
+    assert models["truncated"]["state"] == "broken"
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_color_and_dumb_terminals_have_no_styling_at_all(fake, environment):
+    assert "\x1b" in shown_by("generate", "made-up", "RO", "--address", fake.address)
+    assert "\x1b" not in shown_by("generate", "made-up", "RO", "--address", fake.address, **environment)
+    assert "\x1b" not in shown_by("models", "--address", fake.address, **environment)
+
+
+def test_an_empty_no_color_changes_nothing(fake):
+    assert "\x1b[2m" in shown_by("generate", "made-up", "RO", "--address", fake.address, NO_COLOR="")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+@pytest.mark.parametrize("step", [0, 1, 99_999, 100_000])
+def test_the_training_bar_is_whole_at_any_width(columns, step):
+    progress = Progress(step, 100_000, 10**9, 123_456.7, 1e-3, 1.23456, None)
+    line = progress_line(progress, 1.2, 3_600.0, columns)
+    assert len(line) < columns
+    assert f"{step}/100000" in line
+    assert ("loss 1.2346" in line, "tokens/s" in line) == (columns > 30, columns > 60)
+
+
+def test_training_shows_one_line_at_a_time(tmp_path):
+    config = (ROOT / "models" / "tiny" / "training.toml").read_text()
+    short = re.sub(r"(?m)^(steps|warmup_steps|validate_every_steps) = .*$", r"\1 = 2", config)
+    (tmp_path / "short.toml").write_text(re.sub(r"(?m)^corpus_sha256 = .*$", "", short))
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 300)
+    paths = {"config": "short.toml", "corpus": "text.txt", "out": "run"}
+    arguments = [part for flag, name in paths.items() for part in (f"--{flag}", str(tmp_path / name))]
+    shown = shown_by("train", *arguments, columns=40, NO_COLOR="1")
+    lines = [line.removeprefix("\x1b[K") for line in shown.split("\n")[0].split("\r")]
+    assert max(map(len, lines)) < 40
+    assert "2/2  loss" in lines[-1] or "2/2  loss" in lines[-2]
+
+
+def test_every_exit_code_stands_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--help"])
+    told = capsys.readouterr().out.partition("exit codes:")[2]
+    assert re.findall(r"(?m)^  (\d+) ", told) == ["0", "1", "2", "130", "141", "143"]
+
+
+def test_a_lost_connection_is_noted_and_that_it_goes_on(fake, tmp_path):
+    fake.reset(faults=[("", 0), ("reset", 6), ("refused", 0)])
+    done = gruve("generate", "made-up", "RO", "--address", fake.address)
+    assert done.returncode == 0
+    notes = done.stderr.splitlines()
+    assert notes[:2] == ["connection lost, reconnecting (0 s)", "connected again after 0 s, continuing"]
+    assert notes[2].startswith("made-up")
+
+
+def test_a_server_that_was_killed_is_waited_for_aloud(tiny_repository, tmp_path):
+    flags = ("--store", f"sqlite:{tmp_path / 's.db'}")
+    with Process(tiny_repository, *flags) as first:
+        port = first.line["port"]
+        with started(
+            "generate", "tiny", "--rate", "20", "--max-tokens", "60", "--address", f"127.0.0.1:{port}"
+        ) as reader:
+            reader.stdout.read(5)
+            first.signal(signal.SIGKILL)
+            first.end()
+            assert reader.stderr.readline() == "connection lost, reconnecting (0 s)\n"
+            with Process(tiny_repository, *flags, "--port", str(port)) as second:
+                assert second.line["port"] == port
+                text, notes = reader.communicate(timeout=60)
+    assert (reader.returncode, len(text)) == (0, 55)
+    assert re.search(r"(?m)^connected again after \d+ s, continuing$", notes)
+
+
+def test_a_server_that_never_answered_is_one_line():
+    done = gruve("generate", "tiny", "x", "--address", "127.0.0.1:1")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("localhost", "; 'localhost' has no port, must be HOST:PORT, such as \"localhost:50051\"\n"),
+        ("no-such-host.invalid:50051", "Domain name not found); `gruve serve` starts one\n"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_explained(address, line):
+    done = gruve("models", "--address", address)
+    assert (done.returncode, done.stderr.endswith(line), "]" in done.stderr) == (1, True, False), done.stderr
+
+
+def test_a_timeout_names_its_seconds(fake):
+    fake.hold = True
+    done = gruve("generate", "made-up", "--address", fake.address, "--timeout", "0.5")
+    assert (done.returncode, done.stderr) == (1, f"gruve: no answer within 0.5 s from {fake.address}\n")

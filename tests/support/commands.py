@@ -1,0 +1,74 @@
+"""Runs the `gruve` command as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+
+GRUVE = (sys.executable, "-m", "gruve.cli")
+
+
+def gruve(*arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, with `text` piped in."""
+    return subprocess.run(
+        (*GRUVE, *arguments), input=text, capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+def generate(address: str, *arguments: str, **more) -> subprocess.CompletedProcess[str]:
+    return gruve("generate", "tiny", *arguments, "--address", address, **more)
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that is gone afterwards."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen((*GRUVE, *arguments), text=True, **pipes)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def in_a_terminal(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+    """A process on a terminal of its own: (process, the end that shows and types, the end that the process has)."""
+    shown, inside = pty.openpty()
+    # The first terminal that the leader of a session opens becomes its own, and Ctrl-C there its interrupt.
+    script = 'exec "$@" <"$0" >"$0" 2>&1'
+    command = ("sh", "-c", script, os.ttyname(inside), *GRUVE, *arguments)
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"TERM": "xterm"} | environment)
+    try:
+        yield process, shown, inside
+    finally:
+        process.kill()
+        process.wait()
+        os.close(shown)
+        os.close(inside)
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    shown = b""
+    while text not in shown:
+        shown += os.read(terminal, 4_096)
+    return shown
+
+
+def read_all(terminal: int, process: subprocess.Popen[bytes]) -> bytes:
+    """What is shown until the process ends."""
+    shown = b""
+    os.set_blocking(terminal, False)
+    while True:
+        ended = process.poll() is not None
+        with contextlib.suppress(BlockingIOError):
+            shown += os.read(terminal, 65_536)
+            continue
+        if ended:
+            return shown
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
