@@ -18,9 +18,11 @@ import pytest
 from commands import GRUVE, generate, gruve, in_a_terminal, read_until, started
 from fake_server import FakeServer
 from gruve.cli import main
+from gruve.cli.interrupts import deferred_interrupt
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
+from tunes import write_books
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("serve", "generate", "chat", "models", "train", "evaluate", "publish", "demo", "doctor")
@@ -101,6 +103,8 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
         (["bench", "decode", "--backends", "fast"], {}, 2, "--backends is 'fast'; must be of native"),
         (["bench", "chaos", "--scenarios", "flood"], {}, 2, "--scenarios is 'flood'; must be of sqlite-kill"),
         (["completion", "tcsh"], {}, 2, "SHELL is 'tcsh'; must be one of bash, zsh, fish"),
+        (["evaluate", "runs/nope", "models/tiny"], {}, 1, "there is no model at 'runs/nope'"),
+        (["evaluate", "models/tiny", "models", "--samples", "-1"], {}, 2, "--samples is -1; allowed: 0 or more"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code, line, capsys, monkeypatch):
@@ -236,12 +240,49 @@ def test_models_are_a_line_each(address, capsys):
     assert "bytes" in rows["truncated"][-1]
 
 
-def test_the_small_model_is_measured_in_both_ways(tmp_path, capsys):
+def test_the_small_model_is_measured_by_every_protocol(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 100)
     assert main(["evaluate", str(ROOT / "models" / "tiny"), str(tmp_path / "text.txt")]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [row[:3] for row in rows[1:]] == [["validation", "carried", "430"], ["validation", "cold", "256"]]
+    assert [row[:3] for row in rows[1:]] == [
+        ["validation", "carried", "430"],
+        ["validation", "cold", "256"],
+        ["validation", "cold, as nanoGPT", "256"],
+    ]
     assert all(1 < float(row[3]) < 4 for row in rows[1:])
+
+
+def test_a_model_of_tunes_is_measured_and_its_form_stands_beside_the_corpus(tmp_path, capsys):
+    write_books(tmp_path)
+    assert main(["evaluate", str(ROOT / "models" / "folk"), str(tmp_path), "--samples", "3", "--part", "all"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows[1][0] == "all"
+    head = next(at for at, row in enumerate(rows) if row[0].lower() == "form")
+    assert rows[head][1:] == ["corpus", "3 free tunes, temperature 1.0"]
+    assert rows[head + 1][0] == "bars that equal an earlier bar of the tune"
+    assert all(cell.endswith("%") for cell in rows[head + 1][1:])
+
+
+def test_the_first_ctrl_c_is_noted_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with deferred_interrupt() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_that_is_interrupted_says_how_to_continue(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gruve.cli.train._say_validation", lambda progress: signal.raise_signal(signal.SIGINT))
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 100)
+    (tmp_path / "training.toml").write_text(
+        re.sub("corpus_sha256.*", "", (ROOT / "models" / "tiny" / "training.toml").read_text())
+    )
+    arguments = ["--config", str(tmp_path / "training.toml"), "--corpus", str(tmp_path / "text.txt")]
+    assert main(["train", *arguments, "--out", str(tmp_path / "tiny")]) == 130
+    assert f"--resume continues from the checkpoint in {tmp_path / 'tiny'}" in capsys.readouterr().err
 
 
 def test_training_leaves_a_model_that_can_be_served(tmp_path, capsys):
@@ -307,6 +348,7 @@ def test_generating_never_imports_torch(fake):
     code = f"""if True:
         import sys
         from gruve.cli import main
+from gruve.cli.interrupts import deferred_interrupt
         main(["generate", "made-up", "--address", {fake.address!r}, "--quiet"])
         sys.exit(", ".join({{"torch", "numpy"}} & set(sys.modules)) or 0)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

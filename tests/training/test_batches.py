@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, START_ID, Batch, Piece, TextBatches, TuneBatches, pad
 from gruve.training.config import Batches
-from gruve.training.landmarks import CLASSES
 
 TEXT = [1 + n % 97 for n in range(1_000)]
 NONE = (IGNORED,) * len(CLASSES)

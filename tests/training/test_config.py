@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gruve.errors import InvalidField
-from gruve.training.config import TrainingConfig, read_config
+from gruve.training.config import Pointers, TrainingConfig, read_config
 from gruve.training.trainer import dropout_at, learning_rate
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -31,6 +31,10 @@ rows = 4
 dropout_head = 0.4
 final_share = 0.5
 """
+
+
+DIGEST = "c206932922e1990685ac0845fa5f6c675b5f8e92cf84cf1a9d37885417afcb52"
+"""Of GOOD with both weights of the objective, as it was before they were renamed."""
 
 
 def config(tmp_path: Path, text: str = GOOD) -> TrainingConfig:
@@ -89,3 +93,20 @@ def test_every_field_is_part_of_the_digest(tmp_path: Path) -> None:
     one = config(tmp_path)
     assert one.digest() == config(tmp_path).digest()
     assert one.digest() != dataclasses.replace(one, seed=2).digest()
+    assert one.digest() != dataclasses.replace(one, pointers=Pointers([], [1])).digest()
+    assert one.digest() != dataclasses.replace(one, initial_digest="0").digest()
+    assert one.digest() == dataclasses.replace(one, default_temperature=0.8).digest()  # it changes no weight
+
+
+def test_a_config_keeps_the_digest_it_had_before_keys_were_renamed_and_added(tmp_path: Path) -> None:
+    former = GOOD + "[objective]\nlandmark_weight = 0.3\ntaboo_weight = 5.0\n"
+    named = former.replace("landmark_weight", "auxiliary_weight").replace("taboo_weight", "unlikelihood_weight")
+    assert config(tmp_path, former) == config(tmp_path, named)
+    assert config(tmp_path, named).digest() == DIGEST
+
+
+def test_the_default_temperature_is_bounded(tmp_path: Path) -> None:
+    assert config(tmp_path, "default_temperature = 1\n" + GOOD).default_temperature == 1
+    for wrong, why in (("0.01", "allowed: 0.05 to 2.0"), ("true", "must be of type")):
+        with pytest.raises(InvalidField, match=why):
+            config(tmp_path, f"default_temperature = {wrong}\n" + GOOD)

@@ -60,6 +60,23 @@ def test_cold_begins_every_window_anew_and_gives_its_first_character(tmp_path: P
     assert report.nats_per_token == pytest.approx(expected / report.scored, rel=1e-5)
 
 
+def test_cold_as_nanogpt_feeds_no_start_token(tmp_path: Path) -> None:
+    m = model(tmp_path, "characters")
+    ids = m.tokenizer.encode(TEXT)
+    windows = [ids[at : at + COLD_WINDOW + 1] for at in range(0, len(ids) - COLD_WINDOW, COLD_WINDOW)]
+    expected = sum(nats(m, window[:-1], window[1:]) for window in windows)
+    report = evaluate_text(m, TEXT, "cold, as nanoGPT")
+    assert report.scored == COLD_WINDOW * len(windows)
+    assert report.nats_per_token == pytest.approx(expected / report.scored, rel=1e-5)
+
+
+def test_a_sample_begins_with_its_prompt_and_draws_by_position(tmp_path: Path) -> None:
+    m = model(tmp_path, "abc")
+    free = draw_samples(m, 3, max_tokens=30)
+    prompts = [sample.ids[:at] for at, sample in enumerate(free)]
+    assert draw_samples(m, 3, max_tokens=30, prompts=prompts) == free
+
+
 def test_rows_side_by_side_are_parts_begun_cold(tmp_path: Path) -> None:
     m = model(tmp_path, "characters")
     ids = m.tokenizer.encode(TEXT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from gruve.model.config import ModelConfig
 from gruve.model.repository import Model, load
 from gruve.training.checkpoint import FILE, load_checkpoint
 from gruve.training.config import Architecture, Batches, Regularisation, Schedule, TrainingConfig
-from gruve.training.curve import read_curve
+from gruve.training.loss_curve import read_curve
 from gruve.training.trainer import Progress, train
 
 CONFIG = TrainingConfig(
@@ -75,6 +76,14 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_the_same_curve(tmp_path:
     resumed = train(CONFIG, corpus, tmp_path / "cut", resume=True)
     assert resumed.digest == whole.digest
     assert (tmp_path / "cut" / "losses.csv").read_text() == (tmp_path / "whole" / "losses.csv").read_text()
+
+
+def test_an_interrupted_run_keeps_a_checkpoint_however_early(tmp_path: Path, corpus: Path) -> None:
+    whole = train(CONFIG, corpus, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, corpus, tmp_path / "cut", deferring=nullcontext(lambda: True))
+    assert load_checkpoint(tmp_path / "cut").step == 1
+    assert train(CONFIG, corpus, tmp_path / "cut", resume=True).digest == whole.digest
 
 
 def test_a_run_is_not_begun_over_another(tmp_path: Path, corpus: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the training room knows of tunes: landmarks, taboos, a corpus of books, and a run over it."""
+"""What the training room knows of tunes: auxiliary targets, unlikely tokens, a corpus of books, and a run over it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from gruve.errors import CorpusError
 from gruve.model.tokenizer import END, START, build
+from gruve.training.auxiliary import CLASSES, auxiliary_targets
 from gruve.training.batches import IGNORED
 from gruve.training.config import Architecture, Batches, Objective, Schedule, TrainingConfig
 from gruve.training.corpus import TuneCorpus, books_sha256, read_tunes
-from gruve.training.curve import read_curve
-from gruve.training.landmarks import CLASSES, landmarks
-from gruve.training.taboos import FREQUENT, Taboos, kind, taboo_loss
+from gruve.training.loss_curve import read_curve
 from gruve.training.trainer import train
+from gruve.training.unlikelihood import FREQUENT, UnlikelyTokens, kind, unlikelihood_loss
 from gruve.tune.tokens import join, split
 from tunes import write_books
 
@@ -38,10 +38,10 @@ def a_corpus(folder: Path) -> TuneCorpus:
 
 
 def behind(fragment: str) -> tuple[int, ...]:
-    """The landmarks behind the first place where the tune's text so far ends in `fragment`."""
+    """The auxiliary targets behind the first place where the tune's text so far ends in `fragment`."""
     for at in range(len(TUNE)):
         if join(TUNE[: at + 1]).rstrip().endswith(fragment):
-            return landmarks(TUNE)[at]
+            return auxiliary_targets(TUNE)[at]
     raise AssertionError(fragment)
 
 
@@ -59,49 +59,49 @@ def behind(fragment: str) -> tuple[int, ...]:
         ("|]", 60, (2, 2), 0, 7, 0),
     ],
 )
-def test_landmarks_say_where_a_reader_is(
+def test_auxiliary_targets_say_where_a_reader_is(
     fragment: str, position: int, pickups: tuple[int, int], form: int, bars: int, notes_left: int
 ) -> None:
     assert behind(fragment) == (position, *pickups, form, bars, notes_left)
 
 
 @given(st.lists(st.sampled_from(VOCABULARY), max_size=40))
-def test_any_row_of_tokens_has_landmarks_within_the_classes(tokens: list[str]) -> None:
-    for answers in landmarks(tokens):
+def test_any_row_of_tokens_has_targets_within_the_classes(tokens: list[str]) -> None:
+    for answers in auxiliary_targets(tokens):
         assert all(0 <= answer < classes for answer, classes in zip(answers, CLASSES, strict=True))
 
 
 @given(st.lists(st.sampled_from(VOCABULARY), max_size=30), st.integers(0, 30))
-def test_landmarks_depend_on_nothing_behind_them(tokens: list[str], cut: int) -> None:
-    assert landmarks(tokens)[:cut] == landmarks(tokens[:cut])
+def test_auxiliary_targets_depend_on_nothing_behind_them(tokens: list[str], cut: int) -> None:
+    assert auxiliary_targets(tokens)[:cut] == auxiliary_targets(tokens[:cut])
 
 
-def test_what_never_followed_a_frequent_context_is_a_taboo() -> None:
+def test_what_never_followed_a_frequent_context_is_unlikely() -> None:
     tokenizer = build("abc", [TUNE], has_end=True)
-    taboos = Taboos(tokenizer, [TUNE] * FREQUENT)
-    rows = taboos.rows(TUNE)
-    forbidden = taboos.table()[rows[TUNE.index("2") + 1]]  # behind a length
-    names = {name for name, taboo in zip(tokenizer.vocabulary, forbidden.tolist(), strict=True) if taboo}
+    unlikely = UnlikelyTokens(tokenizer, [TUNE] * FREQUENT)
+    rows = unlikely.rows(TUNE)
+    forbidden = unlikely.table()[rows[TUNE.index("2") + 1]]  # behind a length
+    names = {name for name, unlikely in zip(tokenizer.vocabulary, forbidden.tolist(), strict=True) if unlikely}
     assert {"2", "4", END} <= names
     assert not {"G", "C", START} & names
 
 
-def test_a_rare_context_has_no_taboos() -> None:
-    taboos = Taboos(build("abc", [TUNE], has_end=True), [TUNE])
-    assert not taboos.table()[torch.tensor(taboos.rows(TUNE))].any()
+def test_a_rare_context_makes_nothing_unlikely() -> None:
+    unlikely = UnlikelyTokens(build("abc", [TUNE], has_end=True), [TUNE])
+    assert not unlikely.table()[torch.tensor(unlikely.rows(TUNE))].any()
 
 
-def test_no_training_tune_holds_a_taboo(corpus: TuneCorpus) -> None:
+def test_no_training_tune_holds_an_unlikely_token(corpus: TuneCorpus) -> None:
     for piece in corpus.train:
-        taboo = corpus.taboos[torch.tensor(piece.taboos[:-1])]
-        assert not taboo[torch.arange(len(piece.ids) - 1), torch.tensor(piece.ids[1:])].any()
+        unlikely = corpus.unlikely[torch.tensor(piece.unlikely[:-1])]
+        assert not unlikely[torch.arange(len(piece.ids) - 1), torch.tensor(piece.ids[1:])].any()
 
 
-def test_the_taboo_loss_is_the_plain_formula_over_scored_steps() -> None:
+def test_the_unlikelihood_loss_is_the_plain_formula_over_scored_steps() -> None:
     torch.manual_seed(1)
-    logits, taboos, scored = torch.randn(5, 7), torch.rand(5, 7) < 0.3, torch.tensor([1, 1, 0, 1, 0]).bool()
-    mass = (torch.softmax(logits, dim=1) * taboos).sum(dim=1)
-    torch.testing.assert_close(taboo_loss(logits, taboos, scored), -torch.log1p(-mass)[scored].mean())
+    logits, unlikely, scored = torch.randn(5, 7), torch.rand(5, 7) < 0.3, torch.tensor([1, 1, 0, 1, 0]).bool()
+    mass = (torch.softmax(logits, dim=1) * unlikely).sum(dim=1)
+    torch.testing.assert_close(unlikelihood_loss(logits, unlikely, scored), -torch.log1p(-mass)[scored].mean())
 
 
 def test_pitches_and_headers_are_one_kind_each() -> None:
@@ -114,7 +114,7 @@ def test_books_are_split_in_three_and_cut_between_start_and_end(corpus: TuneCorp
     assert len(corpus.train) > 40
     for piece in corpus.train:
         assert (piece.ids[0], piece.ids[-1]) == (0, 1)
-        assert len(piece.ids) == len(piece.landmarks) == len(piece.taboos)
+        assert len(piece.ids) == len(piece.auxiliary) == len(piece.unlikely)
 
 
 def test_the_hash_of_books_sees_contents_and_names(folder: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_run_over_tunes_learns_and_repeats_to_the_bit(folder: Path, tmp_path: 
         architecture=Architecture("gru", embedding_size=8, hidden_size=16, num_layers=1, reset="after"),
         schedule=Schedule(30, 2e-2, 1e-3, warmup_steps=3, validate_every_steps=15, average_decay=0.9),
         batches=Batches(rows=4, joined_share=0.3),
-        objective=Objective(landmark_weight=0.2, taboo_weight=1.0),
+        objective=Objective(auxiliary_weight=0.2, unlikelihood_weight=1.0),
     )
     one, other = train(config, folder, tmp_path / "one"), train(config, folder, tmp_path / "other")
     assert one.digest == other.digest
@@ -147,5 +147,5 @@ def test_a_run_over_tunes_learns_and_repeats_to_the_bit(folder: Path, tmp_path: 
     assert not torch.equal(plain.weights["head.weight"], one.weights["head.weight"])
 
 
-def test_the_end_of_a_tune_has_no_landmarks(corpus: TuneCorpus) -> None:
-    assert set(corpus.train[0].landmarks[-1]) == {IGNORED}
+def test_the_end_of_a_tune_has_no_auxiliary_targets(corpus: TuneCorpus) -> None:
+    assert set(corpus.train[0].auxiliary[-1]) == {IGNORED}

@@ -10,18 +10,23 @@ from gruve.cli.flags import Parser, add_command, add_flag
 from gruve.cli.terminal import Failure, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gruve.model.repository import Model
+    from gruve.tune.books import Kept
 
-DESCRIPTION = """Measure how well a model predicts a corpus, in nats and bits per token.
+DESCRIPTION = """Measure how well a model predicts a corpus, in nats and bits per token, and how well it composes.
 
-A text is measured in two ways: `carried` takes the state from the first character to the last; `cold` begins anew every
-256 characters, as the models of fixed context do that it is compared with. Tunes are measured whole, each from nothing,
-their end included. No server is needed."""
+A text is measured by three protocols. `carried` takes the state from the first character to the last. `cold` begins
+anew every 256 characters, behind a start token. `cold, as nanoGPT` does so without the start token, as nanoGPT's own
+evaluation does. Tunes are measured whole, each from nothing, their end included; then free tunes are drawn and their
+form stands beside the corpus's. No server is needed."""
 EXAMPLES = """\
 examples:
   gruve evaluate models/shakespeare input.txt                   the last tenth, which training has not seen
   gruve evaluate models/shakespeare other.txt --part all
-  gruve evaluate models/folk abc --part test                    a folder of ABC books
+  gruve evaluate models/folk abc                                a folder of ABC books: its test part, and the form
+  gruve evaluate models/folk abc --part validation --samples 0  the loss alone
 """
 PARTS = ("validation", "test", "train", "all")
 COLUMNS = ("part", "protocol", "tokens", "nats per token", "bits per token")
@@ -32,46 +37,77 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "evaluate", DESCRIPTION, EXAMPLES, run)
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="the model's folder")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="a text in UTF-8, or a folder of ABC books")
-    add_flag(
-        parser, "--part", str, "validation", "which part of the corpus; only tunes have a test part", choices=PARTS
+    parser.add_argument(
+        "--part", choices=PARTS, help="which part of the corpus (default: test for tunes, validation for a text)"
+    )
+    add_flag(parser, "--samples", int, 200, "of a model of tunes: free tunes whose form is counted", metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="of the free tunes (default: the model's default temperature)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a row for each protocol."""
+    """Prints a row for each protocol, and of tunes the form."""
     from gruve.model.repository import load
 
     if not args.corpus.exists():
         raise Failure(f"there is no corpus at {str(args.corpus)!r}")
+    if not args.model.is_dir():
+        raise Failure(f"there is no model at {str(args.model)!r}")
+    if args.samples < 0:
+        raise Failure(f"--samples is {args.samples}; allowed: 0 or more", exit_code=2)
     model = load(args.model)
-    rows = _tunes(model, args) if args.corpus.is_dir() else _text(model, args)
-    print_table(COLUMNS, rows)
+    if args.corpus.is_dir():
+        _tunes(model, args)
+    else:
+        print_table(COLUMNS, _text(model, args))
     return 0
 
 
 def _text(model: Model, args: argparse.Namespace) -> list[tuple[str, ...]]:
     from gruve.training.corpus import read_text
-    from gruve.training.evaluate import evaluate_text
+    from gruve.training.evaluate import PROTOCOLS, evaluate_text
 
+    part = args.part or "validation"
     corpus = read_text(args.corpus)
     parts = {"validation": corpus.validation, "train": corpus.train, "all": corpus.train + corpus.validation}
-    if args.part not in parts:
-        raise Failure(f"--part is {args.part!r}; a text has the parts {', '.join(parts)}", exit_code=2)
-    reports = [evaluate_text(model, parts[args.part], protocol) for protocol in ("carried", "cold")]
+    if part not in parts:
+        raise Failure(f"--part is {part!r}; a text has the parts {', '.join(parts)}", exit_code=2)
+    reports = [evaluate_text(model, parts[part], protocol) for protocol in PROTOCOLS]
     return [
-        (args.part, report.protocol, str(report.scored), f"{report.nats_per_token:.4f}", f"{report.bits_per_token:.4f}")
+        (part, report.protocol, str(report.scored), f"{report.nats_per_token:.4f}", f"{report.bits_per_token:.4f}")
         for report in reports
     ]
 
 
-def _tunes(model: Model, args: argparse.Namespace) -> list[tuple[str, ...]]:
+def _tunes(model: Model, args: argparse.Namespace) -> None:
     from gruve.training.evaluate import evaluate_tunes
     from gruve.tune.books import read_books
     from gruve.tune.tokens import join
 
-    tunes = [join(tune.tokens) for tune in read_books(args.corpus).kept if args.part in ("all", tune.part)]
+    part, kept = args.part or "test", read_books(args.corpus).kept
+    tunes = [join(tune.tokens) for tune in kept if part in ("all", tune.part)]
     if not tunes:
         raise Failure(f"there is no tune to measure in {str(args.corpus)!r}")
     report = evaluate_tunes(model, tunes)
     nats, bits = f"{report.nats_per_token:.4f}", f"{report.bits_per_token:.4f}"
-    return [(args.part, f"{report.tunes} whole tunes", str(report.scored), nats, bits)]
+    print_table(COLUMNS, [(part, f"{report.tunes} whole tunes", str(report.scored), nats, bits)])
+    if args.samples:
+        _print_form(model, kept, args)
+
+
+def _print_form(model: Model, kept: Sequence[Kept], args: argparse.Namespace) -> None:
+    """The form of free tunes beside the corpus's."""
+    from gruve.training.form_report import TuneParts, corpus_form, form_table, model_form
+    from gruve.training.quality import draw_samples
+    from gruve.tune.tokens import join
+
+    parts: dict[str, list[tuple[int, ...]]] = {"train": [], "validation": [], "test": []}
+    for tune in kept:
+        parts[tune.part].append(tuple(model.tokenizer.encode(join(tune.tokens))))
+    temperature = args.temperature or model.config.default_temperature or 1.0
+    corpus = TuneParts(model.tokenizer.vocabulary, **parts)
+    samples = draw_samples(model, args.samples, temperature=temperature)
+    figures = model_form(model, samples, corpus, temperature)
+    title = f"{args.samples} free tunes, temperature {temperature}"
+    print_table(("form", "corpus", title), form_table(corpus_form(corpus), [figures]))

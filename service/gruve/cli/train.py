@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.flags import Parser, add_command
+from gruve.cli.interrupts import deferred_interrupt
 from gruve.cli.progress_bar import progress_bar
 from gruve.cli.terminal import say_note
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Train a model on a corpus.
 
 The model, its losses as CSV and as a curve, and checkpoints are left in the folder of --out. The same config, corpus
-and machine give the same model, interrupted or not: after Ctrl-C, --resume goes on from the last checkpoint."""
+and machine give the same model, interrupted or not: Ctrl-C finishes the update under way and keeps a checkpoint, from
+which --resume continues; a second Ctrl-C stops at once."""
 EXAMPLES = """\
 examples:
   gruve train --config models/tiny/training.toml --corpus input.txt --out runs/tiny
@@ -42,20 +44,32 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--initial", type=Path, metavar="DIR", help="the model to begin with, where the config has an initial_digest"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the folder's last checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, shows how far it is."""
+    from gruve.training.checkpoint import FILE
     from gruve.training.config import read_config
     from gruve.training.trainer import train
 
     config = read_config(args.config)
     with progress_bar() if sys.stderr.isatty() else nullcontext(_say_validation) as show:
         try:
-            model = train(config, args.corpus, args.out, resume=args.resume, initial=args.initial, progress=show)
+            model = train(
+                config,
+                args.corpus,
+                args.out,
+                resume=args.resume,
+                initial=args.initial,
+                progress=show,
+                deferring=deferred_interrupt(),
+            )
         except KeyboardInterrupt:
-            say_note(f"interrupted; --resume goes on from the last checkpoint in {args.out}")
+            kept = f"--resume continues from the checkpoint in {args.out}"
+            say_note(
+                f"interrupted; {kept if (args.out / FILE).exists() else 'before the first update: nothing is kept'}"
+            )
             raise
     say_note(f"{model.name}: {model.config.parameter_count():,} parameters in {args.out}")
     return 0

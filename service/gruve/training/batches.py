@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gruve.model.pointer_tracker import follower_sources, match_lengths, window_begins
 from gruve.model.pointers import PointerConfig
+from gruve.training.auxiliary import CLASSES
 from gruve.training.config import Batches
-from gruve.training.landmarks import CLASSES
 
 IGNORED = -100
 """The target of a step that is not scored: padding, and the start token, which nothing predicts."""
@@ -32,10 +32,10 @@ class Batch:
     targets: Tensor
     cold: Tensor
     """(B,) bool."""
-    landmarks: Tensor | None = None
-    """(B, T, questions): for tunes, the classes that `landmarks.py` gives each input, or IGNORED."""
-    taboos: Tensor | None = None
-    """(B, T): for tunes, the row of the corpus's table of taboos that holds behind each input."""
+    auxiliary: Tensor | None = None
+    """(B, T, questions): for tunes, the classes of `auxiliary.py` at each input, or IGNORED."""
+    unlikely: Tensor | None = None
+    """(B, T): for tunes, the row of the corpus's table of unlikely tokens that holds behind each input."""
     pointed: Tensor | None = None
     """(B, T, 2 K + 2): for a model with pointers, what they say at each input."""
 
@@ -139,11 +139,11 @@ class _Followers:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """One tune as it is fed: ids with start and end; for each, its landmarks and the row of the taboos behind it."""
+    """One tune as it is fed: ids with start and end; for each, its auxiliary targets and its row of unlikely tokens."""
 
     ids: tuple[int, ...]
-    landmarks: tuple[tuple[int, ...], ...]
-    taboos: tuple[int, ...]
+    auxiliary: tuple[tuple[int, ...], ...]
+    unlikely: tuple[int, ...]
     pointed: Tensor | None = dataclasses.field(default=None, compare=False)
     """(T, 2 K + 2): what the pointers of a model that has some say at each."""
 
@@ -152,7 +152,7 @@ class Piece:
         pointed = None
         if self.pointed is not None and other.pointed is not None:
             pointed = torch.cat((self.pointed, other.pointed))
-        return Piece(self.ids + other.ids, self.landmarks + other.landmarks, self.taboos + other.taboos, pointed)
+        return Piece(self.ids + other.ids, self.auxiliary + other.auxiliary, self.unlikely + other.unlikely, pointed)
 
 
 class TuneBatches:
@@ -218,16 +218,16 @@ def pad(pieces: Sequence[Piece]) -> Batch:
     """One batch of whole pieces from the zero state; padding and start tokens are not scored."""
     longest = max(len(piece.ids) for piece in pieces)
     ids = torch.full((len(pieces), longest), START_ID, dtype=torch.long)
-    landmarks = torch.full((len(pieces), longest, len(CLASSES)), IGNORED, dtype=torch.long)
-    taboos = torch.zeros_like(ids)
+    auxiliary = torch.full((len(pieces), longest, len(CLASSES)), IGNORED, dtype=torch.long)
+    unlikely = torch.zeros_like(ids)
     for row, piece in enumerate(pieces):
         length = len(piece.ids)
         ids[row, :length] = torch.tensor(piece.ids)
-        landmarks[row, :length] = torch.tensor(piece.landmarks)
-        taboos[row, :length] = torch.tensor(piece.taboos)
+        auxiliary[row, :length] = torch.tensor(piece.auxiliary)
+        unlikely[row, :length] = torch.tensor(piece.unlikely)
     pointed = None
     if pieces[0].pointed is not None:
         pointed = torch.nn.utils.rnn.pad_sequence([p.pointed for p in pieces if p.pointed is not None], True)[:, :-1]
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == START_ID, IGNORED)
     cold = torch.ones(len(pieces), dtype=torch.bool)
-    return Batch(ids[:, :-1], targets, cold, landmarks[:, :-1], taboos[:, :-1], pointed)
+    return Batch(ids[:, :-1], targets, cold, auxiliary[:, :-1], unlikely[:, :-1], pointed)

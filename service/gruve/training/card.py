@@ -8,11 +8,22 @@ from pathlib import Path
 
 from gruve.errors import InvalidField
 from gruve.training.config import build_from_table
-from gruve.training.curve import PNG_FILE
+from gruve.training.form_report import form_table
+from gruve.training.loss_curve import PNG_FILE
 from gruve.training.report import Results
 
 KEEP_LOSS = 1e-4
 """The most that rounding may move the validation loss, relatively; a model that moves more is stored in float32."""
+
+
+PROTOCOLS = {
+    "carried": "*carried*: the state goes from the first character of the part to the last.",
+    "cold": "*cold*: windows of 256 characters from the zero state behind a start token, the character before each "
+    "given.",
+    "cold, as nanoGPT": "*cold, as nanoGPT*: the same windows without the start token, which nanoGPT does not have "
+    "(1.4697, published, 10.65M parameters).",
+}
+PROTOCOLS_END = "Figures of different protocols do not compare with each other."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +43,8 @@ class CardText:
     """How the command names the corpus."""
     data: str
     limits: list[str]
+    usage: str = ""
+    """How to prompt the model; the section is left out if it is empty."""
     transcribers: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -55,6 +68,10 @@ def render_card(text: CardText, results: Results, drawings: list[str]) -> str:
         _losses(results),
         f"![Training and validation loss over the run]({PNG_FILE})",
     ]
+    if text.usage:
+        sections.insert(2, f"## Use\n\n{text.usage.strip()}")
+    if "form" in results:
+        sections.append(_form(results))
     if "quality" in results:
         sections.append(_quality(results))
     sections += [_samples(results, drawings), "## Limits\n\n" + "\n".join(f"- {limit}" for limit in text.limits)]
@@ -65,7 +82,9 @@ def _front_matter(text: CardText, results: Results) -> str:
     def block(key: str, values: list[str]) -> str:
         return f"{key}:\n" + "\n".join(f"- {value}" for value in values)
 
-    first = results["losses"][0]
+    losses = results["losses"]
+    headline = next((loss for loss in losses if loss["part"] == "test"), losses[0])
+    name = f"nats per token ({headline['protocol']})"
     return "\n".join(
         [
             "---",
@@ -79,8 +98,8 @@ def _front_matter(text: CardText, results: Results) -> str:
             f"- name: {results['model']['name']}",
             "  results:",
             "  - task: {type: text-generation}",
-            f"    dataset: {{name: {text.datasets[0]}, type: {text.datasets[0]}, split: {first['part']}}}",
-            f"    metrics: [{{type: loss, value: {first['nats']:.4f}, name: nats per token ({first['protocol']})}}]",
+            f"    dataset: {{name: {text.datasets[0]}, type: {text.datasets[0]}, split: {headline['part']}}}",
+            f"    metrics: [{{type: loss, value: {headline['nats']:.4f}, name: {name}}}]",
             "---",
         ]
     )
@@ -94,6 +113,7 @@ def _sizes(results: Results) -> str:
             "| | |",
             "|---|---|",
             f"| cell | {m['cell'].upper()}, {m['num_layers']} x {m['hidden_size']}{reset} |",
+            *_pointer_rows(m),
             f"| vocabulary, embedding | {m['vocabulary_size']}, {m['embedding_size']} |",
             f"| parameters | {m['parameters']:,} |",
             f"| weights | {m['precision']}, {m['weight_bytes']:,} bytes |",
@@ -101,6 +121,24 @@ def _sizes(results: Results) -> str:
             f"| digest | `{m['digest']}` |",
         ]
     )
+
+
+def _pointer_rows(model: Results) -> list[str]:
+    """The rows about pointers and the default temperature; none for a model with neither."""
+    rows = []
+    if pointers := model.get("pointers"):
+        bars = f"the same place {_listed(pointers['bars'])} bars ago; " if pointers["bars"] else ""
+        followers = (
+            f"what followed the last {_listed(pointers['followers'])} tokens before" if pointers["followers"] else ""
+        )
+        rows.append(f"| pointers | {(bars + followers).removesuffix('; ')} |")
+    if model.get("default_temperature") is not None:
+        rows.append(f"| default temperature | {model['default_temperature']} (the API's own default is 1.0) |")
+    return rows
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + " and " * (len(numbers) > 1) + str(numbers[-1])
 
 
 def _data(text: CardText, results: Results) -> str:
@@ -118,7 +156,8 @@ def _data(text: CardText, results: Results) -> str:
 
 def _training(text: CardText, results: Results) -> str:
     t, name = results["training"], results["model"]["name"]
-    command = f"gruve train --config models/{name}/training.toml --corpus {text.corpus_path} --out runs/{name}"
+    initial = " --initial INITIAL_MODEL" if t.get("initial_digest") else ""
+    command = f"gruve train --config models/{name}/training.toml --corpus {text.corpus_path}{initial} --out runs/{name}"
     r = t["regularisation"]
     dropouts = [f"{where} {r[f'dropout_{where}']}" for where in ("embedding", "between", "head", "weight")]
     falling = f", falling to {r['final_share']:.0%} of that over the second half" if r["final_share"] < 1 else ""
@@ -129,14 +168,18 @@ def _training(text: CardText, results: Results) -> str:
         f"AdamW up to {t['learning_rate']}, {t['rows']} rows, warm-up and half a cosine, clipped gradients. The moving "
         "average of the weights is what is stored.",
     ]
+    if initial:
+        sentences.append(
+            f"It began with the weights of the model of digest `{t['initial_digest']}`, its pointers at zero."
+        )
     if any(r[f"dropout_{where}"] for where in ("embedding", "between", "head", "weight")):
         sentences.append(f"Locked dropout and dropped recurrent weights: {', '.join(dropouts)}{falling}.")
-    if t["objective"]["landmark_weight"]:
+    if t["objective"]["auxiliary_weight"]:
         weights = t["objective"]
         sentences.append(
             "Beside the next token the network learned to answer where in the bar, the part and the tuplet it is "
-            f"(weight {weights['landmark_weight']}; the answers' head is not stored), and was held back from what "
-            f"never follows in the training part (weight {weights['taboo_weight']})."
+            f"(weight {weights['auxiliary_weight']}; the answers' head is not stored), and was held back from what "
+            f"never follows in the training part (weight {weights['unlikelihood_weight']})."
         )
     files = "All of it stands in [training.toml](training.toml), the curve in [losses.csv](losses.csv)."
     return f"## Training\n\n```sh\n{command}\n```\n\n" + " ".join([*sentences, files])
@@ -156,17 +199,30 @@ def _losses(results: Results) -> str:
         ]
         lines[-1] += " is not. Variants of one tune are in one part."
     else:
-        lines += [
-            "",
-            "*carried*: the state goes from the first character of the part to the last. *cold*: windows of 256 "
-            "characters from the zero state, the character before each given, as in nanoGPT's evaluation (1.4697, "
-            "published, 10.65M parameters). The two protocols' figures do not compare with each other.",
-        ]
+        measured = {loss["protocol"] for loss in results["losses"]}
+        lines += ["", " ".join([*(PROTOCOLS[p] for p in PROTOCOLS if p in measured), PROTOCOLS_END])]
     r = results["rounding"]
     lines += [
         "",
         f"Rounding the weights to {results['model']['precision']} moved the first figure from {r['nats_before']:.6f} "
         f"to {r['nats_after']:.6f}, by {100 * r['relative']:.4f}%.",
+    ]
+    return "\n".join(lines)
+
+
+def _form(results: Results) -> str:
+    corpus, models = results["form"]["corpus"], results["form"]["models"]
+    titles = ["corpus", *(f"temperature {figures['temperature']}" for figures in models)]
+    lines = [
+        "## Form",
+        "",
+        f"{models[0]['tunes']:,} free tunes beside the {corpus['tunes']:,} of the training part, counted alike. The "
+        f"openings are the first four bars of {corpus['openings']} tunes of validation and test, continued once each; "
+        "their corpus column is what the originals do.",
+        "",
+        "| | " + " | ".join(titles) + " |",
+        "|---" * (len(titles) + 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in form_table(corpus, models)),
     ]
     return "\n".join(lines)
 

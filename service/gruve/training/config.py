@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from gruve.errors import InvalidField
-from gruve.model.config import Cell, ModelConfig, Precision, Reset
+from gruve.model.config import MAX_TEMPERATURE, MIN_TEMPERATURE, Cell, ModelConfig, Precision, Reset
 from gruve.model.pointers import PointerConfig
 from gruve.model.tokenizer import Kind
 
@@ -93,10 +93,15 @@ class Batches:
 class Objective:
     """What is learned of tunes beside the next token, as weights in the loss."""
 
-    landmark_weight: float = 0.0
-    """Of the auxiliary targets of `landmarks.py`, whose head is not saved."""
-    taboo_weight: float = 0.0
-    """Of the probability of what never follows, by `taboos.py`."""
+    auxiliary_weight: float = 0.0
+    """Of the auxiliary targets (`auxiliary.py`), whose head is not saved."""
+    unlikelihood_weight: float = 0.0
+    """Of the unlikelihood of what never follows (`unlikelihood.py`)."""
+
+
+OBJECTIVE_ALIASES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight": "taboo_weight"}
+"""The keys of `Objective`, each with its former name, which is read as well."""
+_OBJECTIVE_KEYS = {former: key for key, former in OBJECTIVE_ALIASES.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,6 +138,8 @@ class TrainingConfig:
     """Of matrix products; `bfloat16` (GRU with reset=after) trains three times as fast on a CPU that has it."""
     corpus_sha256: str = ""
     """What the corpus must hash to; empty takes any."""
+    default_temperature: float | None = None
+    """The model's default temperature, which changes no weight: it may be chosen after the run. None is 1."""
 
     def __post_init__(self) -> None:
         a, s, b, r = self.architecture, self.schedule, self.batches, self.regularisation
@@ -160,12 +167,16 @@ class TrainingConfig:
             _check(getattr(s, name) >= 1, f"schedule.{name}", getattr(s, name), "at least 1")
         _check(1 <= b.rows <= 4096, "batches.rows", b.rows, "1 to 4096")
         _check(2 <= b.steps <= 65_536, "batches.steps", b.steps, "2 to 65536")
+        temperature = self.default_temperature
+        if temperature is not None:
+            allowed = f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+            _check(MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE, "default_temperature", temperature, allowed)
         if self.pointers is not None:
             for name in ("bars", "followers"):
                 values = getattr(self.pointers, name)
                 whole = isinstance(values, list) and all(type(value) is int for value in values)
                 _check(whole, f"pointers.{name}", values, "a list of integers")
-        for name in ("landmark_weight", "taboo_weight"):
+        for name in ("auxiliary_weight", "unlikelihood_weight"):
             weight = getattr(self.objective, name)
             _check(0 <= weight <= 1_000, f"objective.{name}", weight, "0 to 1000")
         shares = {f"batches.{n}": getattr(b, n) for n in ("cold_share", "joined_share")}
@@ -175,9 +186,11 @@ class TrainingConfig:
             _check(0 <= share < 1 or (share == 1 and "share" in name), name, share, "0 to below 1")
 
     def digest(self) -> str:
-        """sha256 over every field; a checkpoint goes on only under the config it was made with."""
+        """sha256 over every field that can change a weight: a checkpoint belongs to the config it was made with."""
         fields = dataclasses.asdict(self)
-        # A config without the newer keys keeps the digest that it had before there were any.
+        del fields["default_temperature"]
+        # A config keeps the digest that it had before keys were renamed or added.
+        fields["objective"] = {OBJECTIVE_ALIASES[name]: weight for name, weight in fields["objective"].items()}
         if self.pointers is None:
             del fields["pointers"]
         if not self.initial_digest:
@@ -201,6 +214,9 @@ def read_config(path: Path) -> TrainingConfig:
         "objective": Objective,
         "pointers": Pointers,
     }
+    objective = fields.get("objective")
+    if isinstance(objective, dict):
+        fields["objective"] = {_OBJECTIVE_KEYS.get(name, name): weight for name, weight in objective.items()}
     for name, table in tables.items():
         if name in fields:
             fields[name] = build_from_table(table, fields[name], f"{name}.")
@@ -216,7 +232,9 @@ def build_from_table(table: type[T], fields: Any, prefix: str) -> T:
         if name not in known:
             raise InvalidField(prefix + name, f"is not known; known are {', '.join(known)}")
         declared = str(known[name].type)
-        kinds = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(declared, (object,))
+        kinds = {"int": (int,), "float": (int, float), "float | None": (int, float), "bool": (bool,)}.get(
+            declared, (object,)
+        )
         if not isinstance(value, kinds) or (isinstance(value, bool) and declared != "bool"):
             raise InvalidField(prefix + name, f"is {value!r}; must be of type {declared}")
     for name, field in known.items():

@@ -12,11 +12,11 @@ from torch import Tensor
 from gruve.errors import CorpusError
 from gruve.model.config import ModelConfig
 from gruve.model.tokenizer import Tokenizer, build
+from gruve.training.auxiliary import CLASSES, auxiliary_targets
 from gruve.training.batches import IGNORED, Piece
 from gruve.training.config import TrainingConfig
-from gruve.training.landmarks import CLASSES, landmarks
 from gruve.training.pointing import pointed_rows
-from gruve.training.taboos import Taboos
+from gruve.training.unlikelihood import UnlikelyTokens
 from gruve.tune.books import read_books
 from gruve.tune.tokens import join
 
@@ -75,7 +75,8 @@ def check_sha256(name: str, found: str, expected: str) -> str:
     """`found`, if `expected` is empty or the same; else raises `CorpusError`."""
     if expected and found != expected:
         raise CorpusError(
-            f"the corpus {name} has sha256 {found}; the config expects {expected}: another corpus or version"
+            f"the corpus {name} has sha256 {found}; the config expects {expected}. If this is the corpus to train on, "
+            f'remove that line from the config or change it to: corpus_sha256 = "{found}"'
         )
     return found
 
@@ -88,8 +89,8 @@ class TuneCorpus:
     train: tuple[Piece, ...]
     validation: tuple[Piece, ...]
     test: tuple[Piece, ...]
-    taboos: Tensor
-    """The table (rows, V) of `taboos.py`."""
+    unlikely: Tensor
+    """The table (rows, V) of `unlikelihood.py`."""
     sha256: str
 
 
@@ -104,24 +105,24 @@ def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
     sha256 = check_sha256(str(folder), books_sha256(folder), expected_sha256)
     kept = read_books(folder).kept
     tokenizer = build("abc", [tune.tokens for tune in kept], has_end=True)
-    taboos = Taboos(tokenizer, [tune.tokens for tune in kept if tune.part == "train"])
+    unlikely = UnlikelyTokens(tokenizer, [tune.tokens for tune in kept if tune.part == "train"])
     parts: dict[str, list[Piece]] = {"train": [], "validation": [], "test": []}
     for tune in kept:
-        parts[tune.part].append(piece_of(tokenizer, tune.tokens, taboos))
+        parts[tune.part].append(piece_of(tokenizer, tune.tokens, unlikely))
     for name, pieces in parts.items():
         if not pieces:
             raise CorpusError(f"the corpus {folder} leaves no tune for {name}; it keeps {len(kept)} in all")
     train, validation, test = (tuple(pieces) for pieces in parts.values())
-    return TuneCorpus(tokenizer, train, validation, test, taboos.table(), sha256)
+    return TuneCorpus(tokenizer, train, validation, test, unlikely.table(), sha256)
 
 
-def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], taboos: Taboos) -> Piece:
-    """A tune between start and end, with its landmarks and taboos."""
+def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], unlikely: UnlikelyTokens) -> Piece:
+    """A tune between start and end, with its auxiliary targets and the rows of its unlikely tokens."""
     start, end = tokenizer.start_id, tokenizer.end_id
     assert end is not None, "a tokenizer of tunes has an end"  # noqa: S101 - how `read_tunes` builds it
     ids = tokenizer.encode(join(tokens))
     none = (IGNORED,) * len(CLASSES)
-    return Piece((start, *ids, end), (none, *landmarks(tokens), none), (*taboos.rows(tokens), 0))
+    return Piece((start, *ids, end), (none, *auxiliary_targets(tokens), none), (*unlikely.rows(tokens), 0))
 
 
 def with_pointers(corpus: TuneCorpus, model: ModelConfig) -> TuneCorpus:

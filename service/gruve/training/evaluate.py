@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from gruve.errors import InvalidField
 from gruve.model.network import Network
 from gruve.model.repository import Model
+from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, START_ID, Piece, pad
-from gruve.training.landmarks import CLASSES
 from gruve.training.pointing import pointed_rows
 
 CHUNK = 256
@@ -26,17 +26,20 @@ CHUNK = 256
 COLD_WINDOW = 256
 """Characters scored in a cold window, as in nanoGPT's evaluation of its character model."""
 
-Protocol = Literal["carried", "cold"]
+Protocol = Literal["carried", "cold", "cold, as nanoGPT"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextReport:
     """The loss on a text.
 
-    `carried`: the state goes from the text's first character to its last, and every character is scored. `cold`: the
-    text is covered by windows of 257 characters, each beginning with the last of the one before; each starts from the
-    zero state with the start token, its first character is given, the other 256 are scored. nanoGPT's evaluation
-    samples such windows at random.
+    `carried`: the state goes from the text's first character to its last, and every character is scored.
+    `cold`: the text is covered by windows of 257 characters, each beginning with the last of the one before. Each
+    starts from the zero state with the start token; its first character is given, the other 256 are scored.
+    `cold, as nanoGPT`: the same windows without the start token, which nanoGPT's model has not. Its evaluation samples
+    such windows at random.
+    Pointers see in each case what the state has seen.
     """
 
     protocol: Protocol
@@ -76,11 +79,11 @@ class TunesReport:
 def evaluate_text(model: Model, text: str, protocol: Protocol) -> TextReport:
     """Scores a text; raises `InvalidField` if it is too short, `UnknownCharacter` where the model has no token."""
     ids = model.tokenizer.encode(text)
-    fewest = COLD_WINDOW + 1 if protocol == "cold" else 1
+    fewest = 1 if protocol == "carried" else COLD_WINDOW + 1
     if len(ids) < fewest:
         raise InvalidField("text", f"has {len(ids)} tokens; the protocol {protocol!r} needs at least {fewest}")
-    if protocol == "cold":
-        return cold_loss(model.network(), ids)
+    if protocol != "carried":
+        return cold_loss(model.network(), ids, protocol)
     return TextReport("carried", len(ids), carried_loss(model.network(), ids))
 
 
@@ -116,22 +119,24 @@ def carried_loss(network: Network, ids: Sequence[int], rows: int = 1) -> float:
 
 
 @torch.no_grad()
-def cold_loss(network: Network, ids: Sequence[int], rows: int = 64) -> TextReport:
-    """The protocol `cold`, `rows` windows at a time; what does not fill the last window is left out."""
+def cold_loss(network: Network, ids: Sequence[int], protocol: Protocol = "cold", rows: int = 64) -> TextReport:
+    """One of the cold protocols, `rows` windows at a time; what does not fill the last window is left out."""
     count = (len(ids) - 1) // COLD_WINDOW
     windows = torch.tensor(ids[: count * COLD_WINDOW + 1]).unfold(0, COLD_WINDOW + 1, COLD_WINDOW)
-    inputs = torch.cat((torch.full((count, 1), START_ID), windows[:, :-1]), dim=1)
-    targets = windows.clone()
-    targets[:, 0] = IGNORED
+    if protocol == "cold":
+        inputs = torch.cat((torch.full((count, 1), START_ID), windows[:, :-1]), dim=1)
+        targets = windows.clone()
+        targets[:, 0] = IGNORED
+    else:
+        inputs, targets = windows[:, :-1], windows[:, 1:]
     pointed = _pointed(network, inputs)
     total = 0.0
     for start in range(0, count, rows):
         some = inputs[start : start + rows]
-        logits, _, _ = network(
-            some, network.zero_state(len(some)), None if pointed is None else pointed[start : start + rows]
-        )
+        seen = None if pointed is None else pointed[start : start + rows]
+        logits, _, _ = network(some, network.zero_state(len(some)), seen)
         total += _summed_nats(logits, targets[start : start + rows])
-    return TextReport("cold", count * COLD_WINDOW, total / (count * COLD_WINDOW))
+    return TextReport(protocol, count * COLD_WINDOW, total / (count * COLD_WINDOW))
 
 
 @torch.no_grad()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 from gruve.errors import ModelBroken, TuneError
-from gruve.model.repository import CARD, CONFIG, TOKENIZER, WEIGHTS, Model, load
+from gruve.model.repository import CARD, CONFIG, TOKENIZER, WEIGHTS, Model, load, save
 from gruve.training.card import KEEP_LOSS, CardText, render_card
 from gruve.training.config import TrainingConfig
-from gruve.training.curve import CSV_FILE, PNG_FILE
+from gruve.training.loss_curve import CSV_FILE, PNG_FILE
 from gruve.training.quality import as_abc
 from gruve.training.report import Results, measure, naming
 from gruve.tune.draw import draw
@@ -27,7 +28,7 @@ def publish(
 
     Raises `ModelBroken` if rounding the weights cost more than it may, and what `measure` raises.
     """
-    model = load(run)
+    model = with_default_temperature(load(run), run, config.default_temperature)
     results = measure(model, config, corpus_path, run, samples=samples)
     if results["rounding"]["relative"] >= KEEP_LOSS:
         raise ModelBroken(
@@ -43,6 +44,16 @@ def publish(
     drawings = _draw(results, folder) if config.kind == "abc" else []
     (folder / CARD).write_text(render_card(text, results, drawings), encoding="utf-8")
     return load(folder)
+
+
+def with_default_temperature(model: Model, folder: Path, temperature: float | None) -> Model:
+    """The model in `folder` with another default temperature, which is written there if it differs."""
+    if model.config.default_temperature == temperature:
+        return model
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.exists() else None
+    changed = dataclasses.replace(model.config, default_temperature=temperature)
+    return save(folder, changed, model.tokenizer, model.weights, text)
 
 
 def _draw(results: Results, folder: Path) -> list[str]:

@@ -72,9 +72,19 @@ class TuneQuality:
 
 @torch.no_grad()
 def draw_samples(
-    model: Model, count: int, *, seed: int = 0, temperature: float = 1.0, max_tokens: int = 1_024, rows: int = 128
+    model: Model,
+    count: int,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    max_tokens: int = 1_024,
+    rows: int = 128,
+    prompts: Sequence[Sequence[int]] = (),
 ) -> list[Sample]:
-    """Draws `count` sequences from the zero state, as a server would for prompts that are empty."""
+    """Draws `count` sequences from the zero state, as a server would.
+
+    Sequence n has the seed `seed` + n and begins with `prompts[n]`, empty without prompts. `max_tokens` counts those.
+    """
     network, tokenizer = model.network(), model.tokenizer
     samples: list[Sample] = []
     for first in range(0, count, rows):
@@ -88,12 +98,16 @@ def draw_samples(
         for position in range(1, max_tokens + 1):
             logits, state = network.step(tokens, state, pointers.feed(running, tokens.tolist()))
             for row, scores in zip(running, logits.numpy(), strict=True):
-                drawn[row].append(draw(scores, parameters[row], position=position, masked=(tokenizer.start_id,)))
-            going = [at for at, row in enumerate(running) if drawn[row][-1] != tokenizer.end_id]
-            running = [running[at] for at in going]
+                prompt = prompts[first + row] if prompts else ()
+                if position <= len(prompt):
+                    drawn[row].append(prompt[position - 1])
+                else:
+                    drawn[row].append(draw(scores, parameters[row], position=position, masked=(tokenizer.start_id,)))
+            unfinished = [at for at, row in enumerate(running) if drawn[row][-1] != tokenizer.end_id]
+            running = [running[at] for at in unfinished]
             if not running:
                 break
-            state = tuple(s[:, going] for s in state)
+            state = tuple(s[:, unfinished] for s in state)
             tokens = torch.tensor([drawn[row][-1] for row in running])
         for ids in drawn:
             ended = ids[-1] == tokenizer.end_id
@@ -128,7 +142,7 @@ def judge(
     clean = [a and b for a, b in zip(midi or [True] * count, engraved, strict=True)]
     train_ids = [tuple(ids) for ids in train]
     corpus = {*train_ids, *(tuple(ids) for ids in others)}
-    copied, longest = _copied_runs(samples, train_ids)
+    copied, longest = copied_runs(samples, train_ids)
     return TuneQuality(
         count=count,
         temperature=temperature,
@@ -176,22 +190,26 @@ def abc2midi_accepts(texts: Sequence[str]) -> list[bool] | None:
         return list(pool.map(accepts, enumerate(texts)))
 
 
-def _copied_runs(samples: Sequence[Sample], train: Sequence[tuple[int, ...]]) -> tuple[float, int]:
+def copied_runs(samples: Sequence[Sample], train: Sequence[tuple[int, ...]]) -> tuple[float, int]:
     """(share of the samples' runs of GRAM tokens that the training part has, tokens of the longest run that it has)."""
-    known = {ids[i : i + GRAM] for ids in train for i in range(len(ids) - GRAM + 1)}
-    corpus = "\n".join(_as_string(ids) for ids in train)
+    places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for tune, ids in enumerate(train):
+        for i in range(len(ids) - GRAM + 1):
+            places.setdefault(ids[i : i + GRAM], []).append((tune, i))
     runs = copied = longest = 0
     for sample in samples:
-        hits = [sample.ids[i : i + GRAM] in known for i in range(len(sample.ids) - GRAM + 1)]
-        runs, copied = runs + len(hits), copied + sum(hits)
-        string = _as_string(sample.ids)
-        for i, hit in enumerate(hits):
-            if hit and string[i : i + max(longest + 1, GRAM)] in corpus:
-                while i + longest < len(string) and string[i : i + longest + 1] in corpus:
-                    longest += 1
+        runs += max(len(sample.ids) - GRAM + 1, 0)
+        for i in range(len(sample.ids) - GRAM + 1):
+            found = places.get(sample.ids[i : i + GRAM], ())
+            copied += bool(found)
+            if found and len(sample.ids) - i > longest:
+                longest = max(longest, *(_common(sample.ids, i, train[tune], at) for tune, at in found))
     return copied / max(runs, 1), longest
 
 
-def _as_string(ids: Sequence[int]) -> str:
-    """Ids as characters, so that runs are found by substring search; private-use, so that none is a line feed."""
-    return "".join(chr(0xE000 + i) if i < 0x1900 else chr(0x20000 + i) for i in ids)
+def _common(one: Sequence[int], i: int, other: Sequence[int], j: int) -> int:
+    """How many tokens of `one` from i equal those of `other` from j."""
+    length = 0
+    while i + length < len(one) and j + length < len(other) and one[i + length] == other[j + length]:
+        length += 1
+    return length

@@ -13,11 +13,13 @@ from typing import Any
 
 from gruve.errors import CorpusError
 from gruve.model.network import Network
+from gruve.model.pointers import PointerConfig
 from gruve.model.repository import WEIGHTS, Model
 from gruve.training.checkpoint import Checkpoint, load_checkpoint
 from gruve.training.config import TrainingConfig
 from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers
-from gruve.training.evaluate import TextReport, TunesReport, carried_loss, cold_loss, tunes_loss
+from gruve.training.evaluate import PROTOCOLS, TextReport, TunesReport, carried_loss, evaluate_text, tunes_loss
+from gruve.training.form_report import TuneParts, corpus_form, model_form
 from gruve.training.quality import Sample, draw_samples, judge
 
 Results = dict[str, Any]
@@ -47,8 +49,8 @@ def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, 
     unrounded.eval()
     if isinstance(corpus, TextCorpus):
         ids = model.tokenizer.encode(corpus.validation)
-        carried = TextReport("carried", len(ids), carried_loss(model.network(), ids))
-        results["losses"] = [_loss("validation", r) for r in (carried, cold_loss(model.network(), ids))]
+        carried, *_ = reports = [evaluate_text(model, corpus.validation, protocol) for protocol in PROTOCOLS]
+        results["losses"] = [_loss("validation", report) for report in reports]
         results["rounding"] = _rounding(carried_loss(unrounded, ids), carried.nats_per_token)
         results["samples"] = [_text_sample(model, temperature) for temperature in TEXT_TEMPERATURES]
         return results
@@ -57,11 +59,24 @@ def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, 
     results["losses"] = [_loss(part, score) for part, score in scores.items()]
     before = tunes_loss(unrounded, corpus.validation).nats_per_token
     results["rounding"] = _rounding(before, scores["validation"].nats_per_token)
-    drawn = draw_samples(model, samples)
-    quality = judge(drawn, _bodies(corpus, "train"), [*_bodies(corpus, "validation"), *_bodies(corpus, "test")], 1.0, 0)
-    results["quality"] = dataclasses.asdict(quality)
-    results["samples"] = [_tune_sample(sample, seed) for seed, sample in enumerate(drawn[:TUNES_SHOWN])]
-    return results
+    return results | _composed(model, corpus, samples)
+
+
+def _composed(model: Model, corpus: TuneCorpus, count: int) -> Results:
+    """Quality and form of `count` free tunes at temperature 1, form at the default temperature, and some tunes."""
+    drawn = draw_samples(model, count)
+    parts = TuneParts(model.tokenizer.vocabulary, *(_bodies(corpus, p) for p in ("train", "validation", "test")))
+    quality = judge(drawn, parts.train, [*parts.validation, *parts.test], 1.0, 0)
+    form = [model_form(model, drawn, parts, 1.0)]
+    temperature = model.config.default_temperature or 1.0
+    if temperature != 1.0:
+        drawn = draw_samples(model, count, temperature=temperature)
+        form.append(model_form(model, drawn, parts, temperature))
+    return {
+        "quality": dataclasses.asdict(quality),
+        "form": {"corpus": corpus_form(parts), "models": form},
+        "samples": [_tune_sample(sample, seed, temperature) for seed, sample in enumerate(drawn[:TUNES_SHOWN])],
+    }
 
 
 def naming(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:
@@ -90,10 +105,16 @@ def _sizes(model: Model, run: Path) -> Results:
         "embedding_size": config.embedding_size,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_layers,
+        "pointers": None if config.pointers is None else _pointers(config.pointers),
+        "default_temperature": config.default_temperature,
         "precision": config.precision,
         "state_bytes": config.state_bytes,
         "weight_bytes": (run / WEIGHTS).stat().st_size,
     }
+
+
+def _pointers(pointers: PointerConfig) -> Results:
+    return {name: getattr(pointers, name) for name in ("bars", "followers", "matches", "places", "counts")}
 
 
 def _training(config: TrainingConfig, checkpoint: Checkpoint) -> Results:
@@ -104,6 +125,7 @@ def _training(config: TrainingConfig, checkpoint: Checkpoint) -> Results:
         "threads": config.threads,
         "arithmetic": config.arithmetic,
         "seed": config.seed,
+        "initial_digest": config.initial_digest,
         "rows": config.batches.rows,
         "learning_rate": config.schedule.learning_rate,
         "regularisation": dataclasses.asdict(config.regularisation),
@@ -136,8 +158,8 @@ def _text_sample(model: Model, temperature: float) -> Results:
     return {"temperature": temperature, "seed": 1, "text": sample.text}
 
 
-def _tune_sample(sample: Sample, seed: int) -> Results:
-    return {"temperature": 1.0, "seed": seed, "text": sample.text}
+def _tune_sample(sample: Sample, seed: int, temperature: float) -> Results:
+    return {"temperature": temperature, "seed": seed, "text": sample.text}
 
 
 def _bodies(corpus: TuneCorpus, part: str) -> list[tuple[int, ...]]:

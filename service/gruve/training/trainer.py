@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,21 +21,22 @@ from gruve.model.config import ModelConfig
 from gruve.model.network import Dropout
 from gruve.model.repository import Model, load, save
 from gruve.model.tokenizer import Tokenizer
+from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
 from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from gruve.training.config import TrainingConfig
 from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers
-from gruve.training.curve import Curve
 from gruve.training.evaluate import carried_loss, tunes_loss
-from gruve.training.landmarks import CLASSES
+from gruve.training.loss_curve import Curve
 from gruve.training.pointing import pointer_config
 from gruve.training.recurrence import TrainingNetwork
-from gruve.training.taboos import taboo_loss
+from gruve.training.unlikelihood import unlikelihood_loss
 
 VALIDATION_ROWS = 16
 """Parts of a text that are validated side by side during a run; the final figures carry one state through all of it."""
 
 
+NEVER_INTERRUPTED: AbstractContextManager[Callable[[], bool]] = nullcontext(lambda: False)
 UNDECAYED = ("embedding.weight", "pointers.")
 """Tables, whose rows are trained only where they occur, and the pointers' gates: their weights do not decay."""
 
@@ -63,12 +64,16 @@ def train(
     resume: bool = False,
     initial: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    deferring: AbstractContextManager[Callable[[], bool]] = NEVER_INTERRUPTED,
 ) -> Model:
     """Trains a model and leaves it in `out`, with `losses.csv`, `curves.png` and the checkpoint beside it.
 
     `out` is named after the model. With `resume` the run goes on from the checkpoint in `out`, and ends with the same
     weights as one that was never interrupted. Raises `CorpusError` for a corpus that cannot be used, `ModelBroken` for
     a checkpoint that belongs to another config or corpus, or that is there although `resume` was not asked for.
+
+    The updates run within `deferring`, which yields a function that tells whether the run was interrupted. It is called
+    after every update; once it returns true a checkpoint is kept and `KeyboardInterrupt` raised.
 
     `initial` is the folder of the model whose weights the run begins with; the config's `initial_digest` names it.
     """
@@ -83,8 +88,12 @@ def train(
             raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
         elif initial is not None or config.initial_digest:
             run.begin_with(initial_model(config, initial))
-        while run.step < config.schedule.steps:
-            progress(run.advance())
+        with deferring as interrupted:
+            while run.step < config.schedule.steps:
+                progress(run.advance())
+                if interrupted():
+                    save_checkpoint(out, run.checkpoint())
+                    raise KeyboardInterrupt
         return run.finish()
 
 
@@ -95,9 +104,9 @@ class Run:
         self.config, self.corpus, self.out = config, corpus, out
         self.model_config = model_config(config, corpus.tokenizer)
         self.network = TrainingNetwork(self.model_config, in_bfloat16=config.arithmetic == "bfloat16")
-        self.landmark_head: nn.Linear | None = None
-        if config.objective.landmark_weight:
-            self.landmark_head = nn.Linear(self.model_config.hidden_size, sum(CLASSES))
+        self.auxiliary_head: nn.Linear | None = None
+        if config.objective.auxiliary_weight:
+            self.auxiliary_head = nn.Linear(self.model_config.hidden_size, sum(CLASSES))
         self.average = {name: weight.detach().clone() for name, weight in self._parameters().items()}
         self.optimiser = _optimiser(config, self._parameters())
         self.source = _source(config, corpus, self.model_config)
@@ -172,14 +181,15 @@ class Run:
     def _auxiliary_loss(self, batch: Batch, logits: Tensor, outputs: Tensor) -> Tensor:
         """What the objective adds to the loss of a batch of tunes; zero for a text."""
         objective, extra = self.config.objective, logits.new_zeros(())
-        if batch.landmarks is not None and self.landmark_head is not None:
-            answers = self.landmark_head(outputs).flatten(0, 1).split(CLASSES, dim=1)
-            right = batch.landmarks.flatten(0, 1).unbind(dim=1)
+        if batch.auxiliary is not None and self.auxiliary_head is not None:
+            answers = self.auxiliary_head(outputs).flatten(0, 1).split(CLASSES, dim=1)
+            right = batch.auxiliary.flatten(0, 1).unbind(dim=1)
             losses = [cross_entropy(a, b, ignore_index=IGNORED) for a, b in zip(answers, right, strict=True)]
-            extra = extra + objective.landmark_weight * torch.stack(losses).sum()
-        if batch.taboos is not None and isinstance(self.corpus, TuneCorpus) and objective.taboo_weight:
-            taboos, scored = self.corpus.taboos[batch.taboos.flatten()], (batch.targets != IGNORED).flatten()
-            extra = extra + objective.taboo_weight * taboo_loss(logits.flatten(0, 1), taboos, scored)
+            extra = extra + objective.auxiliary_weight * torch.stack(losses).sum()
+        if batch.unlikely is not None and isinstance(self.corpus, TuneCorpus) and objective.unlikelihood_weight:
+            unlikely = self.corpus.unlikely[batch.unlikely.flatten()]
+            scored = (batch.targets != IGNORED).flatten()
+            extra = extra + objective.unlikelihood_weight * unlikelihood_loss(logits.flatten(0, 1), unlikely, scored)
         return extra
 
     def _validate(self) -> float:
@@ -219,7 +229,7 @@ class Run:
             raise ModelBroken(f"the checkpoint was made with another corpus (sha256 {checkpoint.corpus_sha256})")
         groups: dict[str, dict[str, Tensor]] = {}
         for path, tensor in checkpoint.tensors.items():
-            group, _, name = path.partition("/")
+            group, _, name = path.replace("landmark_head.", "auxiliary_head.").partition("/")  # its former name
             groups.setdefault(group, {})[name] = tensor
         names = list(self._parameters())
         for name, weight in self._parameters().items():
@@ -253,8 +263,8 @@ class Run:
     def _parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name, the auxiliary head's last."""
         parameters = self.network.named_weights()
-        if self.landmark_head is not None:
-            parameters |= {f"landmark_head.{name}": p for name, p in self.landmark_head.named_parameters()}
+        if self.auxiliary_head is not None:
+            parameters |= {f"auxiliary_head.{name}": p for name, p in self.auxiliary_head.named_parameters()}
         return parameters
 
 
@@ -272,7 +282,8 @@ def initial_model(config: TrainingConfig, folder: Path | None) -> Model:
 def model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The blueprint of the model that a run makes."""
     pointers = None if config.pointers is None else pointer_config(config.pointers, tokenizer)
-    return config.architecture.model_config(tokenizer.size, pointers)
+    blueprint = config.architecture.model_config(tokenizer.size, pointers)
+    return dataclasses.replace(blueprint, default_temperature=config.default_temperature)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

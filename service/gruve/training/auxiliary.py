@@ -25,7 +25,7 @@ PART_STARTS = frozenset({"|:", ":|", "||"})
 LINES = frozenset({"|", "||", "|]", "|:", ":|", "|1", ":|2"})
 
 
-def landmarks(tokens: Sequence[str]) -> list[tuple[int, ...]]:
+def auxiliary_targets(tokens: Sequence[str]) -> list[tuple[int, ...]]:
     """One class for each entry of `CLASSES`, for each token."""
     positions = bar_positions(tokens)
     answers: list[tuple[int, ...]] = []

@@ -2,8 +2,8 @@
 
 Where a bar is full no note follows in any tune; after a length no second length; in a first ending no end of the part.
 A network learns this from examples of what does follow, but slowly, and one such token spoils a tune. So the contexts
-below are counted, and what was never seen in one that is frequent is a taboo there. The training loss adds
--log(1 - P(taboo)), which the true distribution does not mind.
+below are counted, and what never followed one that is frequent is unlikely there. The training loss adds
+-log(1 - P(unlikely)), unlikelihood training (Welleck et al. 2020), which the true distribution does not mind.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from gruve.model.tokenizer import END, START, Tokenizer
-from gruve.training.landmarks import CLASSES, LINES, landmarks
+from gruve.training.auxiliary import CLASSES, LINES, auxiliary_targets
 
 FREQUENT = 30
-"""How often a context must be seen before what was not seen in it is a taboo."""
+"""How often a context must be seen before what never followed it is unlikely."""
 
 Context = tuple[object, ...]
 
@@ -40,7 +40,7 @@ def contexts(tokens: Sequence[str]) -> Iterator[tuple[Context, ...]]:
     unit = meter = ""
     last = START
     nothing_yet = (0,) * len(CLASSES)
-    for token, answers in zip((START, *tokens), (nothing_yet, *landmarks(tokens)), strict=True):
+    for token, answers in zip((START, *tokens), (nothing_yet, *auxiliary_targets(tokens)), strict=True):
         unit = token if token.startswith("L:") else unit
         meter = token if token.startswith("M:") else meter
         last_but_one, last = last, kind(token)
@@ -60,8 +60,8 @@ def _broad(of: str) -> str:
     return "length" if of[0].isdigit() or of[0] == "/" else of
 
 
-class Taboos:
-    """The taboos of a corpus: rows of a table of masks over the vocabulary, row 0 without any."""
+class UnlikelyTokens:
+    """The unlikely tokens of a corpus: rows of a table of masks over the vocabulary, row 0 without any."""
 
     def __init__(self, tokenizer: Tokenizer, train: Iterable[Sequence[str]]) -> None:
         seen: dict[Context, Counter[str]] = defaultdict(Counter)
@@ -83,7 +83,7 @@ class Taboos:
         return tuple(found)
 
     def table(self) -> Tensor:
-        """(rows, V) bool: true where a token is a taboo. The start token, which nothing predicts, never is."""
+        """(rows, V) bool: true where a token is unlikely. The start token, which nothing predicts, never is."""
         table = torch.zeros(len(self._rows), len(self._kinds), dtype=torch.bool)
         for allowed, row in self._rows.items():
             if allowed is not None:
@@ -91,7 +91,7 @@ class Taboos:
         return table
 
 
-def taboo_loss(logits: Tensor, taboos: Tensor, scored: Tensor) -> Tensor:
-    """The mean of -log(1 - P(taboo)) over scored steps: logits (N, V), taboos (N, V) bool, scored (N,) bool."""
-    allowed = torch.logsumexp(logits.masked_fill(taboos, float("-inf")), dim=1)
+def unlikelihood_loss(logits: Tensor, unlikely: Tensor, scored: Tensor) -> Tensor:
+    """The mean of -log(1 - P(unlikely)) over scored steps: logits (N, V), unlikely (N, V) bool, scored (N,) bool."""
+    allowed = torch.logsumexp(logits.masked_fill(unlikely, float("-inf")), dim=1)
     return ((torch.logsumexp(logits, dim=1) - allowed) * scored).sum() / scored.sum()

@@ -1,0 +1,118 @@
+"""The form of tunes: what returns in them, how long their parts are, and where they end.
+
+Every figure is a share of tunes or bars, and is counted alike for a corpus and for what a model composes, so that the
+two can stand side by side. A bar is the tokens between two bar lines, headers left out. The first bar of a tune is a
+pick-up, and left out, if it has fewer than 3 tokens. Bars are compared token by token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from gruve.tune.tokens import BAR_TEXT
+
+PICKUP_TOKENS = 3
+"""A first bar with fewer tokens is a pick-up."""
+PART_BARS = 8
+PART_ENDS = frozenset({"|:", ":|", "||", "|]"})
+SECOND_ENDING = ":|2"
+PROMPT_BARS = 4
+LINES = frozenset(BAR_TEXT.values())
+
+Bar = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """The figures, each a share from 0 to 1; 0 where nothing could be counted."""
+
+    bars_repeated: float
+    """Bars that equal an earlier bar of their tune."""
+    tunes_with_repeat: float
+    """Tunes with at least one such bar."""
+    bar_5_is_bar_1: float
+    """Of the tunes of at least 8 bars."""
+    half_cadences_equal: float
+    """Bar 15 equals bar 7, of the tunes of at least 16 bars."""
+    parts_of_8_bars: float
+    """Tunes in which every part has 8 bars. A second ending does not count beside the first."""
+    ends_on_tonic: float
+    """Tunes whose last note is C, on which every tune of the corpus stands."""
+
+
+def bars_of(tokens: Sequence[str]) -> list[Bar]:
+    """The bars of a tune given as tokens, without the pick-up."""
+    bars = [bar for bar, _ in _segments(tokens) if bar]
+    return bars[1:] if bars and len(bars[0]) < PICKUP_TOKENS else bars
+
+
+def form_of(tunes: Iterable[Sequence[str]]) -> Form:
+    """The figures over tunes given as tokens."""
+    tunes = list(tunes)
+    all_bars = [bars_of(tokens) for tokens in tunes]
+    repeated = [sum(bar in bars[:n] for n, bar in enumerate(bars)) for bars in all_bars]
+    long, longer = ([bars for bars in all_bars if len(bars) >= fewest] for fewest in (8, 16))
+    return Form(
+        bars_repeated=_share(sum(repeated), sum(map(len, all_bars))),
+        tunes_with_repeat=_share(sum(map(bool, repeated)), len(tunes)),
+        bar_5_is_bar_1=_share(sum(bars[4] == bars[0] for bars in long), len(long)),
+        half_cadences_equal=_share(sum(bars[14] == bars[6] for bars in longer), len(longer)),
+        parts_of_8_bars=_share(sum(set(parts_of(tokens)) == {PART_BARS} for tokens in tunes), len(tunes)),
+        ends_on_tonic=_share(sum(map(ends_on_tonic, tunes)), len(tunes)),
+    )
+
+
+def parts_of(tokens: Sequence[str]) -> list[int]:
+    """How many bars each part of a tune has; a part's pick-up and second ending are not counted."""
+    parts: list[int] = []
+    count = 0
+    first, second_ending = True, False
+    for bar, line in _segments(tokens):
+        if bar and not (first and len(bar) < PICKUP_TOKENS) and not second_ending:
+            count += 1
+        first = first and not bar
+        if line == SECOND_ENDING:
+            second_ending = True
+        elif line in PART_ENDS:
+            parts += [count] * bool(count)
+            count, first, second_ending = 0, True, False
+    return parts + [count] * bool(count)
+
+
+def ends_on_tonic(tokens: Sequence[str]) -> bool:
+    """Whether the last note is C, in any octave."""
+    notes = [token.strip("=,'") for token in tokens if token.strip("_^=,'").lower() in set("abcdefg")]
+    return bool(notes) and notes[-1] in {"c", "C"}
+
+
+def opening(tokens: Sequence[str], bars: int = PROMPT_BARS) -> list[str] | None:
+    """A tune's tokens up to the bar line that closes bar `bars`; None if no bar follows."""
+    if len(bars_of(tokens)) <= bars:
+        return None
+    lines = (at for at, token in enumerate(tokens) if token in LINES)
+    end = next(at for at in lines if len(bars_of(tokens[:at])) == bars)
+    return list(tokens[: end + 1])
+
+
+def opening_returns(tokens: Sequence[str], bars: int = PROMPT_BARS) -> bool:
+    """Whether one of the tune's first bars stands again behind them."""
+    found = bars_of(tokens)
+    return any(bar in found[:bars] for bar in found[bars:])
+
+
+def _segments(tokens: Sequence[str]) -> list[tuple[Bar, str]]:
+    """What stands before each bar line, with the line; last what stands behind them all, with ""."""
+    segments: list[tuple[Bar, str]] = []
+    bar: list[str] = []
+    for token in tokens:
+        if token in LINES:
+            segments.append((tuple(bar), token.strip()))
+            bar = []
+        elif not (token[1:2] == ":" and token[0] in "LMK"):
+            bar.append(token)
+    return [*segments, (tuple(bar), "")]
+
+
+def _share(some: int, of: int) -> float:
+    return some / of if of else 0.0
