@@ -10,7 +10,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gruve.cli import bench, chat, completion, demo, doctor, evaluate, generate, models, publish, serve, sessions, train
+from gruve.cli import (
+    bench,
+    chat,
+    completion,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    models,
+    publish,
+    serve,
+    sessions,
+    train,
+    tune,
+)
 from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, USAGE, table
 from gruve.cli.flags import Parser, parser_options
 from gruve.cli.terminal import Failure, say_error
@@ -63,7 +77,8 @@ def make_parser() -> Parser:
     parser = Parser("gruve", **parser_options(DESCRIPTION, EXAMPLES))
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, generate, chat, models, sessions, train, evaluate, publish, bench, demo, doctor, completion):
+    every = (serve, generate, chat, models, sessions, train, evaluate, publish, bench, tune, demo, doctor, completion)
+    for command in every:
         command.add(commands)
     return parser
 
