@@ -34,7 +34,6 @@ from gruve.client import (
     Reconnecting,
     SamplingOptions,
 )
-from gruve.client.sync.transport import Outbox
 
 AT_ONCE = Reconnect(max_reconnects=10, first_reconnects=10, backoff_s=0)
 FAULTS = st.lists(st.tuples(st.sampled_from([*BARE, *PASSING, "cut"]), st.integers(0, 12)), max_size=6)
@@ -352,15 +351,3 @@ def test_closing_waits_no_longer_than_it_says_for_a_connection_that_hangs(monkey
     monkeypatch.setattr(client._connections, "close", lambda: [SimpleNamespace(close=hangs.wait)])
     client.close()
     hangs.set()
-
-
-def test_a_dropped_conversation_ends_the_thread_that_waits_for_its_messages(server, client):
-    before = threading.active_count()
-    outbox = Outbox()
-    waiting = threading.Thread(target=lambda: list(outbox_messages), daemon=True)
-    outbox_messages = outbox.messages()
-    waiting.start()
-    assert threading.active_count() == before + 1
-    del outbox
-    waiting.join(5)
-    assert not waiting.is_alive()

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import signal
 import sqlite3
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -230,6 +231,15 @@ def test_what_was_answered_while_the_store_failed_outlives_the_server(
             assert all(whole[at] == token for at, token in reader.tokens.items()), reader.answers
             kept = client.get_session(conversation.start.session_id).token_ids
             assert list(kept) == whole
+
+
+def test_a_dropped_conversation_is_cancelled_and_leaves_no_thread(server, client):
+    before = threading.active_count()
+    conversation = client.converse(PROMPT, model="tiny", max_tokens_per_second=5, **OPTIONS)
+    next(conversation)
+    assert threading.active_count() > before
+    del conversation
+    until(lambda: threading.active_count() <= before and server.host("tiny").engine.load == 0)
 
 
 def test_a_refused_control_is_an_answer_and_no_error(client):
