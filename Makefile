@@ -12,7 +12,7 @@ NATIVE := $(wildcard setup.py) $(shell find service -name '*.cpp' -o -name '*.h'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve test check lint proto sync clean
+.PHONY: help install demo serve test check lint proto sync docs clean
 
 help: ## list what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ serve: install ## serve the models until Ctrl-C
 test: install ## the tests, some minutes
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-check: install lint ## lint, types and the longer proofs
+check: install lint ## lint, types, the documentation and the longer proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: install ## style and types alone
@@ -43,6 +43,9 @@ proto: install ## generate the stubs in service/gruve/v1 from proto/
 sync: install ## generate the sync client from the async one
 	$(BIN)/python tools/unasync.py
 
+docs: install ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove .venv and whatever else was made here; models and runs stay
 	rm -rf .venv build dist demo .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find service tests -name __pycache__ -prune -exec rm -rf {} +
@@ -53,5 +56,5 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,docs]'
 	@touch $@
