@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     try:
         from gruve import cli
 
-        return cli._parser()
+        return cli.make_parser()
     finally:
         os.environ.clear()
         os.environ.update(kept)

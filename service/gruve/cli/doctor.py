@@ -102,11 +102,11 @@ def _decoding() -> Iterator[Finding]:
 
     from gruve.bench.machine import describe_machine
     from gruve.decode.cuda.modes import triton_unavailable
-    from gruve.decode.native import native_unavailable
+    from gruve.decode.native import unavailable_reason
     from gruve.decode.native.backend import available_cores
     from gruve.decode.native.library import chosen_isa
 
-    machine, why_not = describe_machine(), native_unavailable()
+    machine, why_not = describe_machine(), unavailable_reason()
     yield Finding("decoding", "cpu", "ok", f"{machine['cpu']}, widest instruction set {machine['isa']}")
     yield Finding("decoding", "cores", "ok", f"{available_cores()} may be used by this process")
     if torch.cuda.is_available():
