@@ -128,7 +128,7 @@ def test_a_slot_that_was_released_is_empty_and_keeps_its_state_until_it_is_taken
         ({"end_id": V}, "end_id 9"),
         ({"max_tokens": -1}, "max_tokens -1"),
         ({"min_tokens": -5}, "min_tokens -5"),
-        ({"generated": -1}, "drawn -1"),
+        ({"generated": -1}, "generated -1"),
         ({"logprobs": 1_025}, "logprobs 1025"),
         ({"stop_state": 1}, "stop_state 1"),
         ({"sampling": SamplingParameters(logit_bias=((V, 1.0),))}, "logit_bias token 9"),

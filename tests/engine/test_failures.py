@@ -56,7 +56,7 @@ def test_a_call_that_raises_with_two_in_flight_fails_its_rows_once_and_the_engin
 @pytest.mark.parametrize("when", ["submit", "result"])
 def test_a_lost_backend_fails_the_engine_and_every_sequence(when, caplog):
     backend = AheadBackend(slots=2)
-    backend.check = lambda: 1 / 0
+    backend.check_health = lambda: 1 / 0
     whole = backend.submit
 
     def submit(*call):

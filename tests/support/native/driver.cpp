@@ -23,9 +23,12 @@ void expect(bool holds, const char* what, const char* error = "") {
 
 struct Net {
     gruve_weights weights{};
+    gruve_pointers pointers{};
+    std::vector<int32_t> kinds, advances;
     std::vector<std::vector<float>> arrays;
 
-    Net(int32_t cell, int32_t V, int32_t E, int32_t H, int32_t L, bool half, bool tied, bool whole,
+    Net(const Net&) = delete;
+    Net(int32_t cell, int32_t V, int32_t E, int32_t H, int32_t L, bool half, bool tied, bool whole, bool pointed,
         std::mt19937& random) {
         arrays.reserve(64);
         const int32_t G = cell == GRUVE_LSTM ? 4 : cell == GRUVE_ELMAN ? 1 : 3;
@@ -52,6 +55,30 @@ struct Net {
         if (!tied) weights.head_weight = made(size_t(V) * H, 1.0f);
         if (tied && E != H) weights.head_projection = made(size_t(E) * H, 0.5f);
         weights.head_bias = made(V, 1.0f);
+        if (!pointed) return;
+        static const int32_t bars[] = {1, 2, 64}, followers[] = {1, 3, 32};
+        kinds.assign(V, GRUVE_PLAIN_TOKEN);
+        kinds[2] = GRUVE_BAR_TOKEN;
+        kinds[3] = GRUVE_PART_TOKEN;
+        for (int32_t token = 0; token < V; ++token) advances.push_back(token % 4 - 1);
+        pointers.bars_size = pointers.followers_size = 3;
+        pointers.bars = bars;
+        pointers.followers = followers;
+        pointers.kinds = kinds.data();
+        pointers.advances = advances.data();
+        pointers.start_token = cell % 2 ? -1 : 4;
+        pointers.place_step = 2;
+        pointers.places = cell == GRUVE_LSTM ? 0 : 7;
+        pointers.counts = 64;
+        pointers.matches = cell == GRUVE_ELMAN ? 0 : 32;
+        const size_t K = 6;
+        pointers.weight = made(K * (V + 1) * E, 0.5f);
+        if (pointers.matches) pointers.match = made(K * pointers.matches * E, 0.5f);
+        if (pointers.places) pointers.place = made(size_t(pointers.places) * E, 0.5f);
+        pointers.count = made(size_t(pointers.counts) * E, 0.5f);
+        pointers.gate = made(K * H, 1.0f);
+        pointers.gate_bias = made(K * (pointers.matches ? pointers.matches : 1), 1.0f);
+        weights.pointers = &pointers;
     }
 };
 
@@ -61,9 +88,13 @@ struct Sequence {
     int32_t bias_id = 0;
     float bias = 0.5f;
 
-    Sequence(int32_t V, std::mt19937& random) {
+    Sequence(int32_t V, bool pointed, std::mt19937& random) {
         const auto below = [&](int32_t n) { return static_cast<int32_t>(random() % static_cast<uint32_t>(n)); };
         history = {below(V)};
+        if (pointed && below(2)) {  // a window that is full, of few different tokens, somewhere in a long transcript
+            for (int i = 1; i < 1024; ++i) history.push_back(below(3) ? below(5) : below(V));
+            row.position = 1023 + below(3000);
+        }
         for (int32_t i = below(9); i > 0; --i) prompt.push_back(below(V));
         stop_table.assign(size_t{2} * V, 0);
         stop_table[below(V)] = 1;
@@ -71,7 +102,7 @@ struct Sequence {
         stop_ids = {below(V)};
         bias_id = below(V);
         row.history = history.data();
-        row.history_size = 1;
+        row.history_size = static_cast<int32_t>(history.size());
         row.forced = prompt.data();
         row.forced_size = static_cast<int32_t>(prompt.size());
         row.max_tokens = 1 + below(30);
@@ -112,14 +143,14 @@ struct Outcome {
 };
 
 struct Block {
-    std::vector<int32_t> slots, limits, tokens, taken, reasons, ids;
+    std::vector<int32_t> slots, limits, tokens, steps_taken, statuses, ids;
     std::vector<float> chosen, top;
     gruve_call call{};
     Block(std::vector<int32_t> rows, int32_t limit, int32_t steps)
-        : slots(std::move(rows)), limits(slots.size(), limit), tokens(slots.size() * steps), taken(slots.size()),
-          reasons(slots.size()), ids(tokens.size() * 2), chosen(tokens.size()), top(tokens.size() * 2) {
-        call = {static_cast<int32_t>(slots.size()), steps, 2, 0, slots.data(), limits.data(), tokens.data(),
-                taken.data(), reasons.data(), chosen.data(), ids.data(), top.data()};
+        : slots(std::move(rows)), limits(slots.size(), limit), tokens(slots.size() * steps), steps_taken(slots.size()),
+          statuses(slots.size()), ids(tokens.size() * 2), chosen(tokens.size()), top(tokens.size() * 2) {
+        call = {static_cast<int32_t>(slots.size()), steps, 2, 1, slots.data(), limits.data(), tokens.data(),
+                steps_taken.data(), statuses.data(), chosen.data(), ids.data(), top.data()};
     }
 };
 
@@ -134,7 +165,7 @@ Outcome alone(const gruve_model* model, const Sequence& sequence, size_t state_f
         Block block({0}, 1, 1);
         expect(gruve_decode(decoder, &block.call, error, sizeof error) == GRUVE_OK, "decode", error);
         outcome.tokens.push_back(block.tokens[0]);
-        outcome.reason = block.reasons[0];
+        outcome.reason = block.statuses[0];
     }
     outcome.state.resize(state_floats);
     expect(gruve_snapshot(decoder, 0, outcome.state.data(), error, sizeof error) == GRUVE_OK, "snapshot", error);
@@ -159,7 +190,7 @@ void schedule(const gruve_model* model, const Net& net, int32_t slots, int32_t t
         size_t(net.weights.cell == GRUVE_LSTM ? 2 : 1) * net.weights.num_layers * net.weights.hidden_size;
     std::vector<Sequence> waiting;
     waiting.reserve(30);
-    for (int i = 0; i < 30; ++i) waiting.emplace_back(V, random);
+    for (int i = 0; i < 30; ++i) waiting.emplace_back(V, net.weights.pointers != nullptr, random);
     std::vector<int> in_slot(slots, -1);
     std::vector<Outcome> outcomes(waiting.size());
     gruve_decoder* decoder = nullptr;
@@ -180,8 +211,8 @@ void schedule(const gruve_model* model, const Net& net, int32_t slots, int32_t t
         expect(gruve_decode(decoder, &block.call, error, sizeof error) == GRUVE_OK, "decode", error);
         for (size_t i = 0; i < rows.size(); ++i) {
             Outcome& outcome = outcomes[in_slot[rows[i]]];
-            for (int32_t k = 0; k < block.taken[i]; ++k) outcome.tokens.push_back(block.tokens[k * rows.size() + i]);
-            outcome.reason = block.reasons[i];
+            for (int32_t k = 0; k < block.steps_taken[i]; ++k) outcome.tokens.push_back(block.tokens[k * rows.size() + i]);
+            outcome.reason = block.statuses[i];
             if (outcome.reason == 0) continue;
             outcome.state.resize(state_floats);
             gruve_snapshot(decoder, rows[i], outcome.state.data(), error, sizeof error);
@@ -197,12 +228,30 @@ void schedule(const gruve_model* model, const Net& net, int32_t slots, int32_t t
     }
 }
 
+void pointer_refusals(const Net& net, const char* isa) {
+    const auto refused = [&](const char* what, auto change) {
+        gruve_pointers bad = net.pointers;
+        gruve_weights weights = net.weights;
+        weights.pointers = &bad;
+        change(bad);
+        gruve_model* model = nullptr;
+        expect(gruve_model_create(&weights, isa, &model, error, sizeof error) == GRUVE_INVALID, what);
+    };
+    static const int32_t far = 65, unknown[64] = {3};
+    refused("a bar too far back", [](gruve_pointers& p) { p.bars = &far, p.bars_size = 1; });
+    refused("no pointer", [](gruve_pointers& p) { p.bars_size = p.followers_size = 0; });
+    refused("too many pointers", [](gruve_pointers& p) { p.followers_size = 17; });
+    refused("an unknown kind of token", [](gruve_pointers& p) { p.kinds = unknown; });
+    refused("no gates", [](gruve_pointers& p) { p.gate = nullptr; });
+    refused("counts beyond the bars kept", [](gruve_pointers& p) { p.counts = 65; });
+}
+
 void refusals(const gruve_model* model, const Net& net, std::mt19937& random) {
     gruve_decoder* decoder = nullptr;
     expect(gruve_decoder_create(model, 0, 1, &decoder, error, sizeof error) == GRUVE_INVALID, "no slots");
     expect(gruve_decoder_create(nullptr, 1, 1, &decoder, error, sizeof error) == GRUVE_INVALID, "no model");
     expect(gruve_decoder_create(model, 2, 2, &decoder, error, 5) == GRUVE_OK, "create", error);
-    const Sequence good(net.weights.vocabulary_size, random);
+    const Sequence good(net.weights.vocabulary_size, false, random);
     const auto refused = [&](const char* what, auto change) {
         Sequence bad = good;
         bad.row.sampling.bias_ids = &bad.bias_id;
@@ -235,7 +284,7 @@ void refusals(const gruve_model* model, const Net& net, std::mt19937& random) {
 void two_callers(const gruve_model* model, const Net& net, std::mt19937& random) {
     gruve_decoder* decoder = nullptr;
     gruve_decoder_create(model, 1, 2, &decoder, error, sizeof error);
-    const Sequence sequence(net.weights.vocabulary_size, random);
+    const Sequence sequence(net.weights.vocabulary_size, false, random);
     const auto caller = [&] {
         for (int i = 0; i < 200; ++i) {
             const int32_t status = gruve_admit(decoder, 0, &sequence.row, nullptr, nullptr, 0);
@@ -250,17 +299,18 @@ void two_callers(const gruve_model* model, const Net& net, std::mt19937& random)
     gruve_decoder_destroy(decoder);
 }
 
-// The digest of everything that this instruction set makes in fp32, or in int16.
-uint64_t made_by(const char* isa, bool whole) {
+// The digest of everything that this instruction set makes, in fp32 or in int16, without or with pointers.
+uint64_t made_by(const char* isa, bool whole, bool pointed) {
     std::mt19937 random(7);
     digest = 0xCBF29CE484222325u;
     for (int32_t cell = 0; cell < 4; ++cell)
         for (const bool half : {true, false}) {
-            const Net net(cell, 37, cell % 2 ? 24 : 9, half ? 24 : 70, 1 + cell % 3, half, cell != 2, whole, random);
+            const Net net(cell, 37, cell % 2 ? 24 : 9, half ? 24 : 70, 1 + cell % 3, half, cell != 2, whole, pointed, random);
             gruve_model* model = nullptr;
             expect(gruve_model_create(&net.weights, isa, &model, error, sizeof error) == GRUVE_OK, "a model", error);
             schedule(model, net, 20, 4, random);
             refusals(model, net, random);
+            if (pointed) pointer_refusals(net, isa);
             two_callers(model, net, random);
             gruve_model_destroy(model);
         }
@@ -270,15 +320,17 @@ uint64_t made_by(const char* isa, bool whole) {
 }  // namespace
 
 int main() {
-    uint64_t made[2] = {made_by("portable", false), made_by("portable", true)};
-    for (const char* isa : {"avx2", "avx512", "zen4"}) {
-        if (gruve_isa(isa) == nullptr) continue;
-        for (const bool whole : {false, true})
-            expect(made_by(isa, whole) == made[whole], "every instruction set makes the same bits");
-    }
-    if (failures == 0)
-        std::printf(
-            "OK %016llx %016llx\n", static_cast<unsigned long long>(made[0]),
-            static_cast<unsigned long long>(made[1]));
-    return failures == 0 ? 0 : 1;
+    const auto made_in_every_way = [](const char* isa) {
+        return std::vector<uint64_t>{
+            made_by(isa, false, false), made_by(isa, true, false), made_by(isa, false, true), made_by(isa, true, true)};
+    };
+    const std::vector<uint64_t> made = made_in_every_way("portable");
+    for (const char* isa : {"avx2", "avx512", "zen4"})
+        if (gruve_isa(isa) != nullptr)
+            expect(made_in_every_way(isa) == made, "every instruction set makes the same bits");
+    if (failures > 0) return 1;
+    std::printf("OK");
+    for (const uint64_t value : made) std::printf(" %016llx", static_cast<unsigned long long>(value));
+    std::printf("\n");
+    return 0;
 }

@@ -2,9 +2,9 @@
 //
 // Every function that can fail returns a Status and, unless it is OK, writes a sentence into `error` (at most
 // `error_size` bytes with the final 0). Nothing is read past the sizes given; every index is checked before it is used.
-// A model is immutable and may be shared by any number of decoders and threads. So may a decoder, as long as each slot is
-// used by one caller at a time, and as many calls of decode are under way as it has threads; what goes beyond is answered
-// BUSY and changes nothing. Array arguments are only read during the call unless said otherwise.
+// A model is immutable and may be shared by any number of decoders and threads. A decoder may be shared by threads if each
+// slot is used by one caller at a time and at most as many calls of decode are under way as it has threads. Otherwise the
+// function returns BUSY and changes nothing. Array arguments are read during the call only, unless stated otherwise.
 
 #ifndef GRUVE_NATIVE_ABI_H
 #define GRUVE_NATIVE_ABI_H
@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRUVE_ABI_VERSION 4
+#define GRUVE_ABI_VERSION 5
 #define GRUVE_MAX_LAYERS 4
 #define GRUVE_MAX_ROWS 64
 #define GRUVE_MAX_STEPS 4096
@@ -30,7 +30,7 @@ extern "C" {
 enum gruve_status { GRUVE_OK = 0, GRUVE_INVALID = 1, GRUVE_FAILED = 2, GRUVE_BUSY = 3 };
 enum gruve_cell { GRUVE_GRU_AFTER = 0, GRUVE_GRU_BEFORE = 1, GRUVE_LSTM = 2, GRUVE_ELMAN = 3 };
 
-// What a token does to the bars of gruve.model.pointers: nothing, closes a bar and opens one, and begins a part as well.
+// What a token does to the bars of gruve.model.pointers: nothing; close a bar and open the next; begin a part as well.
 enum gruve_token_kind { GRUVE_PLAIN_TOKEN = 0, GRUVE_BAR_TOKEN = 1, GRUVE_PART_TOKEN = 2 };
 
 // gruve.model.pointers.PointerConfig and the weights of pointers, row-major fp32; K = bars_size + followers_size. `weight`,
@@ -68,11 +68,11 @@ typedef struct {
     const float* weight_ih[GRUVE_MAX_LAYERS];    // (G*H, E or H)
     const float* weight_hh[GRUVE_MAX_LAYERS];    // (G*H, H)
     const float* bias[GRUVE_MAX_LAYERS];         // (G*H,)
-    const float* bias_hn[GRUVE_MAX_LAYERS];      // (H,), for GRUVE_GRU_AFTER alone
+    const float* bias_hn[GRUVE_MAX_LAYERS];      // (H,), only for GRUVE_GRU_AFTER
     const float* head_weight;                    // (V, H), or null where the head is tied
     const float* head_projection;                // (E, H) where the head is tied and E differs from H, or null
     const float* head_bias;                      // (V,)
-    const gruve_pointers* pointers;              // null for a model without
+    const gruve_pointers* pointers;              // null for a model without pointers
 } gruve_weights;
 
 // gruve.model.sampling's parameters as its own functions turn them into integers and fp32.
@@ -105,24 +105,24 @@ typedef struct {
     int32_t stop_ids_size;
     int32_t max_tokens;
     int32_t min_tokens;
-    int32_t drawn;
+    int32_t generated;
     int32_t end_id;            // -1 for none
     int32_t ignore_eos;
     int32_t logprobs;          // -1 for none
     gruve_sampling sampling;
 } gruve_row;
 
-// One call of decode. Outputs are written by the call; those of log-probabilities may be null where no row asks.
+// One call of decode. The call writes the outputs. Those of log-probabilities may be null if no row requests any.
 typedef struct {
     int32_t rows;              // 1 to GRUVE_MAX_ROWS
     int32_t steps;             // 1 to GRUVE_MAX_STEPS
-    int32_t alternatives;      // the third dimension of `top_ids` and `top`: at least what any row asks
-    int32_t alone;             // 1: on the caller's thread, beside other calls; 0: with the decoder's threads, if free
+    int32_t alternatives;      // the third dimension of `top_ids` and `top`: at least the largest `logprobs` of a row
+    int32_t exclusive;         // 1: no other call is under way, the decoder's threads may help; 0: on the caller's thread
     const int32_t* slots;      // (rows,), distinct
     const int32_t* limits;     // (rows,)
     int32_t* tokens;           // (steps, rows)
-    int32_t* taken;            // (rows,)
-    int32_t* reasons;          // (rows,)
+    int32_t* steps_taken;           // (rows,)
+    int32_t* statuses;          // (rows,)
     float* chosen;             // (steps, rows)
     int32_t* top_ids;          // (steps, rows, alternatives)
     float* top;                // (steps, rows, alternatives)
@@ -137,7 +137,7 @@ GRUVE_EXPORT void gruve_struct_sizes(
     size_t* weights, size_t* pointers, size_t* sampling, size_t* row, size_t* call);
 
 // `wanted`, or with null or "" the fastest: "avx512", "zen4" (AVX-512 in the form that suits Zen 4), "avx2" or "portable".
-// Null, where `wanted` is none of these or this CPU has it not.
+// Null if `wanted` is none of these or this CPU does not support it.
 GRUVE_EXPORT const char* gruve_isa(const char* wanted);
 
 // Packs weights for `isa`, a name that gruve_isa returned.
@@ -146,7 +146,7 @@ GRUVE_EXPORT int32_t gruve_model_create(
 GRUVE_EXPORT void gruve_model_destroy(gruve_model* model);
 GRUVE_EXPORT size_t gruve_model_bytes(const gruve_model* model);
 
-// A decoder keeps what it needs of its model: they may be destroyed in any order.
+// A decoder keeps its model alive: the two may be destroyed in any order.
 GRUVE_EXPORT int32_t gruve_decoder_create(
     const gruve_model* model, int32_t slots, int32_t threads, gruve_decoder** decoder, char* error, size_t error_size);
 // Waits for calls that are under way; no other may begin.
@@ -160,10 +160,10 @@ GRUVE_EXPORT int32_t gruve_snapshot(
     gruve_decoder* decoder, int32_t slot, float* state, char* error, size_t error_size);
 GRUVE_EXPORT int32_t gruve_release(gruve_decoder* decoder, int32_t slot, char* error, size_t error_size);
 
-// For tests: what the parts of a step do on their own.
+// For tests: the parts of a step by themselves.
 
-// The logits (V,) of row `row` of the last step of the last call to begin, if the row drew or asked for log-probabilities
-// in it; no call may be under way.
+// The logits (V,) of row `row` in the last step of the last call to begin, if the row sampled or requested
+// log-probabilities in it. No call may be under way.
 GRUVE_EXPORT int32_t gruve_last_logits(
     gruve_decoder* decoder, int32_t row, float* logits, char* error, size_t error_size);
 // The token that `sampling` draws from `logits` for absolute `position`; `history` oldest first.

@@ -112,12 +112,12 @@ class NativeBackend:
         call = abi.Call(
             rows=rows,
             steps=steps,
-            alone=not exclusive,
+            exclusive=exclusive,
             slots=given_at,
             limits=given_at + row_bytes,
             tokens=tokens.ctypes.data,
-            taken=made_at,
-            reasons=made_at + row_bytes,
+            steps_taken=made_at,
+            statuses=made_at + row_bytes,
         )
         if logprobs is not None:
             call.alternatives = logprobs.top.shape[2]
@@ -246,7 +246,7 @@ def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]
         stop_ids_size=len(stop_ids),
         max_tokens=row.max_tokens,
         min_tokens=row.min_tokens,
-        drawn=row.generated,
+        generated=row.generated,
         end_id=-1 if row.end_id is None else row.end_id,
         ignore_eos=row.ignore_eos,
         logprobs=-1 if row.logprobs is None else row.logprobs,

@@ -1,4 +1,4 @@
-// What comes through the ABI is checked with these; they throw std::invalid_argument and quote value and bound.
+// Checks of the values that come through the ABI. They throw std::invalid_argument and quote value and bound.
 
 #ifndef GRUVE_NATIVE_BOUNDS_H
 #define GRUVE_NATIVE_BOUNDS_H

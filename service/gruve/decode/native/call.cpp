@@ -7,17 +7,17 @@
 namespace gruve {
 namespace {
 
-// Rows a tile takes at most: enough to pay for the weights, few enough that the last tiles of a phase come out even.
+// The maximum rows of a tile: enough to pay for reading the weights, few enough that tiles divide a phase evenly.
 constexpr int32_t TILE_ROWS = 32;
-// A pass over fewer groups at once has fewer streams of weights under way; more threads need more tiles.
+// More tiles balance the threads better, but a pass over fewer groups reads fewer streams of weights at once.
 constexpr int32_t TILES_PER_THREAD = 2;
 constexpr int32_t TOKEN_ROWS = 4;
-// Multiply-adds that take about as long as waking a thread.
+// The number of multiply-adds that take about as long as waking a thread.
 constexpr int64_t SMALL = 1 << 20;
 
 }  // namespace
 
-Call::Call(Decoder& decoder, const gruve_call& call, Workplace& place, int32_t threads)
+Call::Call(Decoder& decoder, const gruve_call& call, Workspace& place, int32_t threads)
     : decoder_(decoder), model_(decoder.model()), call_(call), place_(place), threads_(threads) {}
 
 bool Call::is_small() const {
@@ -57,7 +57,7 @@ int32_t Call::begin_step() {
     }
     layer_ = 0;
     phase_ = 0;
-    if (model_.pointers.size > 0 && step_ == 0) {  // later ones are made where the step before took its token
+    if (model_.pointers.size > 0 && step_ == 0) {  // later inputs are computed at the end of the step before
         stage_ = Stage::inputs;
         return (active_count_ + TOKEN_ROWS - 1) / TOKEN_ROWS;
     }
@@ -98,7 +98,7 @@ int32_t Call::begin_layer() {
     return cut(model_.tiled(layer_, phase_), view_count_);
 }
 
-// The inputs of int16 products of this phase, into `to`.
+// Writes the inputs of this phase's int16 products to `to`.
 void Call::make_whole(RowView& view, int16_t* to) const {
     const int32_t size = model_.padded_size;
     view.whole_h = to;
@@ -127,7 +127,7 @@ int32_t Call::begin_tokens() {
     return (active_count_ + TOKEN_ROWS - 1) / TOKEN_ROWS;
 }
 
-// Cuts a phase into tiles; their number.
+// Cuts a phase into tiles and returns their number.
 int32_t Call::cut(const Matrix& matrix, int32_t rows) {
     rows_ = std::min(rows, TILE_ROWS);
     groups_ = model_.kernels->groups_per_pass(rows, matrix);
@@ -162,7 +162,7 @@ void Call::run(int32_t tile, int32_t worker) {
     }
 }
 
-// Layer 0's input for a row's pending token.
+// Computes layer 0's input for a row's pending token.
 void Call::make_input(int32_t row) {
     const Slot& slot = decoder_.slots_[call_.slots[row]];
     const float* rows[MAX_INPUT_ROWS];
@@ -192,7 +192,7 @@ void Call::take_token(int32_t row, Scratch& scratch) {
         token = draw(
             *model_.kernels, place_.logits(row), model_.vocabulary_size, slot.sampling, slot.position + 1,
             {slot.history.data(), slot.position, slot.known},
-            slot.drawn < slot.min_tokens ? slot.masked_early : slot.masked, scratch);
+            slot.generated < slot.min_tokens ? slot.masked_early : slot.masked, scratch);
     } else {
         token = slot.forced[slot.forced_at];
     }
@@ -201,37 +201,37 @@ void Call::take_token(int32_t row, Scratch& scratch) {
 }
 
 // Moves a row past `token`: position, counts, history, stops, and whether it freezes.
-void Call::advance(int32_t row, int32_t token, bool drawn) {
+void Call::advance(int32_t row, int32_t token, bool sampled) {
     Slot& slot = decoder_.slots_[call_.slots[row]];
     call_.tokens[static_cast<size_t>(step_) * call_.rows + row] = token;
-    ++call_.taken[row];
+    ++call_.steps_taken[row];
     slot.parity = 1 - slot.parity;
     slot.pending = token;
     ++slot.position;
     slot.history[slot.position & (GRUVE_HISTORY - 1)] = token;
     slot.known = std::min(slot.known + 1, GRUVE_HISTORY);
-    Reason reason = Reason::running;
-    if (drawn) {
-        ++slot.drawn;
+    RowStatus status = RowStatus::running;
+    if (sampled) {
+        ++slot.generated;
         bool matched = false;
         if (slot.stop_table != nullptr) {
             const size_t at = static_cast<size_t>(slot.stop_state) * model_.vocabulary_size + token;
             const int32_t entry = slot.stop_table[at];
             slot.stop_state = entry & (MATCHED - 1);
-            matched = entry >= MATCHED && slot.drawn >= slot.min_tokens;
+            matched = entry >= MATCHED && slot.generated >= slot.min_tokens;
         }
         if (token == slot.end_id) {
-            reason = Reason::end_of_sequence;
+            status = RowStatus::end_of_sequence;
         } else if (matched) {
-            reason = Reason::stop;
+            status = RowStatus::stop;
         }
     } else {
         ++slot.forced_at;
     }
     const bool prompt_left = slot.forced_at < slot.forced.size();
-    if (reason == Reason::running && slot.drawn >= slot.max_tokens && !prompt_left) reason = Reason::length;
-    call_.reasons[row] = static_cast<int32_t>(reason);
-    frozen_[row] = reason != Reason::running;
+    if (status == RowStatus::running && slot.generated >= slot.max_tokens && !prompt_left) status = RowStatus::length;
+    call_.statuses[row] = static_cast<int32_t>(status);
+    frozen_[row] = status != RowStatus::running;
     if (model_.pointers.size == 0) return;
     slot.pointers.feed(slot.history.data(), slot.position, slot.known);
     if (!frozen_[row] && step_ + 1 < std::min(call_.limits[row], call_.steps)) make_input(row);

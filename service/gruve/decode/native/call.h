@@ -13,10 +13,10 @@ namespace gruve {
 
 class Call final : public Job {
 public:
-    // `threads` will share it.
-    Call(Decoder& decoder, const gruve_call& call, Workplace& place, int32_t threads);
+    // `threads` is how many threads will share it.
+    Call(Decoder& decoder, const gruve_call& call, Workspace& place, int32_t threads);
 
-    // Not worth waking another thread for.
+    // Whether it is too small to be worth waking another thread.
     bool is_small() const;
 
     int32_t next_phase() override;
@@ -36,13 +36,13 @@ private:
     void add_gates(int32_t row);
     bool draws(int32_t row) const;
     void take_token(int32_t row, Scratch& scratch);
-    void advance(int32_t row, int32_t token, bool drawn);
+    void advance(int32_t row, int32_t token, bool sampled);
     void record_logprobs(int32_t row, int32_t token, Scratch& scratch);
 
     Decoder& decoder_;
     const Model& model_;
     const gruve_call& call_;
-    Workplace& place_;
+    Workspace& place_;
     const int32_t threads_;
 
     Stage stage_ = Stage::start;
@@ -50,15 +50,15 @@ private:
     int32_t layer_ = 0;
     int32_t phase_ = 0;  // of the layer
 
-    int32_t active_[GRUVE_MAX_ROWS];  // the call's rows that take this step
+    int32_t active_[GRUVE_MAX_ROWS];  // the call's rows that run this step
     int32_t active_count_ = 0;
     bool frozen_[GRUVE_MAX_ROWS] = {};
-    bool prompted_[GRUVE_MAX_ROWS];   // takes its token from the prompt
+    bool prompted_[GRUVE_MAX_ROWS];   // whether the row's next token comes from its prompt
 
-    RowView views_[GRUVE_MAX_ROWS];   // of the open phase
+    RowView views_[GRUVE_MAX_ROWS];   // of the current phase
     int32_t view_count_ = 0;
-    int32_t groups_ = 0;              // a tile is so many groups
-    int32_t rows_ = 0;                // by so many rows
+    int32_t groups_ = 0;              // the groups of a tile
+    int32_t rows_ = 0;                // the rows of a tile
 };
 
 }  // namespace gruve

@@ -18,7 +18,7 @@ size_t odd_lines(size_t floats) { return floats / LANES % 2 == 0 ? floats + LANE
 
 }  // namespace
 
-Workplace::Workplace(const Model& model, int32_t threads)
+Workspace::Workspace(const Model& model, int32_t threads)
     : row_floats(odd_lines(
           (model.whole ? 4 : 3) * static_cast<size_t>(model.padded_size) + model.logits_stride + model.input_floats())),
       logits_offset(3 * static_cast<size_t>(model.padded_size)),
@@ -38,8 +38,8 @@ Decoder::Decoder(std::shared_ptr<const Model> model, int32_t slots, int32_t thre
     slots_.resize(slots);
     states_ = Pages(slot_floats_ * slots * sizeof(float));
     held_ = std::make_unique<std::atomic<bool>[]>(slots);
-    workplaces_.push_back(std::make_unique<Workplace>(*model_, threads));
-    for (int32_t i = 0; i < threads; ++i) workplaces_.push_back(std::make_unique<Workplace>(*model_, 1));
+    workspaces_.push_back(std::make_unique<Workspace>(*model_, threads));
+    for (int32_t i = 0; i < threads; ++i) workspaces_.push_back(std::make_unique<Workspace>(*model_, 1));
     pool_ = std::make_unique<Pool>(threads);
 }
 
@@ -68,9 +68,9 @@ void Decoder::Hold::release(int32_t count) {
     for (int32_t i = 0; i < count; ++i) decoder_.held_[slots_[i]].store(false, std::memory_order_release);
 }
 
-Decoder::Taken::Taken(Decoder& decoder, bool alone) {
-    const auto& places = decoder.workplaces_;
-    for (size_t i = alone ? 1 : 0; i < places.size(); ++i) {
+Decoder::Taken::Taken(Decoder& decoder, bool exclusive) {
+    const auto& places = decoder.workspaces_;
+    for (size_t i = exclusive ? 0 : 1; i < places.size(); ++i) {
         if (places[i]->taken.exchange(true, std::memory_order_acquire)) continue;
         place = places[i].get();
         shared = i == 0;
@@ -92,7 +92,7 @@ void Decoder::check_row(const gruve_row& row) const {
     check_all("stop token", row.stop_ids, row.stop_ids_size, 0, last);
     check("max_tokens", row.max_tokens, 0, most);
     check("min_tokens", row.min_tokens, 0, most);
-    check("drawn", row.drawn, 0, most - GRUVE_MAX_STEPS);
+    check("generated", row.generated, 0, most - GRUVE_MAX_STEPS);
     check("end_id", row.end_id, -1, last);
     check("logprobs", row.logprobs, -1, GRUVE_MAX_LOGPROBS);
     if (row.stop_table == nullptr) {
@@ -121,7 +121,7 @@ void Decoder::admit(int32_t slot, const gruve_row& row, const float* state) {
     next.parity = slots_[slot].parity;
     next.position = row.position;
     next.pending = row.history[row.history_size - 1];
-    next.drawn = row.drawn;
+    next.generated = row.generated;
     next.forced.assign(row.forced, row.forced + row.forced_size);
     next.max_tokens = row.max_tokens;
     next.min_tokens = row.min_tokens;
@@ -181,7 +181,7 @@ void Decoder::check_call(const gruve_call& call) const {
     check_all("slot", call.slots, call.rows, 0, static_cast<int64_t>(slots_.size()) - 1);
     check_all("limit", call.limits, call.rows, 0, std::numeric_limits<int32_t>::max());
     check("alternatives", call.alternatives, 0, GRUVE_MAX_LOGPROBS);
-    for (const void* output : {call.tokens, call.taken, call.reasons}) check_present("an output array", output);
+    for (const void* output : {call.tokens, call.steps_taken, call.statuses}) check_present("an output array", output);
     for (int32_t i = 0; i < call.rows; ++i)
         if (std::find(call.slots, call.slots + i, call.slots[i]) != call.slots + i)
             throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " is given twice");
@@ -206,10 +206,10 @@ void Decoder::decode(const gruve_call& call) {
     check_call(call);
     const Hold hold(*this, call.slots, call.rows);
     check_slots(call);
-    const Taken taken(*this, call.alone != 0);
+    const Taken taken(*this, call.exclusive != 0);
     std::fill_n(call.tokens, static_cast<size_t>(call.rows) * call.steps, -1);
-    std::fill_n(call.taken, call.rows, 0);
-    std::fill_n(call.reasons, call.rows, 0);
+    std::fill_n(call.steps_taken, call.rows, 0);
+    std::fill_n(call.statuses, call.rows, 0);
     const size_t cells = static_cast<size_t>(call.rows) * call.steps;
     constexpr float nan = std::numeric_limits<float>::quiet_NaN();
     if (call.chosen) std::fill_n(call.chosen, cells, nan);
@@ -226,7 +226,7 @@ void Decoder::decode(const gruve_call& call) {
 }
 
 void Decoder::last_logits(int32_t row, float* out) const {
-    const Workplace* last = last_.load(std::memory_order_relaxed);
+    const Workspace* last = last_.load(std::memory_order_relaxed);
     check("row", row, 0, last == nullptr ? -1 : last->last_rows - 1);
     std::memcpy(out, last->logits(row), sizeof(float) * model_->vocabulary_size);
 }

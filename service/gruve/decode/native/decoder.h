@@ -1,4 +1,4 @@
-// Slots with a sequence each, and calls of several steps for some of them: what gruve.decode.Backend promises.
+// The slots, each with a sequence, and calls of several steps for some of them: gruve.decode.Backend in C++.
 
 #ifndef GRUVE_NATIVE_DECODER_H
 #define GRUVE_NATIVE_DECODER_H
@@ -20,15 +20,15 @@ namespace gruve {
 
 constexpr int32_t MATCHED = 1 << 30;  // gruve.decode.stops.MATCHED
 
-// gruve.decode.Reason: why a row froze.
-enum class Reason : int32_t { running = 0, stop = 1, end_of_sequence = 2, length = 3 };
+// gruve.decode.RowStatus.
+enum class RowStatus : int32_t { running = 0, stop = 1, end_of_sequence = 2, length = 3 };
 
 struct Slot {
     bool occupied = false;
     int32_t parity = 0;  // which of the two copies of the state is the present one
     int32_t pending = 0;
     int64_t position = 0;
-    int32_t drawn = 0;
+    int32_t generated = 0;
     std::vector<int32_t> forced;
     size_t forced_at = 0;
     int32_t max_tokens = 0;
@@ -38,27 +38,27 @@ struct Slot {
     int32_t stop_state = 0;
     int32_t logprobs = -1;
     SamplingParameters sampling;
-    std::vector<int32_t> masked;        // never drawn
-    std::vector<int32_t> masked_early;  // nor these before `min_tokens`
+    std::vector<int32_t> masked;        // never sampled
+    std::vector<int32_t> masked_early;  // nor before `min_tokens` are generated
     std::vector<int32_t> history;       // by position modulo 1024
     int32_t known = 0;                  // how many of the last tokens `history` has
-    PointerTracker pointers;            // at the pending token, for a model with pointers
+    PointerTracker pointers;            // for a model with pointers: what they say at the pending token
 };
 
-// A slot, or everything that can decode, is in use by another thread.
+// Thrown when a slot, or every workspace, is in use by other threads.
 struct Busy : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// What one call computes in: several may be under way at a time.
-struct Workplace {
-    Workplace(const Model& model, int32_t threads);
+// The buffers of one call. Several calls, each with its own, may be under way at once.
+struct Workspace {
+    Workspace(const Model& model, int32_t threads);
 
     float* scratch(int32_t row) const { return rows.at<float>(row_floats * row * sizeof(float)); }
     float* logits(int32_t row) const { return scratch(row) + logits_offset; }
     int16_t* whole(int32_t row) const { return reinterpret_cast<int16_t*>(logits(row) + logits_stride); }
 
-    // Layer 0's input where pointers make it.
+    // Layer 0's input, for a model with pointers.
     float* input(int32_t row) const { return scratch(row) + input_offset; }
 
     size_t row_floats;
@@ -80,8 +80,8 @@ public:
     Decoder(const Decoder&) = delete;
     Decoder& operator=(const Decoder&) = delete;
 
-    // All of these may be called by several threads at a time. They throw std::invalid_argument, or Busy where another
-    // thread uses the slot, and have then changed nothing.
+    // Several threads may call these at once. They throw std::invalid_argument, or Busy if another thread uses the
+    // slot, and then have changed nothing.
     void admit(int32_t slot, const gruve_row& row, const float* state);
     void decode(const gruve_call& call);
     void snapshot(int32_t slot, float* state);
@@ -89,7 +89,7 @@ public:
     void last_logits(int32_t row, float* logits) const;
 
     const Model& model() const { return *model_; }
-    // Whether this is a child of the process that made the decoder.
+    // Whether this process is a forked child of the one that made the decoder.
     bool forked() const { return pool_->forked(); }
 
 private:
@@ -110,19 +110,19 @@ private:
         int32_t count_;
     };
 
-    // Takes a workplace that is free, the shared one if it may.
+    // Takes a free workspace; an exclusive call takes the one that the pool's threads share, if it is free.
     class Taken {
     public:
-        Taken(Decoder& decoder, bool alone);
+        Taken(Decoder& decoder, bool exclusive);
         ~Taken() { place->taken.store(false, std::memory_order_release); }
         Taken(const Taken&) = delete;
         Taken& operator=(const Taken&) = delete;
 
-        Workplace* place = nullptr;
+        Workspace* place = nullptr;
         bool shared = false;
     };
 
-    // One slot's states: two copies of h, for a step reads the old ones while it writes the new; then c.
+    // One slot's states: two copies of h, because a step reads the old one while it writes the new one; then c.
     float* h(int32_t slot, int32_t parity) const;
     float* c(int32_t slot) const;
     void check_slot(int32_t slot) const;
@@ -136,9 +136,9 @@ private:
     std::vector<Slot> slots_;
     Pages states_;
     std::unique_ptr<std::atomic<bool>[]> held_;  // one a slot
-    // The first one's calls are shared out over the pool's threads, the others' run on their caller's thread.
-    std::vector<std::unique_ptr<Workplace>> workplaces_;
-    std::atomic<const Workplace*> last_{nullptr};
+    // A call in the first one is split over the pool's threads; calls in the others run on their caller's thread.
+    std::vector<std::unique_ptr<Workspace>> workspaces_;
+    std::atomic<const Workspace*> last_{nullptr};
     std::unique_ptr<Pool> pool_;
 };
 

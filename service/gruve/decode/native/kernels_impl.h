@@ -151,7 +151,7 @@ using Product = void (*)(float*, const void*, size_t, const void* const*, int32_
 
 // The most rows a pass may take with NR vectors, and the most groups beside so many rows.
 template <class V>
-constexpr int most_rows(int vectors) {
+constexpr int max_rows(int vectors) {
     return V::accumulators / vectors < MAX_BLOCK ? V::accumulators / vectors : MAX_BLOCK;
 }
 
@@ -161,7 +161,7 @@ constexpr bool are_few(int rows, int vectors) {
 }
 
 template <class V>
-constexpr int most_groups(int rows, int vectors, Number number) {
+constexpr int max_groups(int rows, int vectors, Number number) {
     const int sums =
         number == Number::fp16 && are_few<V>(rows, vectors) ? V::Few::accumulators : V::Others::accumulators;
     return rows * vectors * 4 <= sums ? 4 : rows * vectors * 2 <= sums ? 2 : 1;
@@ -302,12 +302,12 @@ inline void for_each_pass(
     while (count > 0) {
         const bool tail = first == matrix.groups - 1;
         const int32_t vectors = tail ? matrix.last_vectors : matrix.vectors;
-        const int32_t most = most_rows<V>(vectors);
+        const int32_t most = max_rows<V>(vectors);
         const int32_t blocks = (row_count + most - 1) / most;
         int32_t groups = 1;
         if (blocks == 1 && !tail) {
             const int32_t full = matrix.groups - (matrix.last_vectors != matrix.vectors) - first;
-            const int32_t together = most_groups<V>(row_count, vectors, matrix.number);
+            const int32_t together = max_groups<V>(row_count, vectors, matrix.number);
             groups = together <= count && together <= full ? together : 1;
         }
         for (int32_t b = 0; b < blocks; ++b) {
@@ -432,7 +432,7 @@ void elman(const Pass<V>& pass, const Layer& layer) {
 
 template <class V>
 int32_t groups_per_pass(int32_t rows, const Matrix& matrix) {
-    return most_groups<V>(rows, matrix.vectors, matrix.number);
+    return max_groups<V>(rows, matrix.vectors, matrix.number);
 }
 
 template <class V>

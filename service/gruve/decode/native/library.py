@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from gruve.errors import InvalidField
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
@@ -107,7 +107,7 @@ class NativeRow(ctypes.Structure):
         ("stop_ids_size", c_int32),
         ("max_tokens", c_int32),
         ("min_tokens", c_int32),
-        ("drawn", c_int32),
+        ("generated", c_int32),
         ("end_id", c_int32),
         ("ignore_eos", c_int32),
         ("logprobs", c_int32),
@@ -122,12 +122,12 @@ class Call(ctypes.Structure):
         ("rows", c_int32),
         ("steps", c_int32),
         ("alternatives", c_int32),
-        ("alone", c_int32),
+        ("exclusive", c_int32),
         ("slots", c_void_p),
         ("limits", c_void_p),
         ("tokens", c_void_p),
-        ("taken", c_void_p),
-        ("reasons", c_void_p),
+        ("steps_taken", c_void_p),
+        ("statuses", c_void_p),
         ("chosen", c_void_p),
         ("top_ids", c_void_p),
         ("top", c_void_p),

@@ -16,12 +16,12 @@ constexpr size_t HUGE_PAGE = size_t{2} << 20;
 
 constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Throws std::bad_alloc. Pages that are never touched cost address space alone.
+// Throws std::bad_alloc. Pages that are never touched cost address space only.
 class Pages {
 public:
     Pages() = default;
     explicit Pages(size_t bytes) : bytes_(round_up(bytes < 1 ? 1 : bytes, 4096)) {
-        // A block of several huge pages is placed so that it begins with one; a small one is not worth a whole page.
+        // A block of several huge pages is aligned to one; a smaller one is not worth a huge page.
         const bool large = bytes_ >= 2 * HUGE_PAGE;
         mapped_ = large ? round_up(bytes_, HUGE_PAGE) + HUGE_PAGE : bytes_;
         map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -58,6 +58,24 @@ private:
     size_t mapped_ = 0;
     uintptr_t data_ = 0;
     size_t bytes_ = 0;
+};
+
+// Cuts one block into aligned pieces. Without pages it only counts the bytes.
+class Layout {
+public:
+    explicit Layout(const Pages* pages) : pages_(pages) {}
+    template <class T>
+    T* take(size_t count) {
+        const size_t at = used_;
+        used_ += round_up(count * sizeof(T), 64);
+        return pages_ == nullptr ? nullptr : pages_->at<T>(at);
+    }
+    bool counting() const { return pages_ == nullptr; }
+    size_t used() const { return used_; }
+
+private:
+    const Pages* pages_;
+    size_t used_ = 0;
 };
 
 }  // namespace gruve

@@ -8,53 +8,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "fp16.h"
+
 namespace gruve {
 namespace {
 
 // Beyond so many entries (64 MiB) the input projection is computed, not looked up.
 constexpr int64_t MAX_TABLE_ENTRIES = int64_t{1} << 24;
 constexpr int32_t PLAIN_VECTORS = 3;  // in a group of a matrix without gates: beside 8 rows they fill the registers
-
-// The fp16 bits of a value that fp16 holds exactly; false for any other.
-bool to_half(float value, uint16_t& half) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
-    const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xFFu) - 127;
-    const uint32_t mantissa = bits & 0x7FFFFFu;
-    if ((bits & 0x7FFFFFFFu) == 0) {
-        half = sign;
-    } else if (exponent >= -14 && exponent <= 15) {
-        if (mantissa & 0x1FFFu) return false;
-        half = static_cast<uint16_t>(sign | (exponent + 15) << 10 | mantissa >> 13);
-    } else if (exponent >= -24 && exponent < -14) {
-        const int32_t shift = -1 - exponent;  // a subnormal counts steps of 2**-24
-        const uint32_t whole = mantissa | 0x800000u;
-        if (whole & ((1u << shift) - 1)) return false;
-        half = static_cast<uint16_t>(sign | whole >> shift);
-    } else {
-        return false;
-    }
-    return true;
-}
-
-// Hands out pieces of one block: first counted, then real.
-class Layout {
-public:
-    explicit Layout(const Pages* pages) : pages_(pages) {}
-    template <class T>
-    T* take(size_t count) {
-        const size_t at = used_;
-        used_ += round_up(count * sizeof(T), 64);
-        return pages_ == nullptr ? nullptr : pages_->at<T>(at);
-    }
-    bool counting() const { return pages_ == nullptr; }
-    size_t used() const { return used_; }
-
-private:
-    const Pages* pages_;
-    size_t used_ = 0;
-};
 
 class Packer {
 public:

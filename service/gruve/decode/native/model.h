@@ -1,4 +1,4 @@
-// A model's weights, checked, folded and packed once for one instruction set; immutable, shared by decoders.
+// A model's weights, checked, folded and packed once for one instruction set. Immutable and shared by decoders.
 
 #ifndef GRUVE_NATIVE_MODEL_H
 #define GRUVE_NATIVE_MODEL_H
@@ -31,42 +31,42 @@ struct Model {
     size_t table_stride = 0;
     const float* embedding = nullptr;     // the caller's (V, E), where there is no table
     PointerSpec pointers;
-    // What pointers add to layer 0's input. With a table: packed rows of `table_stride`, of pointers as the difference to
-    // what one that names no token adds, which stands in the table. Without: the caller's rows (E,), whole.
+    // What pointers add to layer 0's input. With a table, these are packed rows of `table_stride`; those of a pointer are
+    // differences to its row for "none", which is part of the table. Without one, they are the caller's rows (E,).
     const float* pointer_rows = nullptr;  // (K, V + 1)
     const float* match_rows = nullptr;    // (K, matches)
     const float* place_rows = nullptr;    // (places,)
     const float* count_rows = nullptr;    // (counts,)
-    const float* gate_bias = nullptr;     // (K, matches, or 1 without)
+    const float* gate_bias = nullptr;     // (K, matches), or (K, 1) without matches
     Matrix head;                          // V rows, then a gate's for each pointer
     const float* head_bias = nullptr;
     size_t logits_stride = 0;             // V + K in whole vectors
 
     Pages pages;
 
-    // How many floats a row's input to layer 0 takes where pointers make it.
+    // The floats of one row's input to layer 0 in a model with pointers.
     size_t input_floats() const {
         if (pointers.size == 0) return 0;
         return table != nullptr ? table_stride : round_up(static_cast<size_t>(embedding_size), LANES);
     }
-    // The rows whose sum is that input, for a pending token and what the pointers say at it; how many they are.
+    // Writes the rows whose sum is that input, for a pending token and its pointers, and returns their number.
     int32_t input_rows(int32_t token, const Pointed& pointed, const float** rows) const;
 
     int32_t state_tensors() const { return cell == Cell::lstm ? 2 : 1; }
-    // How much a thread needs for the weights of a layer, or of the head, that it widens.
+    // The floats that a thread needs to widen the fp16 weights of a layer or of the head.
     size_t wide_floats() const;
-    // How many phases a layer's step has, and the matrix whose groups are a phase's tiles.
+    // The number of phases of a layer's step, and the matrix whose groups a phase's tiles are made of.
     int32_t phases() const { return cell == Cell::gru_before ? 2 : 1; }
     const Matrix& tiled(int32_t l, int32_t phase) const { return phase == 1 ? layers[l].n : layers[l].x; }
 };
 
-// Why these sizes and pointers cannot be a model, or null.
+// Returns why these sizes and addresses cannot be a model, or null if they can.
 const char* refuse(const gruve_weights& weights);
 
 // The most rows that `input_rows` gives.
 constexpr int32_t MAX_INPUT_ROWS = 2 * GRUVE_MAX_POINTERS + 3;
 
-// Throws std::invalid_argument where `half` is claimed and a weight is no fp16 value, std::bad_alloc.
+// Throws std::invalid_argument if `half` is set and a weight is not an fp16 value, and std::bad_alloc.
 void pack(const gruve_weights& weights, const Kernels& kernels, Model& model);
 
 }  // namespace gruve

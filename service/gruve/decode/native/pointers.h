@@ -1,4 +1,4 @@
-// The pointers of a transcript, token by token: gruve.model.pointers.point, computed as the tokens come.
+// The pointers of a transcript, token by token: gruve.model.pointers.point, computed incrementally.
 
 #ifndef GRUVE_NATIVE_POINTERS_H
 #define GRUVE_NATIVE_POINTERS_H
@@ -12,7 +12,7 @@ namespace gruve {
 
 constexpr int32_t MAX_BAR_DISTANCE = 64;
 
-// gruve.model.pointers.PointerConfig; a size of 0 is a model without pointers.
+// gruve.model.pointers.PointerConfig. A size of 0 is a model without pointers.
 struct PointerSpec {
     int32_t size = 0;  // K: the bar distances, then the follower lengths
     std::vector<int32_t> bars;
@@ -25,10 +25,10 @@ struct PointerSpec {
     int32_t places = 0;
     int32_t counts = 0;
     int32_t matches = 0;
-    int32_t longest = 0;  // of the matches that make a difference
+    int32_t longest = 0;  // the longest match that a pointer or a match row distinguishes
 };
 
-// Throws std::invalid_argument for what is out of bounds. `pointers` may be null.
+// Throws std::invalid_argument for a value out of bounds. `pointers` may be null.
 PointerSpec checked(const gruve_pointers* pointers, int32_t vocabulary_size);
 
 // gruve.model.pointers.Pointed; a pointer that names no token has `token` V and `match` 0.
@@ -39,12 +39,15 @@ struct Pointed {
     int32_t count_row = 0;
 };
 
-// Follows one transcript. The tokens themselves stand in the slot's ring, by position modulo 1024.
+// Follows one transcript, whose last tokens are in the slot's ring, by position modulo 1024.
+//
+// Everything it returns depends on the window alone: a tracker that was fed the window's tokens and one that was fed the
+// whole transcript return the same, because what lies before `start_` is never used.
 class PointerTracker {
 public:
     // Forgets everything; `spec` must outlive the tracker.
     void begin(const PointerSpec& spec, int32_t vocabulary_size);
-    // Takes the token at `position`, which is in the ring with `known` tokens, itself included, at most 1,024.
+    // Takes the token at `position`. The ring holds it and the `known` - 1 tokens before it, at most 1,024 together.
     void feed(const int32_t* ring, int64_t position, int32_t known);
 
     const Pointed& pointed() const { return pointed_; }

@@ -1,12 +1,12 @@
 // Threads that share one job at a time: phases one after the other, each cut into tiles that any thread may take.
 //
-// Nobody waits for a thread, only for tiles: whoever finishes a phase's last tile opens the next phase. A thread that
-// has no core takes no tile and holds nobody up, and the caller alone can do the whole job, which is what happens in a
+// A thread waits for tiles, never for another thread: the thread that finishes a phase's last tile opens the next phase.
+// A thread without a core takes no tile and delays nothing. The caller can do the whole job by itself; it does so in a
 // forked child, where the other threads do not exist. Between jobs the threads sleep.
 //
-// A thread that loses its core in the middle of a tile does hold the others up. A caller that has waited for a quarter
-// of its time sends the others away and works alone for 32 times as long as it waited, so that cores which somebody
-// else needs cost it a thirtieth and not everything. Where the cores are free, that never happens.
+// A thread that loses its core in the middle of a tile does delay the others. If a caller has waited for a quarter of
+// its job's time, it dismisses the other threads and works by itself for 32 times as long as it waited. Cores that other
+// processes need then cost it about 3%. This does not happen while the cores are free.
 // Knows nothing of what a tile does.
 
 #ifndef GRUVE_NATIVE_POOL_H
@@ -49,7 +49,7 @@ public:
     // Whether this is a child of the process that made the pool. A job runs there all the same; the pool itself can
     // only be left behind.
     bool forked() const;
-    // Returns when every phase is done. `alone`: not worth waking the others.
+    // Returns when every phase is done. `alone` says that the job is too small to wake the other threads.
     void run(Job& job, bool alone);
 
 private:
@@ -62,8 +62,8 @@ private:
     bool waits_too_long() const;
     void stop();
 
-    // Phase number above, tiles nobody has taken yet below. A thread that takes a tile by lowering the count knows
-    // from the same word which phase it is of; that phase cannot end before the tile has.
+    // The phase's number in the high bits, its tiles that are not taken yet in the low ones. A thread takes a tile by
+    // lowering the count, and the same word tells it the tile's phase, which cannot end before the tile is done.
     std::atomic<uint64_t> ticket_;
     std::atomic<int32_t> unfinished_{0};
     int32_t tiles_ = 0;  // of the open phase; written while nobody holds a tile
@@ -76,12 +76,12 @@ private:
     uint64_t calls_ = 0;
     bool stopping_ = false;
 
-    // The caller's: since when this job runs, how much of that it has waited, and until when it works alone.
+    // Used by the caller only: when this job began, how long it has waited in it, and until when it works by itself.
     Clock::time_point began_;
     Clock::duration waited_{};
     Clock::time_point alone_until_;
     std::atomic<bool> dismissed_{true};  // the others may take no more tiles of this job
-    // The job runs in a forked child: nobody to wake, and locks that may be held for ever.
+    // The job runs in a forked child: there are no threads to wake, and the locks may be held for ever.
     std::atomic<bool> orphaned_{false};
 
     const int32_t threads_;
