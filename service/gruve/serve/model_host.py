@@ -51,6 +51,8 @@ class ModelHost:
         """`on_broken` is called in the loop with the model's name when its engine has failed for good."""
         self.model = model
         self.backend = backend
+        self.numerics_id = backend.numerics_id
+        """The id of everything that can change a bit of the model's results on this backend."""
         self.load_time_s = time.time()
         self.engine = Engine(
             backend,
@@ -68,11 +70,6 @@ class ModelHost:
         """Reports that the engine has delivered and the loop has not processed."""
         self._woken = False
         """Whether the loop was woken to process them."""
-
-    @property
-    def numerics_id(self) -> str:
-        """The id of everything that can change a bit of the model's results on this backend."""
-        return self.backend.numerics_id
 
     def admit(
         self, admission: Admission, listener: Listener, credit: int | None = None, *, readmitted: bool = False

@@ -123,15 +123,15 @@ async def serve(
     # would be released after 5 ms, which is as long as a call.
     sys.setswitchinterval(SWITCH_S)
     # A signal that arrives while the last messages are sent must not end them.
-    with _signals() as asked:
+    with _signals() as endings:
         async with Server(config, choose=choose) as server:
             serving = await server.start()
             # Keeps what was loaded out of collections: a full one would stop every stream for 0.15 s.
             gc.collect()
             gc.freeze()
             ready(serving)
-            ending = await asked.get()
-            await server.drain(ending, asked)
+            ending = await endings.get()
+            await server.drain(ending, endings)
 
 
 class Server:
@@ -195,7 +195,7 @@ class Server:
         names = tuple(host.model.name for host in self.models.serving)
         return Serving(port, metrics_port, names, broken)
 
-    async def drain(self, ending: Ending, asked: asyncio.Queue[Ending]) -> None:
+    async def drain(self, ending: Ending, endings: asyncio.Queue[Ending]) -> None:
         """Becomes unready, refuses new requests, and waits for running streams before they are handed over.
 
         If sessions are stored, streams can continue elsewhere, so it does not wait.
@@ -204,9 +204,12 @@ class Server:
         self.interceptor.draining = True
         await self._set_health(NOT_SERVING)
         if ending == "drain" and self.persistence.store is None:
-            again, quiet = asyncio.ensure_future(asked.get()), asyncio.ensure_future(self.interceptor.quiet.wait())
+            second_ending, quiet = (
+                asyncio.ensure_future(endings.get()),
+                asyncio.ensure_future(self.interceptor.quiet.wait()),
+            )
             _, waiting = await asyncio.wait(
-                (again, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
+                (second_ending, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
             )
             for future in waiting:
                 future.cancel()
@@ -335,11 +338,11 @@ def _key_of(store: Store | None) -> bytes | None:
 def _signals() -> Iterator[asyncio.Queue[Ending]]:
     """A queue that receives an ending for each SIGTERM and SIGINT."""
     loop = asyncio.get_running_loop()
-    asked: asyncio.Queue[Ending] = asyncio.Queue()
-    loop.add_signal_handler(signal.SIGTERM, asked.put_nowait, "drain")
-    loop.add_signal_handler(signal.SIGINT, asked.put_nowait, "hand_over")
+    endings: asyncio.Queue[Ending] = asyncio.Queue()
+    loop.add_signal_handler(signal.SIGTERM, endings.put_nowait, "drain")
+    loop.add_signal_handler(signal.SIGINT, endings.put_nowait, "hand_over")
     try:
-        yield asked
+        yield endings
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
         loop.remove_signal_handler(signal.SIGINT)
