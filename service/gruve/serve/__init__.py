@@ -1,4 +1,4 @@
-"""The wire: servicers, the table from errors to status codes, streams, metrics, wiring and drain.
+"""The gRPC server: request validation, servicers, streams, errors to status codes, metrics, health and shutdown.
 
 Knows grpc, asyncio and prometheus_client. Decides nothing about decoding: it asks the engine and passes on.
 """

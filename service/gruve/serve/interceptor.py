@@ -1,4 +1,4 @@
-"""What every call passes through: bytes that are no message, errors to statuses, and the standard gRPC metrics.
+"""The server interceptor: refuses malformed requests, turns errors into statuses, and counts gRPC's standard metrics.
 
 A stack trace goes to the log under an incident's id, never to a client.
 """
@@ -23,7 +23,7 @@ OWN_SERVICES = "/gruve.v1."
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Malformed:
-    """Stands for a request whose bytes could not be read."""
+    """A request whose bytes could not be parsed."""
 
     size: int
 
@@ -37,12 +37,12 @@ class _Rpc:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in its stubs alone
-    """Wraps every method of every service; refuses gruve's own once `draining` is set."""
+    """Wraps the methods of gruve's own services; refuses their calls once `draining` is set."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
-        """Handlers by method, wrapped when it was first called."""
+        """The wrapped handlers by method."""
         self._open = 0
         self.draining = False
         self.quiet = asyncio.Event()
@@ -54,7 +54,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Returns the method's handler, wrapped."""
+        """Returns the method's wrapped handler."""
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
@@ -96,8 +96,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         return call
 
     def _stream(self, behavior: Callable[..., Any], rpc: _Rpc, streaming: bool) -> Callable[..., Any]:
-        # A coroutine that writes, not a generator: a call that is cut off while it writes must reach the method's
-        # `finally` at once, and a generator that gRPC drops is closed when the garbage collector comes by.
+        # A coroutine that writes instead of a generator: a call that is cancelled during a write must reach the
+        # method's `finally` at once, and a generator that gRPC drops is closed only by the garbage collector.
         async def call(request: Any, context: Any) -> None:
             async with _Call(self, rpc, context) as this:
                 if streaming:
@@ -127,7 +127,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
 
 
 class _Call:
-    """One call: counts it, and turns what it raises into its status."""
+    """One call: counts it, and turns the error it raises into its status."""
 
     def __init__(self, interceptor: Interceptor, rpc: _Rpc, context: Any) -> None:
         self.rpc = rpc
@@ -138,14 +138,14 @@ class _Call:
         self._context = context
 
     def check(self, request: Any, *, begun: bool = False) -> None:
-        """Refuses bytes that are no message, and while draining what does not belong to a call that had begun."""
+        """Raises `InvalidRequest` for a malformed request, and `Draining` unless the call has `begun` already."""
         if self._interceptor.draining and not begun:
             raise Draining("the server is shutting down and takes no new requests")
         if isinstance(request, _Malformed):
             raise InvalidRequest(f"the request's {request.size} bytes are not the message that {self.rpc.method} takes")
 
     async def each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Checks the requests of a stream one by one; draining refuses the first alone."""
+        """Checks the requests of a stream; draining refuses a call at its first request only."""
         self.received = 0
         async for request in requests:
             self.received += 1
@@ -164,7 +164,7 @@ class _Call:
                 await self._abort(error)
             elif isinstance(error, grpc.aio.AbortError):
                 code = self._context.code().name
-            elif isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):  # nobody is there to be answered
+            elif isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):  # the client is gone
                 code = "CANCELLED"
             elif error is not None:
                 code = "INTERNAL"
@@ -177,12 +177,12 @@ class _Call:
 
 
 def _safe(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A deserializer that never raises: gRPC would answer INTERNAL, and the fault is the client's."""
+    """A deserializer that returns `_Malformed` instead of raising: gRPC would answer INTERNAL for a client's fault."""
 
     def parse(data: bytes) -> Any:
         try:
             return deserializer(data)
-        except Exception:  # noqa: BLE001 - protobuf has no one class for bytes that are no message
+        except Exception:  # noqa: BLE001 - protobuf has no single exception for malformed bytes
             return _Malformed(len(data))
 
     return parse

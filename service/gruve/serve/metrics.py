@@ -1,4 +1,4 @@
-"""Prometheus metrics on a port of their own. Updated once a call of the backend or a message, never once a token."""
+"""Prometheus metrics on their own port. They are updated for each backend call or message, never for each token."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """Every metric of one server, in a registry of its own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
-        # A second series for each, which nobody reads.
+        # It adds a second series to each metric.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         prometheus_client.PlatformCollector(registry)
@@ -85,12 +85,12 @@ class Metrics:
         )
         Info("gruve_build", "The server's version.", registry=registry).info({"version": __version__})
 
-    def watch_sessions(self, sessions: SessionTable, keeping: Keeping) -> None:
-        """Reads the session table, and what its persistence knows of the store, whenever it is scraped."""
-        self.registry.register(_SessionTable(sessions, keeping))
+    def watch_sessions(self, sessions: SessionTable, persistence: PersistenceState) -> None:
+        """Adds the metrics of the session table and the store, which are read at each scrape."""
+        self.registry.register(_SessionTable(sessions, persistence))
 
     def rpc(self, kind: str, service: str, method: str) -> RpcMetrics:
-        """The series of one method, kind being the type that gRPC's metrics call it."""
+        """The series of one method; `kind` is its `grpc_type` label."""
         labels = (kind, service, method)
         return RpcMetrics(
             self._started.labels(*labels),
@@ -101,7 +101,7 @@ class Metrics:
         )
 
     def listen(self, host: str, port: int) -> tuple[WSGIServer, int]:
-        """Serves `/metrics` from a thread of its own and returns the server and its port; 0 takes any free one.
+        """Serves `/metrics` on a thread; returns the server and its port. Port 0 takes any free one.
 
         Raises `CannotListen`.
         """
@@ -115,14 +115,14 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RpcMetrics:
-    """The series of one method, looked up once and not for every call."""
+    """The series of one method, looked up once instead of for each call."""
 
     started: Counter
     received: Counter
     sent: Counter
     handling: Histogram
     handled: Callable[[str], Counter]
-    """By the name of the code."""
+    """The counter of a status code, by its name."""
 
     def observe_end(self, code: str, received: int, sent: int, seconds: float) -> None:
         """Counts a call that has ended, with its messages."""
@@ -133,7 +133,7 @@ class RpcMetrics:
 
 
 class StoreMetrics:
-    """How the session store does."""
+    """The calls of the session store."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         operation = ("operation",)
@@ -152,24 +152,24 @@ class StoreMetrics:
         )
 
 
-class Keeping(Protocol):
-    """What is read of the one who keeps sessions in a store."""
+class PersistenceState(Protocol):
+    """What the metrics read from `Persistence`."""
 
     @property
     def store(self) -> object | None:
-        """The store; None where sessions live in memory alone."""
+        """The store; None if sessions live in memory alone."""
 
     @property
     def stored(self) -> int:
-        """How many sessions it has."""
+        """How many sessions the store has."""
 
     @property
     def moves(self) -> Mapping[str, int]:
-        """Sessions that went somewhere, by reason."""
+        """Sessions that left memory or came back, by reason."""
 
     @property
     def behind(self) -> int:
-        """Sessions of which the store has yet to hear something."""
+        """How many sessions have something that is not in the store."""
 
     @property
     def failing(self) -> bool:
@@ -177,7 +177,7 @@ class Keeping(Protocol):
 
 
 class ModelMetrics:
-    """The series of one model, which exist from the start, looked up once and not for every message."""
+    """The series of one model, created at the start and looked up once instead of for each message."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
@@ -192,7 +192,7 @@ class ModelMetrics:
         self._rows = metrics.rows.labels(model)
 
     def watch(self, engine: Engine, digest: str) -> None:
-        """Names what decodes the model, and reads how much it has to do whenever it is scraped."""
+        """Reports the model's backend, and the engine's queues at each scrape."""
         backend = engine.backend
         self._metrics.backend.labels(self._model, backend.name, backend.numerics_id, digest[:16]).set(1)
         self._metrics.running.labels(self._model).set_function(lambda: engine.running)
@@ -210,7 +210,7 @@ class ModelMetrics:
         self._prompt_tokens.inc(prompt_tokens)
 
     def observe_message(self, tokens: int, since_arrival_s: float, since_last_s: float | None) -> None:
-        """Counts a message with tokens; without one before it, it is the first."""
+        """Counts a message with tokens; `since_last_s` is None for the first."""
         self._per_message.observe(tokens)
         if since_last_s is None:
             self._first_token.observe(since_arrival_s)
@@ -218,30 +218,30 @@ class ModelMetrics:
             self._gap.observe(since_last_s)
 
     def observe_end(self, reason: FinishReason | None, queue_s: float | None) -> None:
-        """Counts a stream that has ended, without a reason one that failed; `queue_s` is None if it decoded nothing."""
+        """Counts a stream that has ended. `reason` is None if it failed, `queue_s` if it decoded nothing."""
         self._metrics.requests.labels(self._model, reason.value if reason else "failed").inc()
         if queue_s is not None:
             self._queue.observe(queue_s)
 
 
 class _SessionTable(Collector):
-    """Sessions by where they are, what they take, and how many have left."""
+    """Collects the metrics of the session table and the store."""
 
-    def __init__(self, sessions: SessionTable, keeping: Keeping) -> None:
+    def __init__(self, sessions: SessionTable, persistence: PersistenceState) -> None:
         self._table = sessions
-        self._keeping = keeping
+        self._persistence = persistence
 
     def collect(self) -> Iterator[Metric]:
-        """Reads the table; called on the scraper's thread, so it only looks at numbers."""
+        """Reads the numbers. It runs on the scraper's thread, so it reads nothing else."""
         where = GaugeMetricFamily("gruve_sessions", "Sessions, by where they are.", labels=["where"])
         where.add_metric(["memory"], len(self._table))
-        if self._keeping.store is not None:
-            where.add_metric(["store"], self._keeping.stored)
+        if self._persistence.store is not None:
+            where.add_metric(["store"], self._persistence.stored)
             yield GaugeMetricFamily(
-                "gruve_store_behind", "Sessions that the store has yet to hear of.", self._keeping.behind
+                "gruve_store_behind", "Sessions that the store has yet to hear of.", self._persistence.behind
             )
             yield GaugeMetricFamily(
-                "gruve_store_up", "1 while the session store does its part.", int(not self._keeping.failing)
+                "gruve_store_up", "1 while the session store does its part.", int(not self._persistence.failing)
             )
         yield where
         yield GaugeMetricFamily(
@@ -252,6 +252,6 @@ class _SessionTable(Collector):
         )
         moves.add_metric(["expired"], self._table.expired)
         moves.add_metric(["evicted"], self._table.evicted)
-        for reason, count in sorted(self._keeping.moves.items()):
+        for reason, count in sorted(self._persistence.moves.items()):
             moves.add_metric([reason], count)
         yield moves

@@ -1,8 +1,8 @@
-"""What the server hosts: each model with its backend and engine, and the open streams that its blocks go to.
+"""Model hosts: each serving model with its backend, its engine and the listeners of its sequences.
 
-Brings what an engine's threads deliver into the event loop, with no more wake-ups than calls. Among many streams the
-engine tells of each a little less often: a message costs as much as the decoding of some tokens, so fewer and larger
-ones leave more of the machine to the model.
+A host brings what the engine's threads deliver into the event loop, with at most one wake-up for each call of the
+backend. With many streams the engine delivers to each less often: a message costs as much as decoding several tokens,
+so fewer and larger messages leave more of the machine to the model.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from gruve.serve.metrics import Metrics, ModelMetrics
 from gruve.serve.status import internal_error
 
 MESSAGES_PER_S = 1_000
-"""Of all streams of a model together: beyond, gRPC takes more of the machine than it leaves to the model."""
+"""The target for all streams of a model together. Beyond it gRPC takes more of the machine than the model."""
 LONGEST_GAP_S = 0.25
 
 
 class Listener(Protocol):
-    """Whoever admitted a sequence and wants to hear of it."""
+    """Receives the progress of one sequence, in the event loop."""
 
     def take(self, progress: Progress) -> None:
-        """Called in the event loop for every call that the sequence took part in; the last has a finish reason."""
+        """Called with each progress; the last one has a finish reason or an incident."""
 
     def fail(self, error: GruveError) -> None:
-        """Called instead, and for the last time, after `take` has raised."""
+        """Called once if `take` has raised; nothing is called after it."""
 
 
 class ModelHost:
@@ -48,9 +48,11 @@ class ModelHost:
         loop: asyncio.AbstractEventLoop,
         on_broken: Callable[[str], None],
     ) -> None:
-        """`on_broken` is called in the loop with the model's name when its engine can take nothing more."""
+        """`on_broken` is called in the loop with the model's name when its engine has failed for good."""
         self.model = model
         self.backend = backend
+        self.numerics_id = backend.numerics_id
+        """The id of everything that can change a bit of the model's results on this backend."""
         self.load_time_s = time.time()
         self.engine = Engine(
             backend,
@@ -65,31 +67,26 @@ class ModelHost:
         self._on_broken = on_broken
         self._listeners: dict[int, Listener] = {}
         self._calls: collections.deque[CallReport] = collections.deque()
-        """What the engine has delivered and the loop has not seen,"""
+        """Reports that the engine has delivered and the loop has not processed."""
         self._woken = False
-        """and whether the loop is going to look."""
-
-    @property
-    def numerics_id(self) -> str:
-        """The id of everything that can change a bit of the model's results on this backend."""
-        return self.backend.numerics_id
+        """Whether the loop was woken to process them."""
 
     def admit(
         self, admission: Admission, listener: Listener, credit: int | None = None, *, readmitted: bool = False
     ) -> int:
-        """Gives a sequence to the engine; `listener` hears of it until it ends. Raises what `Engine.admit` raises."""
+        """Gives a sequence to the engine and its progress to `listener`. Raises what `Engine.admit` raises."""
         sequence_id = self.engine.admit(admission, credit, readmitted=readmitted)
         self._listeners[sequence_id] = listener
         self.engine.message_gap_s = self.message_gap_s()
         return sequence_id
 
     def message_gap_s(self) -> float:
-        """How long a stream waits between two messages, so that all of them write `MESSAGES_PER_S` together at most."""
+        """How long a stream waits between two messages, so that all of them send `MESSAGES_PER_S` at most."""
         streams = len(self._listeners)
         return 0.0 if streams < 2 else min(LONGEST_GAP_S, streams / MESSAGES_PER_S)
 
     def _deliver(self, call: CallReport) -> None:
-        """On the engine's thread: one wake-up of the loop for everything that it has not looked at yet."""
+        """Queues a report for the loop, and wakes it unless it was woken already. Runs on the engine's threads."""
         self._calls.append(call)
         if call.progress and not self._woken:
             self._woken = True
@@ -99,7 +96,7 @@ class ModelHost:
         self._loop.call_soon_threadsafe(self._on_broken, self.model.name)
 
     def _dispatch(self) -> None:
-        self._woken = False  # first: what is delivered from now on may come too late to be seen below
+        self._woken = False  # first, because a report that arrives during the loop below needs another wake-up
         while self._calls:
             call = self._calls.popleft()
             self.metrics.observe_call(call)
@@ -115,7 +112,7 @@ class ModelHost:
             return
         try:
             listener.take(progress)
-        except Exception as error:  # noqa: BLE001 - what one stream cannot take must not keep it from the others
+        except Exception as error:  # noqa: BLE001 - one stream's error must not stop the others
             listeners.pop(progress.sequence_id, None)
             self.engine.cancel(progress.sequence_id)
             listener.fail(internal_error(error, model=self.model.name))
@@ -129,11 +126,11 @@ class ModelHosts:
 
     @property
     def serving(self) -> list[ModelHost]:
-        """Those that serve, in the order of their names."""
+        """The models that serve, in the order of their names."""
         return [entry for entry in self.entries.values() if isinstance(entry, ModelHost)]
 
     def entry(self, name: str) -> ModelHost | Broken:
-        """The entry of that name; raises `ModelUnknown`."""
+        """The entry of that name. Raises `ModelUnknown`."""
         entry = self.entries.get(name)
         if entry is None:
             known = ", ".join(host.model.name for host in self.serving)
@@ -141,7 +138,7 @@ class ModelHosts:
         return entry
 
     def get(self, name: str) -> ModelHost:
-        """The serving model of that name; raises `ModelUnknown` or, with the reason, `ModelBroken`."""
+        """The serving model of that name. Raises `ModelUnknown`, or `ModelBroken` with the reason."""
         entry = self.entry(name)
         if isinstance(entry, Broken):
             raise ModelBroken(f"model {name!r} is not serving: {entry.why}", state_reason=entry.why)

@@ -1,4 +1,4 @@
-"""ModelService: what is served, and by what; texts to tokens and back."""
+"""ModelService: lists models, and converts texts to tokens and back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         request: model_pb2.TokenizeRequest,
         context: Context,
     ) -> model_pb2.TokenizeResponse:
-        """Cuts a text into tokens."""
+        """Converts a text to tokens."""
         ids = await validation.tokenize(self._models.get(request.model).model.tokenizer, request.text)
         validation.check_prompt_size("text", ids)
         return model_pb2.TokenizeResponse(token_ids=ids)
@@ -54,7 +54,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         request: model_pb2.DetokenizeRequest,
         context: Context,
     ) -> model_pb2.DetokenizeResponse:
-        """Joins tokens into a text."""
+        """Converts tokens to a text."""
         tokenizer = self._models.get(request.model).model.tokenizer
         validation.check_prompt_size("token_ids", request.token_ids)
         validation.check_ids("token_ids", request.token_ids, tokenizer)

@@ -1,4 +1,4 @@
-"""Wiring: models, engines, sessions, servicers and ports; from start to a drained end."""
+"""The server: builds models, engines, sessions, servicers and ports, and runs them from start to a drained end."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ MAX_LOGGED_MODELS, MAX_SHOWN_MODELS = 20, 3
 """How many entries that cannot be served are logged one by one, and named in an error."""
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 FLUSH_S = 2.0
-"""How long the last messages of handed over streams may take to be written."""
+"""How long the last messages of handed over streams may take to be sent."""
 SWITCH_S = 0.0005
 STORE_HEALTH = "gruve.store"
-"""The health service's name for the session store, which may fail without making the server unready."""
+"""The health service's name for the session store. The server stays ready when the store fails."""
 SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
@@ -66,7 +66,7 @@ SERVICES = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """How a server is set up. Defaults are the embedded ones: loopback, memory, everything on one machine."""
+    """The configuration of a server. By default it is embedded: loopback, sessions in memory, one machine."""
 
     models: Path = Path("models")
     """The model repository, or the folder of one model."""
@@ -79,15 +79,15 @@ class ServeConfig:
     metrics_port: int = 9_464
     """The port of `/metrics`; 0 takes any free one."""
     drain_s: float = 30.0
-    """How long running streams may go on after SIGTERM before they are handed over."""
+    """How long running streams may continue after SIGTERM before they are handed over."""
     session_key: bytes | None = None
-    """Authenticates session ids; None takes the store's, or without one draws one, and ids end with the server."""
+    """Authenticates session ids. None takes the store's key, or without a store a new random one."""
     export_key: bytes | None = None
-    """Signs exported sessions; None takes the session key, unless that was drawn."""
+    """Signs exported sessions. None takes the session key, unless that is random."""
     store: str = "memory"
-    """Where sessions outlive memory; see `gruve.sessions.store.open`."""
+    """The session store; see `gruve.sessions.store.open`."""
     store_synchronous: str = "NORMAL"
-    """How SQLite writes: NORMAL survives the process, FULL the power as well."""
+    """SQLite's synchronous mode: NORMAL survives a crash of the process, FULL also a power failure."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     sessions: SessionsConfig = dataclasses.field(default_factory=SessionsConfig)
@@ -111,34 +111,34 @@ async def serve(
     ready: Callable[[Serving], None],
     choose: Callable[[Model, DecodeConfig], Backend] | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then ends in order; calls `ready` once everything answers.
+    """Serves until SIGTERM or SIGINT, then shuts down in order; calls `ready` once everything answers.
 
-    `choose` gives what decodes a model, in the place of `choose_backend`.
+    `choose` replaces `choose_backend`.
 
-    SIGTERM lets running streams go on for `drain_s`, or, where sessions are stored and so can go on elsewhere, hands
-    them over at once; so do SIGINT and a second signal. Raises `ModelUnknown` when there is nothing to serve,
-    `CannotListen` when a port is taken, and `StoreBroken` or `StoreUnavailable` when there is no store to begin with.
+    On SIGTERM, running streams continue for `drain_s`; if sessions are stored, and so can continue elsewhere, they are
+    handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no model can be
+    served, `CannotListen` if a port cannot be used, and `StoreBroken` or `StoreUnavailable` if the store cannot.
     """
-    # The engine's thread asks for the GIL once a call, the event loop holds it most of the time: by default it would be
-    # given up after 5 ms, which is as long as a call.
+    # The engine's threads need the GIL once for each call, and the event loop holds it most of the time. By default it
+    # would be released after 5 ms, which is as long as a call.
     sys.setswitchinterval(SWITCH_S)
-    # A signal that comes while the last messages are written must not cut them off.
-    with _signals() as asked:
+    # A signal that arrives while the last messages are sent must not end them.
+    with _signals() as endings:
         async with Server(config, choose=choose) as server:
             serving = await server.start()
-            # What was loaded stays: a full collection over it would hold every stream up for 0.15 s.
+            # Keeps what was loaded out of collections: a full one would stop every stream for 0.15 s.
             gc.collect()
             gc.freeze()
             ready(serving)
-            ending = await asked.get()
-            await server.drain(ending, asked)
+            ending = await endings.get()
+            await server.drain(ending, endings)
 
 
 class Server:
-    """Everything that runs between start and end.
+    """A server with everything that it runs.
 
-    `clock` gives the Unix time by which sessions expire; `store` is used in the place of the one that `config` names,
-    and `choose` in that of `choose_backend`.
+    `clock` gives the Unix time by which sessions expire. `store` replaces the one that `config` names, and `choose`
+    replaces `choose_backend`.
     """
 
     def __init__(
@@ -191,29 +191,32 @@ class Server:
         for host in self.models.serving:
             host.engine.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        port = await self._listen()  # last: whoever is answered is served
+        port = await self._listen()  # last: from here on requests are answered
         names = tuple(host.model.name for host in self.models.serving)
         return Serving(port, metrics_port, names, broken)
 
-    async def drain(self, ending: Ending, asked: asyncio.Queue[Ending]) -> None:
-        """Is not ready any more, refuses new work, lets streams finish or hands them over.
+    async def drain(self, ending: Ending, endings: asyncio.Queue[Ending]) -> None:
+        """Becomes unready, refuses new requests, and waits for running streams before they are handed over.
 
-        Where sessions are stored they go on elsewhere, so nobody waits.
+        If sessions are stored, streams can continue elsewhere, so it does not wait.
         """
         log.info("draining", extra={"ending": ending, "running": self._load()})
         self.interceptor.draining = True
         await self._set_health(NOT_SERVING)
         if ending == "drain" and self.persistence.store is None:
-            again, quiet = asyncio.ensure_future(asked.get()), asyncio.ensure_future(self.interceptor.quiet.wait())
+            second_ending, quiet = (
+                asyncio.ensure_future(endings.get()),
+                asyncio.ensure_future(self.interceptor.quiet.wait()),
+            )
             _, waiting = await asyncio.wait(
-                (again, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
+                (second_ending, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
             )
             for future in waiting:
                 future.cancel()
         log.info("handing over", extra={"running": self._load()})
 
     async def _close(self) -> None:
-        """Ends engines first: what they hand over still has to be written."""
+        """Shuts down, the engines first: what they hand over has to be sent and stored."""
         for host in self.models.serving:
             await asyncio.to_thread(host.engine.close)
         if self._generations is not None:
@@ -226,7 +229,7 @@ class Server:
             self._metrics_server.server_close()
 
     async def _host_model(self, model: Model, loop: asyncio.AbstractEventLoop) -> ModelHost | Broken:
-        """Puts a model on its backend; one that its backend refuses is broken."""
+        """Loads a model into its backend. A model that its backend refuses is broken."""
         config = self.config
         try:
             backend = await asyncio.to_thread(self._choose_backend, model, config.decode)
@@ -272,7 +275,7 @@ class Server:
         return port
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        """Sets the status of the whole, of each service and of each model that serves."""
+        """Sets the health of the server, of each service and of each model."""
         if self.persistence.store is not None:
             self._report_store(self.persistence.failing)
         for name in ("", *SERVICES, *(host.model.name for host in self.models.serving)):
@@ -282,13 +285,13 @@ class Server:
                 await self.health.set(entry.name, NOT_SERVING)
 
     def _report_broken(self, model: str) -> None:
-        """A model whose engine is gone is not ready, and so neither is the server: only a restart brings it back."""
+        """Makes a model whose engine has failed unready, and the server too: only a restart helps."""
         for name in (model, ""):
             self._reporting.add(task := asyncio.ensure_future(self.health.set(name, NOT_SERVING)))
             task.add_done_callback(self._reporting.discard)
 
     def _can_evict(self, session: Session) -> bool:
-        """Whether memory may do without a session: where there is no store it expires, with one it has to be there."""
+        """Whether an idle session may leave memory: always without a store, otherwise once the store has it."""
         return self.persistence.store is None or not session.dirty
 
     def _report_store(self, failing: bool) -> None:
@@ -318,7 +321,7 @@ def _shortened(broken: Sequence[tuple[str, str]]) -> str:
 
 
 def _key_of(store: Store | None) -> bytes | None:
-    """The store's key; a store that does not tell it is let go of, and who starts the server learns which and why."""
+    """The store's key. If the store fails, it is closed, and the error says which store and why."""
     if store is None:
         return None
     try:
@@ -333,13 +336,13 @@ def _key_of(store: Store | None) -> bytes | None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Queue[Ending]]:
-    """SIGTERM and SIGINT as endings to wait for."""
+    """A queue that receives an ending for each SIGTERM and SIGINT."""
     loop = asyncio.get_running_loop()
-    asked: asyncio.Queue[Ending] = asyncio.Queue()
-    loop.add_signal_handler(signal.SIGTERM, asked.put_nowait, "drain")
-    loop.add_signal_handler(signal.SIGINT, asked.put_nowait, "hand_over")
+    endings: asyncio.Queue[Ending] = asyncio.Queue()
+    loop.add_signal_handler(signal.SIGTERM, endings.put_nowait, "drain")
+    loop.add_signal_handler(signal.SIGINT, endings.put_nowait, "hand_over")
     try:
-        yield asked
+        yield endings
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
         loop.remove_signal_handler(signal.SIGINT)

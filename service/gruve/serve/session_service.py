@@ -1,4 +1,4 @@
-"""SessionService: creates, shows, lists, copies, rewinds, moves and deletes sessions."""
+"""SessionService: creates, shows, lists, forks, rewinds, exports, imports and deletes sessions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ TRANSCRIPT_PAGE = re.compile(r"\d{1,9}")
 LIST_PAGE = re.compile(r"0x[01]\.[0-9a-f]{1,13}p\+\d{1,2}/[a-z2-7]{1,128}")
 DEFAULT_LIST_PAGE, MAX_LIST_PAGE = 100, 1_000
 MAX_PAGE_BYTES = 1 << 20
-"""Of the sessions or generations on a page; clients take messages of 4 MiB where nothing else is configured."""
+"""The size of the sessions or generations on a page. By default gRPC clients accept messages of 4 MiB."""
 MAX_BRANCHES = 64
 ENVELOPE_BYTES = 256
-"""What an import's request has beside the exported session."""
+"""The maximum size of an import request without the exported session."""
 WIDEST_VOCABULARY = 65_535
-"""Stands for the vocabulary of a model that does not serve."""
+"""Assumed for the vocabulary of a model that does not serve."""
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
@@ -44,7 +44,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     def __init__(
         self, models: ModelHosts, persistence: Persistence, export_key: bytes | None, most_request_bytes: int
     ) -> None:
-        """Without `export_key` nothing is exported or imported."""
+        """Without `export_key`, export and import are refused."""
         self._models = models
         self._persistence = persistence
         self._export_key = export_key
@@ -111,14 +111,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         request: session_pb2.DeleteSessionRequest,
         context: Context,
     ) -> session_pb2.DeleteSessionResponse:
-        """Forgets a session."""
+        """Deletes a session."""
         await self._persistence.delete(request.session_id)
         return session_pb2.DeleteSessionResponse()
 
     async def ForkSession(
         self, request: session_pb2.ForkSessionRequest, context: Context
     ) -> session_pb2.ForkSessionResponse:
-        """Copies a session."""
+        """Forks a session into branches."""
         if not 1 <= len(request.branches) <= MAX_BRANCHES:
             raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
         seeds = [branch.seed if branch.HasField("seed") else secrets.randbits(64) for branch in request.branches]
@@ -130,7 +130,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def RewindSession(
         self, request: session_pb2.RewindSessionRequest, context: Context
     ) -> session_pb2.RewindSessionResponse:
-        """Takes back tokens."""
+        """Rewinds a session."""
         if request.to_position < 1:
             raise InvalidField("to_position", "0 would take back the start token; at least 1")
         async with self._persistence.use(request.session_id) as session:
@@ -148,7 +148,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ExportSession(
         self, request: session_pb2.ExportSessionRequest, context: Context
     ) -> session_pb2.ExportSessionResponse:
-        """Packs a session into bytes."""
+        """Exports a session as one signed blob."""
         key = self._key()
         async with self._persistence.use(request.session_id) as session:
             return session_pb2.ExportSessionResponse(blob=export_session(session, key, self._most_blob_bytes))
@@ -156,7 +156,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def ImportSession(
         self, request: session_pb2.ImportSessionRequest, context: Context
     ) -> session_pb2.ImportSessionResponse:
-        """Creates a session from such bytes."""
+        """Creates a session from an exported one."""
         longest_s = self._persistence.config.idle_ttl_s
         ttl_s = validation.validate_ttl(request, "idle_ttl", longest_s)
         exported = import_session(request.blob, self._key())
@@ -180,7 +180,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         return self._export_key
 
     def _message(self, entry: Session | SessionSummary, place: str = "") -> session_pb2.Session:
-        """What is told of a session that is where `Persistence.read` says."""
+        """The message of a session at a location as in `Persistence.read`."""
         session = unpack_head(entry) if isinstance(entry, SessionSummary) else entry
         message = session_pb2.Session(
             id=session.id,
@@ -204,7 +204,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     def _generations(
         self, session: Session, in_use: bool, first: int, after: int
     ) -> tuple[list[session_pb2.Generation], int]:
-        """The generations that begin from `first` to before `after`, and where the page ends that they still fit on."""
+        """The generations that begin in [`first`, `after`) and fit on a page, and the position where the page ends."""
         listed: list[session_pb2.Generation] = []
         size_bytes = 0
         for generation in session.generations:
@@ -237,7 +237,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         )
 
     def _text(self, session: Session, tokens: list[int]) -> str:
-        """The tokens' text; none where the model that they are of does not serve any more."""
+        """The tokens' text; empty if their model or its tokenizer is no longer served."""
         with contextlib.suppress(GruveError):
             model = self._models.get(session.model).model
             if session.tokenizer_digest in ("", model.tokenizer_digest):
@@ -267,7 +267,7 @@ def _page_token(*parts: str) -> str:
 
 
 def _page_start(token: str, kind: re.Pattern[str]) -> tuple[str, ...]:
-    """The parts of a page token, none for the first page; refuses what no page has given."""
+    """The parts of a page token; one empty part for the first page. Raises `InvalidField` for any other text."""
     if not token:
         return ("",)
     try:

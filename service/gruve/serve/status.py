@@ -1,6 +1,6 @@
-"""The one table from errors to gRPC status codes, and the `google.rpc` details that go with them.
+"""The table from errors to gRPC status codes, and their `google.rpc` details.
 
-A stack trace goes to the log under an incident's id, never to a client.
+Stack traces go to the log under an incident id, never to a client.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 DOMAIN = "gruve"
 DETAILS_KEY = "grpc-status-details-bin"
 MAX_TEXT_BYTES = 600
-"""Of a message or a metadata value, which may quote what a client or a file said. A client refuses trailers above
-8 KiB, in which a message stands three times, once with up to three bytes for each."""
+"""The maximum size of a message or a metadata value, which may quote a client or a file. A client refuses trailers
+above 8 KiB; a message is in them three times, once with up to three bytes for each of its own."""
 
-# Most particular first: the first class that fits decides.
+# Subclasses come before their bases: the first class that matches decides.
 STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.ModelUnknown, grpc.StatusCode.NOT_FOUND),
@@ -46,17 +46,17 @@ RETRIES: tuple[type[errors.GruveError], ...] = (
     errors.HandedOver,
     errors.StoreUnavailable,
 )
-"""The errors after which it pays to come back."""
+"""The errors after which a retry may succeed."""
 
 
 class InternalError(errors.GruveError):
-    """The server is at fault; the log says how."""
+    """The server is at fault; the log has the cause."""
 
     reason = "INTERNAL"
 
 
 def internal_error(error: BaseException, **where: str) -> InternalError:
-    """What a client may know of an error that nobody foresaw; the rest is written to the log."""
+    """Logs an unexpected error under an incident id, and returns the error that the client gets."""
     incident = uuid.uuid4().hex[:12]
     log.error("failed inside: incident %s", incident, exc_info=error, extra={"incident": incident, **where})
     return InternalError(f"the server failed; its log has the cause under incident {incident}", incident=incident)
@@ -87,6 +87,6 @@ def trailer(error: errors.GruveError) -> tuple[str, bytes]:
 
 
 def shorten(text: str) -> str:
-    """The text, cut where it would overflow the trailers."""
+    """The text, cut to `MAX_TEXT_BYTES`."""
     encoded = text.encode(errors="replace")
     return text if len(encoded) <= MAX_TEXT_BYTES else encoded[:MAX_TEXT_BYTES].decode(errors="ignore") + "…"

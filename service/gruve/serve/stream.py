@@ -103,7 +103,7 @@ class Stream:
         self._changed.set()
 
     def leave(self) -> None:
-        """Has the engine end the sequence, because nobody reads the stream any more."""
+        """Has the engine end the sequence, because the stream has no reader any more."""
         self.leaving = True
         if self.sequence_id is not None and not self.ended.is_set():
             self._host.engine.cancel(self.sequence_id)

@@ -1,6 +1,6 @@
-"""Turns drawn tokens into text that may be sent: withholds what may become a stop, cuts at one that is complete.
+"""Turns generated tokens into text to send: withholds what may become a stop string, and cuts at a complete one.
 
-How much is withheld after a token depends on the generation's tokens alone, so a resumed stream goes on without a gap.
+How much is withheld depends on the generation's tokens alone, so the text of a resumed stream has no gap.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from gruve.decode.stops import StopTable
 
 
 class TextAssembler:
-    """The text of one generation's drawn tokens, fed in order from its first."""
+    """The text of one generation's generated tokens, fed in order from the first."""
 
     def __init__(self, texts: Sequence[str], stops: StopTable | None, min_tokens: int) -> None:
         self._texts = texts
         self._stops = stops
         self._min_tokens = min_tokens
         self._state = 0
-        self._drawn = 0
+        self._generated = 0
         self._withheld = ""
         self.matched: str | int | None = None
-        """The stop string or stop token id that ended it."""
+        """The stop string or stop token id that ended the generation."""
 
     def feed(self, token: int) -> str:
-        """Takes the next drawn token and returns the text that has become certain."""
+        """Takes the next token and returns the text that is no longer withheld."""
         text = self._texts[token]
         if self._stops is None or self.matched is not None:
             return text
-        self._drawn += 1
-        may_stop = self._drawn >= self._min_tokens
+        self._generated += 1
+        may_stop = self._generated >= self._min_tokens
         at = 0
         while True:
             self._state, index, used = self._stops.walk(self._state, text[at:])
@@ -49,19 +49,19 @@ class TextAssembler:
         released, self._withheld = self._withheld[:certain], self._withheld[certain:]
         return released
 
-    def seek(self, drawn: int, recent: Sequence[int]) -> None:
-        """Stands where it would after `drawn` tokens, of which `recent` are those since the last prompt."""
-        self._state, self._drawn, self._withheld, self.matched = 0, drawn, "", None
+    def seek(self, generated: int, recent: Sequence[int]) -> None:
+        """Resets to the state after `generated` tokens; `recent` are those since the last prompt."""
+        self._state, self._generated, self._withheld, self.matched = 0, generated, "", None
         if self._stops is None:
             return
         text = ""
         longest = max(map(len, self._stops.strings), default=0)
         for token in reversed(recent):
-            if len(text) >= longest:  # what stands further back can begin no stop any more
+            if len(text) >= longest:  # no stop string begins further back
                 break
             text = self._texts[token] + text
         at = 0
-        while True:  # over the stops that min_tokens had it pass over
+        while True:  # past the stop strings that min_tokens ignored
             self._state, _, used = self._stops.walk(self._state, text[at:])
             if used is None:
                 break
@@ -69,7 +69,7 @@ class TextAssembler:
         self._withheld = text[len(text) - int(self._stops.depth[self._state]) :]
 
     def finish(self) -> str:
-        """What was withheld in vain, as no stop can be completed across what follows."""
+        """Returns the withheld text: no stop string can be completed across what follows."""
         self._state = 0
         released, self._withheld = self._withheld, ""
         return released

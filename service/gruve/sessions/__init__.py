@@ -1,4 +1,4 @@
-"""What a client can come back to: session records, their table, generations, persistence and stores.
+"""Sessions: their records, the table, generations on them, persistence and stores.
 
 Knows the engine's plain values (sequences, progress), never its threads; no protobuf and no gRPC.
 """

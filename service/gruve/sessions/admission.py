@@ -54,7 +54,7 @@ def build_admission(
         max_tokens_per_second=request.max_tokens_per_second,
         keep_state=keep_state,
         snapshot_tokens=SNAPSHOT_TOKENS if keep_state else None,
-        # A stream that neither sends prompts nor has inserted ones to skip need not hear of forced tokens.
+        # Forced tokens are delivered only to a stream that sends prompts or has to skip inserted ones.
         deliver_forced=request.echo or request.logprobs is not None or bool(generation.changes),
     )
 

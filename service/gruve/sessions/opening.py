@@ -71,10 +71,8 @@ class ServingModel(Protocol):
     """A model that is served, and the arithmetic that decodes it."""
 
     model: Model
-
-    @property
-    def numerics_id(self) -> str:
-        """The id of everything that can change a bit of its results."""
+    numerics_id: str
+    """The id of everything that can change a bit of its results."""
 
 
 class Viewer(Protocol):
@@ -202,7 +200,7 @@ class GenerationOpener:
     async def _wait_until_free(self, session: Session, request: GenerationRequest) -> Session:
         """Ends the session's stream if the request resumes its generation, and waits for a stream that is ending.
 
-        Any other stream goes on, and the lease will raise `SessionBusy`. Returns the session, which may have been
+        Any other stream continues, and the lease will raise `SessionBusy`. Returns the session, which may have been
         replaced meanwhile; raises `SessionExpired` if it is gone.
         """
         while (running := self._running.get(session.id)) is not None and running.viewer is not None:

@@ -10,12 +10,12 @@ from gruve.sessions.record import Change, Generation, Session
 
 
 def rewind(session: Session, to_position: int, seed: int | None = None, *, within: Generation | None = None) -> None:
-    """Takes back the tokens from `to_position` on, 1 to the session's position.
+    """Removes the tokens from `to_position` on, which is 1 to the session's position.
 
-    Parameters are then those that were in force there, with `seed` where it is given. A generation that is taken back
-    in part is finished with CANCELLED, as is one that was unfinished; one taken back as a whole is forgotten. `within`
-    names the last generation where it is to go on instead; then `to_position` is at least its start, and `seed` becomes
-    a change of it. The state is the nearest that was kept, so `consumed` may lie before the pending token.
+    The session's parameters become those at that position, with `seed` if it is given. A generation that is cut, or
+    was unfinished, is finished with CANCELLED; one that is removed as a whole leaves the record. If `within` is given,
+    it is the last generation and continues instead: `to_position` is then at least its start, and `seed` becomes a
+    change of it. The state becomes the nearest snapshot before, so `consumed` may lie before the pending token.
     """
     sampling = session.sampling_at(to_position)
     if seed is not None:

@@ -52,7 +52,7 @@ class SessionTable:
     ) -> None:
         """`key` authenticates session ids; servers that share sessions share it. None draws a new one.
 
-        `can_evict` tells whether an idle session may leave memory before it expires.
+        `can_evict` decides whether an idle session may leave memory before it expires.
         """
         self.config = config or SessionsConfig()
         self._key = key or secrets.token_bytes(32)

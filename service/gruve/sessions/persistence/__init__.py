@@ -207,7 +207,7 @@ class Persistence:
                     await self._writer.wait_written()
 
     def is_behind(self, session: Session) -> bool:
-        """Whether the store is so far behind the session that a reader is told."""
+        """Whether the store is so far behind the session that `GetSession` reports it."""
         return self.store is not None and session.dirty and self._is_behind(session, session.position)
 
     def _is_behind(self, session: Session, position: int) -> bool:

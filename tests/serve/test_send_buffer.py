@@ -1,0 +1,98 @@
+"""The send buffer against a plain list: which tokens are sent, where, in what order, and with what text."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gruve.decode.stops import compile_stops
+from gruve.model.sampling import SamplingParameters
+from gruve.serve.send_buffer import SendBuffer
+from gruve.serve.text_assembler import TextAssembler
+from gruve.sessions.record import Change, Generation, Session
+
+TEXTS = ("", "a", "b", "ab", "ba", "c\n")
+START = 5
+"""Where the generation's first token stands, after a prompt from 1 on."""
+NEVER = 10**9
+"""As min_tokens: no stop is ever completed."""
+
+tokens_ = st.lists(st.integers(1, len(TEXTS) - 1), min_size=START - 1, max_size=40)
+prompts_ = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), max_size=3)
+cuts_ = st.lists(st.integers(1, 7), min_size=60, max_size=60)
+
+
+def generation_of(prompts, end):
+    """A generation with prompts inserted, each so many tokens after the one before; those beyond the end never were."""
+    sampling, position, changes = SamplingParameters(), START, []
+    for gap, length in prompts:
+        if position + gap + length > end:
+            break
+        changes.append(Change(position + gap, sampling, length))
+        position += gap + length
+    return Generation("g", 1, START, sampling, 99, 0, False, (), (), 0.0, end, changes=changes)
+
+
+def buffer_of(generation, first_position, echo, stops=()):
+    assembler = TextAssembler(TEXTS, compile_stops(stops, (), TEXTS), NEVER)
+    return SendBuffer(generation, TEXTS, assembler, first_position, echo=echo)
+
+
+def plainly(generation, tokens, first_position, echo):
+    """Position and token of everything that is to be sent."""
+    prompts = {at for begin, after in [(1, START), *generation.inserted] for at in range(begin, after)}
+    sent = [at for at in range(1, 1 + len(tokens)) if at >= first_position and (echo or at not in prompts)]
+    return [(at, tokens[at - 1]) for at in sent]
+
+
+def through(buffer, tokens, cuts):
+    """What comes out while tokens go in, in pieces of all sizes."""
+    cuts, position, pieces = iter(cuts), 1, []
+    while position <= len(tokens):
+        size = next(cuts, 7)
+        buffer.add(position, tokens[position - 1 : position - 1 + size])
+        position += size
+        if position % 2:
+            pieces.append(buffer.take(next(cuts, 7)))
+    buffer.finish()
+    while buffer:
+        pieces.append(buffer.take(next(cuts, 7)))
+    return [*pieces, buffer.take(1)]
+
+
+@given(tokens_, prompts_, st.integers(0, 12), st.booleans(), cuts_)
+def test_what_is_sent_is_what_a_plain_list_says(tokens, prompts, further, echo, cuts):
+    generation = generation_of(prompts, 1 + len(tokens))
+    first = (1 if echo else START) + further
+    pieces = through(buffer_of(generation, first, echo), tokens, cuts)
+    sent = [(piece.position + i, token) for piece in pieces for i, token in enumerate(piece.tokens)]
+    assert sent == plainly(generation, tokens, first, echo)
+
+
+@given(tokens_, prompts_, st.booleans(), cuts_, st.lists(st.text("abc\n", min_size=1, max_size=4), max_size=3))
+def test_text_is_withheld_and_never_lost(tokens, prompts, echo, cuts, stops):
+    generation = generation_of(prompts, 1 + len(tokens))
+    first = 1 if echo else START
+    pieces = through(buffer_of(generation, first, echo, stops), tokens, cuts)
+    plain = plainly(generation, tokens, first, echo)
+    assert "".join(piece.text for piece in pieces) == "".join(TEXTS[token] for _, token in plain)
+
+
+@given(tokens_, prompts_, st.booleans(), cuts_, st.integers(0, 40))
+def test_after_a_rewind_it_goes_on_as_if_nothing_had_been_added_from_there_on(tokens, prompts, echo, cuts, back):
+    generation = generation_of(prompts, 1 + len(tokens))
+    position = max(START, 1 + len(tokens) - back)
+    if any(begin < position < after for begin, after in generation.inserted):
+        return  # a rewind into a prompt cuts its record first
+    buffer, session = buffer_of(generation, 1 if echo else START, echo), Session("", "m", "d", "n", 0.0, 0.0, 0.0)
+    session.transcript.extend(tokens)
+    buffer.add(1, tokens)
+    while buffer and buffer.position < position:
+        buffer.take(min(3, position - buffer.position))
+    if generation.next_position > position:
+        generation.cut(position)
+    buffer.rewind(session, position)
+    assert (buffer.next_position, len(buffer)) == (position, 0)
+    again = [1 + token % (len(TEXTS) - 1) for token in tokens]
+    buffer.add(position, again)
+    assert buffer.take(99).tokens == again
