@@ -46,6 +46,12 @@ def test_models_fit_into_80_columns_with_their_reasons_below(server):
     assert lines[broken + 1].startswith("  model.safetensors") or "bytes" in lines[broken + 1]
 
 
+def test_models_are_whole_at_40_columns(server):
+    shown = shown_by("models", "--address", server.address, columns=40, NO_COLOR="1")
+    assert max(map(len, shown.splitlines())) <= 40
+    assert {"gru", "2x96", "101,442", "vocabulary"} <= set(shown.split())
+
+
 def test_models_as_json_have_the_contracts_names(server):
     models = {
         model["name"]: model for model in json.loads(gruve("models", "--address", server.address, "--json").stdout)

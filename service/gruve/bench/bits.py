@@ -31,7 +31,7 @@ TINY = Size(2, 48)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BitsBenchConfig:
-    """What is digested."""
+    """The tokens that are digested."""
 
     size: Size = TINY
     cells: tuple[str, ...] = CELLS
@@ -85,7 +85,7 @@ def _row(config: BitsBenchConfig, cell: str, isa: str, backend: Backend) -> Row:
 
 
 def generate(backend: Backend, tokens: int) -> NDArray[np.int32]:
-    """So many tokens of each of ten sequences (tokens, 10), at temperature 1."""
+    """The tokens of ten sequences at temperature 1; shape (tokens, 10)."""
     for slot in range(SEQUENCES):
         start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)
         backend.admit(slot, Admitted(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=tokens), None)

@@ -1,4 +1,4 @@
-"""What the figures mean: percentiles, token lateness, goodput. Pure arithmetic over times; knows no clock.
+"""Computes the figures: percentiles, token lateness, goodput. Pure arithmetic over times; knows no clock.
 
 Times are integer nanoseconds of one monotonic clock. Definitions follow vLLM's `benchmarks/serve.py` where it has one
 (TTFT, gaps between messages), with one difference: in the open loop TTFT counts from the scheduled arrival.
@@ -16,7 +16,7 @@ S = 1_000_000_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Objective:
-    """What a stream must hold to count as good."""
+    """The bounds within which a stream counts as good."""
 
     ttft_ms: float = 50.0
     lateness_ms: float = 50.0
@@ -39,7 +39,7 @@ class Record:
     counts: tuple[int, ...] = ()
     """How many tokens each of them held."""
     tokens: tuple[int, ...] = ()
-    """What was generated, for comparison with a solo run."""
+    """The generated tokens, for comparison with a solo run."""
     prompt: tuple[int, ...] = ()
     """Everything the transcript holds before `tokens`, the start token left out."""
     seed: int = 0

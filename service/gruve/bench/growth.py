@@ -26,7 +26,7 @@ COLUMNS = (
 )
 ACTIVE_BESIDE_IDLE = 64
 AT_ONCE = 250
-"""So many idle sessions are made at a time."""
+"""Idle sessions created at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,12 +89,12 @@ class _Growth:
         self._rss_without_idle_mb = math.nan
 
     def active(self, sessions: int) -> Row:
-        """So many sessions in the closed loop."""
+        """Measure this many sessions in the closed loop."""
         found = [self._load(sessions) for _ in range(self._config.rounds)]
         return self._row("active", sessions, sessions, math.nan, found) | {"cpu_ratio": math.nan}
 
     def idle(self, sessions: int, other: _Growth) -> Row:
-        """64 active sessions beside so many idle ones; memory is read while nothing runs.
+        """Measure 64 active sessions beside this many idle ones; memory is read while nothing runs.
 
         `other` has no idle ones and is measured in turns: `cpu_ratio` is the CPU a token here over that there.
         """

@@ -1,4 +1,4 @@
-"""Says what the figures were measured on and with, and what a process costs. Reads /proc; elsewhere it knows less."""
+"""Describes the machine and the versions of a measurement, and the cost of processes. Needs /proc for most of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe_machine() -> dict[str, Value]:
-    """The CPU's name, cores, instruction set, governor, caches and memory as far as the system tells."""
+    """The CPU's name, cores, instruction set, governor, caches and memory; None for what the system does not report."""
     cpuinfo = _text(PROC / "cpuinfo")
     memory = re.search(r"MemTotal:\s+(\d+) kB", _text(PROC / "meminfo"))
     return {
@@ -38,7 +38,7 @@ def describe_machine() -> dict[str, Value]:
 
 
 def describe_versions(*more: str) -> dict[str, Value]:
-    """The versions of gruve, Python and what the benchmark used; None for what is not installed."""
+    """The versions of gruve, Python and the benchmark's packages; None for a package that is not installed."""
     found: dict[str, Value] = {"gruve": __version__, "git": _git_hash(), "python": platform.python_version()}
     for package in (*PACKAGES, *more):
         try:

@@ -9,21 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 Report = Callable[[str], None]
-"""Takes one line for whoever watches."""
+"""Takes one line of progress."""
 Value = str | int | float | bool | None
 Row = dict[str, Value]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """What a benchmark found, on what machine and with which versions."""
+    """The rows of a benchmark with the machine and the versions."""
 
     benchmark: str
     machine: Mapping[str, Value]
     versions: Mapping[str, Value]
     rows: Sequence[Row]
     skipped: Sequence[Row] = ()
-    """What was to be measured and was not, each with `why`."""
+    """The measurements that were skipped, each with its reason in `why`."""
 
     def to_json(self) -> str:
         """One line; a figure that does not exist is null."""

@@ -45,13 +45,13 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServeBenchConfig:
-    """What is served, and the loads."""
+    """The model and the loads."""
 
     size: Size = MEDIUM
     sessions: tuple[int, ...] = (1, 8, 64, 256, 1_000)
     """Of the closed loop."""
     open_loads: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
-    """Rates of the open loop, as shares of what the closed loop carried at `open_capacity_sessions`."""
+    """Rates of the open loop, as fractions of the closed loop's throughput at `open_capacity_sessions`."""
     open_capacity_sessions: int = 64
     rounds: int = 5
     warm_s: float = 2.0
@@ -63,7 +63,7 @@ class ServeBenchConfig:
     channels: int = 4
     """Connections of each client process."""
     checked_tokens: int = 20_000
-    """Of each load so many tokens, prompts included, are computed again alone."""
+    """The number of tokens of each load, prompts included, that are computed again in a batch of one."""
     soak_minutes: float = 0.0
     """How long 64 sessions are watched for growing memory; 0 leaves it out."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
@@ -78,7 +78,7 @@ class ServeBenchConfig:
 
     @property
     def workload(self) -> Workload:
-        """What the sessions ask for."""
+        """The requests of the sessions."""
         return Workload(MODEL, VOCABULARY_SIZE, self.prompt_tokens)
 
 
@@ -127,7 +127,7 @@ class _Bench:
         self._step_ms = math.nan
 
     def closed(self) -> list[Row]:
-        """The closed loop, round after round, and the bounds that 64 simultaneous arrivals are held against."""
+        """Measure the closed loop in rounds, and the bounds for 64 simultaneous arrivals."""
         config = self._config
         rounds: dict[int, list[Measured]] = {sessions: [] for sessions in config.sessions}
         for i in range(config.rounds):
@@ -237,7 +237,7 @@ class _Bench:
         return self._bare.mismatches(checked), sum(len(record.tokens) for record in checked)
 
     def _first_tokens(self) -> Row:
-        """TTFT of 64 arrivals at once, and what it may be: (P + 2) steps of 64 rows, a call, a null server's p99."""
+        """TTFT of 64 simultaneous arrivals and its bound: (P + 2) steps of 64 rows, a call, a null server's p99."""
         config = self._config
         ours = percentile(self._burst_ttft_ms(self._clients), 99)
         with NullServer(8) as null, Clients(connect(null.target, config.channels), config.client_processes) as clients:
@@ -258,7 +258,7 @@ class _Bench:
         return found
 
     def _ceiling(self, measured: Sequence[Measured]) -> Row:
-        """What the generator itself can take in: the same load on a server that does nothing."""
+        """The generator's own capacity: the same load on a server that does nothing."""
         config = self._config
         held = max(1, round(median(m.figures.tokens_per_message for m in measured)))
         with (

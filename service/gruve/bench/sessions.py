@@ -35,10 +35,10 @@ MODEL = "bench"
 SESSIONS = 64
 KEY = b"any key, since nobody else is there"
 AT_ONCE = 1_000
-"""So many sessions are written to the store at a time."""
+"""Sessions written to the store at a time."""
 TTL_S = 86_400.0
 LEAST_DISTANCE = 64
-"""A random session is not taken again before so many others."""
+"""The minimum number of other sessions between two uses of the same session."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def flop_per_token(config: ModelConfig) -> int:
 
 
 def streamed_bytes(config: ModelConfig) -> int:
-    """What a step must read of the weights at two bytes each."""
+    """Bytes of weights that a step reads, at two bytes each."""
     return flop_per_token(config)
 
 

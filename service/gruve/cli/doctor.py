@@ -18,7 +18,7 @@ from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.flags import Parser, add_address, add_command, add_flag, add_json
 from gruve.cli.json_output import print_json
 from gruve.cli.serve import default_store
-from gruve.cli.terminal import print_tabs, print_wide
+from gruve.cli.terminal import print_tabs, print_wrapped
 
 DESCRIPTION = """Check this machine: versions, what decodes and why, models, session store, ports, optional programs.
 
@@ -77,8 +77,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"ok": well, "findings": [asdict(finding) for finding in findings]})
     elif sys.stdout.isatty():
-        rows = [((f.topic, f.name, f.state), "; ".join(part for part in (f.value, f.cure) if part)) for f in findings]
-        print_wide(("topic", "name", "state"), rows)
+        for finding in findings:
+            print_wrapped(f"{finding.state:<9} {finding.topic} {finding.name}: {finding.value}")
+            if finding.cure:
+                print_wrapped(finding.cure, "dim", indent=" " * 10)
     else:
         print_tabs(("topic", "name", "state", "value", "cure"), [tuple(asdict(f).values()) for f in findings])
     return DONE if well else FAILED

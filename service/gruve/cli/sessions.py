@@ -112,7 +112,9 @@ def _show(args: argparse.Namespace) -> int:
     facts = as_json(whole.session)
     sampling = facts.pop("sampling") or {}
     lines = [(name.replace("_", " "), _plain(value)) for name, value in facts.items() if value is not None]
-    lines += [(name.replace("_", " "), _plain(value)) for name, value in sampling.items() if value not in (None, {})]
+    lines += [
+        (name.replace("_", " "), _plain(value)) for name, value in sampling.items() if not isinstance(value, dict)
+    ]
     print_table(("field", "value"), lines)
     if whole.generations:
         print()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import TextIO
 
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 """Control characters and what is shown for them, so that a model's output cannot control the terminal."""
@@ -117,13 +116,6 @@ def write_styled(stream: TextIO, text: str, style: str) -> None:
     Console(file=stream).out(text, style=style, highlight=False, end="")
 
 
-def console(stream: TextIO) -> Console:
-    """A console of rich for a terminal; it writes no escape sequences of style where `is_styled` says so."""
-    from rich.console import Console
-
-    return Console(file=stream, color_system="auto" if is_styled(stream) else None, highlight=False)
-
-
 def print_tabs(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a header and a line for each row, with tabs between columns; white space in a cell becomes one space."""
     for row in (columns, *rows):
@@ -139,21 +131,33 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_wide(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> None:
-    """Print a table to a terminal; below each row its note, wrapped and indented, if it has one."""
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
+    """Print a table to a terminal; below each row its note, indented, if it has one.
 
+    A line that is wider than the terminal is wrapped between words, and its rest is indented.
+    """
     widths = [max(len(cell) for cell in cells) for cells in zip(columns, *(row for row, _ in rows), strict=True)]
-    screen = console(sys.stdout)
-    noted = any(note for _, note in rows)
-    parts = [([row], note) for row, note in rows] if noted else [([row for row, _ in rows], "")]
-    for number, (group, note) in enumerate(parts):
-        table = Table(box=None, pad_edge=False, header_style="bold", show_header=number == 0)
-        for column, width in zip(columns, widths, strict=True):
-            table.add_column(column, overflow="fold", min_width=width if noted else None)
-        for row in group:
-            table.add_row(*(Text(cell.translate(PICTURES)) for cell in row))
-        screen.print(table)
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+    print_wrapped(line(columns), "bold")
+    for row, note in rows:
+        print_wrapped(line(row))
         if note:
-            screen.print(Padding(Text(note.translate(PICTURES), style="dim", overflow="fold"), (0, 0, 0, 2)))
+            print_wrapped(note, "dim", indent="  ")
+
+
+def print_wrapped(text: str, style: str = "", *, indent: str = "") -> None:
+    """Print a paragraph to a terminal, wrapped between words to its width."""
+    width = max(20, shutil.get_terminal_size().columns)
+    plain = " ".join(text.split("\n")).translate(PICTURES)
+    if len(indent) + len(plain) <= width:
+        parts = [indent + plain]
+    else:
+        parts = textwrap.wrap(
+            plain, width, initial_indent=indent, subsequent_indent=indent or "  ", break_on_hyphens=False
+        )
+    for part in parts:
+        if style:
+            write_styled(sys.stdout, part, style)
+        print("" if style else part)

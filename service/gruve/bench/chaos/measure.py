@@ -31,7 +31,7 @@ WAIT_S, FINISH_S = 120.0, 90.0
 """How long streams may take to flow again, and to end; a machine that is busy with other things takes long."""
 SHORT = Plan(MODEL, STEERED_TOKENS, 400)
 LONG = Plan(MODEL, 6_000, 6_000, ends=False)
-"""One turn that outlasts any outage: what a failing store has not taken of earlier ones would be gone."""
+"""A single turn, longer than any outage: tokens of earlier turns that a failing store did not take would be lost."""
 SERVER_KILLS = ("sqlite-kill", "redis-haproxy-kill")
 REDIS_TROUBLES = ("redis-sigstop", "redis-restart", "redis-drop", "redis-rolling")
 SCENARIOS = (*SERVER_KILLS, *REDIS_TROUBLES, *FAULTS)
@@ -41,7 +41,7 @@ Transcript = tuple[Stream, Sequence[int], int]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChaosBenchConfig:
-    """What is done, and how often."""
+    """The scenarios and how often each fault is injected."""
 
     scenarios: tuple[str, ...] = SCENARIOS
     streams: int = 64
@@ -77,7 +77,7 @@ class _Missing(Exception):
 
 
 async def run_chaos(config: ChaosBenchConfig, told: Callable[[Row], None], report: Report) -> bool:
-    """Goes through the scenarios and tells a row for each; returns whether nothing was lost anywhere."""
+    """Run the scenarios and report a row for each; return whether every one passed."""
     with tempfile.TemporaryDirectory(prefix="gruve-chaos-") as name:
         folder = Path(name)
         make_model(folder / "models" / MODEL, config.size)
@@ -167,7 +167,7 @@ class _Chaos:
             yield streams
 
     async def _wait(self, streams: Streams) -> None:
-        """Waits for a random moment at which enough streams are in the middle of a generation, and takes note of it."""
+        """Wait for a random moment with enough streams in the middle of a generation, and record their number."""
         while True:
             await streams.until(f"{LEAST} flow", lambda: streams.flowing(self._last_s) >= LEAST, WAIT_S)
             await asyncio.sleep(self._random.uniform(0.0, self._config.longest_wait_s))
@@ -180,7 +180,7 @@ class _Chaos:
         self._report(f"{self._scenario}: {what}, {self._at_kill[-1]} streams in the middle of a generation")
 
     async def _end(self, streams: Streams) -> None:
-        """Lets the streams end, and reads what the server has of them."""
+        """Let the streams end, and read their transcripts from the server."""
         await streams.finish(FINISH_S)
         for stream in streams.all:
             if not stream.failure:
@@ -248,7 +248,7 @@ class _Chaos:
                 self._done("both replicas restarted in turn")
 
     async def _broken_store(self) -> Streams:
-        """The store fails, the streams go on; then the server is killed, and the store repaired before it starts."""
+        """Break the store while streams run, kill the server, and repair the store before the server starts again."""
         redis = Redis(self._folder, _program("redis-server")) if self._scenario == "store-unreachable" else None
         path = self._folder / "sessions.db"
         where = redis.url if redis is not None else f"sqlite:{path}"
@@ -277,7 +277,7 @@ class _Chaos:
             return streams
 
     async def _suffer(self, server: Replica, streams: Streams) -> None:
-        """Waits until the failure is reported, and until every stream has gone on regardless."""
+        """Wait until the server reports the failure, and until every stream has received more tokens."""
         give_up_s = time.monotonic() + WAIT_S
         while not (errors := await server.metric("gruve_store_errors_total")):
             if time.monotonic() > give_up_s:
@@ -288,7 +288,7 @@ class _Chaos:
         self._more = {"store_errors": int(errors)}
 
     async def _durable(self, streams: Streams) -> dict[Stream, int]:
-        """The last position that each stream's session would keep, as far as the server says that it is behind."""
+        """The durable position of each stream's session; the server must report every one to be behind."""
         durable = {}
         for stream in streams.all:
             session = (await streams.client().get_session(stream.session, transcript=False)).session
@@ -300,7 +300,7 @@ class _Chaos:
         return durable
 
     def _read_durable(self, store: Store, durable: dict[Stream, int]) -> None:
-        """Reads from the store alone what it has of every session."""
+        """Read every session's transcript from the store, without a server."""
         try:
             for stream, position in durable.items():
                 stored = store.read(stream.session, time.time())

@@ -18,7 +18,7 @@ from typing import Self
 
 READY_S, END_S = 90.0, 30.0
 PORTS = range(20_000, 32_000)
-"""Below those that systems give to callers: one who calls while nobody listens must not be given that very port."""
+"""Below the ephemeral ports, so that the system does not give a server's port to a client while the server is down."""
 HAPROXY = """\
 defaults
   mode http
@@ -45,7 +45,7 @@ def find_program(name: str) -> str | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that no connection is given by the system."""
+    """A free port outside the system's ephemeral range."""
     while True:
         port = random.choice(PORTS)  # noqa: S311 - any will do
         with socket.socket() as probe:

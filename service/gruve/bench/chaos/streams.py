@@ -22,9 +22,9 @@ from gruve.client import AsyncClient, AsyncTokenStream, CallFailed, Chunk, Gener
 PROMPT_TOKENS = 5
 WINDOW = 64
 STEERED_TOKENS = 150
-"""A turn is steered within its first so many tokens."""
+"""A turn is steered within its first 150 tokens."""
 MORE_TOKENS = 40
-"""A turn that need not be finished goes on for so many tokens after the last disturbance."""
+"""Tokens for which an unfinished turn continues after the last fault."""
 PATIENT = Reconnect(max_reconnects=40, backoff_max_s=1.0)
 """Servers that are killed every few seconds hardly ever have time for everybody."""
 
@@ -88,7 +88,7 @@ class Heard:
     ended: bool = False
 
     def take(self, chunk: Chunk) -> None:
-        """Takes what a stream says; raises `CallFailed` where a control was refused."""
+        """Record a chunk; raise `CallFailed` if a control was refused."""
         answer = chunk.answer
         if answer is not None and answer.position is None:
             raise ValueError(f"control {answer.control_id} was refused: {answer.reason}: {answer.message}")
@@ -168,7 +168,7 @@ class Stream:
         return self._position
 
     async def run(self, client: AsyncClient, tokens_per_s: float, crowd: Streams) -> None:
-        """Plays turns as long as `crowd` says so."""
+        """Play turns until `crowd` ends them."""
         self._left = MORE_TOKENS
         try:
             while not crowd.ending:
@@ -197,7 +197,7 @@ class Stream:
 
 @dataclasses.dataclass(slots=True)
 class Difference:
-    """Where streams are not what their twins are."""
+    """The differences between streams and their twins."""
 
     tokens: int = 0
     """How many were compared."""
@@ -306,7 +306,7 @@ class Twins:
         self._playing = asyncio.Lock()
 
     async def compare(self, streams: Streams, transcripts: Sequence[tuple[Stream, Sequence[int], int]]) -> Difference:
-        """Compares every turn of every stream, and transcripts of which the first so many tokens must be there."""
+        """Compare every turn of every stream, and transcripts, which must have at least the given number of tokens."""
         difference = Difference()
         async with self._playing:
             if not self._replica.pid:

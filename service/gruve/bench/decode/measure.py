@@ -45,7 +45,7 @@ LOGIT_BOUND = 1e-3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecodeBenchConfig:
-    """What is measured."""
+    """The models, batches, threads and backends to measure."""
 
     sizes: tuple[Size, ...] = (MEDIUM, LARGE)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 256)
@@ -69,7 +69,7 @@ class DecodeBenchConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Task:
-    """One model on so many threads, at these batches."""
+    """Measure one model on a number of threads, at these batches."""
 
     model: Model
     cell: str
@@ -111,7 +111,7 @@ def _tasks(config: DecodeBenchConfig, folder: Path) -> Iterator[_Task]:
 
 
 def _measure(config: DecodeBenchConfig, task: _Task, batch: int, names: Sequence[str]) -> list[Row]:
-    """All backends at one batch, in turns, between two probes of the roofline."""
+    """Measure all backends at one batch size, alternating, between two probes of the roofline."""
     steppers = {name: make_stepper(name, task.model, batch, task.threads) for name in names}
     bytes_read = streamed_bytes(task.model.config)
     before = probe_roofline(bytes_read, task.threads)
@@ -127,7 +127,7 @@ def _measure(config: DecodeBenchConfig, task: _Task, batch: int, names: Sequence
 
 
 def _take_turns(config: DecodeBenchConfig, task: _Task, steppers: dict[str, Stepper]) -> dict[str, float]:
-    """The median seconds of a step of each, nobody always after the same other."""
+    """The median step time of each in seconds; the order changes from round to round."""
     rounds: dict[str, list[float]] = {name: [] for name in steppers}
     names = list(steppers)
     for i in range(config.rounds):

@@ -21,7 +21,7 @@ PROBE_S = 0.02
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Roofline:
-    """For so many threads together; NaN where nothing could be probed."""
+    """The limits for a number of threads together; NaN if they could not be probed."""
 
     isa: str
     fma_gflops: float
@@ -54,7 +54,7 @@ def _best(probe: Callable[[], float], threads: int) -> float:
 
 
 def _together(probe: Callable[[], float], threads: int) -> float:
-    """The sum of what so many threads do at the same time."""
+    """The sum over threads that run at the same time."""
     found: list[float] = []
     barrier = threading.Barrier(threads)
 

@@ -61,7 +61,7 @@ PEER_BOUND = 5e-2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GpuBenchConfig:
-    """What is proved and measured."""
+    """The proofs and measurements of a run."""
 
     sizes: tuple[Size, ...] = (MEDIUM, LARGE)
     batches: tuple[int, ...] = (1, 8, 64, 256, 1_024, 4_096)
@@ -130,7 +130,7 @@ def held(result: Result) -> bool:
 
 
 class _Bench:
-    """One run, and what it had to leave out."""
+    """One run, with what it had to skip."""
 
     def __init__(self, config: GpuBenchConfig, setup: Setup, report: Report, folder: Path) -> None:
         self._config = config
@@ -164,7 +164,7 @@ class _Bench:
                 yield from rows
 
     def probe(self) -> Iterator[Row]:
-        """What the device's own rates are, for the floor under every step."""
+        """Measure the device's own rates, for the lower bound of every step."""
         if self._attempt({"what": "roofline"}, self._probe) is None:
             return
         yield {"what": "roofline", "tflop_per_s": self._flop_per_s / 1e12, "tb_per_s": self._bytes_per_s / 1e12}

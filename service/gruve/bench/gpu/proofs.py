@@ -23,7 +23,7 @@ from gruve.model.repository import Model
 
 START = 0
 BOUNDS = {"float16": 2e-2, "float32": 1e-4}
-"""How far a logit may lie from the oracle's, by what the products take."""
+"""The bound on the deviation of a logit from the oracle's, by the type of the operands."""
 Rng = np.random.Generator
 Int32s = NDArray[np.int32]
 
@@ -33,9 +33,9 @@ class Extent:
     """How much is proved."""
 
     tokens: int = 200
-    """Forced ones, held against the oracle."""
+    """Forced tokens that are compared with the oracle."""
     steps: int = 24
-    """Of every sequence that is held against the law, or against itself in other company."""
+    """Steps of each sequence in the comparisons with the sampling distribution and with other batches."""
     probes: int = 16
     """Sequences that are compared in every mix."""
     mixes: tuple[int, ...] = (1, 3, 17, 64, 65, 130, 500, 1_024, 2_000, 4_096)
@@ -126,7 +126,7 @@ def prove_mixes(backend: Backend, config: ModelConfig, extent: Extent, rng: Rng)
 
 
 def poison(backend: Backend) -> None:
-    """Fills whatever a call must write before it reads it with what is no number."""
+    """Fill with NaN everything that a call must write before it reads it."""
     if isinstance(backend, CudaBackend):
         backend.poison()
 

@@ -31,7 +31,7 @@ class Setup(Protocol):
     measures: bool
     """Whether times mean anything here."""
     decode: DecodeConfig
-    """What the server decodes with."""
+    """The server's decode configuration."""
 
     def describe(self) -> dict[str, Value]:
         """The device, for the result."""

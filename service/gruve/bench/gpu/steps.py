@@ -192,7 +192,7 @@ def step_s(stepper: Stepper, setup: Setup, timing: Timing) -> float:
 
 
 def probe_flop_per_s(setup: Setup, size: int) -> float:
-    """What a product of two (size, size) fp16 matrices of random numbers reaches, the best of five."""
+    """The rate of a product of two random (size, size) fp16 matrices, the best of five."""
     a, b = (torch.randn(size, size, device=setup.kind, dtype=torch.float16) for _ in range(2))
     out = torch.empty_like(a)
     torch.mm(a, b, out=out)
@@ -201,7 +201,7 @@ def probe_flop_per_s(setup: Setup, size: int) -> float:
 
 
 def probe_bytes_per_s(setup: Setup, size: int) -> float:
-    """What a copy within the device reaches, bytes read and written, the best of five."""
+    """The rate of a copy within the device in bytes read and written per second, the best of five."""
     a = torch.empty(size, device=setup.kind, dtype=torch.uint8).random_()
     b = torch.empty_like(a)
     b.copy_(a)
@@ -214,4 +214,4 @@ def _here(work: Work) -> None:
 
 
 def _ignore(_: object) -> None:
-    """For what gives something that nobody wants."""
+    """Discard a result."""

@@ -43,7 +43,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Closed:
-    """So many sessions at once, from `begin_ns` until no request is begun at `end_ns` any more."""
+    """A number of concurrent sessions from `begin_ns` on; no request begins after `end_ns`."""
 
     sessions: int
     begin_ns: int
@@ -62,7 +62,7 @@ Run = Closed | Open
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Share:
-    """What one process plays of a run."""
+    """One process's share of a run."""
 
     workload: Workload
     run: Run
@@ -139,7 +139,7 @@ def soon_ns() -> int:
 
 
 def _client(connect: Callable[[], Transport], pipe: Connection) -> None:
-    """A client process: plays share after share until told to end."""
+    """A client process: plays shares until it receives the command to end."""
     asyncio.run(_serve_shares(connect(), pipe))
 
 
@@ -256,7 +256,7 @@ class _Exchange:
             self.failed = str(refused) or "refused"
 
     def record(self, transport: Transport) -> Record:
-        """What it comes to, now that the run is over; a message without tokens is none. Earlier ones go first."""
+        """The records of the run, earlier ones first; messages without tokens do not count."""
         held = [(at, m) for at, raw in zip(self.times_ns, self.raw, strict=True) if (m := transport.read(raw).tokens)]
         self.generated = tuple(token for _, tokens in held for token in tokens)
         before = () if self.last is None else self.last.before + self.last.generated

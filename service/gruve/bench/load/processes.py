@@ -98,7 +98,7 @@ class Server(Child):
 
 
 class NullServer(Child):
-    """Answers Generate at once with as many tokens as are asked for, so many in a message."""
+    """Answers Generate at once with the requested number of tokens, a fixed number in each message."""
 
     def __init__(self, tokens_per_message: int) -> None:
         super().__init__(_run_null_server, tokens_per_message)
@@ -106,31 +106,31 @@ class NullServer(Child):
 
 
 class BareEngine(Child):
-    """An engine with nothing around it: how fast the same work goes when nobody has to be told."""
+    """An engine without sessions and server: the speed of the same work without delivery."""
 
     def __init__(self, model: Path, config: ServeConfig) -> None:
         super().__init__(_run_engine, model, config)
         self.backend: str = self.ready
 
     def rate(self, sessions: int, workload: Workload, warm_s: float, seconds: float) -> Rate:
-        """Tokens a second with so many sequences at once, each followed by another of the same kind."""
+        """Tokens per second with this many sequences at once, each followed by another of the same kind."""
         self.pipe.send(("rate", (sessions, workload, warm_s, seconds)))
         rate: Rate = self.pipe.recv()
         return rate
 
     def mismatches(self, records: Sequence[Record]) -> int:
-        """How many tokens of these requests differ from what each gives when it runs alone."""
+        """The number of tokens that differ from those of the same request in a batch of its own."""
         self.pipe.send(("mismatches", (list(records),)))
         return int(self.pipe.recv())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rate:
-    """What a bare engine does."""
+    """The commands of a bare engine."""
 
     tokens_per_s: float
     step_ms: float
-    """The time in which all sequences go on by one token, prompts included, whatever calls they take for it."""
+    """The time in which all sequences advance by one token, prompts included, over however many calls."""
 
 
 def _run_server(config: ServeConfig, choose: Callable[[Model, DecodeConfig], Backend] | None, pipe: Connection) -> None:
@@ -191,7 +191,7 @@ def _run_engine(folder: Path, config: ServeConfig, pipe: Connection) -> None:
 
 
 class _EngineBench:
-    """Drives one engine; `listen` is whoever hears of its calls at the moment."""
+    """Drives one engine; `listen` is the present receiver of its call reports."""
 
     def __init__(self, model: Model, config: ServeConfig) -> None:
         backend = choose_backend(model, config.decode)
@@ -260,7 +260,7 @@ class _Load:
                     self._admit()
 
     def end(self) -> None:
-        """Cancels what runs and waits until it is gone."""
+        """Cancel all sequences and wait for their end."""
         self._ending = True
         while self._engine.load:
             for sequence_id in list(self._running):
@@ -268,7 +268,7 @@ class _Load:
             time.sleep(0.01)
 
     def rate(self, warm_s: float, seconds: float) -> Rate:
-        """What was heard after the warm-up."""
+        """The reports that arrived after the warm-up."""
         begin = self._began_s + warm_s
         calls = [call for call in self._calls if begin <= call[0] < begin + seconds]
         return Rate(

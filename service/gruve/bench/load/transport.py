@@ -31,7 +31,7 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked: so many tokens after a prompt, at temperature 1."""
+    """A request: a number of tokens after a prompt, at temperature 1."""
 
     model: str
     prompt: tuple[int, ...]
@@ -45,7 +45,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """What a raw message turns out to hold."""
+    """A parsed message."""
 
     tokens: tuple[int, ...]
     session: str = ""
@@ -61,7 +61,7 @@ class Transport(Protocol):
         """Sends a request and yields its raw messages; raises `Refused`."""
 
     def read(self, raw: bytes) -> Message:
-        """What a message holds; called after the run."""
+        """Parse a message; called after the run."""
 
     async def forget(self, session: str) -> None:
         """Deletes a session."""
@@ -71,7 +71,7 @@ class Transport(Protocol):
 
 
 class GruveTransport:
-    """gRPC with bytes in and bytes out, over several connections in turn."""
+    """gRPC with raw bytes, round-robin over several connections."""
 
     def __init__(self, target: str, channels: int) -> None:
         self._target = target
@@ -131,7 +131,7 @@ class HttpTransport:
         body: Callable[[Ask], dict[str, object]],
         tokens: Callable[[bytes], tuple[int, ...]],
     ) -> None:
-        """`body` makes the JSON of a request; `tokens` reads what one chunk holds."""
+        """`body` makes the JSON of a request; `tokens` parses one chunk."""
         self._host, self._port, self._path = host, port, path
         self._body, self._tokens = body, tokens
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []

@@ -1,4 +1,4 @@
-"""`gruve bench peers`: the same model behind gruve and behind what a user would pick instead, in one run.
+"""`gruve bench peers`: the same model behind gruve and behind its alternatives, in one run.
 
 Every round starts each system in turn, measures it with the same clients and ends it: nothing else runs meanwhile.
 """
@@ -43,7 +43,7 @@ END_S = 20.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeersBenchConfig:
-    """What is compared."""
+    """The systems and loads that are compared."""
 
     sizes: tuple[Size, ...] = (SMALL, MEDIUM)
     streams: tuple[int, ...] = (8, 64, 256)
@@ -53,7 +53,7 @@ class PeersBenchConfig:
     seconds: float = 5.0
     prompt_tokens: int = 16
     tokens: int = 64
-    """Of every answer: one length for all, which spares those who batch statically."""
+    """The length of every answer; the same for all, which favours systems with static batching."""
     client_processes: int = 2
     cache: Path = Path(".bench")
     """Where the peers' environments are kept."""
@@ -67,7 +67,7 @@ class PeersBenchConfig:
 
     @property
     def workload(self) -> Workload:
-        """What the streams ask for; nothing is kept, because the peers keep nothing."""
+        """The requests of the streams. No session is kept, because the peers keep none."""
         return Workload(OURS, VOCABULARY_SIZE, self.prompt_tokens, self.tokens, self.tokens, turns=1)
 
 
@@ -115,7 +115,7 @@ def torch_weights(model: Model) -> dict[str, torch.Tensor]:
 
 
 class _Run:
-    """One run: what was installed, what was measured, what was not."""
+    """One run: the installed systems, the rows, and what was skipped."""
 
     def __init__(self, config: PeersBenchConfig, report: Report) -> None:
         self._config = config
@@ -127,7 +127,7 @@ class _Run:
         self.skipped: list[Row] = []
 
     def prepare(self) -> None:
-        """Installs what is to be compared."""
+        """Install the systems to compare."""
         for system in (s for s in SYSTEMS if s.name in self._config.systems):
             try:
                 folder = environment(

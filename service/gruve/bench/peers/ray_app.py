@@ -31,7 +31,7 @@ class CharRnnApp:
 
     @serve.batch(max_batch_size=MOST_ROWS, batch_wait_timeout_s=0.005, max_concurrent_batches=MOST_BATCHES)  # type: ignore[untyped-decorator]
     async def generate(self, asked: list[dict[str, Any]]) -> AsyncIterator[list[Any]]:
-        """One list of tokens a step; a request that has ended is told so once."""
+        """One list of tokens for each step; a request that has ended gets one end marker."""
         sequences: Continuous[int] = Continuous(self._model)
         out: list[Any] = [
             f"{sequences.add(i, request['prompt'], request['max_tokens'])}\n" for i, request in enumerate(asked)

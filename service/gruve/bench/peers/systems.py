@@ -1,4 +1,4 @@
-"""The systems that are compared: what each needs, how it is started and tuned, and how it is spoken to."""
+"""The systems that are compared: their packages, how each is started and tuned, and its transport."""
 
 from __future__ import annotations
 

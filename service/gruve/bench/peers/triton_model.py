@@ -15,7 +15,7 @@ from gruve.bench.peers.char_rnn import Continuous, load
 
 
 class TritonPythonModel:
-    """Triton hands in all sequences that are due, and each again until it is told that one has ended."""
+    """Triton passes all sequences that are due, and each of them again until its end is reported."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the weights beside this version's folder."""
