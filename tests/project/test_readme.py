@@ -1,4 +1,4 @@
-"""The README's commands and examples run as they stand, against a server of the models in models/."""
+"""The commands and examples of README and docs/ run as they stand, against a server of the models in models/."""
 
 from __future__ import annotations
 
@@ -18,16 +18,26 @@ from requiring import need, need_program
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+GUIDES = ("quick-start", "python", "music")
 GRUVE = Path(sys.executable).parent / "gruve"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def guide(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line]
+    shell = [block for text in (README, *map(guide, GUIDES)) for block in blocks("sh", text)]
+    lines = [line.split("  #")[0].strip() for block in shell for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def guide_examples() -> list[str]:
+    return [code for name in GUIDES for code in blocks("python", guide(name))]
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +69,8 @@ def test_every_make_command_is_a_target(line):
 
 @pytest.mark.parametrize("line", [c for c in commands() if "gruve " in c and " serve" not in c])
 def test_every_gruve_command_runs(line, address, tmp_path):
-    words = re.findall(r'"[^"]*"|\S+', line.replace(".venv/bin/gruve", str(GRUVE)))
-    assert run([word.strip('"') for word in words], address, tmp_path, input="ROMEO:\n/quit\n").strip()
+    gruve = re.sub(r"(?:\.venv/bin/)?\bgruve (?=[a-z])", f"{GRUVE} ", line)
+    assert run(["bash", "-c", gruve], address, tmp_path, input="ROMEO:\n/quit\n").strip()
 
 
 def test_the_python_example_streams_and_goes_on(address, tmp_path):
@@ -73,6 +83,29 @@ def test_the_python_example_steers_and_forks(address, tmp_path):
     _, code = blocks("python")
     text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
     assert len(text) == 300
+
+
+@pytest.mark.parametrize("code", guide_examples(), ids=lambda code: code.strip().splitlines()[0][:40])
+def test_the_examples_of_the_guides_run(code, address, tmp_path):
+    assert run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path).strip()
+
+
+def test_the_example_that_imports_weights_computes_the_same(address, tmp_path):
+    (code,) = blocks("python", guide("models"))
+    digest, difference = run([sys.executable, "-c", code], address, tmp_path).split()
+    assert len(digest) == 64
+    assert float(difference) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_models_page_trains_a_model(address, tmp_path):
+    (config,) = blocks("toml", guide("models"))
+    (tmp_path / "my.toml").write_text(config)
+    (tmp_path / "my.txt").write_text(README * 8)
+    (lines,) = (block for block in blocks("sh", guide("models")) if "gruve train" in block)
+    for line in lines.splitlines()[:2]:
+        run([str(GRUVE), *line.split()[1:]], address, tmp_path)
+    assert (tmp_path / "runs/my/config.json").exists()
 
 
 def test_the_picture_is_what_its_caption_says(address, tmp_path):
