@@ -100,9 +100,8 @@ def _versions() -> Iterator[Finding]:
 
 
 def _decoding() -> Iterator[Finding]:
-    import torch
-
     from gruve.bench.machine import describe_machine
+    from gruve.decode.cuda.device import describe_gpu, gpu_unavailable_reason
     from gruve.decode.cuda.modes import triton_unavailable
     from gruve.decode.native import unavailable_reason
     from gruve.decode.native.backend import available_cores
@@ -111,14 +110,13 @@ def _decoding() -> Iterator[Finding]:
     machine, why_not = describe_machine(), unavailable_reason()
     yield Finding("decoding", "cpu", "ok", f"{machine['cpu']}, widest instruction set {machine['isa']}")
     yield Finding("decoding", "cores", "ok", f"{available_cores()} may be used by this process")
-    if torch.cuda.is_available():
-        name, capability = torch.cuda.get_device_name(), ".".join(map(str, torch.cuda.get_device_capability()))
-        yield Finding("decoding", "gpu", "ok", f"{name}, compute capability {capability}, CUDA {torch.version.cuda}")
+    reason = gpu_unavailable_reason()
+    if reason is None:
+        yield Finding("decoding", "gpu", "ok", describe_gpu())
         no_triton = triton_unavailable()
         yield Finding("decoding", "triton", "optional" if no_triton else "ok", no_triton or _version("triton") or "")
         yield Finding("decoding", "backend", "ok", "cuda: torch sees a GPU")
     else:
-        reason = "torch was built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
         cure = "on a machine with an NVIDIA GPU, install its driver and a CUDA build of torch"
         yield Finding("decoding", "gpu", "optional", reason, cure)
         chosen = (

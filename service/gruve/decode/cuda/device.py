@@ -164,3 +164,16 @@ class GpuDevice:
         """See `Device`."""
         with _CAPTURING:
             torch.cuda.synchronize(self.kind)
+
+
+def gpu_unavailable_reason() -> str | None:
+    """Why torch has no GPU here; None when it has one."""
+    if torch.cuda.is_available():
+        return None
+    return "torch was built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
+
+
+def describe_gpu() -> str:
+    """The current GPU in words: its name, its compute capability, and torch's CUDA version."""
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return f"{torch.cuda.get_device_name()}, compute capability {capability}, CUDA {torch.version.cuda}"
