@@ -19,8 +19,8 @@ ISA_FLAGS = {
     "kernels_avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
 }
 DIGESTS = "07a359e25c1d66b1 1729a770188245df 3cb84166f9b12276 d5087ef142c7e6d1"
-"""Of every token and state that the driver makes on any CPU: in fp32 and int16 without pointers, then with them. A change
-of the first two is another `backend.VERSION`, of the others another `POINTERS_VERSION`."""
+"""Of every token and state that the driver makes on any CPU: in fp32 and int16 without pointers, then with them. A
+change of the first two needs another `backend.VERSION`, of the others another `POINTERS_VERSION`."""
 FLAGS = {
     "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "kernels_avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
