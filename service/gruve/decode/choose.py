@@ -1,4 +1,4 @@
-"""Chooses what computes a model here, and says why."""
+"""Chooses the backend of a model on this machine, and gives the reason."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """What may compute a model, and with how much of the machine."""
+    """Which backend may compute a model, and how much of the machine it may use."""
 
     device: Device = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where torch sees one."""
+    """`cpu`, `cuda`, or `auto`: a GPU if torch sees one, else the CPU."""
     slots: int = 1_024
-    """Sequences that a model decodes at the same time."""
+    """The number of sequences that a model decodes at the same time."""
     threads: int | None = None
-    """CPU threads that decode; None takes as many as this process, or its container, may use cores, the reference 1."""
+    """The number of CPU threads that decode. None is the number of cores that this process or its container may use, or
+    1 for the reference backend."""
     native: bool = True
-    """Whether the native backend may be used on a CPU; without it, it is the reference."""
+    """Whether the native backend may be used on a CPU; if not, the reference backend is."""
     isa: str | None = None
-    """The instruction set that the native backend uses, of those that the CPU has; None for the fastest."""
+    """The instruction set of the native backend, one that the CPU supports; None for the fastest."""
     arithmetic: Arithmetic = "float32"
-    """What the layers multiply in. `int16` is the native backend's alone, faster and less exact; tokens differ."""
+    """The number format of the layers' products. `int16` is faster, less exact and makes other tokens; only the native
+    backend has it."""
     cuda: CudaMode = "auto"
     """How a GPU computes: `triton`, `graph` or `eager`; `auto` takes the first of these that works."""
 

@@ -1,4 +1,4 @@
-"""The plain backend: rows of torch operations on any device. The fp32 twin of the oracle, and the fallback.
+"""The plain backend: torch operations in fp32 on any device. Others are tested against it, and it is the fallback.
 
 Exact through fixed tiles (`tiles.py`). Knows torch; nothing of sequences, sessions or requests.
 """
@@ -58,7 +58,7 @@ class ReferenceBackend:
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; see the contract."""
         H = self._config.hidden_size
-        self._states[:, :, slot] = 0.0  # the padding as well, where a state that was no number left none either
+        self._states[:, :, slot] = 0.0  # the padding too, where NaN in an earlier state has left NaN
         if state is not None:
             self._states[:, :, slot, :H] = torch.from_numpy(state).to(self._device)
         self._rows[slot] = _Slot(row, self._config, self._device)

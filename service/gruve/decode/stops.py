@@ -1,6 +1,6 @@
-"""Stop strings as a table that a backend can walk one token at a time (Aho and Corasick 1975).
+"""Compiles stop strings into a table that a backend walks one token at a time (Aho and Corasick 1975).
 
-Knows the texts of tokens, nothing of sequences or tensors.
+Knows the texts of tokens; nothing of sequences or tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TABLE_ENTRIES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StopTable:
-    """What follows a state when a token's text is appended: the next state, with MATCHED where a stop is completed.
+    """For each state and token, the next state, with MATCHED set if the token's text completes a stop.
 
     State 0 has matched nothing.
     """

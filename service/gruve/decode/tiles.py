@@ -1,7 +1,7 @@
 """A model's step in torch operations, on tiles of a fixed number of rows.
 
-Every matrix product has exactly so many rows, padded, because a library that may choose another kernel for another
-batch size may also round differently. Knows tensors; nothing of slots, rows that freeze, or sampling.
+Every matrix product has the same number of rows, padded if necessary: a library may choose another kernel for another
+batch size, and round differently. Knows tensors; nothing of slots, frozen rows or sampling.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from gruve.model.cells import cell_function
 from gruve.model.repository import Model
 
 TILE = {"cpu": 16, "cuda": 256}
-"""Rows of a tile, by the type of the device: on a GPU a tile costs about the same however few rows it has."""
+"""The rows of a tile by device type. On a GPU a tile costs about the same with any smaller number of rows."""
 MAX_TABLE_ENTRIES = 1 << 24
-"""Beyond so many entries (64 MiB) the input projection is computed, not looked up."""
+"""With more entries (64 MiB), the input projection is computed instead of looked up."""
 
 
 class Tiles:
     """Steps a model's rows in fp32 on `device`, `rows` of them at a time.
 
-    Raises `ModelBroken` where the library gives a row other bits at another place of a tile: the promise would be
-    empty.
+    Raises `ModelBroken` if the library gives a row different bits in different places of a tile, because then no
+    result would be reproducible.
     """
 
     def __init__(self, model: Model, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Tiles:
         weights = padded_weights(model)
         small = config.vocabulary_size * config.gates * config.hidden_size <= MAX_TABLE_ENTRIES
         self._w = {name: weight.to(device) for name, weight in weights.items()}
-        # What pointers add to the input depends on too much for a table.
+        # A table has the projection of one row; with pointers the input is a sum of many.
         self.input_table = input_table(weights).to(device) if small and config.pointers is None else None
         self._head = head(weights).to(device)
         self._check_exactness()
@@ -66,7 +66,7 @@ class Tiles:
         return logits, tuple(torch.cat(parts, dim=1) for parts in zip(*(tile[1] for tile in tiles), strict=True))
 
     def logits(self, h: Tensor) -> Tensor:
-        """The head alone: whole tiles of the last layer's state (B, H) -> logits (B, V)."""
+        """The head by itself: whole tiles of the last layer's state (B, H) -> logits (B, V)."""
         return torch.cat([self._logits(h[t : t + self.rows]) for t in range(0, len(h), self.rows)])
 
     def _tile(

@@ -1,7 +1,7 @@
-"""A model's weights as the torch and CUDA backends multiply with them: padded to whole vectors, linear maps folded.
+"""A model's weights in the layout of the torch and CUDA backends: padded to whole vectors, linear maps folded.
 
-Padding is what keeps rows exact at every width: where a row does not fill whole vector registers, a library computes
-its remainder by other means, and not at every place of the tile. A padded unit has no weights, so its state stays 0 in
+Padding keeps rows exact at every width: a library computes the part of a row that does not fill a vector register
+with other instructions, depending on its place in the tile. A padded unit has zero weights, so its state stays 0 in
 every cell.
 """
 

@@ -1,6 +1,6 @@
-"""The decode contract on top of the shared library: turns rows and arrays into pointers, and statuses into exceptions.
+"""The decode interface on top of the shared library: passes rows and arrays as addresses, and raises its errors.
 
-Knows ctypes and the layout of arrays. What a step does is below, in C++.
+Knows ctypes and the layout of arrays. The C++ library computes the steps.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 VERSION = 1
-"""Of the arithmetic: a change of any bit of any logit or draw is a new one."""
+"""The version of the arithmetic. Any change of a bit of a logit or of a sampled token needs a new one."""
 POINTERS_VERSION = 1
-"""Likewise, of the arithmetic of models with pointers."""
+"""The same for models with pointers."""
 MAX_ROWS = 64
 MAX_STEPS = 4_096
 CELLS = {("gru", "after"): 0, ("gru", "before"): 1, ("lstm", None): 2, ("elman", None): 3}
@@ -39,12 +39,12 @@ CELLS = {("gru", "after"): 0, ("gru", "before"): 1, ("lstm", None): 2, ("elman",
 class NativeBackend:
     """Decodes in C++ on the CPU; see `gruve.decode.Backend` for the contract.
 
-    The bits it makes depend on the model, the row, the arithmetic and `VERSION` alone: not on the instruction set, the
-    threads, the other rows or how many steps a call takes. `close` ends its threads. After a fork it goes on working in
-    the child, on the calling thread.
+    Results depend only on the model, the row, the arithmetic and `VERSION`: not on the instruction set, the number of
+    threads, the other rows or the number of steps of a call. `close` ends its threads. After a fork it continues to
+    work in the child, on the calling thread.
 
-    In `int16` what multiplies a state is rounded: states to 1/4096, weights to as many steps as leave every sum of
-    products below 2**31. Tables, biases, gates, states and the head are as in `float32`.
+    With `int16`, the operands of products with a state are rounded: states to 1/4096, weights to a step for each row
+    that keeps every sum of products below 2**31. Tables, biases, gates, states and the head are as in `float32`.
     """
 
     name = "native"
@@ -60,7 +60,7 @@ class NativeBackend:
         isa: str | None = None,
         arithmetic: Arithmetic = "float32",
     ) -> None:
-        """`threads` None takes as many as this process may use cores; `isa` None what `chosen_isa` says."""
+        """`threads` None is the number of cores that this process may use; `isa` None the fastest that the CPU has."""
         config = model.config
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
@@ -79,13 +79,13 @@ class NativeBackend:
         self._library.call("gruve_decoder_create", self._packed.model, slots, self.threads, ctypes.byref(decoder))
         self._decoder: ctypes.c_void_p | None = decoder
         self._close = weakref.finalize(self, self._library.plain, "gruve_decoder_destroy", decoder)
-        self._close.atexit = False  # a thread may be decoding still when the interpreter ends; the system tidies up
-        # What the decoder points into while a slot is taken, and what its row asks.
+        self._close.atexit = False  # at exit a thread may still be decoding; the system frees everything
+        # By slot: the stop table that the decoder reads, which must live as long, and the log-probabilities requested.
         self._stops: list[NDArray[np.int32] | None] = [None] * slots
         self._logprobs: list[int | None] = [None] * slots
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
-        """Puts a sequence into a slot; see the contract. Raises `ValueError` for what is out of bounds."""
+        """Puts a sequence into a slot; see the contract. Raises `ValueError` for a value out of bounds."""
         native, keep = _native_row(row, self._config.vocabulary_size)
         shape = (self._config.state_tensors, self._config.num_layers, self._config.hidden_size)
         if state is not None and state.shape != shape:
@@ -98,7 +98,7 @@ class NativeBackend:
         self._logprobs[slot] = row.logprobs
 
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:
-        """Runs a block of steps; see the contract. Raises `ValueError` for what is out of bounds."""
+        """Runs a block of steps; see the contract. Raises `ValueError` for a value out of bounds."""
         rows = len(slots)
         if not 1 <= rows <= MAX_ROWS or len(limits) != rows:
             raise ValueError(f"{rows} slots and {len(limits)} limits; a call takes 1 to {MAX_ROWS} of each")
@@ -146,7 +146,7 @@ class NativeBackend:
         return logits
 
     def close(self) -> None:
-        """Ends the threads and frees the slots; nothing may be called afterwards."""
+        """Ends the threads and frees the slots. No method may be called afterwards."""
         self._decoder = None
         self._close()
 
@@ -163,9 +163,9 @@ class NativeBackend:
 
 
 def available_cores() -> int:
-    """How many cores this process may use: those it is bound to, or as many as its control groups give it time for."""
+    """The number of cores this process may use: its CPU affinity, or less if its control groups limit its time."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Rounded down: threads that want more than there is stand still together until the next period.
+    # Rounded down: if the threads use more time than the quota, all of them stop until the next period.
     return max(1, int(min(bound, quota_cores(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")))))
 
 
@@ -189,7 +189,7 @@ def quota_cores(groups: Path, own: Path) -> float:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Arrays:
-    """What a struct's pointers point at: must live as long as they are used."""
+    """The arrays that a struct points into. They must live as long as the struct is used."""
 
     history: NDArray[np.int32]
     forced: NDArray[np.int32]
@@ -280,7 +280,7 @@ class PackedWeights:
 
     @property
     def bytes(self) -> int:
-        """What the packed weights take in memory."""
+        """The size of the packed weights in memory."""
         return self._library.model_bytes(self.model)
 
 
@@ -289,9 +289,9 @@ _packing = threading.Lock()
 
 
 def packed_weights(model: Model, isa: str, *, whole: bool = False) -> PackedWeights:
-    """The packed weights of a model, made once while anybody uses them: the same content is the same object.
+    """The packed weights of a model, shared by all backends with the same content while one of them lives.
 
-    `whole` packs what multiplies states as int16.
+    `whole` packs the matrices that multiply states as int16.
     """
     weights = {name: _array(tensor) for name, tensor in model.weights.items()}
     key = hashlib.sha256(f"{isa} {whole} {model.config.to_json()}".encode())

@@ -1,6 +1,6 @@
-"""The shared library: where it is, whether it is the right one, and its structs and functions in ctypes.
+"""Loads the shared library, checks its version, and declares its structs and functions in ctypes.
 
-Knows the C ABI (`abi.h`); nothing of models, rows or sampling beyond their layout.
+Knows the C ABI (`abi.h`), and only the layout of models, rows and sampling parameters.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Library:
     """The loaded library, its functions with their types. Calls release the GIL."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `OSError` where it cannot be loaded, `ImportError` where it is of another build than this package."""
+        """Raises `OSError` if it cannot be loaded and `ImportError` if it is from another build than this package."""
         self._c = ctypes.CDLL(str(path))
         self._c.gruve_abi_version.restype = c_int32
         found = self._c.gruve_abi_version()
@@ -206,11 +206,11 @@ class Library:
         getattr(self._c, name)(*arguments)
 
     def model_bytes(self, model: c_void_p) -> int:
-        """What a packed model takes in memory."""
+        """The size of a packed model in memory."""
         return int(self._c.gruve_model_bytes(model))
 
     def isa(self, wanted: str | None = None) -> str | None:
-        """The instruction set to use: the fastest of this CPU, or `wanted` if this CPU has it."""
+        """`wanted` if this CPU supports it, else None; for None, the fastest that this CPU supports."""
         name = self._c.gruve_isa(wanted.encode() if wanted else None)
         return None if name is None else str(name.decode())
 
@@ -222,15 +222,17 @@ def library() -> Library:
 
 
 def chosen_isa(wanted: str | None = None) -> str:
-    """`wanted`, or else the CPU's fastest; raises `InvalidField` where this CPU has it not."""
+    """`wanted`, or the fastest for None. Raises `InvalidField` if this CPU does not support it."""
     isa = library().isa(wanted)
     if isa is None:
-        raise InvalidField("isa", f"{wanted!r} is not {', '.join(ISAS[:-1])} or {ISAS[-1]}, or this CPU has it not")
+        raise InvalidField(
+            "isa", f"{wanted!r} is not {', '.join(ISAS[:-1])} or {ISAS[-1]}, or this CPU does not support it"
+        )
     return isa
 
 
 def unavailable_reason() -> str | None:
-    """Why the native backend cannot be used here; None when it can."""
+    """Returns why the native backend cannot be used here, or None if it can."""
     if not LIBRARY.exists():
         return f"{LIBRARY.name} was not built: gruve was installed with GRUVE_NATIVE=0, or never"
     try:
