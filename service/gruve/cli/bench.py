@@ -16,7 +16,7 @@ from gruve.cli.terminal import Failure
 if TYPE_CHECKING:
     from gruve.bench.result import Result
 
-DESCRIPTION = """Measure gruve and what it is compared with.
+DESCRIPTION = """Measure gruve and compare it with its alternatives.
 
 Progress is printed line by line; the last line is one JSON object {"benchmark", "machine", "versions", "rows"}, and
 "skipped" with what could not be measured and why."""
@@ -194,7 +194,7 @@ def _require_known(flag: str, given: Iterable[str], known: Iterable[str]) -> Non
 
 
 def _config(kind: Any, args: argparse.Namespace, *names: str) -> Any:
-    """The quick or the full configuration, with what the flags set."""
+    """The quick or the full configuration, with the values of the flags."""
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     return dataclasses.replace(kind.quick() if args.quick else kind(), **given)
 

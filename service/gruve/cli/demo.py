@@ -1,4 +1,4 @@
-"""`gruve demo`: a server of its own, and what it streams, watched token by token."""
+"""`gruve demo`: starts a server and shows its streams token by token."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows everything, and stops the server whatever happens."""
+    """Run the whole show; the server is stopped in any case."""
     out = standard_output()
     with _ended_by_signals(), _serving(args.models) as (server, told):
         address = f"localhost:{told['port']}"
@@ -103,7 +103,7 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
 
 
 def _show_text(client: Client, models: list[str], args: argparse.Namespace, out: TextOut) -> None:
-    """Streams a text, then goes on in the same session."""
+    """Stream a text, then continue it in the same session."""
     name = _serving_name(TEXT_MODELS, models)
     if name is None:
         _say(out, f"There is no model called {' or '.join(TEXT_MODELS)} here, so there is no text today.")
@@ -152,7 +152,7 @@ def _say(out: TextOut, line: str) -> None:
 
 @contextlib.contextmanager
 def _serving(models: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """A server process and the line it told when it was ready; it is gone afterwards."""
+    """A server process and its line of readiness; the process is gone afterwards."""
     command = [
         sys.executable,
         "-m",

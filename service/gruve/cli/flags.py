@@ -14,7 +14,7 @@ from gruve.cli.exit_codes import USAGE
 from gruve.cli.terminal import say_error
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
-"""What a completion script calls for a file name; shtab.FILE without the import."""
+"""The functions that complete a file name in each shell; `shtab.FILE` without the import."""
 
 
 class _FromEnvironment(str):

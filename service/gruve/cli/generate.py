@@ -16,7 +16,7 @@ from gruve.cli.terminal import Failure, piped_text, say_note, say_nothing, stand
 if TYPE_CHECKING:
     from gruve.client import Client, GenerateOptions, TokenStream
 
-DESCRIPTION = """Stream what a model makes of a prompt, token by token.
+DESCRIPTION = """Continue a prompt with a model, streamed token by token.
 
 Generated text alone goes to standard output, on a terminal behind the prompt; notes go to standard error. Ctrl-C
 cancels the generation.
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sampling_options(args: argparse.Namespace) -> GenerateOptions:
-    """What the flags of `add_sampling` say."""
+    """The values of the flags of `add_sampling`."""
     return {
         "temperature": args.temperature,
         "top_k": args.top_k,
@@ -128,7 +128,7 @@ def summary(stream: TokenStream, seconds: float) -> str:
 
 
 def title(stream: TokenStream) -> str:
-    """What a tune is called that has no name."""
+    """The title of a tune that has none."""
     return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
 
 
@@ -166,7 +166,7 @@ def _begin_tune(
 
 
 def _tune_so_far(client: Client, args: argparse.Namespace) -> str:
-    """What a session that is continued has of its last tune: nothing if that has ended."""
+    """The text of a continued session's last tune; empty if that tune has ended."""
     if args.session in (None, "new"):
         return ""
     ids = list(client.get_session(args.session).token_ids)

@@ -12,7 +12,7 @@ STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 
 
 class JsonLines(logging.Formatter):
-    """A record as JSON: time (RFC 3339, UTC), level, logger, message, what was given with `extra`, and a trace."""
+    """A record as JSON: time (RFC 3339, UTC), level, logger, message, the fields of `extra`, and a trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""

@@ -1,4 +1,4 @@
-"""What is printed and where: generated text on standard output, everything else on standard error."""
+"""Prints: generated text on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters and what is shown for them, so that a model's output cannot control the terminal."""
+"""Control characters and the pictures shown for them, so that a model's output cannot control the terminal."""
 
 
 class Failure(Exception):
