@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -129,3 +130,44 @@ def test_a_model_of_text_takes_no_flags_of_tunes(
     fake.tokenizer = "characters"
     assert generate(*arguments) == 2
     assert f"{arguments[0]} is for models of tunes; 'made-up' writes other text" in capsys.readouterr().err
+
+
+FAULTY = 'X:1\nT:t\nM:4/4\nL:1/8\nK:C\n"Am"ABcd efg?a|A7|]\n'
+
+
+def test_check_says_what_is_wrong_with_line_and_column(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.abc"
+    path.write_text(FAULTY)
+    assert main(["tune", "check", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        f"{path}:6:1: note: left out: chord symbols and annotations (1)",
+        f"{path}:6:13: warning: cannot read '?a|A7|]'; the first character is passed over",
+        f"{path}:6:16: warning: bar 2 has 7/8 of a whole note, not 1; its bar lines and rests are repaired",
+    ]
+    assert main(["tune", "check", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["column"] == 1
+
+
+def test_fix_prints_the_tunes_written_right_and_leaves_the_file(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.abc"
+    path.write_text(FAULTY.replace("A7", "A8"))
+    assert main(["tune", "check", str(path), "--fix"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "X:1\nT:t\nM:4/4\nL:1/8\nK:C\nABcd efga | A8 |]\n"
+    assert "passed over" in err
+    assert path.read_text() == FAULTY.replace("A7", "A8")
+    fixed = tmp_path / "b.abc"
+    fixed.write_text(out)
+    assert main(["tune", "check", str(fixed)]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_fix_says_what_it_could_not_write(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.abc"
+    path.write_text("X:1\nK:C\n\nX:2\nT:t\nM:none\nK:C\nA\n")
+    assert main(["tune", "check", str(path), "--fix"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("X:2\n")
+    assert "gruve: 1 of 2 tunes could not be read, and are not written" in err

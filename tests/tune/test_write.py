@@ -41,7 +41,7 @@ def test_the_headers_are_what_musicians_write() -> None:
 
 def test_a_complete_tune_has_a_rhythm_a_tempo_and_notes_and_the_key_last() -> None:
     tune = complete(parse_tune(abc("ABc dBA|]", meter="6/8", key="G")))
-    assert write_tune(tune, title="Jig", notes=["by gruve,\nseed 7"]).splitlines()[:8] == [
+    assert write_tune(tune, title="Jig", fields=[("N", "by gruve,\nseed 7")]).splitlines()[:8] == [
         "X:1", "T:Jig", "R:jig", "N:by gruve, seed 7", "M:6/8", "L:1/8", "Q:3/8=116", "K:G",
     ]  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_a_complete_tune_reads_as_it_was_written(tune: Tune) -> None:
 
 
 def test_a_complete_tune_is_engraved_without_a_warning() -> None:
-    some = [write_tune(complete(detokenize(one.tokens)), notes=["a note"]) for one in kept()[:40]]
+    some = [write_tune(complete(detokenize(one.tokens)), fields=[("N", "a note")]) for one in kept()[:40]]
     assert not [log for log in engraving_warnings(some) if log]
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gruve.cli import bench, chat, demo, evaluate, generate, models, publish, serve, train
+from gruve.cli import bench, chat, demo, evaluate, generate, models, publish, serve, train, tune
 from gruve.cli.flags import Parser, parser_options
 from gruve.cli.terminal import Failure, say_error
 from gruve.errors import GruveError
@@ -58,7 +58,7 @@ def _parser() -> Parser:
     parser = Parser("gruve", **parser_options(DESCRIPTION, EXAMPLES))
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, generate, chat, models, train, evaluate, publish, bench, demo):
+    for command in (serve, generate, chat, models, train, evaluate, publish, bench, tune, demo):
         command.add(commands)
     return parser
 

@@ -165,7 +165,7 @@ class Composer:
         )
         if self.options.title and self.options.n > 1:
             title += f" {number}"
-        return write_tune(complete(tune), title=title, number=number, notes=origin(stream, self.model))
+        return write_tune(complete(tune), title=title, number=number, fields=origin(stream, self.model))
 
     def _mode_bias(self) -> Mapping[int, float] | None:
         """Biases that leave of the model's `K:` tokens the mode asked for; None where none is asked for."""

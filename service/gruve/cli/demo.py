@@ -92,7 +92,7 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
         out.write("\n")
         try:
             tune = complete(finished_tune(text, lambda note: out.write(f"{note}\n")))
-            abc = write_tune(tune, title=title(stream), notes=origin(stream, model))
+            abc = write_tune(tune, title=title(stream), fields=origin(stream, model))
             write_tune_files([abc], paths, lambda note: out.write(f"{note}\n"))
         except (Failure, TuneError) as error:
             out.write(f"{error}\n")

@@ -80,8 +80,8 @@ def in_key(tune: Tune, request: KeyRequest, note: Callable[[str], None]) -> Tune
     return to_key(tune, target)
 
 
-def origin(stream: TokenStream, model: Model) -> list[str]:
-    """Lines for `N:` that say what made a tune: enough to make it again, if it was made from no session."""
+def origin(stream: TokenStream, model: Model) -> list[tuple[str, str]]:
+    """`N:` fields that say what made a tune: enough to make it again, if it was made from no session."""
     if stream.start is None:
         return []
     sampling = stream.start.sampling
@@ -92,4 +92,7 @@ def origin(stream: TokenStream, model: Model) -> list[str]:
             words.append(f"{name.replace('_', ' ')} {getattr(sampling, name):g}")
     if sampling.logit_bias.biases:
         words.append(f"{len(sampling.logit_bias.biases)} logit biases")
-    return [f"made by gruve with {stream.start.model}: {', '.join(words)}", f"model digest {stream.start.model_digest}"]
+    return [
+        ("N", f"made by gruve with {stream.start.model}: {', '.join(words)}"),
+        ("N", f"model digest {stream.start.model_digest}"),
+    ]

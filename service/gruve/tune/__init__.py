@@ -4,5 +4,6 @@ Knows nothing of models, tensors or requests. `draw/` alone knows verovio.
 
     text  --read-->  RawTune  --parse (repeats)-->  Tune  --bar_repair (pickups)-->  Tune  --transpose-->  Tune on C
     Tune  <--tokens-->  tokens  --recover-->  Tune  --write-->  ABC  --draw-->  SVG        Tune  --play-->  MIDI
+    text  --check (read tolerantly, written_out)-->  findings, and the tune written right
     Tune  --bars-->  wrong bars         tokens  --positions-->  classes        folder  --books (variants)-->  Corpus
 """

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gruve.tune.bars import sounding, wrong_bars
 from gruve.tune.pickups import completed
-from gruve.tune.score import Bar, Event, Tune, Tuplet
+from gruve.tune.score import Bar, Event, MeterChange, Tune, Tuplet
 
 
 def repaired(tune: Tune) -> Tune:
@@ -25,8 +25,8 @@ def repaired(tune: Tune) -> Tune:
 
 
 def _attempts(tune: Tune) -> list[tuple[Event, ...]]:
-    """The tune as it is, then with ever more repairs."""
-    if not wrong_bars(tune):
+    """The tune as it is, then with ever more repairs; where the meter changes, none."""
+    if not wrong_bars(tune) or any(isinstance(event, MeterChange) for event in tune.events):
         return [tune.events]
     bar = tune.meter.ticks
     divided = _divided(tune.events, bar)

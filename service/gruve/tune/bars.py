@@ -9,9 +9,9 @@ on behind it: a repeat may thus split a bar, and each of its ways on must comple
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gruve.tune.score import Bar, BarKind, Event, Note, Tune, Tuplet, whole_notes
+from gruve.tune.score import Bar, BarKind, Event, Meter, MeterChange, Note, Tune, Tuplet, whole_notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,10 @@ class Segment:
     ticks: int
     before: BarKind | None
     after: BarKind | None
+    meter: Meter | None = None
+    """The meter that a change in it, or before it, has set; None: the tune's."""
+    place: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Line and column of its first note in the text that it was read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class WrongBar:
     segments: tuple[int, ...]
     ticks: int
     wanted: int
+    place: tuple[int, int] = field(default=(0, 0), compare=False)
 
     def __str__(self) -> str:
         where = " with ".join(str(n + 1) for n in self.segments)
@@ -54,15 +59,20 @@ def segments(events: Iterable[Event]) -> list[Segment]:
     found: list[Segment] = []
     ticks = 0
     before: BarKind | None = None
+    meter: Meter | None = None
+    place = (0, 0)
     for event, length in sounding(events):
+        if isinstance(event, MeterChange):
+            meter = event.meter
         if not isinstance(event, Bar):
+            place = event.place if isinstance(event, Note) and not ticks else place
             ticks += length
             continue
         if before is not None or ticks:
-            found.append(Segment(ticks, before, event.kind))
+            found.append(Segment(ticks, before, event.kind, meter, place))
         ticks, before = 0, event.kind
     if ticks:
-        found.append(Segment(ticks, before, None))
+        found.append(Segment(ticks, before, None, meter, place))
     return found
 
 
@@ -86,8 +96,13 @@ def play_order(parts: list[Segment]) -> list[int]:
 
 
 def wrong_bars(tune: Tune) -> list[WrongBar]:
-    """The bars that are not as long as the meter says, each once, in the order in which they are first played."""
-    parts, wanted = segments(tune.events), tune.meter.ticks
+    """The bars that are not as long as the meter says, each once, in the order in which they are first played.
+
+    In free meter none is wrong.
+    """
+    if tune.free_meter:
+        return []
+    parts = segments(tune.events)
     order = play_order(parts)
     pickups = {part.ticks for part in parts if part.before in ("|:", "||", ":|")}
     wrong: dict[WrongBar, None] = {}
@@ -97,6 +112,7 @@ def wrong_bars(tune: Tune) -> list[WrongBar]:
     for place, at in enumerate(order):
         part, last = parts[at], place == len(order) - 1
         group.append(at)
+        wanted = (parts[group[0]].meter or tune.meter).ticks
         filled += part.ticks
         # A bar that goes on behind its line, unless it is a pick-up in front of a repeat whose first bar is whole.
         goes_on = not last and part.after != "|" and not (first and parts[order[place + 1]].ticks == wanted)
@@ -105,6 +121,6 @@ def wrong_bars(tune: Tune) -> list[WrongBar]:
         if first and filled < wanted:
             pickups.add(filled)
         elif filled != wanted and not (last and wanted - filled in pickups):
-            wrong[WrongBar(tuple(group), filled, wanted)] = None
+            wrong[WrongBar(tuple(group), filled, wanted, parts[group[0]].place)] = None
         group, filled, first = [], 0, False
     return list(wrong)

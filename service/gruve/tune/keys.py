@@ -24,6 +24,7 @@ _KEY: Final = re.compile(
     r"\s*([A-G])([#b]?)\s*([A-Za-z]{0,20})((?:\s{0,8}(?:exp\s{1,8})?(?:\^\^|\^|__|_|=)[A-Ga-g]){0,16})"
 )
 _EXTRA: Final = re.compile(r"(\^\^|\^|__|_|=)([A-Ga-g])")
+_EXPLICIT: Final = re.compile(r"\bexp\b", re.IGNORECASE)
 _PIPES: Final = re.compile(r"\s*H[pP]\b")
 _OTHER_WORDS: Final = ("clef", "treble", "bass", "alto", "tenor", "oct", "exp", "mid", "stave", "transpose")
 _ALTER: Final = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
@@ -50,7 +51,8 @@ def parse_key(text: str) -> tuple[Key, tuple[int, ...]] | None:
     """The key that a `K:` field names and the signature in force under it, or None where it names none.
 
     Modes are read by their first three letters, whatever their case. Explicit accidentals change the signature, not the
-    key. The highland pipes' `HP` and `Hp` are A mixolydian, which is what the chanter plays.
+    key; behind `exp` they are the whole signature. The highland pipes' `HP` and `Hp` are A mixolydian, which is what
+    the chanter plays.
     """
     if _PIPES.match(text):
         key = Key(5, 0, "mix")
@@ -65,7 +67,7 @@ def parse_key(text: str) -> tuple[Key, tuple[int, ...]] | None:
     key = Key(LETTERS.index(found[1]), _ROOT_SIGNS[found[2]], mode)
     if abs(fifths(key)) > _MOST_SHARPS:
         return None
-    alters = list(signature(key))
+    alters = [0] * 7 if _EXPLICIT.search(found[0]) else list(signature(key))
     for sign, letter in _EXTRA.findall(found[4]):
         alters[LETTERS.index(letter.upper())] = _ALTER[sign]
     return key, tuple(alters)

@@ -15,7 +15,10 @@ ALTER: Final = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
 FIELD: Final = re.compile(r"([A-Za-z+]):(.*)")
 # `d:|` at the start of a line is music, although it looks like a field.
 MUSIC_LIKE_FIELD: Final = re.compile(r"[A-Ga-gzx]:+\|?[|:]")
-_NOTE: Final = r"(?P<accidental>\^\^|\^|__|_|=)?(?P<letter>[A-Ga-g])(?P<octave>[,']{0,8})"
+_NOTE: Final = (
+    r"(?:(?P<accidental>\^\^|\^|__|_|=)(?P<microtone>\d{0,2}/\d{0,2}|\d{1,2})?)?"
+    r"(?P<letter>[A-Ga-g])(?P<octave>[,']{0,8})"
+)
 _LENGTH: Final = r"(?P<length>\d{0,4}/{0,6}\d{0,4})"
 TOKEN: Final = re.compile(
     rf"""
@@ -23,7 +26,7 @@ TOKEN: Final = re.compile(
     # An invisible rest that carries a fermata in front of a bar line fills space, not time.
     | (?P<space>Hx(?=\s*[|:]))
     | (?P<rest>[zx])(?P<rest_length>\d{{0,4}}/{{0,6}}\d{{0,4}})
-    | (?P<whole_bars>[ZX])
+    | (?P<whole_bars>[ZX])(?P<bars>\d{{0,4}})
     | \[(?P<inline>[A-Za-z]:[^\]]*)\]
     | (?P<bar>:*(?:\[\||\|)[|\]]*(?:\[\|\])?:*\|?:*|::+|\[\|?\])(?:\s*\[?(?P<ending>[1-9][0-9,\-]{{0,16}}))?
     | \[\s*(?P<loose_ending>[1-9][0-9,\-]{{0,16}})
@@ -33,6 +36,7 @@ TOKEN: Final = re.compile(
     | (?P<tie>-)
     | (?P<old_chord>\+(?=(?:[\^_=]{{0,2}}[A-Ga-g][,']{{0,3}}[\d/]{{0,3}}){{2,6}}\+))
     | (?P<dots>:)
+    | (?P<overlay>\(&|&\)|&)
     | (?P<skip>[\s`()\\.~H-Wh-wy*$]|"[^"]*"|\{{[^}}]*\}}|![^!|\s\[\]]{{1,40}}!|!|\+[a-z0-9]{{1,20}}\+)
     """,
     re.VERBOSE,
@@ -64,6 +68,16 @@ def parse_length(text: str) -> Fraction | None:
     over = int(found[1] or 1)
     under = int(found[3] or 2) * 2 ** (len(found[2]) - 1) if found[2] else 1
     return Fraction(over, under) if over and under else None
+
+
+def parse_alteration(accidental: str, microtone: str | None) -> int:
+    """The semitones of an accidental; a part of a semitone goes to the nearest one, a half to the sign's side."""
+    alter = ALTER[accidental]
+    if not microtone:
+        return alter
+    over, slash, under = microtone.partition("/")
+    part = Fraction(int(over or 1), max(1, int(under or 2)) if slash else 1)
+    return max(-2, min(2, int(part + Fraction(1, 2)) * (1 if alter > 0 else -1)))
 
 
 def length_at(line: str, at: int) -> str:

@@ -45,22 +45,29 @@ def played(tune: Tune) -> list[Sound]:
 
 
 def _in_play_order(tune: Tune) -> Iterator[tuple[Event, int]]:
+    for _, stretch in _stretches_in_play_order(tune):
+        yield from stretch
+
+
+def _stretches_in_play_order(tune: Tune) -> Iterator[tuple[Meter, list[tuple[Event, int]]]]:
+    """What stands between bar lines, as it is played, each with its meter."""
+    parts = segments(tune.events)
     stretches: list[list[tuple[Event, int]]] = [[]]
     for place, (event, ticks) in enumerate(sounding(tune.events)):
         if not isinstance(event, Bar):
             stretches[-1].append((event, ticks))
         elif place:
             stretches.append([])
-    for number in play_order(segments(tune.events)):
-        yield from stretches[number]
+    for number in play_order(parts):
+        yield parts[number].meter or tune.meter, stretches[number]
 
 
 def midi_file(tune: Tune) -> bytes:
     """The tune as a Standard MIDI File of one track: tempo, time and key signature, then its notes on a violin."""
-    track = _tempo(tune) + _time_signature(tune.meter) + _key_signature(tune.key) + bytes([0, 0xC0, VIOLIN])
+    track = _tempo(tune) + b"\0" + _time_signature(tune.meter) + _key_signature(tune.key) + bytes([0, 0xC0, VIOLIN])
     now = 0
-    for time, order, number in sorted(_switches(tune)):
-        track += _variable(time - now) + bytes([0x90 if order else 0x80, number, _VELOCITY if order else 0])
+    for time, _, message in sorted([*_switches(tune), *_meter_changes(tune)]):
+        track += _variable(time - now) + message
         now = time
     track += b"\0\xff\x2f\0"
     header = b"MThd" + (6).to_bytes(4, "big") + bytes([0, 0, 0, 1]) + TICKS_PER_QUARTER.to_bytes(2, "big")
@@ -76,7 +83,7 @@ def _tempo(tune: Tune) -> bytes:
 def _time_signature(meter: Meter) -> bytes:
     """Meta event 58: beats, the power of two of their unit, MIDI clocks of a click, 32nds of a quarter note."""
     clocks = 96 // meter.unit * (3 if meter.compound else 1)
-    return b"\0\xff\x58\x04" + bytes([meter.beats, meter.unit.bit_length() - 1, clocks, 8])
+    return b"\xff\x58\x04" + bytes([meter.beats, meter.unit.bit_length() - 1, clocks, 8])
 
 
 def _key_signature(key: Key) -> bytes:
@@ -89,12 +96,22 @@ def _key_signature(key: Key) -> bytes:
     return b"\0\xff\x59\x02" + sharps.to_bytes(1, "big", signed=True) + bytes([key.mode == "min"])
 
 
-def _switches(tune: Tune) -> Iterator[tuple[int, int, int]]:
-    """Every note's start and end: MIDI time, 0 for an end and 1 for a start (ends first), MIDI number."""
+def _meter_changes(tune: Tune) -> Iterator[tuple[int, int, bytes]]:
+    """Every change of meter as it is played, between the notes that end and those that start then."""
+    time, now = 0, tune.meter
+    for meter, stretch in _stretches_in_play_order(tune):
+        if meter != now:
+            yield _midi_time(time), 1, _time_signature(meter)
+            now = meter
+        time += sum(ticks for _, ticks in stretch)
+
+
+def _switches(tune: Tune) -> Iterator[tuple[int, int, bytes]]:
+    """Every note's start and end: MIDI time, 0 for an end and 2 for a start (ends first), MIDI message."""
     for sound in played(tune):
         if 0 <= sound.midi <= 127:
-            yield _midi_time(sound.start), 1, sound.midi
-            yield max(_midi_time(sound.end), _midi_time(sound.start) + 1), 0, sound.midi
+            yield _midi_time(sound.start), 2, bytes([0x90, sound.midi, _VELOCITY])
+            yield max(_midi_time(sound.end), _midi_time(sound.start) + 1), 0, bytes([0x80, sound.midi, 0])
 
 
 def _midi_time(ticks: int) -> int:

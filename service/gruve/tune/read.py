@@ -1,63 +1,60 @@
 """Reads ABC (abcnotation.com's standard 2.1) into events. Knows nothing of what is right or wrong music.
 
 What a single line of melody does not need is left out by rule: grace notes, decorations, chord symbols and annotations,
-slurs, lyrics, layout. A chord is read as its top note, which is where these books put the melody; of several voices the
-first is read. `P:` and D.C. play nothing twice. Hostile input costs time in proportion to its length and raises
-TuneError with line and column.
+slurs, lyrics, layout. A chord is read as its top note, which is where these books put the melody; of several voices and
+of overlays (`&`) the first is read.
+
+There are two ways to read. The strict one is for corpora and for what a model writes: it raises TuneError, with line
+and column, for whatever it does not know, for a meter that changes or is free, and plays nothing twice for `P:`. The
+tolerant one is for anybody's ABC: it reads on, and records in findings what it took a fault for and what it left out.
+Hostile input costs time in proportion to its length in both.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
 from gruve.errors import TuneError
 from gruve.tune import lexer
 from gruve.tune.keys import parse_key
-from gruve.tune.score import WHOLE, Key, Meter, Note, Pitch, Tempo, Tuplet, default_into
+from gruve.tune.raw import Findings, RawBar, RawEvent, RawPart, RawTune
+from gruve.tune.score import SHORTEST, WHOLE, Key, Meter, MeterChange, Note, Pitch, Tempo
+from gruve.tune.shift import Shift, parse_shift, shifted
 from gruve.tune.tempo import parse_tempo
+from gruve.tune.tuplets import Tuplets
 
 MAX_TUNE_CHARACTERS: Final = 65_536
 MAX_NOTE: Final = 64 * WHOLE
 """Ticks of the longest note that is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class RawBar:
-    """A bar line as it stands: what it closes, what it opens, whether it is a single line, and its ending's numbers."""
-
-    closes: bool = False
-    opens: bool = False
-    thin: bool = False
-    ending: str = ""
-    line: int = 0
-    column: int = 0
-
-
-RawEvent = Note | Tuplet | RawBar
-
-
-@dataclass(frozen=True, slots=True)
-class RawTune:
-    """What the reader found: headers, and events with bar lines as written."""
-
-    title: str
-    source: str
-    meter: Meter
-    key: Key
-    events: tuple[RawEvent, ...]
-    rhythm: str = ""
-    tempo: Tempo | None = None
+MAX_REST_BARS: Final = 1_024
+"""Bars of `Z` rests in a tune."""
+KEPT_FIELDS: Final = "ABCDFGHNOSZ"
+"""Headers that say something about a tune and change nothing in it."""
+_SKIPPED: Final = {
+    '"': "chord symbols and annotations", "{": "grace notes", "!": "decorations", "+": "decorations",
+    "(": "slurs", ")": "slurs",
+}  # fmt: skip
+_LEFT_OUT_FIELDS: Final = {"w": "lines of lyrics", "W": "lines of lyrics", "m": "macros", "s": "symbol lines"}
 
 
 def read_tune(text: str) -> RawTune:
-    """Read one tune: headers up to and with `K:`, then music."""
+    """Read one tune strictly: headers up to and with `K:`, then music. Raises TuneError at the first fault."""
+    return _read(text, None)
+
+
+def read_any_tune(text: str, findings: Findings) -> RawTune:
+    """Read one tune, or a part of one, tolerantly. Raises TuneError only if it is too long."""
+    return _read(text, findings)
+
+
+def _read(text: str, findings: Findings | None) -> RawTune:
     if len(text) > MAX_TUNE_CHARACTERS:
         raise TuneError(f"the tune has {len(text)} characters; at most {MAX_TUNE_CHARACTERS} are read")
-    reader = _Reader()
-    for number, line in enumerate(text.split("\n"), 1):
+    reader = _Reader(findings)
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         reader.take_line(number, line)
     return reader.finish()
 
@@ -65,34 +62,63 @@ def read_tune(text: str) -> RawTune:
 class _Reader:
     """What is in force at the place that is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, findings: Findings | None) -> None:
+        self.findings = findings  # None: strict
         self.line = self.column = 0
-        self.title = self.source = self.rhythm = ""
+        self.title = self.source = self.rhythm = self.order = ""
+        self.fields: list[tuple[str, str]] = []
         self.tempo: Tempo | None = None
-        self.meter: Meter | None = None
+        self.meter: Meter | None = None  # the first
+        self.meter_now = Meter(4, 4)
+        self.new_meter: Meter | None = None  # written in front of the next note
+        self.free_meter = False
         self.key: Key | None = None  # once it is there, music is read
         self.unit = Fraction(0)  # of a whole note; 0 until L: or K: has set it
         self.signature: tuple[int, ...] = (0,) * 7
         self.in_force: dict[int, int] = {}  # letter -> alteration, up to the next bar line
         self.voice: str | None = None
         self.skipping = False  # another voice than the first
+        self.overlay = self.overlay_group = False
+        self.shifts: list[tuple[int, Shift]] = []  # from the event of this number on
+        self.voice_shifts: dict[str, Shift] = {}
         self.events: list[RawEvent] = []
         self.last: Note | None = None  # the last note, and where it stands
         self.last_place = -1
         self.broken: Fraction | None = None  # what the next note's length is multiplied by
-        self.tuplet_left = 0
+        self.tuplets = Tuplets(self.events)
+        self.rest_bars = 0
 
     def fail(self, why: str) -> TuneError:
         return TuneError(why, self.line, self.column + 1)
 
+    def fault(self, why: str, taken_for: str) -> None:
+        """Refuse what is wrong, or say what it is taken for."""
+        if self.findings is None:
+            raise self.fail(why)
+        self.findings.warn(self.line, self.column + 1, f"{why}; {taken_for}")
+
+    def leave_out(self, kind: str) -> None:
+        if self.findings is not None:
+            self.findings.leave_out(kind, self.line, self.column + 1)
+
     def finish(self) -> RawTune:
         if self.meter is None or self.key is None:
-            raise TuneError("no K: field, so no music")
-        self.ask_for_no_broken()
-        if self.tuplet_left:
-            raise self.fail("the last tuplet is not complete")
+            if self.findings is None:
+                raise TuneError("no K: field, so no music")
+            self.take_key("C")
+            self.findings.warn(0, 0, "no K: field and no music; read as C major")
+        assert self.meter is not None  # noqa: S101 - take_key has seen to both
+        assert self.key is not None  # noqa: S101
+        self.ask_for_no_broken("the sign is passed over")
+        if self.tuplets.left:
+            self.fault("the last tuplet is not complete", "it ends with its last note")
+            self.tuplets.cut()
         self.drop_false_tie(None)
-        return RawTune(self.title, self.source, self.meter, self.key, tuple(self.events), self.rhythm, self.tempo)
+        key, events = shifted(self.key, self.events, self.shifts)
+        return RawTune(
+            self.title, self.source, self.meter, key, tuple(events), self.rhythm, self.tempo, self.free_meter,
+            self.order, tuple(self.fields),
+        )  # fmt: skip
 
     def take_line(self, number: int, line: str) -> None:
         self.line, self.column = number, 0
@@ -100,7 +126,10 @@ class _Reader:
         found = lexer.FIELD.match(line)
         if found and not (self.key and lexer.MUSIC_LIKE_FIELD.match(line)):
             self.take_field(found[1], found[2].strip())
-        elif self.key and line:
+        elif line and (self.key or self.findings is not None):
+            if not self.key:
+                self.fault("no K: field before the music", "it is read in C major")
+                self.take_key("C")
             self.take_music(line)
 
     def take_field(self, name: str, value: str) -> None:
@@ -108,56 +137,107 @@ class _Reader:
             self.take_voice(value)
         elif self.skipping:
             return
-        elif name == "T":
-            self.title = self.title or value
-        elif name == "Z":
-            self.source = self.source or value
+        elif name == "T" and not self.title:
+            self.title = value
         elif name == "R":
             self.rhythm = self.rhythm or value
         elif name == "Q":
-            self.tempo = self.tempo or parse_tempo(value)
+            self.take_tempo(value)
         elif name == "M":
             self.take_meter(value)
         elif name == "L":
             self.take_unit(value)
         elif name == "K":
             self.take_key(value)
+        elif name == "P":
+            self.take_part(value)
+        else:
+            self.take_text(name, value)
+
+    def take_text(self, name: str, value: str) -> None:
+        if name == "Z":
+            self.source = self.source or value
+        if name in _LEFT_OUT_FIELDS:
+            self.leave_out(_LEFT_OUT_FIELDS[name])
+        elif (name == "T" or name in KEPT_FIELDS) and not self.key:
+            self.fields.append((name, value))
+
+    def take_tempo(self, value: str) -> None:
+        if self.key:
+            self.leave_out("changes of tempo")
+        else:
+            self.tempo = self.tempo or parse_tempo(value)
 
     def take_meter(self, value: str) -> None:
         meter = lexer.parse_meter(value)
-        if meter is None:
-            raise self.fail(f"meter {value[:20]!r} is not a fraction of up to 32 beats")
+        if meter is None and (self.findings is None or value.strip().lower() not in ("none", "")):
+            self.fault(f"meter {value[:20]!r} is not a fraction of up to 32 beats", "the meter is taken to be free")
         if self.meter is None or not self.events:
-            self.meter = meter
-        elif meter.ticks != self.meter.ticks:
-            raise self.fail(f"the meter changes to {value[:20]!r}")
+            self.free_meter = meter is None
+            self.meter = self.meter_now = meter or Meter(4, 4)
+        elif meter is None:
+            self.free_meter = True
+        elif self.findings is None:
+            if meter.ticks != self.meter.ticks:
+                raise self.fail(f"the meter changes to {value[:20]!r}")
+        elif meter != self.meter_now:
+            self.meter_now = self.new_meter = meter
 
     def take_unit(self, value: str) -> None:
         found = re.match(r"([1-9]\d?)\s?/\s?([1-9]\d{0,2})(?!\d)", value)
-        if not found:
-            raise self.fail(f"unit length {value[:20]!r} is not a fraction of up to 99/999")
-        self.unit = Fraction(int(found[1]), int(found[2]))
+        if found:
+            self.unit = Fraction(int(found[1]), int(found[2]))
+        elif self.findings is None or value != "1":
+            self.fault(f"unit length {value[:20]!r} is not a fraction of up to 99/999", "it is passed over")
+        else:
+            self.unit = Fraction(1)
 
     def take_key(self, value: str) -> None:
         parsed = parse_key(value)
+        if shift := parse_shift(value):
+            self.shifts.append((len(self.events), shift))
         if parsed is None and self.key and not re.match(r"[A-H]", value):
             return  # a change of clef
         if parsed is None:
-            raise self.fail(f"key {value[:20]!r} is not a root and a mode")
+            if self.findings is None or not re.match(
+                r"(none\b.*)?$|clef=|treble|bass|alto|tenor|octave=", value.lower()
+            ):
+                self.fault(f"key {value[:20]!r} is not a root and a mode", "no sharps or flats are read")
+            parsed = (Key(0, 0, "maj"), (0,) * 7)
         if self.meter is None:
-            raise self.fail("no meter: bars cannot be counted")
+            if self.findings is None:
+                raise self.fail("no meter: bars cannot be counted")
+            self.meter, self.free_meter = Meter(4, 4), True
+        if self.events and parsed[1] != self.signature:
+            self.leave_out("changes of key, written as accidentals")
         key, self.signature = parsed
         self.in_force = {}
         if not self.events:
             self.key = key
-        self.unit = self.unit or (Fraction(1, 16) if self.meter.ticks * 4 < WHOLE * 3 else Fraction(1, 8))
+        short = not self.free_meter and self.meter.ticks * 4 < WHOLE * 3
+        self.unit = self.unit or (Fraction(1, 16) if short else Fraction(1, 8))
 
     def take_voice(self, value: str) -> None:
         """Read the voice that the music names first, and skip the others."""
+        name = value.split()[0] if value.split() else ""
+        if shift := parse_shift(value):
+            self.voice_shifts[name] = shift
         if self.key:
-            name = value.split()[0] if value.split() else ""
-            self.voice = name if self.voice is None else self.voice
+            first = self.voice is None
+            self.voice = name if first else self.voice
             self.skipping = name != self.voice
+            if self.skipping:
+                self.leave_out("voices and returns to them")
+            elif name in self.voice_shifts and (first or shift):
+                self.shifts.append((len(self.events), self.voice_shifts[name]))
+
+    def take_part(self, value: str) -> None:
+        if self.findings is None:
+            return
+        if not self.key:
+            self.order = value
+        elif value:
+            self.events.append(RawPart(value[0], self.line))
 
     def take_music(self, line: str) -> None:
         at = 0
@@ -168,15 +248,26 @@ class _Reader:
                     return
             self.column = at
             found = lexer.TOKEN.match(line, at)
-            if found is None:
-                raise self.fail(f"cannot read {line[at : at + 10]!r}")
-            at = found.end()
-            if found["chord"]:
-                at = self.take_chord(line, at, "]")
+            if self.overlay:
+                at = self.pass_overlay(found, at)
+            elif found is None or (found["overlay"] and self.findings is None):
+                self.fault(f"cannot read {line[at : at + 10]!r}", "the first character is passed over")
+                at += 1
+            elif found["chord"]:
+                at = self.take_chord(line, found.end(), "]")
             elif found["old_chord"]:
-                at = self.take_chord(line, at, "+")
+                at = self.take_chord(line, found.end(), "+")
             else:
+                at = found.end()
                 self.take_token(found)
+
+    def pass_overlay(self, found: re.Match[str] | None, at: int) -> int:
+        """Pass over the second voice of an overlay, which ends with the bar, or with its `&)`."""
+        if found is None:
+            return at + 1
+        if (found["bar"] and not self.overlay_group) or found["overlay"] == "&)":
+            self.overlay = self.overlay_group = False
+        return at if found["bar"] and not self.overlay else found.end()
 
     def take_token(self, found: re.Match[str]) -> None:
         if found["note"]:
@@ -198,29 +289,61 @@ class _Reader:
         elif found["dots"]:
             self.take_dots()
         elif found["whole_bars"]:
+            self.take_rest_bars(found["bars"])
+        elif found["overlay"]:
+            self.take_overlay(found["overlay"])
+        elif self.findings is not None:
+            self.take_skipped(found[0])
+
+    def take_skipped(self, text: str) -> None:
+        if not text.isspace() and text not in "`\\y$*":
+            self.leave_out(_SKIPPED.get(text[0], "decorations"))
+
+    def take_overlay(self, text: str) -> None:
+        self.leave_out("second voices behind &")
+        self.overlay_group = text == "(&" or self.overlay_group
+        self.overlay = text == "&"
+
+    def take_rest_bars(self, count: str) -> None:
+        if self.findings is None:
             raise self.fail("a rest of whole bars")
+        bars = int(count or 1)
+        self.rest_bars += bars
+        if self.rest_bars > MAX_REST_BARS:
+            raise self.fail(f"{self.rest_bars} bars of rests; at most {MAX_REST_BARS} are read")
+        for number in range(bars):
+            if number:
+                self.take_bar("|", "")
+            self.add_note(None, self.meter_now.ticks)
 
     def take_chord(self, line: str, start: int, close: str) -> int:
         """Read a chord up to its closing sign and the length behind that; return where it ends."""
         end = line.find(close, start)
         if end < 0:
-            raise self.fail("a chord is not closed")
+            self.fault("a chord is not closed", "its sign is passed over")
+            return start
         notes: list[tuple[Pitch, Fraction]] = []
-        at = start
+        at, column = start, self.column
         while at < end:
             self.column = at
             found = lexer.CHORD_SKIP.match(line, at, end)
             if found is None:
                 found = lexer.CHORD_NOTE.match(line, at, end)
                 if found is None:
-                    raise self.fail(f"cannot read {line[at : at + 10]!r} in a chord")
+                    self.fault(f"cannot read {line[at : at + 10]!r} in a chord", "the first character is passed over")
+                    at += 1
+                    continue
                 notes.append((self.pitch(found), self.length(found["length"])))
             at = found.end()
-        if not notes:
-            raise self.fail("a chord without a note")
         outer = lexer.length_at(line, end + 1)
-        top = max((pitch for pitch, _ in notes), key=lambda pitch: pitch.midi)
-        self.take_note(top, notes[0][1] * self.length(outer))
+        self.column = column
+        if not notes:
+            self.fault("a chord without a note", "it is passed over")
+        else:
+            if len(notes) > 1:
+                self.leave_out("chords but for their top notes")
+            top = max((pitch for pitch, _ in notes), key=lambda pitch: pitch.midi)
+            self.take_note(top, notes[0][1] * self.length(outer))
         return end + 1 + len(outer)
 
     def pitch(self, found: re.Match[str]) -> Pitch:
@@ -228,7 +351,9 @@ class _Reader:
         letter = staff % 7
         tied = self.last.pitch if self.last and self.last.tied else None
         if found["accidental"]:
-            self.in_force[letter] = lexer.ALTER[found["accidental"]]
+            if found["microtone"]:
+                self.fault(f"{found[0]!r} is no semitone of the scale", "the nearest is read")
+            self.in_force[letter] = lexer.parse_alteration(found["accidental"], found["microtone"])
         elif tied and tied.staff == staff and letter not in self.in_force:
             return tied  # over a bar line a tie carries its accidental
         return Pitch(staff, self.in_force.get(letter, self.signature[letter]))
@@ -236,20 +361,30 @@ class _Reader:
     def length(self, text: str) -> Fraction:
         length = lexer.parse_length(text)
         if length is None:
-            raise self.fail(f"length {text!r} is zero or divides by zero")
-        return length
+            self.fault(f"length {text!r} is zero or divides by zero", "it is passed over")
+        return length or Fraction(1)
 
     def take_note(self, pitch: Pitch | None, length: Fraction) -> None:
-        ticks = lexer.exact_ticks(length * self.unit * (self.broken or 1) * WHOLE)
+        exact = length * self.unit * (self.broken or 1) * WHOLE
+        ticks = lexer.exact_ticks(exact)
         self.broken = None
         if ticks is None:
-            raise self.fail(f"a note of {length} units of {self.unit} is no multiple of 1/1024")
+            self.fault(f"a note of {length} units of {self.unit} is no multiple of 1/1024", "it is rounded to one")
+            ticks = max(1, round(exact / SHORTEST)) * SHORTEST
         if ticks > MAX_NOTE:
-            raise self.fail(f"a note of {ticks // WHOLE} whole notes; at most {MAX_NOTE // WHOLE} are read")
+            self.fault(f"a note of {ticks // WHOLE} whole notes; at most {MAX_NOTE // WHOLE} are read", "it is cut")
+            ticks = MAX_NOTE
+        self.add_note(pitch, ticks)
+
+    def add_note(self, pitch: Pitch | None, ticks: int) -> None:
+        if self.new_meter:
+            self.events.append(MeterChange(self.new_meter))
+            self.new_meter = None
+        self.tuplets.before_note()
         self.drop_false_tie(pitch)
-        self.last, self.last_place = Note(pitch, ticks), len(self.events)
+        self.last, self.last_place = Note(pitch, ticks, place=(self.line, self.column + 1)), len(self.events)
         self.events.append(self.last)
-        self.tuplet_left -= self.tuplet_left > 0
+        self.tuplets.after_note()
 
     def change_last(self, note: Note) -> None:
         self.last = self.events[self.last_place] = note
@@ -265,33 +400,42 @@ class _Reader:
             self.change_last(replace(self.last, tied=True))
 
     def take_broken(self, sign: str) -> None:
-        if self.last is None or self.last_place != len(self.events) - 1 or self.broken is not None:
-            raise self.fail(f"{sign!r} does not stand between two notes")
+        behind_bar = self.findings is not None and all(
+            isinstance(event, RawBar) for event in self.events[self.last_place + 1 :]
+        )
+        adjacent = self.last_place == len(self.events) - 1 or behind_bar
+        if self.last is None or not adjacent or self.broken is not None:
+            self.fault(f"{sign!r} does not stand between two notes", "it is passed over")
+            return
         longer, shorter, under = lexer.BROKEN[len(sign)]
         here, then = (longer, shorter) if sign[0] == ">" else (shorter, longer)
         ticks = lexer.exact_ticks(Fraction(self.last.ticks * here, under))
         if ticks is None:
-            raise self.fail(f"{sign!r} makes a note shorter than 1/1024")
+            self.fault(f"{sign!r} makes a note shorter than 1/1024", "it is passed over")
+            return
         self.change_last(replace(self.last, ticks=ticks))
         self.broken = Fraction(then, under)
 
-    def ask_for_no_broken(self) -> None:
+    def ask_for_no_broken(self, taken_for: str) -> None:
         if self.broken is not None:
-            raise self.fail("broken rhythm without its second note")
+            self.fault("broken rhythm without its second note", taken_for)
+            self.broken = None
 
     def take_tuplet(self, found: re.Match[str]) -> None:
-        self.ask_for_no_broken()
-        if self.tuplet_left:
-            raise self.fail("a tuplet inside a tuplet")
-        count = int(found["p"])
-        into = int(found["q"] or default_into(count, self.meter))
-        self.tuplet_left = int(found["r"] or count)
-        self.events.append(Tuplet(count, into, self.tuplet_left))
+        if self.findings is None:
+            self.ask_for_no_broken("")
+            if self.tuplets.left:
+                raise self.fail("a tuplet inside a tuplet")
+        meter = self.meter if self.findings is None else self.meter_now
+        if not self.tuplets.begin(found["p"], found["q"], found["r"], meter):
+            self.fault("a tuplet inside a tuplet that no sign can say", "the inner sign is passed over")
 
     def take_bar(self, text: str, ending: str) -> None:
-        self.ask_for_no_broken()
-        if self.tuplet_left:
-            raise self.fail("a bar line inside a tuplet")
+        if self.findings is None:
+            self.ask_for_no_broken("")
+        if self.tuplets.left:
+            self.fault("a bar line inside a tuplet", "the tuplet goes on behind it")
+            self.tuplets.interrupt()
         self.in_force = {}
         dots_alone = bool(text) and not text.strip(":")
         closes = text.startswith(":") or dots_alone
@@ -301,6 +445,7 @@ class _Reader:
     def take_dots(self) -> None:
         """Two dots behind a bar line that a line break tore off belong to it."""
         last = self.events[-1] if self.events else None
-        if not isinstance(last, RawBar):
-            raise self.fail("two dots without a bar line")
-        self.events[-1] = replace(last, opens=True, thin=False)
+        if isinstance(last, RawBar):
+            self.events[-1] = replace(last, opens=True, thin=False)
+        else:
+            self.fault("two dots without a bar line", "they are passed over")

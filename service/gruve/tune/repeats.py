@@ -10,21 +10,26 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gruve.errors import TuneError
-from gruve.tune.read import RawBar, RawEvent
+from gruve.tune.raw import RawBar, RawEvent, RawPart
 from gruve.tune.score import Bar, Event, Note
 
 
-def fold_repeats(raw: Iterable[RawEvent]) -> tuple[Event, ...]:
+def fold_repeats(raw: Iterable[RawEvent], *, open_end: bool = False) -> tuple[Event, ...]:
     """The events with canonical bar lines.
 
     Repairs: a `:|` without its `|:` gets it at the last double bar, repeat or start; a `|:` that nothing closes is a
     double bar, and is played once either way; a `|` or `||` before a second ending is a `:|`, and a `:|` behind one a
     double bar; the end gets `|]`. Raises TuneError for endings other than one and two, and for an ending without its
     partner.
+
+    With `open_end` the music may go on: there need be no note, what is open at the end stays so, and the final bar line
+    is a double one.
     """
     fold = _Fold()
     pending: RawBar | None = None
     for event in raw:
+        if isinstance(event, RawPart):
+            continue
         if not isinstance(event, RawBar):
             if pending is not None:
                 fold.take_bar(pending)
@@ -32,7 +37,10 @@ def fold_repeats(raw: Iterable[RawEvent]) -> tuple[Event, ...]:
             fold.out.append(event)
         else:
             pending = event if pending is None else _joined(pending, event)
-    fold.finish(pending or RawBar())
+    if not open_end:
+        fold.finish(pending or RawBar())
+    elif pending:
+        fold.take_bar(pending)
     return tuple(fold.out)
 
 

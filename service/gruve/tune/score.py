@@ -7,7 +7,7 @@ plus an alteration, so that F sharp and G flat stay two pitches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, Literal
 
@@ -40,11 +40,15 @@ class Pitch:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A note, or a rest where `pitch` is None. `ticks` is the length as written: before a tuplet squeezes it."""
+    """A note, or a rest where `pitch` is None. `ticks` is the length as written: before a tuplet squeezes it.
+
+    `place` is the line and column that it was read at, for messages; (0, 0) if it was not read from a text.
+    """
 
     pitch: Pitch | None
     ticks: int
     tied: bool = False
+    place: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,6 @@ class Bar:
     kind: BarKind
 
 
-Event = Note | Tuplet | Bar
-
-
 @dataclass(frozen=True, slots=True)
 class Meter:
     """A time signature; `unit` is a power of two up to 32."""
@@ -85,6 +86,16 @@ class Meter:
     def compound(self) -> bool:
         """Whether the beats are in threes, as in 6/8, 9/8 and 12/8."""
         return self.unit >= 8 and self.beats % 3 == 0 and self.beats > 3
+
+
+@dataclass(frozen=True, slots=True)
+class MeterChange:
+    """Another meter from here on. Tunes to learn from have none, and no token says it."""
+
+    meter: Meter
+
+
+Event = Note | Tuplet | Bar | MeterChange
 
 
 Mode = Literal["maj", "min", "dor", "mix", "phr", "lyd", "loc"]
@@ -114,7 +125,7 @@ class Tempo:
 
 @dataclass(frozen=True, slots=True)
 class Tune:
-    """One tune in normal form: one voice, one key, every repeat opened and closed.
+    """One tune in normal form: one voice, one key, every repeat opened and closed. `meter` is the first.
 
     In free meter (`M:none`) bars have no length that is right; `meter` is then 4/4 and counts for tuplets alone.
     """

@@ -16,10 +16,23 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Final
 
-from gruve.errors import UnknownCharacter
+from gruve.errors import TuneError, UnknownCharacter
 from gruve.tune.keys import key_name, signature
 from gruve.tune.parse import parse_tune
-from gruve.tune.score import LETTERS, WHOLE, Bar, BarKind, Event, Meter, Note, Pitch, Tune, Tuplet, default_into
+from gruve.tune.score import (
+    LETTERS,
+    WHOLE,
+    Bar,
+    BarKind,
+    Event,
+    Meter,
+    MeterChange,
+    Note,
+    Pitch,
+    Tune,
+    Tuplet,
+    default_into,
+)
 
 UNITS: Final = (WHOLE // 8, WHOLE // 16)
 """Unit lengths that a tune may be written in, in ticks; the first where both take equally many tokens."""
@@ -40,10 +53,21 @@ def detokenize(tokens: Iterable[str]) -> Tune:
 
 
 def tokenize(tune: Tune) -> list[str]:
-    """The tune's tokens, in the unit length that takes the fewest of them."""
-    spellings = [(unit, [token for _, tokens in spelled(tune, unit) for token in tokens]) for unit in UNITS]
-    unit, body = min(spellings, key=lambda one: len(one[1]))
+    """The tune's tokens, in the unit length that takes the fewest of them.
+
+    Raises TuneError where the meter changes, which no token says.
+    """
+    if any(isinstance(event, MeterChange) for event in tune.events):
+        raise TuneError("the meter changes; tokens have one meter for a tune")
+    unit = shortest_unit(tune)
+    body = [token for _, tokens in spelled(tune, unit) for token in tokens]
     return [f"L:1/{WHOLE // unit}\n", f"M:{tune.meter.beats}/{tune.meter.unit}\n", f"K:{key_name(tune.key)}\n", *body]
+
+
+def shortest_unit(tune: Tune) -> int:
+    """The unit length, in ticks, in which the tune takes the fewest tokens."""
+    spellings = [(unit, [token for _, tokens in spelled(tune, unit) for token in tokens]) for unit in UNITS]
+    return min(spellings, key=lambda one: len(one[1]))[0]
 
 
 def join(tokens: Iterable[str]) -> str:
@@ -79,6 +103,7 @@ def spelled(tune: Tune, unit: int) -> Iterator[tuple[Event, list[str]]]:
     key = signature(tune.key)
     altered: set[int] = set()
     clock = _Clock()
+    meter = tune.meter
     second = False  # of a dotted pair: the sign before it tells its length
     for event, following in pairwise([*tune.events, None]):
         if isinstance(event, Bar):
@@ -87,7 +112,10 @@ def spelled(tune: Tune, unit: int) -> Iterator[tuple[Event, list[str]]]:
             yield event, [BAR_TEXT[event.kind]]
         elif isinstance(event, Tuplet):
             clock.squeeze(event)
-            yield event, [_tuplet_text(event, tune.meter)]
+            yield event, [_tuplet_text(event, meter)]
+        elif isinstance(event, MeterChange):
+            meter = event.meter
+            yield event, [f"[M:{meter.beats}/{meter.unit}]"]
         elif isinstance(event, Note):
             tokens = [_pitch_text(event.pitch, key, altered)]
             pair = "" if second else _pair(event, following, unit, clock)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
 from gruve.tune.bars import segments, sounding
 from gruve.tune.keys import key_name
-from gruve.tune.score import WHOLE, Bar, Meter, Note, Tune, Tuplet
+from gruve.tune.score import WHOLE, Bar, Meter, MeterChange, Note, Tune, Tuplet
 from gruve.tune.tempo import suited_rhythm, suited_tempo
-from gruve.tune.tokens import spelled, tokenize
+from gruve.tune.tokens import shortest_unit, spelled
 
 BARS_PER_LINE: Final = 4
 MAX_TEXT: Final = 200
@@ -19,19 +19,18 @@ MAX_TEXT: Final = 200
 _PART_ENDS: Final = frozenset({"||", "|]", ":|"})
 
 
-def write_tune(tune: Tune, *, title: str = "", number: int = 1, notes: Sequence[str] = ()) -> str:
-    """The tune as ABC: `X:`, `T:`, `R:`, `N:`, `M:`, `L:`, `Q:`, `K:`, then its music, ending in a line feed.
+def write_tune(tune: Tune, *, title: str = "", number: int = 1, fields: Iterable[tuple[str, str]] = ()) -> str:
+    """The tune as ABC: `X:`, `T:`, `R:`, `fields`, `M:`, `L:`, `Q:`, `K:`, then its music, ending in a line feed.
 
-    `R:` and `Q:` are written where the tune has a rhythm and a tempo, and an `N:` for each of `notes`. The bar lines
-    are the tune's own: a wrong bar stays as wrong as it is. A text is kept to one line of 200 characters; a tune
-    without a title is "Untitled", because engravers complain of none.
+    `R:` and `Q:` are written where the tune has a rhythm and a tempo; `fields` are more headers, each a letter and its
+    text. The bar lines are the tune's own: a wrong bar stays as wrong as it is. A text is kept to one line of 200
+    characters; a tune without a title is "Untitled", because engravers complain of none.
     """
-    unit = WHOLE // int(tokenize(tune)[0].split("/")[1])
-    meter = "C|" if tune.meter == Meter(2, 2) else f"{tune.meter.beats}/{tune.meter.unit}"
+    unit = shortest_unit(tune)
     head = [f"X:{number}", f"T:{_one_line(title or tune.title) or 'Untitled'}"]
     head += [f"R:{_one_line(tune.rhythm)}"] if tune.rhythm else []
-    head += [f"N:{_one_line(note)}" for note in notes]
-    head += [f"M:{meter}", f"L:1/{WHOLE // unit}"]
+    head += [f"{name}:{_one_line(text)}" for name, text in fields]
+    head += [f"M:{'none' if tune.free_meter else _meter_text(tune.meter)}", f"L:1/{WHOLE // unit}"]
     head += [f"Q:{tune.tempo.note}={tune.tempo.per_minute}"] if tune.tempo else []
     return "\n".join([*head, f"K:{key_name(tune.key, short=True)}", *_lines(tune, unit)]) + "\n"
 
@@ -39,6 +38,10 @@ def write_tune(tune: Tune, *, title: str = "", number: int = 1, notes: Sequence[
 def complete(tune: Tune) -> Tune:
     """The tune with the rhythm and the tempo that suit it, where it has none of its own."""
     return replace(tune, rhythm=suited_rhythm(tune), tempo=suited_tempo(tune))
+
+
+def _meter_text(meter: Meter) -> str:
+    return "C|" if meter == Meter(2, 2) else f"{meter.beats}/{meter.unit}"
 
 
 def _one_line(text: str) -> str:
@@ -88,9 +91,13 @@ def _measures(tune: Tune, unit: int) -> Iterator[tuple[str, str, bool]]:
             short = part is not None and part.after == "|" and part.ticks < tune.meter.ticks
             pickup = tune.meter.ticks - part.ticks if part and short else 0
             continue
+        if isinstance(event, MeterChange):
+            group = group_ticks(event.meter)
+            music += (" " if music else "") + "".join(tokens) + " "
+            continue
         # A tuplet stands alone: verovio 6 takes what is beamed to it for part of it.
         apart = after_tuplet or isinstance(event, Tuplet) or (onset + pickup) % group == 0
-        if music and apart and not in_tuplet:
+        if music and apart and not in_tuplet and not music.endswith(" "):
             music += " "
         after_tuplet = in_tuplet == 1
         if isinstance(event, Tuplet):

@@ -1,0 +1,83 @@
+"""Checks a book of tunes: what is wrong with each, where, and the tune written right. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from gruve.errors import TuneError
+from gruve.tune.bar_repair import repaired
+from gruve.tune.bars import wrong_bars
+from gruve.tune.parse import AnyTune, parse_any_tune
+from gruve.tune.raw import Finding, Findings
+from gruve.tune.score import Tune
+from gruve.tune.write import write_tune
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedTune:
+    """A tune of a book: its `X:`, its first line in the book, what was found, and it written right.
+
+    `fixed` is None where the tune cannot be read. Bars that are wrong and cannot be repaired for certain stay so.
+    """
+
+    number: str
+    line: int
+    findings: tuple[Finding, ...]
+    fixed: str | None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing is wrong; what is left out by rule is not."""
+        return all(finding.level == "note" for finding in self.findings)
+
+
+def check_book(text: str) -> Iterator[CheckedTune]:
+    """Check each tune of a book; lines and columns are the book's. A text without `X:` is one tune."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    for line, tune in _tunes(text):
+        yield _checked(line, tune)
+
+
+def _tunes(text: str) -> Iterator[tuple[int, str]]:
+    """Each tune with the number of its first line: from an `X:` line to an empty line or the next `X:`."""
+    lines = text.split("\n")
+    starts = [number for number, line in enumerate(lines) if line.startswith("X:")]
+    if not starts:
+        yield 1, text
+        return
+    for start, following in zip(starts, [*starts[1:], len(lines)], strict=True):
+        end = next((n for n in range(start, following) if not lines[n].strip()), following)
+        yield start + 1, "\n".join(lines[start:end])
+
+
+def _checked(line: int, text: str) -> CheckedTune:
+    found = Findings()
+    number = text.split("\n", 1)[0][2:].split("%")[0].strip() if text.startswith("X:") else ""
+    fixed: str | None = None
+    errors: list[Finding] = []
+    if not number:
+        found.warn(1, 1, "no X: field with a number; it is 1")
+    try:
+        read = parse_any_tune(text, found)
+        if not read.tune.title:
+            found.warn(1, 1, "no T: field; the tune is untitled")
+        fixed = _fixed(read, number, found)
+    except TuneError as error:
+        errors = [Finding("error", error.line, error.column, error.why)]
+    findings = tuple(
+        replace(finding, line=finding.line + line - 1 if finding.line else line) for finding in [*found.all(), *errors]
+    )
+    return CheckedTune(number, line, findings, fixed)
+
+
+def _fixed(read: AnyTune, number: str, found: Findings) -> str:
+    """The tune as ABC with its bars repaired; says of each wrong bar whether it could be."""
+    tune: Tune = read.tune
+    before = wrong_bars(tune)
+    tune = repaired(tune)
+    left = before if wrong_bars(tune) else []
+    for wrong in before:
+        found.warn(*wrong.place, f"{wrong}; " + ("it stays" if left else "its bar lines and rests are repaired"))
+    x = int(number) if number.isdigit() and len(number) < 10 else 1
+    return write_tune(tune, number=x, fields=read.fields)
