@@ -171,3 +171,30 @@ def test_fix_says_what_it_could_not_write(tmp_path, capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     assert out.startswith("X:2\n")
     assert "gruve: 1 of 2 tunes could not be read, and are not written" in err
+
+
+def test_a_beginning_in_another_key_goes_to_the_model_on_c_and_comes_back(
+    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.text = b"c4 z4:|"
+    fake.length = len(fake.text)
+    prompt = 'X:3\nT:Mine\nM:4/4\nL:1/8\nK:G\n|: "G"GABc defg | '
+    assert generate(prompt) == 0
+    assert fake.requests[-1].text == "L:1/8\nM:4/4\nK:Cmaj\n|: CDEFGABc| "
+    out, err = capsys.readouterr()
+    assert "T:Mine" in out.splitlines()
+    assert out.splitlines()[-2:] == ["K:G", "|: GABc defg | g4 z4 :|"]
+    assert "the beginning: 6:4: note: left out: chord symbols and annotations (1)" in err.splitlines()
+
+
+def test_a_beginning_in_another_mode_than_the_key_asked_for_is_refused(
+    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("M:4/4\nL:1/8\nK:G\nGABc", "--key", "Am") == 2
+    assert "--key asks for A minor; the beginning is in G major" in capsys.readouterr().err
+    assert not [request for request in fake.requests if hasattr(request, "sampling")]
+
+
+def test_a_raw_beginning_is_passed_on_as_it_is(generate: Generate, fake: FakeServer) -> None:
+    assert generate("K:G\nG", "--raw", "--quiet") == 0
+    assert fake.requests[-1].text == "K:G\nG"

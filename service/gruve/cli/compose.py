@@ -15,6 +15,7 @@ from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_fil
 
 if TYPE_CHECKING:
     from gruve.client import Client, TokenStream
+    from gruve.tune.beginning import Beginning
     from gruve.tune.keys import KeyRequest
     from gruve.tune.score import Mode
     from gruve.v1.model_pb2 import Model
@@ -109,15 +110,36 @@ class Composer:
     def run(self, prompt: str | None, before: str, seed: int | None) -> int:
         """Returns the exit code. `before` is what a session that is continued already has of the tune."""
         out = standard_output()
-        bias = self._mode_bias() if not (prompt or before) else None
+        beginning = self._beginning(prompt, before)
+        prompt = beginning.text or None
+        bias = self._mode_bias() if not before and beginning.key is None else None
         abcs: list[str] = []
         for number in range(1, self.options.n + 1):
             stream = self.start(prompt, None if seed is None else (seed + number - 1) % 2**64, bias)
-            abcs.append(self._one(stream, before + (prompt or ""), number, out))
+            abcs.append(self._one(stream, before + beginning.text, beginning, number, out))
         write_tune_files(abcs, self.options.paths, self.note)
         return 0
 
-    def _one(self, stream: TokenStream, before: str, number: int, out: TextOut) -> str:
+    def _beginning(self, prompt: str | None, before: str) -> Beginning:
+        """The prompt as the model reads it; raises `Failure` if it contradicts --key."""
+        from gruve.tune.beginning import Beginning, read_beginning
+        from gruve.tune.keys import key_words
+
+        if not prompt or self.options.raw or before:
+            return Beginning(prompt or "")
+        beginning = read_beginning(prompt)
+        for finding in beginning.findings:
+            self.note(f"the beginning: {finding}")
+        key, wanted = beginning.key, self.options.key
+        if key and wanted and wanted.mode and wanted.mode != key.mode:
+            raise Failure(
+                f"--key asks for {key_words(wanted.key)}; the beginning is in {key_words(key)}: "
+                "name the root alone, or change its K:",
+                exit_code=2,
+            )
+        return beginning
+
+    def _one(self, stream: TokenStream, before: str, beginning: Beginning, number: int, out: TextOut) -> str:
         """One tune as complete ABC, printed; a tune that Ctrl-C cuts short is printed too."""
         if number > 1:
             out.write("\n")
@@ -132,13 +154,13 @@ class Composer:
             out.end_line()
             self.note("cancelled")
             if parts and not self.options.raw:
-                self._print(self._abc(stream, before + "".join(parts), number), out)
+                self._print(self._abc(stream, before + "".join(parts), beginning, number), out)
             raise
         out.end_line()
         self.note(self.summary(stream, time.monotonic() - began))
         if self.options.raw and not self.options.paths:
             return ""
-        abc = self._abc(stream, before + "".join(parts), number)
+        abc = self._abc(stream, before + "".join(parts), beginning, number)
         if not self.options.raw:
             self._print(abc, out)
         return abc
@@ -154,18 +176,20 @@ class Composer:
     def _print(abc: str, out: TextOut) -> None:
         out.write("\n" + abc if out.is_terminal else abc)
 
-    def _abc(self, stream: TokenStream, text: str, number: int) -> str:
+    def _abc(self, stream: TokenStream, text: str, beginning: Beginning, number: int) -> str:
         from gruve.tune.write import complete, write_tune
 
-        tune = finished_tune(text, self.note)
+        tune = beginning.finish(finished_tune(text, self.note))
         if self.options.key:
             tune = in_key(tune, self.options.key, self.note)
-        title = self.options.title or (
-            f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
-        )
-        if self.options.title and self.options.n > 1:
-            title += f" {number}"
+        title = self._title(stream, beginning.title, number)
         return write_tune(complete(tune), title=title, number=number, fields=origin(stream, self.model))
+
+    def _title(self, stream: TokenStream, given: str, number: int) -> str:
+        title = self.options.title or given
+        if title:
+            return f"{title} {number}" if self.options.n > 1 else title
+        return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
 
     def _mode_bias(self) -> Mapping[int, float] | None:
         """Biases that leave of the model's `K:` tokens the mode asked for; None where none is asked for."""

@@ -24,7 +24,11 @@ cancels the generation.
 
 A model of tunes prints complete ABC notation: the tune with the prompt that it begins with, a title, a tempo, and notes
 that say what made it. A terminal shows the model's tokens first, dimmed, as they come. With --raw these alone are
-printed: header tokens L:, M: and K:, then the music on the root C, each token as the vocabulary has it."""
+printed: header tokens L:, M: and K:, then the music on the root C, each token as the vocabulary has it.
+
+Its prompt may be any ABC tune or a part of one, in any key, with headers in any order or none: it is brought to C for
+the model and back, and what it has no place for, such as chord symbols, is left out and noted. Headers alone set the
+meter (M:6/8) or the key as well (M:6/8 K:G, a line each)."""
 START_ID, END_ID = 0, 1
 """Tokens around a tune in every tokenizer of kind abc."""
 EXAMPLES = """\
@@ -34,6 +38,7 @@ examples:
   gruve generate folk > tune.abc                                a tune in ABC notation, complete
   gruve generate folk --n 3 --key Am --rate 30                  watch three tunes in A minor being written
   gruve generate folk --out tune.svg --out tune.mid --key G     draw and play it, in G
+  gruve generate folk - < begun.abc                             go on with a tune of one's own
   gruve generate folk --raw                                     the model's tokens and nothing else
   gruve generate shakespeare "ROMEO:" --session new             keep a session; its id is noted at the end
   gruve generate shakespeare --session ID                       go on from there

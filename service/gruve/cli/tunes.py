@@ -86,6 +86,8 @@ def origin(stream: TokenStream, model: Model) -> list[tuple[str, str]]:
         return []
     sampling = stream.start.sampling
     words = [f"seed {sampling.seed}"]
+    if stream.end and stream.end.usage.prompt_tokens:
+        words.append(f"from a beginning of {stream.end.usage.prompt_tokens} tokens")
     usual = {"temperature": None, "top_k": model.vocabulary_size, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
     for name, default in usual.items():
         if sampling.HasField(name) and getattr(sampling, name) != default:

@@ -15,8 +15,8 @@ _METER_DANCES: Final = {
     Meter(6, 8): "jig",
     Meter(9, 8): "slip jig",
     Meter(12, 8): "slide",
-    Meter(2, 2): "reel",
     Meter(4, 4): "reel",
+    Meter(2, 2): "reel",
     Meter(2, 4): "polka",
     Meter(3, 4): "waltz",
     Meter(3, 2): "triple hornpipe",
@@ -46,6 +46,12 @@ def suited_rhythm(tune: Tune) -> str:
     """The dance that a tune's `R:` names, else the one that its meter and its dotted pairs suggest; empty for none."""
     dance = tune.rhythm or ("" if tune.free_meter else _METER_DANCES.get(tune.meter, ""))
     return "hornpipe" if not tune.rhythm and tune.meter == Meter(4, 4) and _is_dotted(tune) else dance
+
+
+def rhythm_meter(rhythm: str) -> Meter | None:
+    """The meter of a dance that an `R:` field names, or None for one that is unknown or danced in several."""
+    named = sorted(((dance, meter) for meter, dance in _METER_DANCES.items()), key=lambda one: -len(one[0]))
+    return next((meter for dance, meter in [*named, ("hornpipe", Meter(4, 4))] if dance in rhythm.lower()), None)
 
 
 def suited_tempo(tune: Tune) -> Tempo:

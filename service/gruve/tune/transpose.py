@@ -21,10 +21,19 @@ WHISTLE: Final = (62, 83)
 
 def to_root_c(tune: Tune) -> Tune:
     """The tune on the root C, mode kept, in the octave that its mean pitch names."""
-    target = Key(0, 0, tune.key.mode)
-    steps, semitones = interval(tune.key, target)
+    return moved_by(tune, Key(0, 0, tune.key.mode), *root_c_interval(tune))
+
+
+def root_c_interval(tune: Tune) -> tuple[int, int]:
+    """The steps of the staff and the semitones that `to_root_c` moves a tune by."""
+    steps, semitones = interval(tune.key, Key(0, 0, tune.key.mode))
     octaves = (_mean_pitch(tune) + semitones - LOWEST_MEAN) // 12
-    return replace(tune, key=target, events=_moved(tune.events, steps - 7 * octaves, semitones - 12 * octaves))
+    return steps - 7 * octaves, semitones - 12 * octaves
+
+
+def moved_by(tune: Tune, key: Key, steps: int, semitones: int) -> Tune:
+    """The tune in a key, its notes an interval away."""
+    return replace(tune, key=key, events=_moved(tune.events, steps, semitones))
 
 
 def to_key(tune: Tune, key: Key) -> Tune:
