@@ -30,17 +30,20 @@ def plain(text: str) -> str:
     """An original without what the reader leaves out by rule and abc2midi plays."""
     head, key, music = text.partition("\nK:")
     field, newline, music = music.partition("\n")
-    music = re.sub(r'"[^"\n]*"|\{[^}\n]*\}|![^!\n]{1,40}!|[~TuvPHLMOSJR.]+(?=[\^_=]?[A-Ga-g\[(])', "", music)
+    music = re.sub(r'"[^"\n]*"|\{[^}\n]*\}|![^!\n]{1,40}!|[~TuvPHLMOSJR.]+(?=[\^_=]?[A-Ga-gz\[(])', "", music)
     head = re.sub(r"^%%MIDI.*$", "", head, flags=re.MULTILINE)
     return head + key + field + newline + music
 
 
 def tops(notes: Heard) -> Heard:
-    """Of notes that begin together the highest."""
-    highest: dict[Fraction, int] = {}
+    """Of notes that begin together the highest; abc2midi lets some notes of a chord begin a little later."""
+    top: Heard = []
     for start, number in notes:
-        highest[start] = max(number, highest.get(start, 0))
-    return sorted(highest.items())
+        if top and start - top[-1][0] < TOLERANCE / 2:
+            top[-1] = (top[-1][0], max(number, top[-1][1]))
+        else:
+            top.append((start, number))
+    return top
 
 
 def equal(ours: Heard, theirs: Heard) -> bool:

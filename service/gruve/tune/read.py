@@ -306,5 +306,7 @@ class _Reader(Fields):
         last = self.events[-1] if self.events else None
         if isinstance(last, RawBar):
             self.events[-1] = replace(last, opens=True, thin=False)
+            if self.findings is not None:
+                self.fault("two dots torn off their bar line", "they open a repeat")
         else:
             self.fault("two dots without a bar line", "they are passed over")

@@ -161,6 +161,8 @@ class _Endings:
         numbers = [ending.passes for ending in endings]
         if numbers == [[1], [2]] or (self.open_end and after == len(events) and numbers == [[1]]):
             self.out += [replace(first, closes=False, ending="1"), *events[place + 1 : after]]
+            if last and last.closes:
+                self.findings.warn(last.line, last.column, "a repeat behind a second ending; it is not played")
         else:
             self.write_passes(endings, last)
         self.is_open = last is not None and last.opens
