@@ -26,13 +26,13 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Generates sequences token by token, and measures how probable given ones are.
+    """Generates sequences token by token, and measures the probability of given sequences.
 
     A *transcript* is the tokens that a sequence has consumed and generated, each at its *position*.
     Position 0 holds the start token, whose text is empty; every transcript begins with it. The first
     token of the first prompt has position 1. Positions count prompts and generated tokens alike and
-    go on from request to request, so they are absolute in a session. "The transcript's position" is
-    its length, and so the position of the token that comes next.
+    continue from request to request, so they are absolute in a session. "The transcript's position"
+    is its length, which is the position of the next token.
 
     A *session* is a transcript that the server keeps. A *generation* is one accepted request to
     continue one, named by its generation_id; it may be streamed in several calls.
@@ -40,7 +40,7 @@ class GenerationServiceStub:
     The limits and defaults named in this package are those of a server that is not configured
     otherwise.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
@@ -70,13 +70,13 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Generates sequences token by token, and measures how probable given ones are.
+    """Generates sequences token by token, and measures the probability of given sequences.
 
     A *transcript* is the tokens that a sequence has consumed and generated, each at its *position*.
     Position 0 holds the start token, whose text is empty; every transcript begins with it. The first
     token of the first prompt has position 1. Positions count prompts and generated tokens alike and
-    go on from request to request, so they are absolute in a session. "The transcript's position" is
-    its length, and so the position of the token that comes next.
+    continue from request to request, so they are absolute in a session. "The transcript's position"
+    is its length, which is the position of the next token.
 
     A *session* is a transcript that the server keeps. A *generation* is one accepted request to
     continue one, named by its generation_id; it may be streamed in several calls.
@@ -84,7 +84,7 @@ class GenerationServiceServicer:
     The limits and defaults named in this package are those of a server that is not configured
     otherwise.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
@@ -95,20 +95,20 @@ class GenerationServiceServicer:
 
         The first message carries `start` soon after the request is accepted, which may be before there
         are tokens; the last one carries `end`. A message holds every token that is ready when it is
-        written. Where many streams are open, those after the first tokens are held back a little, so as
-        to hold more: a second at most, and not so long that who reads 50 tokens a second runs out.
+        written. While many streams are open, messages after the first tokens are delayed to hold more
+        tokens: by at most a second, and never so long that a reader of 50 tokens a second has to wait.
 
         The tokens depend on model digest, numerics_id, transcript, parameters and seed alone: not on
         other requests, on batching, on interruptions, or on the replica.
 
         A call that ends early, for whatever reason, stops the computation at the next step; what was
-        generated stays in the session. The same call with the same generation_id goes on, from
-        `from_position`. If an older stream of that generation is still open it ends with TAKEN_OVER.
-        Without a session nothing is kept: there the whole request, with the seed that was reported and
-        `from_position`, generates the same stream anew and sends the rest of it.
+        generated stays in the session. The same call with the same generation_id resumes at
+        `from_position`. If an older stream of that generation is still open, it ends with TAKEN_OVER.
+        Without a session nothing is kept: the whole request, with the seed that was reported and
+        `from_position`, generates the same stream again and sends the rest of it.
 
-        A reader who falls behind does not stop the computation: gRPC takes in some megabytes, which is
-        more than max_tokens allows to be made. Converse is exact about it.
+        A slow reader does not stop the computation: gRPC buffers some megabytes, which is more than
+        max_tokens allows to be generated. Converse has exact flow control.
 
         Refuses or ends with
         INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHARACTER
@@ -126,24 +126,24 @@ class GenerationServiceServicer:
     def Converse(self, request_iterator, context):
         """Generates as Generate does, and lets the client steer while tokens flow.
 
-        The first message must be a `start`, every later one a control; one call is one generation. What
-        a control does is part of the session's record at the position where it took effect, so a
-        steered generation is as repeatable as any other, and is resumed in the same way.
+        The first message must be a `start`, every later one a control; one call is one generation. The
+        session's record has each control at the position where it took effect, so a steered generation
+        can be repeated and resumed like any other.
 
-        The server never sends a token beyond the credit that the client has granted; a sequence without
-        credit, or paused, waits and costs others nothing. A client that closes its side grants and
-        controls nothing more: when its credit is used up the generation ends as by a `stop`.
+        The server never sends more tokens than the client has granted credit for. A sequence that is
+        paused or without credit waits, and costs other sequences nothing. After the client has closed
+        its side, the generation ends as by a `stop` when its credit is used up.
 
-        A control that cannot be carried out is answered with `control_refused` and disturbs nothing
-        else. Refuses or ends with what Generate does, and with REQUEST_MALFORMED for a message out of
-        order.
+        A control that cannot be applied is answered with `control_refused` and has no other effect.
+
+        Refuses or ends as Generate does, and with REQUEST_MALFORMED for a message out of order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Measures how probable a model finds a given text; no token is drawn and nothing is kept.
+        """Measures the probability of a given text under a model; no token is sampled and nothing is kept.
 
         Refuses with
         INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHARACTER
@@ -183,13 +183,13 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Generates sequences token by token, and measures how probable given ones are.
+    """Generates sequences token by token, and measures the probability of given sequences.
 
     A *transcript* is the tokens that a sequence has consumed and generated, each at its *position*.
     Position 0 holds the start token, whose text is empty; every transcript begins with it. The first
     token of the first prompt has position 1. Positions count prompts and generated tokens alike and
-    go on from request to request, so they are absolute in a session. "The transcript's position" is
-    its length, and so the position of the token that comes next.
+    continue from request to request, so they are absolute in a session. "The transcript's position"
+    is its length, which is the position of the next token.
 
     A *session* is a transcript that the server keeps. A *generation* is one accepted request to
     continue one, named by its generation_id; it may be streamed in several calls.
@@ -197,7 +197,7 @@ class GenerationService:
     The limits and defaults named in this package are those of a server that is not configured
     otherwise.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL

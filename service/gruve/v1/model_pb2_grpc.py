@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Tells which models a server has, and turns text into their tokens and back.
+    """Lists the models of a server, and converts text to their tokens and back.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
@@ -68,9 +68,9 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Tells which models a server has, and turns text into their tokens and back.
+    """Lists the models of a server, and converts text to their tokens and back.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
@@ -84,7 +84,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one model; a broken one is described too, with the reason.
+        """Describes one model; a broken one is described with the reason.
 
         Refuses with
         NOT_FOUND            MODEL_UNKNOWN
@@ -94,7 +94,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Cuts a text into tokens as a prompt would be cut; no start or end token is added.
+        """Cuts a text into tokens as a prompt is cut; no start or end token is added.
 
         Refuses with
         INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHARACTER
@@ -120,9 +120,9 @@ class ModelServiceServicer:
     def ReloadModel(self, request, context):
         """Reads a model's files again and puts what they hold into service, for operators.
 
-        Running streams end on the model they began with. Sessions of a model whose digest has changed
-        answer MODEL_CHANGED from then on. Reloading unchanged files changes nothing. A name that is new
-        in the repository is loaded for the first time.
+        Running streams are finished by the model they began with. Sessions of a model whose digest has
+        changed are refused with MODEL_CHANGED from then on. Reloading unchanged files has no effect. A
+        name that is new in the repository is loaded for the first time.
 
         Refuses with
         NOT_FOUND            MODEL_UNKNOWN
@@ -170,9 +170,9 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Tells which models a server has, and turns text into their tokens and back.
+    """Lists the models of a server, and converts text to their tokens and back.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL

@@ -29,14 +29,14 @@ class SessionServiceStub:
     """Keeps sequences between requests.
 
     A session is a transcript of tokens, the hidden state that has read it, and the record of what it
-    was given: prompts, seeds, parameters, rewinds. The state is worth a few kilobytes and can be
-    rebuilt from the record, so a session is cheap to keep, to copy and to move. GenerationService
-    continues it.
+    was given: prompts, seeds, parameters, rewinds. The state has a few kilobytes and can be rebuilt
+    from the record, so a session is cheap to keep, to copy and to move. GenerationService continues
+    it.
 
-    Session ids are made by the server, are authenticated, and are the right to use the session: who
-    has one may do all of this with it. They are opaque, of at most 128 characters.
+    The server issues and authenticates session ids. An id is a capability: whoever has it may use the
+    session with every rpc of this service. Ids are opaque and have at most 128 characters.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
@@ -94,14 +94,14 @@ class SessionServiceServicer:
     """Keeps sequences between requests.
 
     A session is a transcript of tokens, the hidden state that has read it, and the record of what it
-    was given: prompts, seeds, parameters, rewinds. The state is worth a few kilobytes and can be
-    rebuilt from the record, so a session is cheap to keep, to copy and to move. GenerationService
-    continues it.
+    was given: prompts, seeds, parameters, rewinds. The state has a few kilobytes and can be rebuilt
+    from the record, so a session is cheap to keep, to copy and to move. GenerationService continues
+    it.
 
-    Session ids are made by the server, are authenticated, and are the right to use the session: who
-    has one may do all of this with it. They are opaque, of at most 128 characters.
+    The server issues and authenticates session ids. An id is a capability: whoever has it may use the
+    session with every rpc of this service. Ids are opaque and have at most 128 characters.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
@@ -110,7 +110,7 @@ class SessionServiceServicer:
     def CreateSession(self, request, context):
         """Creates a session whose transcript is the start token alone.
 
-        A call that is repeated creates another one; the first then expires unused.
+        A repeated call creates another session; the first one then expires unused.
 
         Refuses with
         INVALID_ARGUMENT     INVALID_FIELD
@@ -124,7 +124,7 @@ class SessionServiceServicer:
 
     def GetSession(self, request, context):
         """Describes a session and reads its transcript page by page, also while a call is using it, here or
-        on another replica. It is no use of the session: it does not put off its expiry.
+        on another replica. It does not count as a use of the session, so it does not extend its life.
 
         Refuses with
         INVALID_ARGUMENT     INVALID_FIELD
@@ -136,11 +136,11 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Lists the sessions of this server and its store, the latest created first, for operators: whoever
-        may call this learns every session's id.
+        """Lists the sessions of this server and its store, the latest created first. It is for operators:
+        its caller learns the id of every session.
 
-        Sessions that come or go between two pages may be listed or not; no other is left out or listed
-        twice.
+        Sessions that are created or deleted between two pages may be listed or not. Every other session is
+        listed exactly once.
 
         Refuses with
         INVALID_ARGUMENT     INVALID_FIELD
@@ -167,11 +167,11 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RewindSession(self, request, context):
-        """Takes back the tokens from a position on.
+        """Removes the tokens from a position on.
 
-        State and parameters are then those that were in force at that position. A generation that it
-        takes back in part is finished with CANCELLED; one taken back as a whole is forgotten, and its
-        generation_id is free again. Repeating the call changes nothing more.
+        State and parameters are then those that were in force at that position. A generation that loses
+        some of its tokens is finished with CANCELLED; one that loses all of them is removed, and its
+        generation_id is free again. Repeating the call has no further effect.
 
         Refuses with
         INVALID_ARGUMENT     INVALID_FIELD
@@ -185,8 +185,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportSession(self, request, context):
-        """Packs a session into bytes that ImportSession accepts, here or on another server that has the
-        same key. The session stays.
+        """Packs a session into bytes that ImportSession accepts, here or on another server with the same
+        key. The session is kept.
 
         Refuses with
         NOT_FOUND            SESSION_UNKNOWN, SESSION_EXPIRED
@@ -282,14 +282,14 @@ class SessionService:
     """Keeps sequences between requests.
 
     A session is a transcript of tokens, the hidden state that has read it, and the record of what it
-    was given: prompts, seeds, parameters, rewinds. The state is worth a few kilobytes and can be
-    rebuilt from the record, so a session is cheap to keep, to copy and to move. GenerationService
-    continues it.
+    was given: prompts, seeds, parameters, rewinds. The state has a few kilobytes and can be rebuilt
+    from the record, so a session is cheap to keep, to copy and to move. GenerationService continues
+    it.
 
-    Session ids are made by the server, are authenticated, and are the right to use the session: who
-    has one may do all of this with it. They are opaque, of at most 128 characters.
+    The server issues and authenticates session ids. An id is a capability: whoever has it may use the
+    session with every rpc of this service. Ids are opaque and have at most 128 characters.
 
-    Beside what is named with each, any rpc refuses with
+    In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
