@@ -133,7 +133,8 @@ def controls_are_what_they_are(server, encode, controls, credit, echo, kept, log
         assert transcript(server, conversation.start.session_id) == whole
 
 
-def test_never_a_token_more_than_granted_is_sent_or_computed(server):
+def test_never_a_token_more_than_granted_is_sent_or_computed(start):
+    server = start()
     conversation = talk(server, 7, new_session=g.NewSession(model="tiny")).until(7)
     session = conversation.start.session_id
     until(lambda: server.session(session).position == START + 7 and server.host("tiny").engine.load == 0)
