@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from gruve.errors import CorpusError, InvalidField
 from gruve.model.repository import load
@@ -17,7 +18,7 @@ from gruve.training.config import Architecture, Batches, Schedule, TrainingConfi
 from gruve.training.publish import publish
 from gruve.training.quality import GRAM, Sample, abc2midi_accepts, as_abc, judge
 from gruve.training.report import naming
-from gruve.training.trainer import train
+from gruve.training.trainer import model_config, train
 
 MODELS = Path(__file__).parents[2] / "models"
 RIGHT = "L:1/8\nM:2/4\nK:Cmaj\n|: CDEF| G2G2| FEDC| C4:|\n"
@@ -87,9 +88,15 @@ def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
         batches=Batches(rows=4, steps=16),
     )
     trained = train(config, corpus, tmp_path / "runs" / "cat")
-    model = publish(config, TEXT, corpus, tmp_path / "runs" / "cat", tmp_path / "models" / "cat")
+    config = dataclasses.replace(config, default_temperature=0.7)  # chosen after the run
+    text = dataclasses.replace(TEXT, usage="Say meow.")
+    model = publish(config, text, corpus, tmp_path / "runs" / "cat", tmp_path / "models" / "cat")
     card = (tmp_path / "models" / "cat" / "README.md").read_text(encoding="utf-8")
-    assert (model.digest, model.license, model.description) == (trained.digest, "cc0-1.0", "Says little.")
+    assert (model.license, model.description) == ("cc0-1.0", "Says little.")
+    assert dataclasses.replace(model.config, default_temperature=None) == trained.config
+    assert all(torch.equal(weight, trained.weights[name]) for name, weight in model.weights.items())
+    assert "| default temperature | 0.7 (the API's own default is 1.0) |" in card
+    assert "## Use\n\nSay meow." in card
     assert model.digest in card
     assert re.search(r"\| validation \| carried \| 414 \| \d\.\d{4} \|", card)
     assert "8 updates" in card
@@ -98,7 +105,7 @@ def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["shakespeare", "folk", "tiny"])
 def test_a_shipped_model_loads_and_is_the_one_its_config_describes(name: str) -> None:
     model = load(MODELS / name)
-    described = read_config(MODELS / name / "training.toml").architecture.model_config(model.tokenizer.size)
+    described = model_config(read_config(MODELS / name / "training.toml"), model.tokenizer)
     assert dataclasses.replace(model.config, files=()) == described
     size = sum(path.stat().st_size for path in (MODELS / name).iterdir())
     assert size < (300_000 if name == "tiny" else 30_000_000)

@@ -156,7 +156,7 @@ def _data(text: CardText, results: Results) -> str:
 
 def _training(text: CardText, results: Results) -> str:
     t, name = results["training"], results["model"]["name"]
-    initial = " --initial INITIAL_MODEL" if t.get("initial_digest") else ""
+    initial = f" --initial runs/initial-{name}" if t.get("initial_digest") else ""
     command = f"gruve train --config models/{name}/training.toml --corpus {text.corpus_path}{initial} --out runs/{name}"
     r = t["regularisation"]
     dropouts = [f"{where} {r[f'dropout_{where}']}" for where in ("embedding", "between", "head", "weight")]
@@ -170,7 +170,8 @@ def _training(text: CardText, results: Results) -> str:
     ]
     if initial:
         sentences.append(
-            f"It began with the weights of the model of digest `{t['initial_digest']}`, its pointers at zero."
+            f"It began with the model of digest `{t['initial_digest']}`, which [initial.toml](initial.toml) trains "
+            "without pointers."
         )
     if any(r[f"dropout_{where}"] for where in ("embedding", "between", "head", "weight")):
         sentences.append(f"Locked dropout and dropped recurrent weights: {', '.join(dropouts)}{falling}.")
