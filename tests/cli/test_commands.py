@@ -348,7 +348,6 @@ def test_generating_never_imports_torch(fake):
     code = f"""if True:
         import sys
         from gruve.cli import main
-from gruve.cli.interrupts import deferred_interrupt
         main(["generate", "made-up", "--address", {fake.address!r}, "--quiet"])
         sys.exit(", ".join({{"torch", "numpy"}} & set(sys.modules)) or 0)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
