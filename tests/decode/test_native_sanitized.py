@@ -23,12 +23,6 @@ DIGESTS = "07a359e25c1d66b1 1729a770188245df 3cb84166f9b12276 d5087ef142c7e6d1"
 
 A change of the first two is another `backend.VERSION`, of the others another `POINTERS_VERSION`.
 """
-FLAGS = {
-    "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
-}
-DIGESTS = "07a359e25c1d66b1 1729a770188245df"
-"""Of every token and state the driver makes in fp32, and in int16, on any CPU. Others are another `backend.VERSION`."""
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-math-errno", "-fno-omit-frame-pointer", "-pthread"]
 
 
