@@ -47,5 +47,5 @@ def build(compiler: str, sanitizers: str, folder: Path) -> Path:
 def test_random_schedules_and_refusals_give_the_sanitizers_nothing_to_say(sanitizers, tmp_path):
     driver = build(need_program("g++", "apt-get install g++"), sanitizers, tmp_path)
     options = {"ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1", "TSAN_OPTIONS": "halt_on_error=1"}
-    ran = subprocess.run([driver], capture_output=True, text=True, env=os.environ | options, timeout=300)
+    ran = subprocess.run([driver], capture_output=True, text=True, env=os.environ | options, timeout=900)
     assert (ran.returncode, ran.stdout) == (0, f"OK {DIGESTS}\n"), ran.stdout + ran.stderr
