@@ -53,7 +53,7 @@ class ModelConfig:
     pointers: PointerConfig | None = None
     """Earlier tokens that the model is shown as candidates; None for a model without pointers."""
     default_temperature: float | None = None
-    """The temperature at which samples are best, 0.05 to 2; the command line and the demo use it. None is 1."""
+    """The temperature at which samples are best, 0.05 to 2; `gruve evaluate` and the card use it. None is 1."""
     files: tuple[tuple[str, str], ...] = ()
     """Each other file that is loaded, with its sha256 in hex."""
 
