@@ -57,6 +57,7 @@ def through(buffer, tokens, cuts):
     buffer.finish()
     while buffer:
         pieces.append(buffer.take(next(cuts, 7)))
+        assert pieces[-1].tokens, "tokens are ready, and none is taken"
     return [*pieces, buffer.take(1)]
 
 
@@ -88,7 +89,7 @@ def test_after_a_rewind_it_goes_on_as_if_nothing_had_been_added_from_there_on(to
     session.transcript.extend(tokens)
     buffer.add(1, tokens)
     while buffer and buffer.position < position:
-        buffer.take(min(3, position - buffer.position))
+        assert buffer.take(min(3, position - buffer.position)).tokens
     if generation.next_position > position:
         generation.cut(position)
     buffer.rewind(session, position)
@@ -96,3 +97,15 @@ def test_after_a_rewind_it_goes_on_as_if_nothing_had_been_added_from_there_on(to
     again = [1 + token % (len(TEXTS) - 1) for token in tokens]
     buffer.add(position, again)
     assert buffer.take(99).tokens == again
+
+
+def test_two_prompts_in_a_row_that_are_not_sent_when_all_before_them_was_taken():
+    tokens = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+    buffer = buffer_of(generation_of([(1, 1), (0, 2)], 1 + len(tokens)), START, echo=False)
+    buffer.add(1, tokens[:5])
+    buffer.add(6, tokens[5:6])
+    assert buffer.take(99).tokens == [1]
+    buffer.add(7, tokens[6:8])
+    assert (buffer.position, len(buffer)) == (9, 0)
+    buffer.add(9, tokens[8:])
+    assert buffer.take(99) == (9, [1, 2], "ab", [])
