@@ -1,4 +1,5 @@
-"""The server interceptor: refuses malformed requests, turns errors into statuses, and counts gRPC's standard metrics.
+"""The server interceptor: sets each rpc's identity, refuses malformed requests, turns errors into statuses, and counts
+gRPC's standard metrics.
 
 A stack trace goes to the log under an incident's id, never to a client.
 """
@@ -15,6 +16,7 @@ from typing import Any
 import grpc
 
 from gruve.errors import Draining, GruveError, InvalidRequest
+from gruve.serve.identity import anonymous, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
 from gruve.serve.status import internal_error, shorten, status_code, trailer
 
@@ -154,6 +156,7 @@ class _Call:
 
     async def __aenter__(self) -> _Call:
         self._interceptor.begin(self.rpc)
+        set_identity(anonymous(self._context.peer()))  # gRPC serves each rpc in a task of its own
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

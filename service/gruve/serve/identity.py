@@ -1,0 +1,89 @@
+"""Who calls: the tenant, role and limits of the request that is being served.
+
+The interceptor sets the identity of each rpc before the rpc's method runs; everything below reads it with
+`current_identity`. Knows no gRPC and no credentials.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import enum
+import urllib.parse
+
+DEFAULT_TENANT = "default"
+"""The owner of sessions that were made without authentication."""
+
+
+class Role(enum.IntEnum):
+    """What an identity may do. A role includes those before it."""
+
+    USE = 1
+    """Generate, score, list models, and use the tenant's own sessions."""
+    ADMIN = 2
+    """Also reload models, use the sessions of other tenants, and read channelz."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a tenant may use at a time. None means no limit of its own."""
+
+    streams: int | None = None
+    """Streams that run or wait."""
+    waiting: int | None = None
+    """Requests that wait for a slot."""
+    sessions: int | None = None
+    """Sessions that exist."""
+    stored_bytes: int | None = None
+    """Bytes that the tenant's sessions take."""
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """The caller of a request.
+
+    Without authentication the tenant is the peer's address without its port, such as `ipv4:10.0.0.1`: it separates
+    clients for fairness and limits, and proves nothing.
+    """
+
+    tenant: str
+    role: Role
+    key_name: str = ""
+    """The name of the API key; "" if the caller has none. It is not secret."""
+    weight: float = 1.0
+    """The tenant's share of the machine, relative to that of others."""
+    limits: Limits = Limits()
+    authenticated: bool = True
+
+    @property
+    def owner(self) -> str:
+        """The tenant that sessions are kept under: `DEFAULT_TENANT` for everybody without authentication."""
+        return self.tenant if self.authenticated else DEFAULT_TENANT
+
+
+LOCAL = Identity("local", Role.ADMIN, authenticated=False)
+"""The identity outside of an rpc."""
+_current: contextvars.ContextVar[Identity] = contextvars.ContextVar("identity", default=LOCAL)
+
+
+def current_identity() -> Identity:
+    """The identity of the rpc that this task serves; `LOCAL` outside of one."""
+    return _current.get()
+
+
+def set_identity(identity: Identity) -> None:
+    """Sets the identity for the rest of this task, which serves one rpc, and for the tasks that it starts."""
+    _current.set(identity)
+
+
+def anonymous(peer: str) -> Identity:
+    """The identity of a caller that is not authenticated. `peer` is gRPC's name of it, such as `ipv4:10.0.0.1:4711`."""
+    return Identity(_address(peer), Role.ADMIN, authenticated=False)
+
+
+def _address(peer: str) -> str:
+    """A peer without its port: every connection has another one."""
+    kind, _, rest = urllib.parse.unquote(peer).partition(":")
+    return f"{kind}:{rest.rpartition(':')[0]}" if kind in ("ipv4", "ipv6") else kind
