@@ -28,6 +28,7 @@ GruveError
     ├── QueueFull               all slots and all places of the waiting queue are taken; retry
     ├── Draining                the server is shutting down; try another
     ├── CannotListen            a port is in use, a host is bad or a permission is missing; only at start
+    ├── CredentialsBroken       a certificate or a file of keys cannot be used; only at start
     ├── HandedOver              the server shut down during the stream; resume on another
     ├── StoreUnavailable        the session store does not answer
     ├── StoreBroken             the session store cannot be used; only at start
@@ -247,6 +248,12 @@ class CannotListen(Unavailable):
     """The server cannot listen on its configured address."""
 
     reason = "CANNOT_LISTEN"
+
+
+class CredentialsBroken(Unavailable):
+    """A certificate, its key or a file of keys is missing, not readable or not what it should be."""
+
+    reason = "CREDENTIALS_BROKEN"
 
 
 class HandedOver(Unavailable):

@@ -31,6 +31,7 @@ NOT_ON_THE_WIRE = {
     errors.SessionError,
     errors.Unavailable,
     errors.CannotListen,
+    errors.CredentialsBroken,
     errors.StoreBroken,
 }
 ON_THE_WIRE = [c for c in TREE if c not in NOT_ON_THE_WIRE]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.identity import add_identity, tls_files
 from gruve.cli.logs import log_to_standard_error
 from gruve.cli.terminal import Failure
 
@@ -29,6 +30,7 @@ examples:
   gruve serve                                    ./models on localhost:50051, metrics on localhost:9464
   gruve serve --models models/folk               this model alone
   gruve serve --host 0.0.0.0 --device cpu        for other machines too; there is no authentication, mind the network
+  gruve serve --tls-cert server.pem --tls-key server.key     TLS on both ports
   gruve serve --port 0 --metrics-port 0          any free ports, as the line on standard output tells
   gruve serve --store redis://cache:6379/0       sessions that any server with the same --store can go on with
   gruve serve --store sqlite:/var/lib/gruve/sessions.db --store-sync full
@@ -88,6 +90,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         variable="GRUVE_METRICS_PORT",
         metavar="N",
     )
+    add_identity(parser.add_argument_group("identity"))
     _add_work(parser.add_argument_group("work"))
     _add_sessions(parser.add_argument_group("sessions"))
     add_flag(
@@ -300,6 +303,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         port=args.port,
         metrics_host=args.metrics_host,
         metrics_port=args.metrics_port,
+        tls=tls_files(args),
         drain_s=args.drain,
         session_key=session_key,
         export_key=export_key,

@@ -17,6 +17,7 @@ import grpc
 from gruve.errors import CannotListen
 from gruve.serve.interceptor import Interceptor
 from gruve.serve.listening import explain_listen_failure
+from gruve.serve.tls import Certificates
 
 log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 1 << 20
@@ -35,13 +36,22 @@ class GrpcServer:
     """A gRPC server on one port."""
 
     def __init__(
-        self, host: str, port: int, interceptor: Interceptor, add_services: Callable[[grpc.aio.Server], None]
+        self,
+        host: str,
+        port: int,
+        interceptor: Interceptor,
+        add_services: Callable[[grpc.aio.Server], None],
+        certificates: Certificates | None = None,
     ) -> None:
-        """`port` 0 takes any free one; `add_services` is called for the server, and again if it is started again."""
+        """`port` 0 takes any free one; `add_services` is called for the server, and again if it is started again.
+
+        With `certificates` the port takes TLS alone.
+        """
         self._host = host
         self._port = port
         self._interceptor = interceptor
         self._add_services = add_services
+        self._certificates = certificates
         self._servers: list[grpc.aio.Server] = []
         """The one that accepts calls, and before it those that have ended and whose calls go on."""
         self._watching: asyncio.Task[None] | None = None
@@ -68,7 +78,10 @@ class GrpcServer:
     async def _start(self, address: str) -> int:
         server = grpc.aio.server(interceptors=[self._interceptor], options=OPTIONS)
         self._add_services(server)
-        port = server.add_insecure_port(f"{address}:{self._port}")
+        if self._certificates is None:
+            port = server.add_insecure_port(f"{address}:{self._port}")
+        else:
+            port = server.add_secure_port(f"{address}:{self._port}", self._certificates.grpc_credentials())
         await server.start()
         self._servers.append(server)
         return int(port)

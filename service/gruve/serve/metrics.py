@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
@@ -18,6 +18,7 @@ from gruve.engine.engine import Engine
 from gruve.engine.sequence import CallReport, FinishReason
 from gruve.errors import CannotListen
 from gruve.serve.listening import explain_listen_failure
+from gruve.serve.tls import Certificates
 from gruve.sessions.persistence import StoreObserver
 from gruve.sessions.table import SessionTable
 
@@ -100,16 +101,23 @@ class Metrics:
             functools.cache(lambda code: self._handled.labels(*labels, code)),
         )
 
-    def listen(self, host: str, port: int) -> tuple[WSGIServer, int]:
+    def listen(self, host: str, port: int, certificates: Certificates | None = None) -> tuple[WSGIServer, int]:
         """Serves `/metrics` on a thread; returns the server and its port. Port 0 takes any free one.
 
-        Raises `CannotListen`.
+        With `certificates` it speaks HTTPS. Raises `CannotListen`.
         """
+        tls: dict[str, Any] = {}
+        if certificates is not None:
+            files = certificates.files
+            tls = {"certfile": files.cert, "keyfile": files.key, "client_cafile": files.client_ca}
+            tls["client_auth_required"] = files.client_ca is not None
         try:
-            server, _ = prometheus_client.start_http_server(port, host, self.registry)
+            server, _ = prometheus_client.start_http_server(port, host, self.registry, **tls)
         except (OSError, OverflowError) as error:
             why = explain_listen_failure(host, port)
             raise CannotListen(f"cannot serve metrics on {host}:{port}: {why}") from error
+        if certificates is not None:
+            certificates.keep_current(server)
         return server, server.server_port
 
 

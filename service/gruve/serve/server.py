@@ -33,6 +33,7 @@ from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.serve.model_service import ModelServicer
 from gruve.serve.session_service import SessionServicer
 from gruve.serve.status import shorten
+from gruve.serve.tls import Certificates, TlsFiles
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.record import Session
@@ -78,6 +79,8 @@ class ServeConfig:
     """Where `/metrics` listens."""
     metrics_port: int = 9_464
     """The port of `/metrics`; 0 takes any free one."""
+    tls: TlsFiles | None = None
+    """The certificates of both ports. None serves without TLS."""
     drain_s: float = 30.0
     """How long running streams may continue after SIGTERM before they are handed over."""
     session_key: bytes | None = None
@@ -117,7 +120,8 @@ async def serve(
 
     On SIGTERM, running streams continue for `drain_s`; if sessions are stored, and so can continue elsewhere, they are
     handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no model can be
-    served, `CannotListen` if a port cannot be used, and `StoreBroken` or `StoreUnavailable` if the store cannot.
+    served, `CannotListen` if a port cannot be used, `CredentialsBroken` if a certificate cannot, and `StoreBroken` or
+    `StoreUnavailable` if the store cannot.
     """
     # The engine's threads need the GIL once for each call, and the event loop holds it most of the time. By default it
     # would be released after 5 ms, which is as long as a call.
@@ -151,6 +155,7 @@ class Server:
     ) -> None:
         self.config = config
         self._choose_backend = choose or choose_backend
+        self._certificates = None if config.tls is None else Certificates(config.tls)
         self.metrics = Metrics()
         self.interceptor = Interceptor(self.metrics)
         store = store or open_store(config.store, synchronous=config.store_synchronous)
@@ -187,7 +192,9 @@ class Server:
             log.info("sessions are stored", extra={"store": self.persistence.store.name})
         await self.persistence.start()
         self.metrics.watch_sessions(self.table, self.persistence)
-        self._metrics_server, metrics_port = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
+        self._metrics_server, metrics_port = self.metrics.listen(
+            self.config.metrics_host, self.config.metrics_port, self._certificates
+        )
         for host in self.models.serving:
             host.engine.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -269,7 +276,7 @@ class Server:
                 server,
             )
 
-        grpc_server = GrpcServer(self.config.host, self.config.port, self.interceptor, add_services)
+        grpc_server = GrpcServer(self.config.host, self.config.port, self.interceptor, add_services, self._certificates)
         port = await grpc_server.start()
         self._grpc, self._generations = grpc_server, generations
         return port

@@ -1,0 +1,146 @@
+"""The server's certificates: checked at the start, and read again when their files change.
+
+A changed certificate is used from the next handshake on, and open connections continue. If the changed files cannot be
+used, for example because the key is not written yet, the log says so and the last good ones stay in use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import ssl
+import threading
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+
+from gruve.errors import CredentialsBroken
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The PEM files of a server."""
+
+    cert: Path
+    """The certificate, followed by the intermediate ones."""
+    key: Path
+    """The private key, without a password."""
+    client_ca: Path | None = None
+    """The authorities that sign client certificates. With it, a connection without such a certificate is refused."""
+
+
+class Certificates:
+    """The certificates of `files`. May be used from any thread; gRPC asks for them on threads of its own."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Reads the files. Raises `CredentialsBroken`."""
+        self.files = files
+        self._lock = threading.Lock()
+        self._seen = self._signature()
+        self._context = self._read_context()
+        self._grpc = self._read_grpc()
+
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """What a gRPC port is opened with; it asks for changes at each handshake."""
+        given = self._grpc
+
+        def changed() -> Any:  # None for no change, which grpc's annotations lack
+            nonlocal given
+            self._refresh()
+            if self._grpc is given:
+                return None
+            given = self._grpc
+            return given
+
+        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            given, changed, require_client_authentication=self.files.client_ca is not None
+        )
+        return credentials
+
+    def keep_current(self, server: WSGIServer) -> None:
+        """Makes an HTTPS server that was started with the files use their current content.
+
+        The handshakes move to the connections' own threads: on the thread that accepts, one silent client would block
+        all others.
+        """
+
+        def use_current(connection: ssl.SSLObject, *_: object) -> None:
+            self._refresh()
+            connection.context = self._context
+
+        def report(*_: object) -> None:
+            log.debug("a connection to the metrics port failed", exc_info=True)
+
+        listening: Any = server.socket
+        listening.do_handshake_on_connect = False
+        listening.context.sni_callback = use_current  # called for clients that name no server, too
+        server.handle_error = report  # type: ignore[method-assign,assignment] # it would print the trace of a failed handshake
+
+    def _refresh(self) -> None:
+        """Reads the files again if they have changed."""
+        with self._lock:
+            try:
+                signature = self._signature()
+                if signature == self._seen:
+                    return
+                self._seen = signature
+                self._context, self._grpc = self._read_context(), self._read_grpc()
+            except CredentialsBroken as error:
+                log.error("the changed certificates cannot be used; the last good ones stay", extra={"why": str(error)})
+                return
+        log.info("certificates were read again", extra={"file": str(self.files.cert)})
+
+    def _signature(self) -> tuple[tuple[int, int, int], ...]:
+        """What changes when a file is replaced or written to."""
+        paths = [self.files.cert, self.files.key, *([self.files.client_ca] if self.files.client_ca else [])]
+        found = []
+        for path in paths:
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
+    def _read_context(self) -> ssl.SSLContext:
+        """The context of an HTTPS server; it also checks that the files are certificates and belong together."""
+        files = self.files
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(files.cert, files.key, password=_no_password)
+        except (OSError, ValueError) as error:
+            why = f"{str(files.cert)!r} and {str(files.key)!r} are not a certificate and its key: {_reason(error)}"
+            raise CredentialsBroken(why) from error
+        if files.client_ca is not None:
+            try:
+                context.load_verify_locations(files.client_ca)
+            except (OSError, ValueError) as error:
+                why = f"{str(files.client_ca)!r} has no certificate of an authority: {_reason(error)}"
+                raise CredentialsBroken(why) from error
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _read_grpc(self) -> grpc.ServerCertificateConfiguration:
+        files = self.files
+        try:
+            authorities = None if files.client_ca is None else files.client_ca.read_bytes()
+            pair = (files.key.read_bytes(), files.cert.read_bytes())
+        except OSError as error:
+            raise CredentialsBroken(f"{error.filename!r} cannot be read: {error.strerror}") from error
+        configuration: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
+            [pair], root_certificates=authorities
+        )
+        return configuration
+
+
+def _no_password() -> str:
+    """Refuses a key with a password; by default OpenSSL would ask for it on the terminal."""
+    raise ValueError("the key has a password, which a server cannot be given")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
