@@ -1,4 +1,4 @@
-"""The GPU path's bookkeeping, on this CPU with the same code: slots, calls, what is captured, one call ahead."""
+"""The GPU backend's bookkeeping, run on the CPU with the same code: slots, calls, captured graphs, calls in flight."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,17 +13,13 @@ from decoding import admission_of, alone, row_of
 from devices import SMALL, LateDevice, torch_backend
 from engines import random_schedule
 from gruve.decode import RowStatus
-from gruve.decode.choose import DecodeConfig, choose_backend
-from gruve.decode.cuda import modes
 from gruve.decode.cuda.device import CpuDevice
-from gruve.decode.cuda.exact import check_exact
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.stops import compile_stops
-from gruve.errors import InvalidField, ModelBroken
 from gruve.model.sampling import SamplingParameters
 from natively import PlainRow, life, row_with
-from nets import CELL_NAMES, CELLS, config_of, configs, model_of, pointers_of
+from nets import CELL_NAMES, CELLS, config_of, configs, model_of
 from row_cases import rows
 
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
@@ -40,7 +35,7 @@ PARAMETERS = (
 
 @cells
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=["plain", "greedy", "everything"])
-def test_torch_operations_on_records_make_the_reference_backends_bits(cell, parameters):
+def test_torch_steps_give_the_bits_of_the_reference_backend(cell, parameters):
     model = model_of(config_of(cell, H=17, L=3, tied=True))
     admission = admission_of([3, 4, 5], max_tokens=25, seed=5, **parameters)
     expected, got = alone(ReferenceBackend(model, 3), admission, 1), alone(torch_backend(model), admission, 1)
@@ -50,7 +45,7 @@ def test_torch_operations_on_records_make_the_reference_backends_bits(cell, para
 
 @settings(max_examples=60)
 @given(rows())
-def test_a_row_lives_as_the_contract_says(row):
+def test_a_row_runs_as_the_contract_says(row):
     backend, plain = torch_backend(MODEL), PlainRow(row)
     backend.admit(0, dataclasses.replace(row, logprobs=0), None)
     reason = RowStatus.RUNNING
@@ -62,7 +57,7 @@ def test_a_row_lives_as_the_contract_says(row):
 
 @settings(max_examples=12)
 @given(st.lists(rows(), min_size=2, max_size=9), st.integers(1, 12))
-def test_rows_in_one_call_live_as_each_does_alone(several, steps):
+def test_rows_of_one_call_run_as_each_does_alone(several, steps):
     together = torch_backend(MODEL, 16, LateDevice())
     for slot, row in enumerate(several):
         together.admit(slot, row, None)
@@ -78,7 +73,7 @@ def test_rows_in_one_call_live_as_each_does_alone(several, steps):
 
 
 @cells
-def test_whoever_shares_the_batch_every_sequence_is_as_it_is_alone(cell):
+def test_a_sequence_does_not_depend_on_the_rest_of_its_batch(cell):
     model = model_of(config_of(cell, H=17, L=2))
     random_schedule(3, lambda: torch_backend(model, 23, LateDevice()), 13, end_id=1, sequences=12)
 
@@ -86,7 +81,7 @@ def test_whoever_shares_the_batch_every_sequence_is_as_it_is_alone(cell):
 @pytest.mark.slow
 @settings(max_examples=15)
 @given(configs(), st.integers(0, 2**32))
-def test_whoever_shares_the_batch_every_sequence_is_as_it_is_alone_for_long(config, seed):
+def test_a_sequence_does_not_depend_on_the_rest_of_its_batch_for_long(config, seed):
     model = model_of(config)
     slots = 5 + seed % 90
     random_schedule(seed, lambda: torch_backend(model, slots, LateDevice()), config.vocabulary_size, end_id=1)
@@ -94,7 +89,7 @@ def test_whoever_shares_the_batch_every_sequence_is_as_it_is_alone_for_long(conf
 
 @settings(max_examples=15)
 @given(configs(), st.lists(st.integers(1, 37), min_size=1, max_size=6), st.integers(0, 2**32))
-def test_how_many_steps_a_call_takes_changes_no_bit(config, steps, seed):
+def test_the_number_of_steps_of_a_call_changes_no_bit(config, steps, seed):
     model = model_of(config)
     admission = admission_of([1, 2, 1, 2], max_tokens=90, seed=seed, repetition_penalty=1.2, logprobs=2)
     tokens, states, reason = alone(torch_backend(model, 1), admission, end_id=1)
@@ -109,7 +104,7 @@ def test_how_many_steps_a_call_takes_changes_no_bit(config, steps, seed):
     assert backend.snapshot(2).tobytes() == states[-1].tobytes()
 
 
-def test_two_groups_of_rows_take_turns_one_call_ahead_of_their_results():
+def test_two_groups_of_rows_run_in_turn_with_one_call_in_flight():
     model = model_of(config_of(CELLS[0], H=16))
     admissions = [admission_of([2] * (3 * i), max_tokens=40, seed=i, temperature=1.3) for i in range(10)]
     backend = torch_backend(model, 10, LateDevice())
@@ -138,7 +133,7 @@ def test_a_row_submitted_again_before_its_end_is_known_stays_frozen():
     assert [int(block.steps_taken[1]) for block in blocks] == [3, 3, 3, 3]
 
 
-def test_a_slot_given_to_another_while_its_last_call_is_under_way_keeps_the_two_apart():
+def test_a_slot_reused_while_its_last_call_is_in_flight_keeps_both_sequences_apart():
     expected = alone(torch_backend(MODEL, 1), admission_of([5, 6], max_tokens=6, seed=8))
     backend = torch_backend(MODEL, 1, LateDevice())
     backend.admit(0, row_with([1, 2, 3], max_tokens=9), None)
@@ -152,7 +147,7 @@ def test_a_slot_given_to_another_while_its_last_call_is_under_way_keeps_the_two_
     assert backend.snapshot(0).tobytes() == expected[1][-1].tobytes()
 
 
-def test_everything_is_captured_at_the_start_and_with_nobody_in_it():
+def test_every_graph_is_captured_at_startup_without_touching_a_slot():
     device = LateDevice()
     backend = torch_backend(MODEL, 20, device)
     at_start = device.captured
@@ -164,7 +159,7 @@ def test_everything_is_captured_at_the_start_and_with_nobody_in_it():
     assert device.captured == at_start
 
 
-def test_a_program_captured_while_rows_run_moves_none_of_them():
+def test_capturing_a_graph_later_changes_no_running_row():
     device = LateDevice()
     backend, solo = torch_backend(MODEL, 2, device), torch_backend(MODEL, 1)
     for other in (backend, solo):
@@ -177,16 +172,16 @@ def test_a_program_captured_while_rows_run_moves_none_of_them():
     assert [t for t in np.concatenate(tokens).tolist() if t >= 0] == life(solo, 0, 60)[0]
 
 
-def test_stop_tables_that_outgrow_their_place_move_and_are_read_where_they_are():
+def test_stop_tables_still_work_after_their_array_has_grown():
     config = dataclasses.replace(SMALL, stop_entries=64)
     backend, solo = torch_backend(MODEL, 12, LateDevice(), config), torch_backend(MODEL, 1)
-    asked = []
+    given_rows = []
     for slot in range(12):
         stops = compile_stops((TEXTS[2 + slot % 7] + TEXTS[3], "zzzz" * (slot + 1)), (), TEXTS)
-        asked.append(row_with(max_tokens=40, stops=stops, sampling=SamplingParameters(seed=slot)))
-        backend.admit(slot, asked[-1], None)
+        given_rows.append(row_with(max_tokens=40, stops=stops, sampling=SamplingParameters(seed=slot)))
+        backend.admit(slot, given_rows[-1], None)
         backend.decode([slot], [1], 1)
-    for slot, row in enumerate(asked):
+    for slot, row in enumerate(given_rows):
         solo.admit(0, row, None)
         tokens, reason = life(solo, 0, 3)
         got, ended = life(backend, slot, 50)
@@ -194,21 +189,21 @@ def test_stop_tables_that_outgrow_their_place_move_and_are_read_where_they_are()
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), max_size=40), st.data())
-def test_places_in_the_pool_never_overlap_and_all_come_back(sizes, data):
+def test_tables_in_the_pool_never_overlap_and_all_places_become_free_again(sizes, data):
     pool, held = StopPool(CpuDevice(), 32), []
     for size, kind in sizes:
         if held and data.draw(st.booleans()):
-            pool.drop(held.pop(data.draw(st.integers(0, len(held) - 1)))[0])
+            pool.release(held.pop(data.draw(st.integers(0, len(held) - 1)))[0])
         table = np.full(size, kind, dtype=np.int32)
         held.append((pool.add(table), table))
         for base, expected in held:
             assert pool.entries[base : base + len(expected)].tolist() == expected.tolist()
     while held:
-        pool.drop(held.pop()[0])
+        pool.release(held.pop()[0])
     assert pool._free == [(0, len(pool.entries))]
 
 
-def test_logits_are_kept_of_as_many_steps_as_have_room_and_none_is_lost(monkeypatch):
+def test_log_probabilities_are_complete_when_few_steps_of_logits_fit_in_memory(monkeypatch):
     admission = admission_of([3], max_tokens=30, seed=2, logprobs=4)
     whole = torch_backend(MODEL, 2)
     monkeypatch.setattr("gruve.decode.cuda.memory.LOGIT_ENTRIES", 5 * 4 * V)
@@ -222,24 +217,24 @@ def test_logits_are_kept_of_as_many_steps_as_have_room_and_none_is_lost(monkeypa
     assert np.isfinite(got.chosen[:31, 1]).all()
     assert np.isnan(got.chosen[31:, 1]).all()
     assert np.isnan(got.chosen[:, 0]).all()
-    # An odd number of steps is kept; nothing begins after one, for which nothing was captured at the start.
+    # The logits of an odd number of steps fit. No part begins after one, because no graph was captured for that.
     captured = parts._device.captured
     parts.admit(1, row_of(admission), None)
     parts.decode([1], [40], 40)
     assert parts._device.captured == captured == len(parts._programs)
 
 
-def test_a_row_that_could_not_be_told_of_is_told_of_with_the_next_call():
+def test_a_row_that_failed_to_reach_the_device_is_written_with_the_next_call():
     device = LateDevice()
     backend, solo = torch_backend(MODEL, 3, device), torch_backend(MODEL, 1)
     rows = [row_with([2, 3], max_tokens=9, sampling=SamplingParameters(seed=slot)) for slot in range(3)]
     for slot in range(2):
         backend.admit(slot, rows[slot], None)
-    puts, put = iter(range(99)), device.put
-    device.put = lambda *values: put(*values) if next(puts) != 3 else 1 / 0
+    uploads, upload = iter(range(99)), device.upload
+    device.upload = lambda *values: upload(*values) if next(uploads) != 3 else 1 / 0
     with pytest.raises(ZeroDivisionError):
         backend.submit([0], [20], 20)
-    device.put = put
+    device.upload = upload
     backend.release(0)
     backend.admit(2, rows[2], None)
     for slot in (1, 2):
@@ -247,7 +242,7 @@ def test_a_row_that_could_not_be_told_of_is_told_of_with_the_next_call():
         assert life(backend, slot, 20) == life(solo, 0, 20)
 
 
-def test_log_probabilities_are_the_references():
+def test_log_probabilities_equal_those_of_the_reference_backend():
     admission = admission_of([3, 4], max_tokens=8, seed=2, temperature=0.3, top_k=2, logprobs=V + 2)
     blocks = []
     for backend in (ReferenceBackend(MODEL, 2), torch_backend(MODEL, 2)):
@@ -257,7 +252,7 @@ def test_log_probabilities_are_the_references():
         np.testing.assert_array_equal(getattr(blocks[0], name), getattr(blocks[1], name))
 
 
-def test_a_slot_that_was_released_is_empty_and_keeps_its_state_until_it_is_taken_again():
+def test_a_released_slot_is_empty_and_keeps_its_state_until_it_is_reused():
     backend = torch_backend(MODEL, 1)
     backend.admit(0, row_with(max_tokens=3), None)
     life(backend, 0, 3)
@@ -297,7 +292,7 @@ def test_a_row_out_of_bounds_is_refused_and_the_slot_stays_as_it_was(changes, co
 
 
 @pytest.mark.parametrize("entry", [2, -1, 1 << 29, -(1 << 31)])
-def test_a_stop_table_that_leads_nowhere_is_refused(entry):
+def test_a_stop_table_with_a_next_state_out_of_bounds_is_refused(entry):
     stops = compile_stops(("a",), (), TEXTS)
     stops.table[1, 3] = entry
     with pytest.raises(ValueError, match="a stop table's next state"):
@@ -325,7 +320,7 @@ def test_a_call_out_of_bounds_is_refused(slots, limits, steps, complaint):
         backend.decode(slots, limits, steps)
 
 
-def test_a_state_of_another_shape_or_a_slot_that_is_not_there_is_refused():
+def test_a_state_of_the_wrong_shape_or_an_unknown_slot_is_refused():
     backend = torch_backend(MODEL, 1)
     with pytest.raises(ValueError, match=r"a state of shape \(1, 2, 17\)"):
         backend.admit(0, row_with(), np.zeros((1, 2, 17), dtype=np.float32))
@@ -334,65 +329,11 @@ def test_a_state_of_another_shape_or_a_slot_that_is_not_there_is_refused():
             refused(1)
 
 
-def test_a_call_takes_as_many_rows_as_its_logits_have_room_for():
+def test_the_rows_of_a_call_are_limited_by_the_memory_for_logits():
     assert torch_backend(model_of(config_of(CELLS[0], V=40, H=8, L=1)), 70).max_rows == 64
     large = model_of(config_of(CELLS[3], V=30_000, E=4, H=8, L=1))
     config = dataclasses.replace(SMALL, sizes=(2, 512, 1_024))
     assert torch_backend(large, 2_000, config=config).max_rows == 512
-
-
-@cells
-def test_at_the_start_a_row_is_shown_to_be_the_same_at_every_place(cell):
-    model = model_of(config_of(cell, H=17))
-    check_exact(torch_backend(model, 20), model.config)
-
-
-def test_a_step_whose_rows_depend_on_their_place_is_refused():
-    backend = torch_backend(MODEL, 20)
-    step = backend._step.step
-
-    def unfair(rows, parity, *, plain):
-        step(rows, parity, plain=plain)
-        rows.states[0, 0, 3] += 1e-7
-
-    backend._step.step = unfair
-    with pytest.raises(ModelBroken, match="a row at place 3 of 4 makes other bits than alone"):
-        check_exact(backend, MODEL.config)
-
-
-def test_of_the_ways_to_use_a_gpu_the_first_that_works_is_taken_and_says_why(monkeypatch):
-    def make(model, slots, mode, why):
-        if mode == "triton":
-            raise ModelBroken("it has no compiler")
-        return (mode, why)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(modes, "_make", make)
-    why = "a GPU was asked for; triton does not work here: it has no compiler; decoding with graph"
-    assert choose_backend(MODEL, DecodeConfig("cuda")) == ("graph", why)
-    assert choose_backend(MODEL, DecodeConfig(cuda="eager"))[0] == "eager"
-    with pytest.raises(ModelBroken, match="it has no compiler"):
-        choose_backend(MODEL, DecodeConfig(cuda="triton"))
-
-
-def test_a_gpu_decodes_a_model_with_pointers_by_the_reference_and_says_why(monkeypatch):
-    model = model_of(config_of(CELLS[0], V=9, H=16, pointers=pointers_of(9)))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(modes, "ReferenceBackend", lambda *given: given)
-    _, _, device, reason = choose_backend(model, DecodeConfig("cuda"))
-    assert (device, reason) == (
-        "cuda",
-        "a GPU was asked for; triton and graph do not compute pointers; decoding with eager",
-    )
-    for mode in ("triton", "graph"):
-        with pytest.raises(ModelBroken, match="only the modes 'auto' and 'eager' compute them"):
-            choose_backend(model, DecodeConfig(cuda=mode))
-
-
-def test_without_a_gpu_asking_for_one_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InvalidField, match="torch sees no GPU"):
-        choose_backend(MODEL, DecodeConfig("cuda"))
 
 
 def collect(got, block, slots) -> None:

@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted on this CPU: near the oracle, the law's draws, the same bits in any company."""
+"""The Triton kernels, interpreted on the CPU: logits near the oracle, exact samples, bits independent of the batch."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ need_triton_now = pytest.fixture(autouse=True, scope="module")(need_triton)
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
 BOUNDS = {"float16": 2e-2, "float32": 1e-4}
 SHARED_BYTES = 99 * 1024
-"""What a block may have on the least of the GPUs: sm_86 and sm_89."""
+"""The shared memory of a block on the smallest supported GPUs, sm_86 and sm_89, in bytes."""
 SPILLED_BYTES = 16
 
 
 @pytest.fixture
 def exact_products(monkeypatch):
-    """The interpreter's products come from a library that adds up some rows of a matrix in another order."""
+    """Replaces the interpreter's matrix product, whose library sums some rows of a matrix in another order."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
 
     def create_dot(self, a, b, d, *_):
@@ -50,9 +50,9 @@ def exact_products(monkeypatch):
 
 
 def distance_to_oracle(config, precision: str, tokens: int) -> float:
-    """How far log-probabilities lie from the oracle's over so many forced tokens."""
+    """The greatest difference to the oracle's log-probabilities over forced tokens."""
     model = model_of(config)
-    if config.cell == "elman":  # a gain above 1 makes it chaotic: it multiplies any rounding, whoever rounds
+    if config.cell == "elman":  # a gain above 1 makes it chaotic, so every rounding error grows
         calm = {name: (w * 0.5).half().float() if "weight_hh" in name else w for name, w in model.weights.items()}
         model = dataclasses.replace(model, weights=calm)
     V = config.vocabulary_size
@@ -83,18 +83,18 @@ def test_logits_stay_within_their_bound_of_the_oracle_for_long(cell, precision):
 
 
 @pytest.mark.slow
-def test_rounded_operands_do_not_carry_a_state_away_in_five_hundred_tokens():
+def test_rounded_operands_keep_the_state_near_the_oracle_for_500_tokens():
     assert distance_to_oracle(config_of(CELLS[0], H=17, L=2), "float16", 500) < BOUNDS["float16"]
 
 
 @cells
-def test_a_vocabulary_too_large_for_a_table_is_multiplied_with(cell, monkeypatch):
+def test_a_vocabulary_too_large_for_an_input_table_is_computed(cell, monkeypatch):
     monkeypatch.setattr("gruve.decode.cuda.triton_step.MAX_TABLE_ENTRIES", 0)
     assert distance_to_oracle(config_of(cell, E=20, H=16), "float32", 10) < 1e-4
 
 
-def test_a_vocabulary_too_large_for_one_tile_is_drawn_from_by_torch(monkeypatch):
-    monkeypatch.setattr("gruve.decode.cuda.draw.MOST_TOKENS", 12)
+def test_a_vocabulary_too_large_for_one_tile_is_sampled_by_torch(monkeypatch):
+    monkeypatch.setattr("gruve.decode.cuda.draw.MAX_VOCABULARY", 12)
     model = model_of(config_of(CELLS[0], H=17))
     admission = admission_of([3, 4], max_tokens=12, seed=4, repetition_penalty=1.3)
     expected, got = alone(ReferenceBackend(model, 1), admission), alone(triton_backend(model, 1), admission)
@@ -102,7 +102,7 @@ def test_a_vocabulary_too_large_for_one_tile_is_drawn_from_by_torch(monkeypatch)
 
 
 @cells
-def test_the_torch_operations_and_the_kernels_draw_the_same_where_logits_are_as_good_as_equal(cell):
+def test_torch_operations_and_kernels_sample_alike_from_almost_equal_logits(cell):
     model = model_of(config_of(cell, H=16))
     admission = admission_of([3, 4], max_tokens=12, seed=4, temperature=0.9)
     exact = triton_backend(model, precision="float32", device=LateDevice())
@@ -113,13 +113,13 @@ def test_the_torch_operations_and_the_kernels_draw_the_same_where_logits_are_as_
 
 @settings(max_examples=5)
 @given(native_rows())
-def test_a_row_lives_as_the_contract_says(row):
+def test_a_row_runs_as_the_contract_says(row):
     model = model_of(config_of(CELLS[3], V=9, H=16, L=1))
     backend, plain = triton_backend(model), PlainRow(row)
     backend.admit(0, dataclasses.replace(row, logprobs=0), None)
     reason = RowStatus.RUNNING
     while reason is RowStatus.RUNNING:
-        with np.errstate(over="ignore"):  # a tiny temperature takes a difference to -inf, which weighs nothing
+        with np.errstate(over="ignore"):  # with a tiny temperature a difference becomes -inf, whose weight is 0
             block = backend.decode([0], [1], 1)
         token, reason = plain.step(backend.kept_logits(1, 1)[0, 0])
         assert (block.tokens[0, 0], RowStatus(int(block.statuses[0]))) == (token, reason)
@@ -128,8 +128,8 @@ def test_a_row_lives_as_the_contract_says(row):
 @pytest.mark.slow
 @settings(max_examples=30)
 @given(native_rows())
-def test_a_row_lives_as_the_contract_says_for_long(row):
-    test_a_row_lives_as_the_contract_says.hypothesis.inner_test(row)
+def test_a_row_runs_as_the_contract_says_for_long(row):
+    test_a_row_runs_as_the_contract_says.hypothesis.inner_test(row)
 
 
 @st.composite
@@ -160,7 +160,7 @@ def draws(draw, vocabularies):
 
 
 def check_draws(V: int, made) -> None:
-    """The head as the identity, so that what the kernel draws from is the logits to the bit, against the law."""
+    """Samples from given logits: the head is the identity, so the kernel sees the same bits as `model/sampling.py`."""
     model = model_of(config_of(CELLS[3], V=V, E=V, H=max(V, 8), L=1))
     backend = triton_backend(model, 4, precision="float32")
     step, rows = backend._step, backend.memory.rows(4)
@@ -174,7 +174,7 @@ def check_draws(V: int, made) -> None:
     rows.integers[:, Field.ACTIVE] = 1
     operand = step._operand(0, rows)[-1]
     operand[:, :V] = torch.from_numpy(np.stack([logits for _, logits in made]))
-    with np.errstate(over="ignore"):  # a tiny temperature takes a difference to -inf, which weighs nothing
+    with np.errstate(over="ignore"):  # with a tiny temperature a difference becomes -inf, whose weight is 0
         step._head_and_draw(rows, operand)
     expected = [
         law.draw(
@@ -191,22 +191,22 @@ def check_draws(V: int, made) -> None:
 
 @settings(max_examples=25)
 @given(draws([3, 13, 40]))
-def test_on_equal_logits_every_row_draws_what_the_law_draws(made):
+def test_equal_logits_give_the_samples_of_the_definition(made):
     check_draws(*made)
 
 
 @pytest.mark.slow
 @settings(max_examples=200)
 @given(draws([3, 4, 13, 40, 140, 300]))
-def test_on_equal_logits_every_row_draws_what_the_law_draws_for_long(made):
+def test_equal_logits_give_the_samples_of_the_definition_for_long(made):
     check_draws(*made)
 
 
 @cells
 @pytest.mark.usefixtures("exact_products")
-def test_at_the_start_a_row_is_shown_to_be_the_same_at_every_place(cell):
+def test_the_startup_check_passes_when_bits_do_not_depend_on_the_place(cell):
     model = model_of(config_of(cell, H=17, L=2))
-    with np.errstate(invalid="ignore"):  # the neighbours are no numbers
+    with np.errstate(invalid="ignore"):  # the other rows are NaN
         check_exact(triton_backend(model, 18, config=dataclasses.replace(SMALL, sizes=(4, 32))), model.config)
 
 
@@ -214,7 +214,7 @@ def test_at_the_start_a_row_is_shown_to_be_the_same_at_every_place(cell):
 @pytest.mark.usefixtures("exact_products")
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(configs(), st.integers(0, 2**32))
-def test_a_row_in_company_is_as_it_is_alone(config, seed):
+def test_a_row_does_not_depend_on_the_other_rows(config, seed):
     model = model_of(config)
     chance = np.random.default_rng(seed)
     admissions = [
@@ -233,7 +233,7 @@ def test_a_row_in_company_is_as_it_is_alone(config, seed):
         assert together.snapshot(slot).tobytes() == solo.snapshot(0).tobytes()
 
 
-def test_a_prompt_and_a_stop_in_two_groups_one_call_ahead():
+def test_prompts_and_stops_work_in_two_groups_with_one_call_in_flight():
     model = model_of(config_of(CELLS[0], H=16, L=1))
     stops = compile_stops((model.tokenizer.texts[5],), (), model.tokenizer.texts)
     asked = [row_with([2] * i, max_tokens=5, stops=stops, sampling=law.SamplingParameters(seed=i)) for i in range(4)]
@@ -274,7 +274,7 @@ def check_compiled(kernels: list[dict]) -> None:
             assert found["wgmma" if wide else "mma"] > 0, found
 
 
-def test_what_a_gru_launches_compiles_for_sm_80_and_sm_90_and_spills_nothing(tmp_path):
+def test_the_kernels_of_a_gru_compile_for_sm_80_and_sm_90_without_spills(tmp_path):
     kernels = compiled(tmp_path, "float16", "512", "140", "gru below", "head")
     assert len(kernels) == 4
     check_compiled(kernels)
@@ -283,7 +283,7 @@ def test_what_a_gru_launches_compiles_for_sm_80_and_sm_90_and_spills_nothing(tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", BOUNDS)
 @pytest.mark.parametrize(("H", "V"), [(512, 140), (1_024, 512)])
-def test_everything_that_is_launched_compiles_for_sm_80_and_sm_90(precision, H, V, tmp_path):
+def test_every_kernel_compiles_for_sm_80_and_sm_90(precision, H, V, tmp_path):
     kernels = compiled(tmp_path, precision, str(H), str(V))
     assert len(kernels) == 32
     check_compiled(kernels)

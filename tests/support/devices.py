@@ -1,4 +1,4 @@
-"""What the tests of the GPU path share: a device that is late, backends on this CPU, and Triton as an interpreter."""
+"""For tests of the GPU backend: a device that runs late, and backends that run on the CPU."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SMALL = CudaConfig(sizes=(4, 16, 64), pieces=(8, 2, 1), stop_entries=1 << 16)
 
 
 class LateDevice(CpuDevice):
-    """Does nothing before somebody waits for it, and then everything before that: a GPU that lags behind its host.
+    """A device that runs no work before a result is waited for, like a GPU that lags behind its host.
 
-    Whoever changes on the host what the device has yet to read, or reads what has yet to come, is found out here.
+    It reveals code that changes host memory before the device has read it, or reads a result too early.
     """
 
     def __init__(self) -> None:
@@ -33,28 +33,28 @@ class LateDevice(CpuDevice):
     def capture(self, work):
         self.captured += 1
         self.run(work)  # as a GPU does before it captures
-        self.settle()
+        self.synchronize()
         return work
 
-    def put(self, values, target=None):
+    def upload(self, values, target=None):
         copy = torch.from_numpy(values.copy())
         if target is None:
             target = torch.full_like(copy, 99)
         self.run(lambda: target.copy_(copy))
         return target
 
-    def take(self, source):
-        coming = _Coming(self)
+    def download(self, source):
+        coming = _Copying(self)
         self.run(lambda: coming.arrive(source().clone().numpy()))
         return coming
 
-    def settle(self):
+    def synchronize(self):
         with torch.inference_mode():
             while self.queue:
                 self.queue.popleft()()
 
 
-class _Coming:
+class _Copying:
     def __init__(self, device: LateDevice) -> None:
         self._device, self._values = device, None
 
@@ -69,13 +69,13 @@ class _Coming:
 
 
 def torch_backend(model, slots=5, device=None, config=SMALL) -> CudaBackend:
-    """What `graph` is on a GPU, on this CPU."""
+    """The backend of mode `graph`, on the CPU."""
     device = device or CpuDevice()
     return CudaBackend(model, slots, TorchStep(model, device.kind), device, "a test", config)
 
 
 def triton_backend(model, slots=5, device=None, precision="float16", config=SMALL) -> CudaBackend:
-    """What `triton` is on a GPU, interpreted, with tiles as small as they can be."""
+    """The backend of mode `triton`, interpreted, with the smallest tiles."""
     from gruve.decode.cuda.triton_step import Tile, Tiling, TritonStep
 
     device = device or CpuDevice()
@@ -84,6 +84,6 @@ def triton_backend(model, slots=5, device=None, precision="float16", config=SMAL
 
 
 def need_triton() -> None:
-    """Skips, or fails where GRUVE_REQUIRE names triton; conftest.py has it interpret."""
+    """Skips the test without Triton, or fails it if GRUVE_REQUIRE names triton. conftest.py turns on interpretation."""
     present = importlib.util.find_spec("triton") is not None
     need("triton", present=present, install="pip install 'triton>=3.6,<4'")

@@ -1,7 +1,7 @@
-"""Where the backend's work is done, in the order it was given: a stream of a GPU, or this very thread.
+"""Runs work in the order of submission: on a stream of a GPU, or at once on the calling thread.
 
-Knows streams, events, graphs and pinned memory, and is the only one here that does; the CPU's form has none of them, so
-that everything above runs and is tested without a GPU.
+Knows streams, events, graphs and pinned memory, which nothing else here does. `CpuDevice` needs none of them, so the
+code above it runs and is tested without a GPU.
 """
 
 from __future__ import annotations
@@ -19,40 +19,47 @@ from torch import Tensor
 Work = Callable[[], None]
 
 _CAPTURING = threading.RLock()
-"""Held while a graph is captured: the end of another model's work must not be waited for meanwhile, in any thread."""
+"""Held while a graph is captured. No thread may synchronise the device meanwhile, because that would break the
+capture."""
 
 
 class Pending(Protocol):
-    """Values on their way from the device."""
+    """A copy from the device that may not have finished yet."""
 
     def wait(self) -> NDArray[Any]:
-        """The values, once they have come; raises what the work before them raised. The GIL is free meanwhile."""
+        """Waits for the copy and returns its values.
+
+        Raises the error of any work before it. Releases the GIL while it waits.
+        """
 
 
 class Device(Protocol):
-    """Does work in the order it was given, perhaps later."""
+    """Runs work in the order of submission, perhaps later than the call returns."""
 
     kind: torch.device
     description: str
-    """Everything about the device that its bits may depend on."""
+    """Everything about the device that its bits may depend on; part of the numerics id."""
 
     def run(self, work: Work) -> None:
-        """Does `work` after everything before it."""
+        """Runs `work` after everything submitted before it."""
 
     def capture(self, work: Work) -> Work:
-        """What does `work` again, as often as it is called through `run`; `work` is done once or more meanwhile."""
+        """Returns a form of `work` that may be passed to `run` any number of times.
 
-    def put(self, values: NDArray[Any], target: Tensor | None = None) -> Tensor:
-        """Copies values to the device, into `target` or a new tensor; they may be changed afterwards."""
+        Runs `work` at least once meanwhile.
+        """
 
-    def take(self, source: Callable[[], Tensor]) -> Pending:
-        """Copies what `source` gives to the host, after everything before it."""
+    def upload(self, values: NDArray[Any], target: Tensor | None = None) -> Tensor:
+        """Copies values to the device, into `target` or a new tensor. The caller may change `values` afterwards."""
 
-    def settle(self) -> None:
-        """Returns when all work is done."""
+    def download(self, source: Callable[[], Tensor]) -> Pending:
+        """Copies the tensor that `source` returns to the host, after everything submitted before it."""
+
+    def synchronize(self) -> None:
+        """Returns when all submitted work is done."""
 
 
-class _Taken:
+class _Finished:
     def __init__(self, values: NDArray[Any]) -> None:
         self._values = values
 
@@ -61,7 +68,7 @@ class _Taken:
 
 
 class CpuDevice:
-    """This thread: everything is done at once."""
+    """The calling thread: everything runs at once."""
 
     def __init__(self) -> None:
         self.kind = torch.device("cpu")
@@ -75,21 +82,21 @@ class CpuDevice:
         """See `Device`."""
         return work
 
-    def put(self, values: NDArray[Any], target: Tensor | None = None) -> Tensor:
+    def upload(self, values: NDArray[Any], target: Tensor | None = None) -> Tensor:
         """See `Device`."""
         copy = torch.from_numpy(values.copy())
         return copy if target is None else target.copy_(copy)
 
-    def take(self, source: Callable[[], Tensor]) -> Pending:
+    def download(self, source: Callable[[], Tensor]) -> Pending:
         """See `Device`."""
-        return _Taken(source().clone().numpy())
+        return _Finished(source().clone().numpy())
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """See `Device`."""
 
 
-class _Coming:
-    """Pinned memory that a copy is under way to."""
+class _Copying:
+    """Pinned memory that a copy is writing to."""
 
     def __init__(self, host: Tensor, event: torch.cuda.Event) -> None:
         self._host, self._event = host, event
@@ -101,7 +108,7 @@ class _Coming:
 
 
 class GpuDevice:
-    """One stream of the current GPU; what is captured becomes a CUDA graph.
+    """One stream of the current GPU. Captured work becomes a CUDA graph.
 
     Not run on a GPU yet.
     """
@@ -111,10 +118,10 @@ class GpuDevice:
         major, minor = torch.cuda.get_device_capability()
         self.description = f"{torch.cuda.get_device_name()} sm_{major}{minor} CUDA {torch.version.cuda}"
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # One pool for all graphs: they are replayed one after the other and share nothing that outlives a replay.
+        # One pool for all graphs: they run one after the other and share no memory that must outlive a replay.
         self._pool = torch.cuda.graph_pool_handle()
         self._failed: list[torch.cuda.CUDAGraph] = []
-        """What could not be captured; the allocator may remember it still."""
+        """Graphs whose capture failed. They are kept because the allocator may still refer to them."""
 
     def run(self, work: Work) -> None:
         """See `Device`."""
@@ -123,10 +130,10 @@ class GpuDevice:
 
     def capture(self, work: Work) -> Work:
         """See `Device`."""
-        self.run(work)  # compiles and loads what it launches, which a capture may not
+        self.run(work)  # compiles and loads kernels, which is not allowed during capture
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.kind)
         with _CAPTURING:
-            self.settle()
+            self.synchronize()
             try:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     work()
@@ -136,44 +143,47 @@ class GpuDevice:
         return graph.replay
 
     def _abandon(self, graph: torch.cuda.CUDAGraph, before: torch.cuda.Stream) -> None:
-        """Leaves a capture that failed, which torch does by half: others may follow, into another pool."""
+        """Cleans up after a failed capture, which torch leaves half done, so that later captures work.
+
+        They use another memory pool.
+        """
         torch.cuda.set_stream(before)
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self.kind.index, self._pool)
         self._failed.append(graph)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def put(self, values: NDArray[Any], target: Tensor | None = None) -> Tensor:
+    def upload(self, values: NDArray[Any], target: Tensor | None = None) -> Tensor:
         """See `Device`."""
-        # torch keeps pinned memory from being used again before the copies out of it are done.
+        # torch does not reuse pinned memory before the copies from it are done.
         host = torch.from_numpy(np.ascontiguousarray(values)).pin_memory()
         with torch.cuda.stream(self._stream):
             return host.to(self.kind, non_blocking=True) if target is None else target.copy_(host, non_blocking=True)
 
-    def take(self, source: Callable[[], Tensor]) -> Pending:
+    def download(self, source: Callable[[], Tensor]) -> Pending:
         """See `Device`."""
         with torch.cuda.stream(self._stream):
-            # Blocking: to wait is not to keep a core busy, of which a server may have two.
+            # A blocking event lets the waiting thread sleep. A spinning one would keep a core busy.
             values, event = source(), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
             event.record(self._stream)
-        return _Coming(host, event)
+        return _Copying(host, event)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """See `Device`."""
         with _CAPTURING:
             torch.cuda.synchronize(self.kind)
 
 
 def gpu_unavailable_reason() -> str | None:
-    """Why torch has no GPU here; None when it has one."""
+    """Why torch has no GPU here, or None if it has one."""
     if torch.cuda.is_available():
         return None
     return "torch was built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
 
 
 def describe_gpu() -> str:
-    """The current GPU in words: its name, its compute capability, and torch's CUDA version."""
+    """Describes the current GPU: its name, its compute capability, and torch's CUDA version."""
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     return f"{torch.cuda.get_device_name()}, compute capability {capability}, CUDA {torch.version.cuda}"

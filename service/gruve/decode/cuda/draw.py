@@ -1,9 +1,10 @@
-"""The head and everything after it as one Triton kernel: logits, `model/sampling.py` in integers, stops, freezing.
+"""The head, sampling, stops and freezing in one Triton kernel.
 
-A program takes a few rows and their whole distribution, which must fit into its registers: `MOST_TOKENS` of the
-vocabulary at most. Top-k and top-p need no order, only the key of the last token that stays: it is found bit by bit,
-each a count or a sum, which are integers and so the same in whatever order they are taken. Launch with
-`enable_fp_fusion=False`: a product and a sum of the law are rounded each by itself.
+Sampling is that of `model/sampling.py`, in integers. One program computes a few rows and holds their whole distribution
+in registers, so the vocabulary is limited to `MAX_VOCABULARY`. Top-k and top-p need no sort: they need only the key of
+the last token that is kept, which is found bit by bit. Each bit takes a count or a sum of integers, whose result does
+not depend on the order. Launch the kernel with `enable_fp_fusion=False`, because products and sums must be rounded
+separately.
 """
 
 import triton
@@ -15,11 +16,11 @@ from gruve.decode.cuda.records import Field, Real
 from gruve.decode.stops import MATCHED as _MATCHED
 from gruve.model import sampling as law
 
-MOST_TOKENS = 512
+MAX_VOCABULARY = 512
 
 FIELDS, REALS = tl.constexpr(records.FIELDS), tl.constexpr(records.REALS)
 PENDING, POSITION, GENERATED = (tl.constexpr(int(f)) for f in (Field.PENDING, Field.POSITION, Field.GENERATED))
-STOP_STATE, REASON = tl.constexpr(int(Field.STOP_STATE)), tl.constexpr(int(Field.REASON))
+STOP_STATE, STATUS = tl.constexpr(int(Field.STOP_STATE)), tl.constexpr(int(Field.STATUS))
 KEY_LOW, KEY_HIGH, GREEDY = (tl.constexpr(int(f)) for f in (Field.KEY_LOW, Field.KEY_HIGH, Field.GREEDY))
 TOP_K, TOP_P, MIN_P, WINDOW = (tl.constexpr(int(f)) for f in (Field.TOP_K, Field.TOP_P, Field.MIN_P, Field.WINDOW))
 MAX_TOKENS, MIN_TOKENS = tl.constexpr(int(Field.MAX_TOKENS)), tl.constexpr(int(Field.MIN_TOKENS))
@@ -61,7 +62,7 @@ def _uniform(key_low, key_high, position):
 
 @triton.jit
 def _weights(scores, allowed, highest, scale):
-    """The law's integer weights; 0 where not allowed."""
+    """The integer weights of `model/sampling.py`; 0 for tokens that are not allowed."""
     steps = tl.where(allowed, (scores - highest[:, None]) * scale[:, None], LOWEST)
     exponents = tl.maximum(steps, LOWEST).to(tl.int32)
     whole = exponents >> EXPONENT_BITS
@@ -72,21 +73,21 @@ def _weights(scores, allowed, highest, scale):
     power = tl.umulhi(power, part) + C2
     power = tl.umulhi(power, part) + C1
     power = tl.umulhi(power, part) + C0
-    shift = tl.minimum(-whole + POWER_SHIFT, 31)  # what is shifted by more than 31 is 0 as well
+    shift = tl.minimum(-whole + POWER_SHIFT, 31)  # a shift by more than 31 also gives 0
     return tl.where(allowed, power.to(tl.int32) >> shift, 0)
 
 
 @triton.jit
 def _keys(scores, allowed, ids):
-    """Numbers in the order of the law: greater for a higher logit, then for a lower id; -1 where not allowed."""
-    bits = (scores + 0.0).to(tl.int32, bitcast=True)  # -0 and 0 are the same logit
+    """Sort keys: greater for a higher logit, then for a lower id; -1 for tokens that are not allowed."""
+    bits = (scores + 0.0).to(tl.int32, bitcast=True)  # -0 and 0 are equal
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + (1 << 31)
     return tl.where(allowed, (ordered << 16) + (-ids[None, :] + LOW16), -1)
 
 
 @triton.jit
 def _truncate(w, scores, allowed, ids, few, top_k, top_p, min_p):
-    """Zeroes the weights that top-k (of rows that are `few`), top-p and min-p drop; looks for what a row asks for."""
+    """Zeroes the weights that top-k (of the rows in `few`), top-p and min-p drop. Skips what no row uses."""
     keys = _keys(scores, allowed, ids)
     one = tl.full((), 1, tl.int64)
     if tl.max(few.to(tl.int32), axis=0) > 0:
@@ -110,7 +111,7 @@ def _truncate(w, scores, allowed, ids, few, top_k, top_p, min_p):
 
 @triton.jit
 def _draw(scores, allowed, ids, record, real, active):
-    """The token that the law draws for each row."""
+    """Samples one token for each row."""
     candidates = tl.where(allowed, scores, float("-inf"))
     highest = tl.max(candidates, axis=1)
     greedy = tl.min(tl.where(candidates == highest[:, None], ids[None, :], LOW16), axis=1)
@@ -134,7 +135,7 @@ def _draw(scores, allowed, ids, record, real, active):
 
 @triton.jit
 def _adjusted(logits, ids, slot, record, real, seen, bias, active, V: tl.constexpr):
-    """The logits after repetition penalty and bias."""
+    """Returns the logits after repetition penalty and bias."""
     scores = logits
     place = slot[:, None] * V + ids[None, :]
     window = tl.load(record + WINDOW, mask=active, other=0)
@@ -154,7 +155,7 @@ def _adjusted(logits, ids, slot, record, real, seen, bias, active, V: tl.constex
 
 @triton.jit
 def _allowed(ids, slot, record, masks, active, V: tl.constexpr, ROWS: tl.constexpr):
-    """Which tokens may be drawn."""
+    """Returns which tokens may be sampled."""
     allowed = tl.broadcast_to((ids < V)[None, :], (ROWS, ids.shape[0]))
     masked = active & ((tl.load(record + DENSE, mask=active, other=0) & MASKED) != 0)
     if tl.max(masked.to(tl.int32), axis=0) > 0:
@@ -168,7 +169,7 @@ def _allowed(ids, slot, record, masks, active, V: tl.constexpr, ROWS: tl.constex
 
 @triton.jit
 def _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, size, V: tl.constexpr):
-    """Position, counts, stops, and whether a row freezes."""
+    """Updates position, counts and stops, and freezes rows that have ended."""
     taken = tl.load(record + TAKEN, mask=active, other=0)
     tl.store(outbox + (OUTBOX + taken) * size + rows, token.to(tl.int32), mask=active)
     position = tl.load(record + POSITION, mask=active, other=0) + 1
@@ -192,11 +193,11 @@ def _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, s
     tl.store(record + GENERATED, generated, mask=active)
     tl.store(record + TAKEN, taken + 1, mask=active)
     tl.store(record + STOP_STATE, (entry & (MATCHED - 1)).to(tl.int64), mask=walking)
-    tl.store(record + REASON, reason.to(tl.int64), mask=active)
+    tl.store(record + STATUS, reason.to(tl.int64), mask=active)
     tl.store(record + ACTIVE, running.to(tl.int64), mask=active)
 
 
-# One kernel for every batch: Triton would make others for numbers that 16 divides.
+# One kernel for every batch size: by default, Triton compiles another one for numbers divisible by 16.
 @triton.jit(do_not_specialize=["size", "kept"])
 def head_and_draw(
     integers,
@@ -220,10 +221,10 @@ def head_and_draw(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The last layer's operand (B, H) and the head's weights (BV, H), b (BV,) -> every active row's next token.
+    """Samples the next token of every active row; one program for BR rows.
 
-    A program for BR rows. Of rows that asked for log-probabilities the logits of step k stay in `logits_kept`
-    (kept, B, V) at k modulo kept.
+    `operand` (B, H) is the last layer's output, W (BV, H) and b (BV,) are the head. For rows that requested
+    log-probabilities, the logits of step k are stored in `logits_kept` (kept, B, V) at k modulo kept.
     """
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     ids = tl.arange(0, BV)
@@ -239,10 +240,10 @@ def head_and_draw(
     logits += tl.load(b + ids)[None, :]
     slot = tl.load(inbox + SLOT * size + rows, mask=active, other=0)
     taken = tl.load(record + TAKEN, mask=active, other=0)
-    asked = active & (tl.load(record + LOGPROBS, mask=active, other=0) != 0)
-    if tl.max(asked.to(tl.int32), axis=0) > 0:
+    requested = active & (tl.load(record + LOGPROBS, mask=active, other=0) != 0)
+    if tl.max(requested.to(tl.int32), axis=0) > 0:
         at = ((taken % kept) * size + rows)[:, None] * V + ids[None, :]
-        tl.store(logits_kept + at, logits, mask=asked[:, None] & (ids < V)[None, :])
+        tl.store(logits_kept + at, logits, mask=requested[:, None] & (ids < V)[None, :])
     scores = _adjusted(logits, ids, slot, record, real, seen, bias, active, V)
     allowed = _allowed(ids, slot, record, masks, active, V, BR)
     sampled = tl.minimum(_draw(scores, allowed, ids, record, real, active), V - 1)

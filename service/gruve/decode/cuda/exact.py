@@ -1,6 +1,6 @@
-"""Proves at the start that a row's bits do not depend on its place, its company or the size of the call.
+"""Checks at startup that a row's bits do not depend on its place, on the other rows or on the size of the call.
 
-The promise would be empty on a device, or with a compiler, that makes them depend on these.
+A device or compiler that makes them depend on these cannot keep the promise of exact results.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ STEPS = 3
 
 
 def check_exact(backend: CudaBackend, config: ModelConfig) -> None:
-    """Raises `ModelBroken` unless one row, alone and at every place among rows that are no numbers, makes the same.
+    """Raises `ModelBroken` unless one row gives the same bits alone and at every place among rows of NaN.
 
-    Overwrites every slot: nobody may be in them yet.
+    Overwrites every slot, so no sequence may have been admitted yet.
     """
     state = np.random.default_rng(1).uniform(-1, 1, (config.state_tensors, config.num_layers, config.hidden_size))
     given = state.astype(np.float32)
@@ -43,7 +43,7 @@ def check_exact(backend: CudaBackend, config: ModelConfig) -> None:
 def _run(
     backend: CudaBackend, slots: Sequence[int], state: NDArray[np.float32], which: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Steps the row in `which` of the slots, and no numbers in the others: the states of all slots, and the tokens."""
+    """Runs the row in the slots of `which` and NaN in the others; returns the states of all slots, and the tokens."""
     start, nothing = np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int32)
     row = Row(start, 0, nothing, SamplingParameters(seed=1), max_tokens=STEPS + 1)
     ours, nan = set(which), np.full_like(state, np.nan)

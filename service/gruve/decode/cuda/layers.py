@@ -1,12 +1,12 @@
-"""The layers as Triton kernels: a tile of rows by a tile of units, every gate of a unit in the same program.
+"""The layers as Triton kernels: one program computes a tile of rows by a tile of units, with all gates of a unit.
 
-A gate's sum runs over the state below and the state before in one fixed order, in fp32, in the same program whatever
-the batch: so a row's bits do not depend on the others. The state is fp32 and only its own program touches it; what
-other programs read of it is the operand, rounded to what the products take, in two copies that steps alternate
-between. A program none of whose rows is active returns at once; an operand of a row that is not active is never read.
+A gate's sum runs over the input and the previous state in one fixed order, in fp32, in the same program for every batch
+size. So a row's bits do not depend on the other rows. The state is fp32 and only its own program accesses it. Other
+programs read the operand: the state, rounded to the type of the products. There are two copies of it, which steps use
+in turn. A program without an active row returns at once; the operand of an inactive row is never read.
 
-Legend: `H` hidden units, padded; `K` what x has, padded; weights (G, H, K) and (G, H, H), biases (G, H), all row after
-row. `X` says where x comes from: the layer below, the embedding, or a table that has the whole product (V, G, H).
+Legend: `H` hidden units, padded; `K` the size of x, padded; weights (G, H, K) and (G, H, H), biases (G, H), all in row
+order. `X` is the source of x: the layer below, the embedding, or a table of the finished products (V, G, H).
 """
 
 import triton
@@ -52,7 +52,7 @@ def _products(
 
 @triton.jit
 def _rows_of_x(x, rows, record, active, K: tl.constexpr, X: tl.constexpr):
-    """Where each row's x begins."""
+    """Returns the address of each row's x."""
     if X == BELOW:
         return x + rows * K
     return x + tl.load(record + PENDING, mask=active, other=0) * K
@@ -80,7 +80,7 @@ def layer(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One layer of a GRU with reset=after, an LSTM or an Elman network; a program for (BU units, BM rows)."""
+    """One layer of a GRU with reset=after, an LSTM or an Elman network; one program for (BU units, BM rows)."""
     units = tl.program_id(0) * BU + tl.arange(0, BU)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     record = integers + rows * FIELDS
@@ -93,7 +93,7 @@ def layer(
     s0, s1, s2, s3 = _products(
         before, active, U + units[None, :] * H, H * H, zero, zero, zero, zero, H, G, BK, PRECISION
     )
-    # The GRU's reset gate multiplies what the state gives to n, and nothing else.
+    # The GRU's reset gate multiplies only the state's contribution to n.
     x2 = zero if CELL == GRU else s2
     if X == TABLE:
         token = tl.load(record + PENDING, mask=active, other=0)
@@ -197,7 +197,7 @@ def candidate(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The second half of a GRU with reset=before: n of r*h, and the new state."""
+    """The second half of a GRU with reset=before: n from r*h, and the new state."""
     units = tl.program_id(0) * BU + tl.arange(0, BU)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     record = integers + rows * FIELDS

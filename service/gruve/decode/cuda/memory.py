@@ -1,7 +1,7 @@
-"""The device's memory: what every slot holds, and what the rows of one call hold side by side while it lasts.
+"""The device memory of slots and of the rows of one call.
 
-A call gathers its rows' states and numbers out of the slots, takes its steps on them, and scatters them back. Places
-that a call leaves empty belong to a slot of their own, after the last, that nobody reads.
+A call gathers its rows' states and numbers from their slots, runs its steps, and scatters them back. Unused rows of a
+call use one extra slot after the last, which is never read.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from gruve.decode.cuda.records import FIELDS, NEVER, REALS, Field
 from gruve.model.config import ModelConfig
 
 MAX_STEPS = 256
-"""Of one call."""
+"""The maximum number of steps of one call."""
 SLOT, LIMIT, FORCED = range(3)
 INBOX = 3
-"""Rows of numbers at the head of a call's inbox: each row's slot, limit and forced tokens left; then the tokens."""
-TAKEN, REASON = range(2)
+"""The rows before the tokens in a call's inbox: each row's slot, step limit, and number of forced tokens left."""
+TAKEN, STATUS = range(2)
 OUTBOX = 2
-"""Rows of numbers at the head of a call's outbox: steps each row took and why it froze; then the tokens."""
+"""The rows before the tokens in a call's outbox: the number of steps each row took, and its status."""
 LOGIT_ENTRIES = 1 << 24
-"""How many logits are kept at most (64 MiB), of as many steps as have room."""
+"""The maximum number of kept logits (64 MiB). They hold as many of the last steps as fit."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a call, `size` of them, the last ones perhaps empty."""
+    """The memory of a call: `size` rows, of which the last may be unused."""
 
     size: int
     inbox: Tensor
     """(INBOX + MAX_STEPS, B) int32"""
     outbox: Tensor
-    """(OUTBOX + MAX_STEPS, B) int32; tokens -1 where a row is frozen."""
+    """(OUTBOX + MAX_STEPS, B) int32; tokens are -1 where a row is frozen"""
     slots: Tensor
     """(B,) int64"""
     states: Tensor
@@ -46,18 +46,18 @@ class Rows:
     reals: Tensor
     """(B, REALS) fp32"""
     logits: Tensor
-    """(steps, B, V) fp32: of step k at k modulo steps."""
+    """(steps, B, V) fp32: the logits of step k at k modulo steps"""
 
 
 class Memory:
-    """Allocates everything once; nothing of it moves while it lives."""
+    """All memory of slots and calls, allocated once. Nothing in it moves, because captured graphs hold addresses."""
 
     def __init__(self, config: ModelConfig, slots: int, max_rows: int, hidden_size: int, device: torch.device) -> None:
-        """`hidden_size` is H as padded for whoever computes."""
+        """`hidden_size` is H, padded as the step needs it."""
         T, L, V = config.state_tensors, config.num_layers, config.vocabulary_size
         places = slots + 1
         self.empty = slots
-        """The slot of a call's empty places."""
+        """The slot of unused rows."""
         self.max_rows = max_rows
         self.states = torch.zeros(T, L, places, hidden_size, device=device)
         self.integers = torch.zeros(places, FIELDS, dtype=torch.int64, device=device)
@@ -75,10 +75,10 @@ class Memory:
         self._logits = torch.zeros(min(LOGIT_ENTRIES, MAX_STEPS * max_rows * V), device=device)
 
     def rows(self, size: int) -> Rows:
-        """The memory of a call of `size` rows; calls of every size share it."""
+        """Returns the memory of a call of `size` rows. Calls of all sizes share it."""
         T, L, H, V = self._shape
         kept = len(self._logits) // (size * V)
-        kept -= kept % 2 if kept > 1 else 0  # what is captured begins after an even number of steps
+        kept -= kept % 2 if kept > 1 else 0  # captured graphs begin after an even number of steps
         return Rows(
             size,
             self._inbox[: (INBOX + MAX_STEPS) * size].view(INBOX + MAX_STEPS, size),
@@ -91,14 +91,14 @@ class Memory:
         )
 
     def poison(self) -> None:
-        """For checks: fills what every call writes before it reads it with what is no number."""
+        """For tests: fills every buffer that a call must write before it reads with NaN or invalid numbers."""
         for numbers in (self._states, self._reals, self._logits):
             numbers.fill_(math.nan)
         for integers in (self._outbox, self._integers, self._slots):
             integers.fill_(-77)
 
     def gather(self, rows: Rows) -> None:
-        """Begins the call that the inbox describes."""
+        """Begins the call that the inbox describes: copies its rows' slots into the call's memory."""
         rows.slots.copy_(rows.inbox[SLOT])
         torch.index_select(self.states, 2, rows.slots, out=rows.states)
         torch.index_select(self.integers, 0, rows.slots, out=rows.integers)
@@ -107,13 +107,13 @@ class Memory:
         rows.integers[:, Field.TAKEN] = 0
         rows.integers[:, Field.LIMIT] = limits
         rows.integers[:, Field.FORCED] = rows.inbox[FORCED]
-        running = rows.integers[:, Field.REASON] == int(RowStatus.RUNNING)
+        running = rows.integers[:, Field.STATUS] == int(RowStatus.RUNNING)
         rows.integers[:, Field.ACTIVE] = running & (limits > 0)
         rows.outbox.fill_(-1)
 
     def scatter(self, rows: Rows) -> None:
-        """Ends the call: what moved goes back to the slots, and what it took to the outbox."""
+        """Ends the call: copies states and numbers back to the slots, and step counts and statuses to the outbox."""
         self.states.index_copy_(2, rows.slots, rows.states)
         self.integers.index_copy_(0, rows.slots, rows.integers)
         rows.outbox[TAKEN] = rows.integers[:, Field.TAKEN]
-        rows.outbox[REASON] = rows.integers[:, Field.REASON]
+        rows.outbox[STATUS] = rows.integers[:, Field.STATUS]

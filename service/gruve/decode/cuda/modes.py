@@ -1,7 +1,7 @@
-"""The ways to decode on a GPU, best first, and which of them works here.
+"""Chooses how to decode on a GPU: the first mode that works.
 
-`triton` is fused kernels in CUDA graphs; `graph` torch operations in CUDA graphs; `eager` the reference backend, one
-operation after the other. Only `eager` computes pointers.
+`triton` runs fused kernels in CUDA graphs, `graph` runs torch operations in CUDA graphs, and `eager` is the reference
+backend, one torch operation at a time. Only `eager` computes pointers.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 CudaMode = Literal["auto", "triton", "graph", "eager"]
 MODES: tuple[CudaMode, ...] = ("triton", "graph", "eager")
-LEAST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 TORCH_CONFIG = CudaConfig(sizes=(256, 1_024, 4_096), pieces=(8, 2, 1))
-"""Torch operations come in tiles of 256 rows, and a graph of them has some hundred nodes a step."""
+"""Torch operations use tiles of 256 rows, and a graph of them has some hundred nodes a step."""
 
 
 def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str) -> Backend:
-    """Returns a backend on the current GPU, in the requested mode or in the best that works.
+    """Returns a backend on the current GPU, in the requested mode or, for `auto`, in the first that works.
 
-    Its `selection_reason` begins with the one given and says which modes do not work here, and why.
+    Its `selection_reason` begins with the given one and names the modes that do not work here, with reasons.
 
-    Raises `ModelBroken` when no mode works, or the one asked for does not.
+    Raises `ModelBroken` if the requested mode does not work, or for `auto` if none does.
     """
     reasons, candidates = [selection_reason], MODES if mode == "auto" else (mode,)
     if mode == "auto" and model.config.pointers is not None:
@@ -46,30 +46,30 @@ def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str
         try:
             return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]))
         except Exception as error:
-            known = isinstance(error, ModelBroken)  # its message is enough
+            known = isinstance(error, ModelBroken)  # a `ModelBroken` explains itself; others get a trace
             log.warning("%s does not work for this model: %s", candidate, error, exc_info=not known)
             reasons.append(f"{candidate} does not work here: {error}")
     raise ModelBroken("; ".join(reasons))
 
 
 def make_step(model: Model, mode: CudaMode, device: Device) -> Step:
-    """The step of `triton` or `graph`; raises `ModelBroken` where it cannot be."""
+    """Returns the step of mode `triton` or `graph`; raises `ModelBroken` if it does not work here."""
     if mode == "graph":
         return TorchStep(model, device.kind)
-    if (why_not := triton_unavailable()) is not None:
-        raise ModelBroken(why_not)
-    # Imported here because Triton is not there without a CUDA build of torch.
+    if (reason := triton_unavailable()) is not None:
+        raise ModelBroken(reason)
+    # Imported late: only CUDA builds of torch bring Triton.
     module = importlib.import_module("gruve.decode.cuda.triton_step")
     step: Step = module.TritonStep(model, device.kind)
     return step
 
 
 def triton_unavailable() -> str | None:
-    """Why the fused kernels cannot be used with this installation and GPU, or None."""
+    """Why the fused kernels cannot be used with this installation and GPU, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: it comes with torch's CUDA builds, or pip install 'triton>=3.6,<4'"
-    if torch.cuda.is_available() and (found := torch.cuda.get_device_capability()) < LEAST_CAPABILITY:
-        return f"the GPU's compute capability is {found[0]}.{found[1]}; the kernels need {LEAST_CAPABILITY[0]}.0"
+    if torch.cuda.is_available() and (found := torch.cuda.get_device_capability()) < MIN_CAPABILITY:
+        return f"the GPU's compute capability is {found[0]}.{found[1]}; the kernels need {MIN_CAPABILITY[0]}.0"
     return None
 
 

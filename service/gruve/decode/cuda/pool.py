@@ -1,6 +1,6 @@
-"""Stop tables side by side in one array on the device; equal tables are there once.
+"""Stores stop tables one after the other in one array on the device; equal tables share one place.
 
-Knows numbers and places; nothing of stops.
+Knows arrays and places, not what the entries mean.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ class _Table:
 
 
 class StopPool:
-    """Gives tables their places. `entries` is replaced by a larger array when they are all taken."""
+    """Allocates places for tables. `entries` is replaced by a larger array when it is full."""
 
     def __init__(self, device: Device, entries: int) -> None:
-        """`entries` is what there is place for at first."""
+        """`entries` is the number of entries allocated at first."""
         self.entries: Tensor = torch.zeros(entries, dtype=torch.int32, device=device.kind)
         self._device = device
         self._free: list[tuple[int, int]] = [(0, entries)]
-        """(base, entries) of what is free, in order, no two of them neighbours."""
+        """(base, entries) of the free places, ordered, adjacent ones merged."""
         self._by_key: dict[bytes, _Table] = {}
         self._by_base: dict[int, _Table] = {}
 
     def add(self, table: NDArray[np.int32]) -> int:
-        """The place where `table` begins; one `drop` is owed for every `add`."""
+        """Stores `table` and returns where it begins. Every `add` needs one `release`."""
         flat = np.ascontiguousarray(table, dtype=np.int32).reshape(-1)
         key = hashlib.sha256(flat.data).digest()
         found = self._by_key.get(key)
         if found is None:
             found = _Table(key, self._place(len(flat)), len(flat), 0)
             self._by_key[key] = self._by_base[found.base] = found
-            self._device.put(flat, self.entries[found.base : found.base + len(flat)])
+            self._device.upload(flat, self.entries[found.base : found.base + len(flat)])
         found.users += 1
         return found.base
 
-    def drop(self, base: int) -> None:
-        """Gives a table up; its place is free when nobody uses it any more."""
+    def release(self, base: int) -> None:
+        """Gives up one use of the table at `base`. Its place is free after the last use."""
         table = self._by_base[base]
         table.users -= 1
         if not table.users:
             del self._by_key[table.key], self._by_base[base]
-            self._give_back(base, table.entries)
+            self._free_place(base, table.entries)
 
     def _place(self, entries: int) -> int:
         for i, (base, free) in enumerate(self._free):
@@ -74,11 +74,11 @@ class StopPool:
             new[size:] = 0
 
         self._device.run(move)
-        self._device.settle()  # `old` is read until then
+        self._device.synchronize()  # `old` is read until here
         self.entries = new
-        self._give_back(size, more)
+        self._free_place(size, more)
 
-    def _give_back(self, base: int, entries: int) -> None:
+    def _free_place(self, base: int, entries: int) -> None:
         at = bisect.bisect(self._free, (base, entries))
         if at < len(self._free) and base + entries == self._free[at][0]:
             entries += self._free.pop(at)[1]

@@ -1,7 +1,7 @@
-"""What the device knows of a row, as numbers side by side, and the check of everything that is written there.
+"""What the device stores of a row, and the checks of every value before it is written there.
 
-A token or a state out of bounds would be an address out of bounds on the device, and the end of everybody's work: so
-rows are refused here. Knows the contract's `Row`; nothing of tensors.
+A token or a state out of bounds would become an address out of bounds on the device and end all sequences, so such rows
+are refused here. Knows the contract's `Row`, not tensors.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from gruve.model import sampling as law
 MASK32 = 0xFFFFFFFF
 MAX_POSITION = (1 << 31) - (1 << 20)
 NEVER = -(1 << 31)
-"""In place of a position: where a token was never seen."""
+"""The position of a token that does not occur in the transcript."""
 MAX_LOGPROBS = 1_024
 BIASED, MASKED = 1, 2
-"""Bits of `Field.DENSE`: which of a slot's rows over the vocabulary are to be read."""
+"""Bits of `Field.DENSE`: which of the slot's vectors over the vocabulary are used."""
 ALWAYS, EARLY = 1, 2
-"""Bits of a mask: the token may never be drawn; not before `min_tokens`."""
+"""Bits of a mask: the token may never be sampled; it may not be sampled before `min_tokens`."""
 
 
 class Field(enum.IntEnum):
-    """Columns of a slot's integers. The first five move as the row does; the last four belong to one call."""
+    """Columns of a slot's integers. A step changes the first five; the last four belong to one call."""
 
     PENDING = 0
     POSITION = 1
     GENERATED = 2
     STOP_STATE = 3
-    REASON = 4
+    STATUS = 4
     KEY_LOW = 5
     KEY_HIGH = 6
     GREEDY = 7
@@ -55,7 +55,7 @@ class Field(enum.IntEnum):
 
 
 FIELDS = 24
-"""Columns of the integers, two of them unused: a row then starts where memory is read from."""
+"""The number of integer columns. Two are unused, so that rows are aligned."""
 
 
 class Real(enum.IntEnum):
@@ -71,22 +71,25 @@ REALS = 4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One row as the device is told it; the three over the vocabulary are None where nothing asks for them."""
+    """One row in the form of the device. The vectors over the vocabulary are None if the row does not use them."""
 
     integers: NDArray[np.int64]
     """(FIELDS,)"""
     reals: NDArray[np.float32]
     """(REALS,)"""
     seen: NDArray[np.int32] | None
-    """(V,): the last position of each token in the transcript, `NEVER` for none."""
+    """(V,): the last position of each token in the transcript; `NEVER` if it does not occur"""
     bias: NDArray[np.float32] | None
     """(V,)"""
     masks: NDArray[np.int8] | None
-    """(V,): `ALWAYS` and `EARLY`."""
+    """(V,): bits `ALWAYS` and `EARLY`"""
 
 
-def record_of(row: Row, vocabulary_size: int, stop_base: int) -> Record:
-    """The record of a row that `check_row` has passed; `stop_base` is where its stop table begins, -1 for none."""
+def build_record(row: Row, vocabulary_size: int, stop_base: int) -> Record:
+    """Returns the record of a row that has passed `check_row`.
+
+    `stop_base` is where its stop table begins, -1 for none.
+    """
     p, integers, reals = row.sampling, np.zeros(FIELDS, dtype=np.int64), np.ones(REALS, dtype=np.float32)
     penalised = p.repetition_penalty != 1.0 and p.repetition_window > 0
     bias, masks = _bias(p, vocabulary_size), _masks(row, vocabulary_size)
@@ -95,7 +98,7 @@ def record_of(row: Row, vocabulary_size: int, stop_base: int) -> Record:
         Field.POSITION: row.position,
         Field.GENERATED: row.generated,
         Field.STOP_STATE: row.stop_state,
-        Field.REASON: int(RowStatus.RUNNING),
+        Field.STATUS: int(RowStatus.RUNNING),
         Field.KEY_LOW: p.seed & MASK32,
         Field.KEY_HIGH: p.seed >> 32,
         Field.GREEDY: p.temperature == 0.0,
@@ -118,7 +121,7 @@ def record_of(row: Row, vocabulary_size: int, stop_base: int) -> Record:
 
 
 def is_plain(record: Record, vocabulary_size: int) -> bool:
-    """Whether nothing but temperature, seed and stops decides over the row's draws, and no logits are wanted."""
+    """Whether sampling depends only on temperature, seed and stops, and no log-probabilities are requested."""
     i = record.integers
     truncated = i[Field.TOP_K] < vocabulary_size or i[Field.TOP_P] >= 0 or i[Field.MIN_P] > 0
     dense = record.seen is not None or record.bias is not None or record.masks is not None
@@ -126,7 +129,7 @@ def is_plain(record: Record, vocabulary_size: int) -> bool:
 
 
 def check_row(row: Row, vocabulary_size: int) -> None:
-    """Raises `ValueError` for what is out of bounds."""
+    """Raises `ValueError` for a value out of bounds."""
     if not len(row.history):
         raise ValueError("history's size 0 is below 1: the pending token is its last")
     for what, tokens in (
@@ -138,15 +141,15 @@ def check_row(row: Row, vocabulary_size: int) -> None:
         bad = tokens[(tokens < 0) | (tokens >= vocabulary_size)]
         if len(bad):
             raise ValueError(f"{what} {int(bad[0])} is not between 0 and {vocabulary_size - 1}")
-    for what, value, most in (
+    for what, value, bound in (
         ("position", row.position, MAX_POSITION),
         ("max_tokens", row.max_tokens, MAX_POSITION),
         ("min_tokens", row.min_tokens, MAX_POSITION),
         ("generated", row.generated, MAX_POSITION),
         ("logprobs", row.logprobs or 0, MAX_LOGPROBS),
     ):
-        if not 0 <= value <= most:
-            raise ValueError(f"{what} {value} is not between 0 and {most}")
+        if not 0 <= value <= bound:
+            raise ValueError(f"{what} {value} is not between 0 and {bound}")
     _check_stops(row.stops, row.stop_state, vocabulary_size)
 
 
@@ -166,7 +169,7 @@ def _check_stops(stops: StopTable | None, state: int, vocabulary_size: int) -> N
 def _seen(row: Row, vocabulary_size: int) -> NDArray[np.int32]:
     seen = np.full(vocabulary_size, NEVER, dtype=np.int32)
     recent = row.history[-HISTORY_TOKENS:]
-    seen[recent] = np.arange(row.position - len(recent) + 1, row.position + 1)  # of equal tokens the last counts
+    seen[recent] = np.arange(row.position - len(recent) + 1, row.position + 1)  # the last occurrence of a token counts
     return seen
 
 

@@ -1,6 +1,6 @@
-"""One step of a call's rows in torch operations of fixed shapes, which a CUDA graph can hold.
+"""One step of a call's rows in torch operations of fixed shapes, which a CUDA graph can capture.
 
-The network is the reference backend's, in fp32 tiles; the draw is its sampler's. Knows the call's memory; nothing of
+The network is the reference backend's, in fp32 tiles, and sampling is `decode/sampler.py`. Knows the call's memory, not
 streams, graphs or the host.
 """
 
@@ -38,9 +38,9 @@ class TorchStep:
         """See `Step`."""
 
     def poison(self) -> None:
-        """See `Step`; it keeps nothing."""
+        """See `Step`. This step has no buffers of its own."""
 
-    def step(self, rows: Rows, parity: int, *, plain: bool) -> None:  # noqa: ARG002 - one buffer, no sides
+    def step(self, rows: Rows, parity: int, *, plain: bool) -> None:  # noqa: ARG002 - one buffer, not two in turn
         """See `Step`."""
         padding = self.tiles.padded(rows.size) - rows.size
         tokens = torch.nn.functional.pad(rows.integers[:, Field.PENDING], (0, padding))
@@ -53,7 +53,7 @@ class TorchStep:
 
 
 class TorchTail:
-    """What comes after the logits: the draw, the stops, and where every row stands then."""
+    """The part of a step after the logits: sampling, stops, positions and counts."""
 
     def __init__(self, memory: Memory, stops: StopPool) -> None:
         self._memory = memory
@@ -61,13 +61,15 @@ class TorchTail:
         self._sampler = Sampler(memory.seen.shape[1], memory.seen.device)
 
     def step(self, rows: Rows, logits: Tensor, *, plain: bool) -> None:
-        """Moves every active row past its next token; `plain` says that no row of the call asks for more than
-        temperature, seed and stops."""
+        """Samples the next token of every active row and updates the row.
+
+        `plain` says that the rows of the call use only temperature, seed and stops.
+        """
         i = rows.integers
         sampling = _Columns(rows, self._memory, plain=plain)
         seen = None if plain else sampling.seen(self._memory, rows)
         sampled = self._sampler.draw(logits, sampling, i[:, Field.POSITION] + 1, i[:, Field.GENERATED], seen)
-        # A place without a row, or a state that is no number, has nothing to draw from; it may not lead out of bounds.
+        # An unused row, or one whose state is NaN, has nothing to sample from. Its token must still be within bounds.
         sampled = sampled.clamp_max(logits.shape[1] - 1)
         taken = i[:, Field.TAKEN]
         if not plain:
@@ -85,7 +87,7 @@ class TorchTail:
             self._memory.seen.index_put_((rows.slots, token), now)
 
     def _advance(self, rows: Rows, token: Tensor, active: Tensor, sampled: Tensor) -> None:
-        """Position, counts, stops, and whether the row freezes."""
+        """Updates position, counts and stops, and freezes rows that have ended."""
         i = rows.integers
         i[:, Field.POSITION] += active
         i[:, Field.GENERATED] += sampled
@@ -101,13 +103,13 @@ class TorchTail:
         prompt_left = i[:, Field.TAKEN] < i[:, Field.FORCED]
         full = active & (generated >= i[:, Field.MAX_TOKENS]) & ~prompt_left & ~ended & ~stopped
         for reason, frozen in ((RowStatus.END_OF_SEQUENCE, ended), (RowStatus.STOP, stopped), (RowStatus.LENGTH, full)):
-            i[:, Field.REASON] = torch.where(frozen, int(reason), i[:, Field.REASON])
-        running = (i[:, Field.REASON] == int(RowStatus.RUNNING)) & (i[:, Field.TAKEN] < i[:, Field.LIMIT])
+            i[:, Field.STATUS] = torch.where(frozen, int(reason), i[:, Field.STATUS])
+        running = (i[:, Field.STATUS] == int(RowStatus.RUNNING)) & (i[:, Field.TAKEN] < i[:, Field.LIMIT])
         i[:, Field.ACTIVE] = active & running
 
 
 class _Columns(RowSampling):
-    """The sampler's columns out of the rows' records; everything is there unless the call is plain."""
+    """The sampling parameters of the rows as columns, read from their records. A plain call has only some of them."""
 
     def __init__(self, rows: Rows, memory: Memory, *, plain: bool) -> None:
         def column(field: Field) -> Tensor:
@@ -132,8 +134,8 @@ class _Columns(RowSampling):
         self.masked, self.masked_early = masks & ALWAYS != 0, masks & EARLY != 0
 
     def seen(self, memory: Memory, rows: Rows) -> Tensor:
-        """Which tokens stand in each row's window: bool (rows, V)."""
+        """Which tokens occur in each row's repetition window: bool (rows, V)."""
         last = memory.seen[rows.slots].to(torch.int64)
-        # A slot's numbers are stale where its row does not look at them.
+        # The values of a slot whose row has no window are stale.
         inside = (last > rows.integers[:, Field.POSITION, None] - self.window) & (last != NEVER)
         return inside & (self.window > 0)

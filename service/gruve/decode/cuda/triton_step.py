@@ -1,6 +1,7 @@
-"""One step of a call's rows in fused Triton kernels: a layer each (two with reset=before), then head and draw.
+"""One step of a call's rows in fused Triton kernels: one per layer (two with reset=before), then head and sampling.
 
-Packs the weights, holds the operands, and launches. Knows the kernels and their tiles; nothing of streams or graphs.
+Packs the weights, holds the operands, and launches the kernels. Knows the kernels and their tiles, not streams or
+graphs.
 """
 
 from __future__ import annotations
@@ -22,30 +23,33 @@ from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 MAX_TABLE_ENTRIES = 1 << 26
-"""Beyond so many entries (256 MiB) layer 0's input projection is computed, not looked up."""
+"""With more entries (256 MiB), layer 0's input projection is computed instead of looked up."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tile:
-    """How a kernel cuts its work: one way for every batch, or rows would depend on each other's number."""
+    """How a kernel divides its work.
+
+    It is the same for every batch size, so that bits do not depend on the batch size.
+    """
 
     rows: int
     units: int
     depth: int
-    """Of a product, at a time; divides H and E as padded."""
+    """The elements of a product's inner dimension loaded at once; divides padded H and E."""
     warps: int
     stages: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tiling:
-    """The tiles of a precision."""
+    """The tiles for one precision."""
 
     layer: Tile
     head: Tile
-    """Its units are the whole vocabulary, whatever is said here; see `head_tile`."""
+    """`units` is not used: the head's tile has the whole vocabulary. See `head_tile`."""
     precision: str
-    """`float16` or `float32`: what the products take. Sums and states are fp32."""
+    """The type of the products' operands, `float16` or `float32`. Sums and states are fp32."""
 
 
 HALF = Tiling(Tile(128, 32, 64, 8, 3), Tile(16, 0, 64, 8, 3), "float16")
@@ -53,20 +57,20 @@ FULL = Tiling(Tile(32, 32, 32, 4, 2), Tile(16, 0, 32, 8, 2), "float32")
 
 
 def head_tile(tiling: Tiling, tokens: int) -> Tile:
-    """The head's tile for so many tokens, a power of two: more than 256 take more warps, less depth at a time."""
+    """The head's tile for `tokens` tokens, a power of two. Above 256 it has more warps and less depth."""
     tile = tiling.head
     return tile if tokens <= 256 else dataclasses.replace(tile, warps=2 * tile.warps, depth=min(32, tile.depth))
 
 
 def tiling_of(config: ModelConfig) -> Tiling:
-    """What keeps the model's precision: weights that were not rounded to fp16 are multiplied in fp32."""
+    """The tiling of the model's precision. Weights that are stored in fp32 are multiplied in fp32."""
     return HALF if config.precision == "float16" else FULL
 
 
 class TritonStep:
     """Steps in fused kernels; see `gruve.decode.cuda.backend.Step`.
 
-    A vocabulary of more than `draw.MOST_TOKENS` is drawn from by torch operations.
+    For a vocabulary of more than `draw.MAX_VOCABULARY` tokens, torch operations compute the head and sample.
     """
 
     def __init__(self, model: Model, device: torch.device, tiling: Tiling | None = None) -> None:
@@ -77,7 +81,7 @@ class TritonStep:
         width = max(layer.units, layer.depth, self._tiling.head.depth)
         self.hidden_size = padded_size(config.hidden_size, width)
         self.kinds: tuple[bool, ...] = (False,)
-        fused = config.vocabulary_size <= draw.MOST_TOKENS
+        fused = config.vocabulary_size <= draw.MAX_VOCABULARY
         self._tiles = None if fused else Tiles(model, device)
         if not fused:
             self.kinds = (True, False)
@@ -92,12 +96,12 @@ class TritonStep:
         self._memory = memory
         self._stops = stops
         self._tail = None if self._tiles is None else TorchTail(memory, stops)
-        H, L, most = self.hidden_size, self._config.num_layers, memory.max_rows
+        H, L, max_rows = self.hidden_size, self._config.num_layers, memory.max_rows
         device = memory.states.device
-        self._operands = torch.zeros(2, L * most * H, dtype=self._dtype, device=device)
+        self._operands = torch.zeros(2, L * max_rows * H, dtype=self._dtype, device=device)
         before = self._config.reset == "before"
-        self._reset = torch.zeros(most * H if before else 1, dtype=self._dtype, device=device)
-        self._update = torch.zeros(most * H if before else 1, device=device)
+        self._reset = torch.zeros(max_rows * H if before else 1, dtype=self._dtype, device=device)
+        self._update = torch.zeros(max_rows * H if before else 1, device=device)
 
     def begin(self, rows: Rows) -> None:
         """See `Step`."""
@@ -186,12 +190,12 @@ class TritonStep:
         self._tail.step(rows, self._tiles.logits(padded)[: rows.size], plain=plain)
 
     def _operand(self, side: int, rows: Rows) -> Tensor:
-        """(L, B, H), one of the two copies that steps alternate between."""
+        """(L, B, H): one of the two copies that steps use in turn."""
         L, H = self._config.num_layers, self.hidden_size
         return self._operands[side, : L * rows.size * H].view(L, rows.size, H)
 
     def _pack(self, w: dict[str, Tensor], device: torch.device) -> None:
-        """Weights as the products take them, biases and the table in fp32."""
+        """Converts the weights to the type of the products, and biases and the input table to fp32."""
         config, L, H = self._config, self._config.num_layers, self.hidden_size
         self._dtype = torch.float16 if self._tiling.precision == "float16" else torch.float32
 
