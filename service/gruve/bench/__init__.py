@@ -1,5 +1,4 @@
-"""Measures: the decode step, the server under load, its peers, how it grows; each ends in one line of JSON.
+"""Benchmarks: the decode step, the server under load, its alternatives, its growth. Each ends in one line of JSON.
 
-Knows every room but the command line, and the load generator knows no more of gruve than its contract. Nothing here is
-used by what serves.
+Knows every room but `cli`. The load generator knows only the protocol. Serving code uses nothing of this package.
 """

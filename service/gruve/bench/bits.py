@@ -1,6 +1,6 @@
-"""`gruve bench bits`: a digest of 10,000 tokens of every cell on every instruction set, to compare CPUs by eye.
+"""`gruve bench bits`: a digest of 10,000 tokens of every cell on every instruction set, to compare CPUs.
 
-The same digest means the same bits: every token is drawn from logits that another CPU must have made alike.
+The same digest means the same bits: every token is sampled from logits that another CPU must compute identically.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ TINY = Size(2, 48)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BitsBenchConfig:
-    """The tokens that are digested."""
+    """The number of tokens in each digest."""
 
     size: Size = TINY
     cells: tuple[str, ...] = CELLS
     tokens: int = 10_000
-    """Over ten sequences of seeds 0 to 9."""
+    """From ten sequences with the seeds 0 to 9."""
 
     @classmethod
     def quick(cls) -> BitsBenchConfig:
-        """The same: it takes seconds."""
+        """Returns the same configuration, because it takes only seconds."""
         return cls()
 
 
 def run_bits(config: BitsBenchConfig, report: Report) -> Result:
-    """Prints a line for every cell and instruction set that this CPU can run."""
+    """Prints a line for every cell and instruction set that this CPU supports."""
     rows: list[Row] = []
     skipped: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:

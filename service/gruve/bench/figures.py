@@ -21,7 +21,7 @@ class Objective:
     ttft_ms: float = 50.0
     lateness_ms: float = 50.0
     tokens_per_s: float = 50.0
-    """The rate at which a stream is played out."""
+    """The rate at which a stream's tokens are consumed."""
 
 
 OBJECTIVE = Objective()
@@ -32,29 +32,29 @@ class Record:
     """One request as its client saw it."""
 
     scheduled_ns: int
-    """When it was to be sent; in the closed loop, when it was."""
+    """The scheduled time of the request. In the closed loop it is the time of sending."""
     sent_ns: int
     times_ns: tuple[int, ...] = ()
-    """The arrival of each message that holds tokens."""
+    """The arrival of each message that contains tokens."""
     counts: tuple[int, ...] = ()
-    """How many tokens each of them held."""
+    """The number of tokens of each of them."""
     tokens: tuple[int, ...] = ()
     """The generated tokens, for comparison with a solo run."""
     prompt: tuple[int, ...] = ()
-    """Everything the transcript holds before `tokens`, the start token left out."""
+    """The transcript before `tokens`, without the start token."""
     seed: int = 0
     failed: str = ""
-    """The status or error that ended it out of order; a refusal is one."""
+    """The status or error that ended the request; None if it ended normally. A refusal is an error."""
 
     @property
     def ttft_ns(self) -> int | None:
-        """From the scheduled arrival to the first token; None when none came."""
+        """From the scheduled arrival to the first token; None if no token arrived."""
         return self.times_ns[0] - self.scheduled_ns if self.times_ns else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figures:
-    """One run's figures over its window; latencies in milliseconds, NaN where nothing was seen."""
+    """One run's figures over its window. Latencies are in milliseconds, NaN if there were none."""
 
     requests: int
     failed: int
@@ -68,13 +68,16 @@ class Figures:
     lateness_ms_p99: float
     goodput_requests_per_s: float
     slo_attainment: float
-    """The share of requests that were good; those refused or failed are not."""
+    """The share of requests that met the objective. Refused and failed ones did not."""
     client_lag_ms_p99: float
-    """How late the generator sent; above a few milliseconds the run says little."""
+    """How late the generator sent its requests. Above a few milliseconds, the figures say little about the server."""
 
 
 def percentile(values: Iterable[float], p: float) -> float:
-    """The nearest-rank percentile: the smallest value that `p` percent of all do not exceed. NaN of nothing."""
+    """The nearest-rank percentile: the smallest value such that `p` percent of all are at most as large.
+
+    NaN if there is none.
+    """
     ordered = sorted(values)
     if not ordered:
         return math.nan
@@ -82,7 +85,7 @@ def percentile(values: Iterable[float], p: float) -> float:
 
 
 def median(values: Iterable[float]) -> float:
-    """The middle value, or the mean of the two in the middle. NaN of nothing."""
+    """The middle value, or the mean of the two in the middle. NaN if there is none."""
     ordered = sorted(values)
     if not ordered:
         return math.nan
@@ -104,7 +107,7 @@ def lateness_ns(times_ns: Sequence[int], counts: Sequence[int], tokens_per_s: fl
 
 
 def is_good(record: Record, objective: Objective) -> bool:
-    """Whether a request met its objective: answered in full, first token in time, its 99th percentile token in time."""
+    """Whether a request met its objective: complete, first token in time, 99th percentile of its tokens in time."""
     if record.failed or record.ttft_ns is None:
         return False
     late = percentile(lateness_ns(record.times_ns, record.counts, objective.tokens_per_s), 99)
@@ -112,7 +115,7 @@ def is_good(record: Record, objective: Objective) -> bool:
 
 
 def figures(records: Sequence[Record], begin_ns: int, end_ns: int, objective: Objective) -> Figures:
-    """The figures of what happened in [begin, end): tokens and gaps by their arrival, requests by their schedule."""
+    """The figures of [begin, end): tokens and gaps by their arrival, requests by their scheduled time."""
     window_s = (end_ns - begin_ns) / S
     ours = [r for r in records if begin_ns <= r.scheduled_ns < end_ns]
     messages = [
@@ -149,7 +152,7 @@ def figures(records: Sequence[Record], begin_ns: int, end_ns: int, objective: Ob
 
 
 def slope_per_minute(times_s: Sequence[float], values: Sequence[float]) -> float:
-    """The least-squares slope of `values` over time, a minute. NaN of fewer than two."""
+    """The least-squares slope of `values` over time, per minute. NaN if there are fewer than two."""
     n = len(times_s)
     if n < 2:
         return math.nan

@@ -1,4 +1,4 @@
-"""`gruve bench growth`: what more sessions cost. Active ones share the machine; idle ones should cost memory alone."""
+"""`gruve bench growth`: the cost of more sessions. Active ones share the machine; idle ones should only use memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AT_ONCE = 250
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GrowthBenchConfig:
-    """How far it grows."""
+    """The numbers of sessions to measure."""
 
     size: Size = MEDIUM
     active: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
@@ -40,7 +40,7 @@ class GrowthBenchConfig:
     warm_s: float = 1.5
     seconds: float = 5.0
     idle_tokens: int = 32
-    """How many tokens an idle session has generated, after a prompt of 16."""
+    """The tokens that an idle session has generated, after a prompt of 16."""
     client_processes: int = 2
     channels: int = 4
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
@@ -53,10 +53,10 @@ class GrowthBenchConfig:
 
 
 def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
-    """Measures active sessions, then idle ones beside 64 active ones, and draws it."""
+    """Measures active sessions, then idle ones beside 64 active ones, and plots both."""
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         make_model(Path(folder) / MODEL, config.size)
-        sessions = SessionsConfig(budget_bytes=1 << 30)  # the default would let the last of 10,000 expire
+        sessions = SessionsConfig(budget_bytes=1 << 30)  # with the default, the last of 10,000 would expire
         server_config = ServeConfig(
             models=Path(folder),
             decode=config.decode,
@@ -79,7 +79,7 @@ def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
 
 
 class _Growth:
-    """One server that is asked for more and more."""
+    """One server with a growing number of sessions."""
 
     def __init__(self, config: GrowthBenchConfig, side: Side, report: Report) -> None:
         self._config = config
@@ -94,12 +94,13 @@ class _Growth:
         return self._row("active", sessions, sessions, math.nan, found) | {"cpu_ratio": math.nan}
 
     def idle(self, sessions: int, other: _Growth) -> Row:
-        """Measure 64 active sessions beside this many idle ones; memory is read while nothing runs.
+        """Measures 64 active sessions beside this many idle ones.
 
-        `other` has no idle ones and is measured in turns: `cpu_ratio` is the CPU a token here over that there.
+        Memory is read while nothing runs. `other` is a server without idle sessions, measured in turn. `cpu_ratio` is
+        the CPU time per token here divided by that of `other`.
         """
         if math.isnan(self._rss_without_idle_mb):
-            self._load(ACTIVE_BESIDE_IDLE)  # whatever such a load allocates once is there now
+            self._load(ACTIVE_BESIDE_IDLE)  # afterwards, memory that is allocated once for such a load exists
             self._rss_without_idle_mb = self._side.server.rss_mb()
         self._make_idle(sessions - self._idle)
         grown_mb = self._side.server.rss_mb() - self._rss_without_idle_mb
@@ -113,7 +114,7 @@ class _Growth:
         return self._row("idle", sessions, ACTIVE_BESIDE_IDLE, each, found) | {"cpu_ratio": median(ratios)}
 
     def _make_idle(self, count: int) -> None:
-        """Creates sessions of one generation each, and leaves them."""
+        """Creates sessions of one generation each, and leaves them idle."""
         config = self._config
         for first in range(0, count, AT_ONCE):
             at = (soon_ns(),) * min(AT_ONCE, count - first)

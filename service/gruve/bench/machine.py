@@ -49,7 +49,7 @@ def describe_versions(*more: str) -> dict[str, Value]:
 
 
 def optional_package(name: str) -> Any:
-    """A package that only benchmarks use; None where it is not installed."""
+    """A package that only benchmarks use; None if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -57,7 +57,7 @@ def optional_package(name: str) -> Any:
 
 
 def instruction_set(flags: str) -> str:
-    """The widest instruction set that gruve has a kernel for, from the CPU's flags."""
+    """The widest instruction set of the CPU's flags that gruve has a kernel for."""
     have = set(flags.split())
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= have:
         return "avx512"
@@ -65,7 +65,7 @@ def instruction_set(flags: str) -> str:
 
 
 def process_cpu_s(pid: int) -> float:
-    """CPU seconds that a process and its threads have used so far; NaN where the system does not tell."""
+    """CPU seconds that a process and its threads have used so far; NaN if the system does not report them."""
     stat = _text(PROC / str(pid) / "stat")
     if not stat:
         return float("nan")
@@ -74,13 +74,13 @@ def process_cpu_s(pid: int) -> float:
 
 
 def process_rss_mb(pid: int) -> float:
-    """Resident memory of a process in MB (10^6 bytes); NaN where the system does not tell."""
+    """Resident memory of a process in MB (10^6 bytes); NaN if the system does not report it."""
     found = _first(r"VmRSS:\s+(\d+) kB", _text(PROC / str(pid) / "status"))
     return int(found) * 1024 / 1e6 if found else float("nan")
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and everything it has started that still runs; only the process where the system does not tell."""
+    """A process and all its running descendants; only the process if the system does not report them."""
     children: dict[int, list[int]] = {}
     for stat in PROC.glob("[0-9]*/stat"):
         fields = _text(stat).rpartition(")")[2].split()
@@ -93,7 +93,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def _git_hash() -> str | None:
-    """The commit of the checkout this package stands in, marked when files were changed; None outside of one."""
+    """The commit of the checkout that this package is in, marked if files were changed; None outside of a checkout."""
     git = shutil.which("git")
     if git is None:
         return None

@@ -16,13 +16,16 @@ from gruve.model.repository import Model
 
 
 class NullBackend:
-    """See `gruve.decode.AsyncBackend`; of a row it knows the prompt's length and how many tokens it may generate."""
+    """See `gruve.decode.AsyncBackend`.
+
+    Of a row it uses only the prompt's length and the number of tokens to generate.
+    """
 
     name, selection_reason, numerics_id = "idle", "computes nothing", "0" * 16
     workers, nice, max_in_flight = 1, 0, 2
 
     def __init__(self, model: ModelConfig, slots: int, step_s: float) -> None:
-        """A step lasts `step_s` seconds with however many rows."""
+        """A step takes `step_s` seconds with any number of rows."""
         self.slots = self.max_rows = self.saturating_rows = slots
         self._step_s = step_s
         self._state = np.zeros((model.state_tensors, model.num_layers, model.hidden_size), dtype=np.float32)
@@ -40,7 +43,7 @@ class NullBackend:
     def release(self, slot: int) -> None:
         """See `Backend`."""
 
-    def snapshot(self, slot: int) -> NDArray[np.float32]:  # noqa: ARG002 - all are the same
+    def snapshot(self, slot: int) -> NDArray[np.float32]:  # noqa: ARG002 - all states are the same
         """See `Backend`."""
         return self._state.copy()
 

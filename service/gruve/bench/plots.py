@@ -1,4 +1,4 @@
-"""Draws results as pictures. Knows matplotlib; takes rows as they stand in the results' JSON."""
+"""Plots results. Knows matplotlib, and takes rows in the form of the results' JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OURS_COLOUR, PEER_COLOURS = "#c1440e", ("#6b7a8f", "#8fa3b5", "#aebfcd", "#ccd7e
 
 
 def plot_growth(rows: Sequence[Row], path: Path) -> None:
-    """Tokens a second and memory against sessions, active on the left, idle on the right."""
+    """Tokens per second and memory against sessions, active on the left, idle on the right."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, state in zip(figure.subplots(1, 2), ("active", "idle"), strict=True):
         chosen = [row for row in rows if row["state"] == state]
@@ -36,7 +36,7 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_peers(rows: Sequence[Row], path: Path) -> None:
-    """Tokens a second above, TTFT p99 below, one column a model."""
+    """Tokens per second above, TTFT p99 below, one column per model."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     systems = list(dict.fromkeys(row["system"] for row in rows))
     figure = Figure(figsize=(5 * len(models), 6.5), layout="constrained")
@@ -53,7 +53,7 @@ def plot_peers(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_decode(rows: Sequence[Row], path: Path) -> None:
-    """Tokens a second against batch on one thread, one column a size, beside the probed peak."""
+    """Tokens per second against batch size on one thread, one column per size, beside the probed peak."""
     sizes = list(dict.fromkeys((row["layers"], row["hidden"]) for row in rows))
     figure = Figure(figsize=(5 * len(sizes), 4), layout="constrained")
     for axes, (layers, hidden) in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
@@ -82,7 +82,7 @@ def plot_decode(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_gpu(rows: Sequence[Row], path: Path) -> None:
-    """Microseconds of a step against batch on a GPU, one column a size, above the floor of its own rates."""
+    """Microseconds of a step against batch size on a GPU, one column per size, above its lower bound."""
     steps = [row for row in rows if row["what"] == "step"]
     sizes = list(dict.fromkeys(row["size"] for row in steps))
     figure = Figure(figsize=(5 * max(1, len(sizes)), 4), layout="constrained")
@@ -111,7 +111,7 @@ def _bars(axes: Any, rows: Sequence[Row], systems: Sequence[Value], key: str) ->
         colour = OURS_COLOUR if i == 0 else PEER_COLOURS[(i - 1) % len(PEER_COLOURS)]
         axes.bar(places, [values.get(s, 0.0) for s in streams], width, color=colour, label=str(system))
         for place, number in zip(places, streams, strict=True):
-            if math.isnan(values.get(number, 0.0)):  # nobody was asked and answered while it was measured
+            if math.isnan(values.get(number, 0.0)):  # no request was answered while it was measured
                 axes.annotate("none", (place, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="center")
     axes.set_xticks(range(len(streams)), [str(s) for s in streams])
     axes.set_yscale("log")

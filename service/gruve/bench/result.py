@@ -1,4 +1,4 @@
-"""A benchmark's result: rows of figures, and the one line of JSON in which every benchmark ends."""
+"""A benchmark's result: rows of figures, printed as one line of JSON at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 Report = Callable[[str], None]
-"""Takes one line of progress."""
+"""Receives one line of progress."""
 Value = str | int | float | bool | None
 Row = dict[str, Value]
 
@@ -26,7 +26,7 @@ class Result:
     """The measurements that were skipped, each with its reason in `why`."""
 
     def to_json(self) -> str:
-        """One line; a figure that does not exist is null."""
+        """Returns one line. A figure that does not exist is null."""
         fields: dict[str, object] = {
             "benchmark": self.benchmark,
             "machine": dict(self.machine),

@@ -1,7 +1,7 @@
-"""`gruve bench serve`: the server under load from processes of their own, beside the bare engine in the same run.
+"""`gruve bench serve`: the server under load from client processes, beside the bare engine in the same run.
 
-A row is one load: a number of sessions in the closed loop, or a rate of arrivals in the open one. Rounds go through all
-of them in turn, and through the bare engine with the same sessions; a row holds the medians of its rounds.
+A row is one load: a number of sessions in the closed loop, or a rate of arrivals in the open one. Each round runs all
+of them in turn, and the bare engine with the same sessions. A row holds the medians of its rounds.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ class ServeBenchConfig:
     rounds: int = 5
     warm_s: float = 2.0
     seconds: float = 5.0
-    """How long each load is measured, a round."""
+    """How long each load is measured in each round."""
     bursts: int = 20
     """How often 64 sessions arrive at once, for the bound on TTFT."""
     client_processes: int = 2
     channels: int = 4
-    """Connections of each client process."""
+    """The number of connections of each client process."""
     checked_tokens: int = 20_000
-    """The number of tokens of each load, prompts included, that are computed again in a batch of one."""
+    """The tokens of each load, prompts included, that are computed again in a batch of one."""
     soak_minutes: float = 0.0
-    """How long 64 sessions are watched for growing memory; 0 leaves it out."""
+    """How long 64 sessions are watched for growing memory; 0 skips it."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     objective: Objective = OBJECTIVE
     prompt_tokens: int = 16
@@ -95,7 +95,7 @@ class Measured:
 
 
 def run_serve(config: ServeBenchConfig, report: Report) -> Result:
-    """Measures every load and reports as it goes."""
+    """Measures every load and reports each."""
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         model = make_model(Path(folder) / MODEL, config.size)
         server_config = ServeConfig(models=Path(folder), decode=config.decode, drain_s=0.0)
@@ -113,7 +113,7 @@ def run_serve(config: ServeBenchConfig, report: Report) -> Result:
 
 
 class _Bench:
-    """One run: the server, the bare engine and the clients stand ready throughout."""
+    """One run. The server, the bare engine and the clients exist throughout."""
 
     def __init__(
         self, config: ServeBenchConfig, server: Server, bare: BareEngine, clients: Clients, report: Report
@@ -148,7 +148,7 @@ class _Bench:
         return rows
 
     def open(self) -> list[Row]:
-        """The open loop at growing rates."""
+        """Measures the open loop at growing rates."""
         config, work = self._config, self._config.workload
         if not config.open_loads:
             return []
@@ -169,7 +169,7 @@ class _Bench:
         return rows
 
     def soak(self) -> Iterator[Row]:
-        """64 sessions for minutes: what memory does."""
+        """Watches the memory of 64 sessions for some minutes."""
         config = self._config
         if not config.soak_minutes:
             return
@@ -232,12 +232,15 @@ class _Bench:
         )
 
     def _check(self, records: Sequence[Record]) -> tuple[int, int]:
-        """How many tokens differ from a solo run, and of how many."""
+        """Returns how many tokens differ from a solo run, and the number compared."""
         checked = list(sample(records, self._config.checked_tokens, self._config.seed))
         return self._bare.mismatches(checked), sum(len(record.tokens) for record in checked)
 
     def _first_tokens(self) -> Row:
-        """TTFT of 64 simultaneous arrivals and its bound: (P + 2) steps of 64 rows, a call, a null server's p99."""
+        """TTFT of 64 simultaneous arrivals and its bound.
+
+        The bound is (P + 2) steps of 64 rows, one call, and the p99 of a server that does nothing.
+        """
         config = self._config
         ours = percentile(self._burst_ttft_ms(self._clients), 99)
         with NullServer(8) as null, Clients(connect(null.target, config.channels), config.client_processes) as clients:
@@ -253,12 +256,12 @@ class _Bench:
         for i in range(self._config.bursts + 1):
             at = soon_ns()
             records = clients.play(short, Open((at,) * 64))
-            if i:  # the first opens connections
+            if i:  # the first one opens connections
                 found += [(r.ttft_ns or math.inf) / 1e6 for r in records]
         return found
 
     def _ceiling(self, measured: Sequence[Measured]) -> Row:
-        """The generator's own capacity: the same load on a server that does nothing."""
+        """The capacity of the load generator: the same load on a server that does nothing."""
         config = self._config
         held = max(1, round(median(m.figures.tokens_per_message for m in measured)))
         with (
@@ -287,7 +290,7 @@ class _Bench:
 
 
 def _row(measured: Sequence[Measured]) -> Row:
-    """Medians of the rounds; what may not happen at all is summed."""
+    """The medians of the rounds. Errors are summed instead."""
     row: Row = {
         field.name: median(getattr(m.figures, field.name) for m in measured)
         for field in dataclasses.fields(Figures)

@@ -1,7 +1,7 @@
 """`gruve bench front`: the throughput of the server and gRPC over a backend that computes nothing.
 
 It finds the server's own ceiling: a GPU generates more tokens than one process can write one by one. Engine, sessions
-and services are the real ones. The null backend takes as long for a step as a GPU is expected to.
+and services are the real ones. A step of the null backend takes as long as the step of a GPU is expected to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CeilingBenchConfig:
-    """How much of everything."""
+    """The loads to measure."""
 
     size: Size = MEDIUM
     sessions: tuple[int, ...] = (1, 8, 64, 256, 1_024)
@@ -50,7 +50,7 @@ class CeilingBenchConfig:
 
     @classmethod
     def quick(cls) -> CeilingBenchConfig:
-        """Less of everything, in less than 50 seconds."""
+        """Fewer loads, in less than 50 seconds."""
         return cls(sessions=(1, 64, 256), rounds=1, warm_s=1.5, seconds=2.0)
 
 

@@ -1,6 +1,6 @@
-"""`gruve bench sessions`: what keeping sessions costs: durability, coming back from the store, rewinds, many of them.
+"""`gruve bench sessions`: the cost of keeping sessions: durability, reading from the store, rewinds, many of them.
 
-Each row answers one question and says what was promised. What is compared takes turns within one run.
+Each row answers one question and gives the bound that was promised. Alternatives are measured in turn within one run.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ LEAST_DISTANCE = 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionsBenchConfig:
-    """How much of everything."""
+    """The amount of each measurement."""
 
     size: Size = MEDIUM
     rounds: int = 9
     warm_s: float = 1.5
     seconds: float = 5.0
-    """How long each server is measured, a round."""
+    """How long each server is measured in each round."""
     continued: int = 2_000
     """Sessions that are continued once from the store and once from memory."""
     rewinds: int = 100
-    """Distances between 1 and 1,000 tokens that are rewound."""
+    """The number of rewinds, by distances between 1 and 1,000 tokens."""
     stored: int = 100_000
     """Sessions that one server with the default budget serves."""
     stored_size: Size = SMALL
     """The model of those."""
     sampled: int = 5_000
-    """How many of them are continued."""
+    """The number of them that are continued."""
     client_processes: int = 2
     channels: int = 4
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
@@ -67,12 +67,12 @@ class SessionsBenchConfig:
 
     @classmethod
     def quick(cls) -> SessionsBenchConfig:
-        """Less of everything, in less than 50 seconds."""
+        """Smaller amounts, in less than 50 seconds."""
         return cls(rounds=3, warm_s=0.5, seconds=1.5, continued=200, rewinds=10, stored=2_000, sampled=200)
 
 
 def run_sessions(config: SessionsBenchConfig, report: Report) -> Result:
-    """Answers one question after the other."""
+    """Measures one question after the other."""
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as name:
         bench = _Bench(config, Path(name), report)
         rows = [bench.durability(), bench.eviction(), bench.rewinding(), bench.many()]
@@ -91,7 +91,7 @@ class _Bench:
             make_model(self._models(size) / MODEL, size)
 
     def durability(self) -> Row:
-        """Tokens a second of sessions on SQLite, against sessions in memory."""
+        """Tokens per second of sessions on SQLite, compared with sessions in memory."""
         config = self._config
         workload = Workload(MODEL, VOCABULARY_SIZE)
         stores = {"memory": "memory", "sqlite": self._store("durability")}
@@ -119,7 +119,7 @@ class _Bench:
         }
 
     def eviction(self) -> Row:
-        """The first token of a session that left memory, and at once the first of its next turn, which has not."""
+        """The time to the first token of a session that has left memory, then of its next turn, from memory."""
         config = self._config
         store, count = self._store("eviction"), max(config.continued // 4, 2 * LEAST_DISTANCE)
         ids = self._fill(store, config.size, count, 300)
@@ -127,7 +127,7 @@ class _Bench:
         evicted, kept = [], []
         with self._server(store, config.size, budget) as server, Client(server.target) as client:
             for session in ids[-8:]:
-                _continue(client, session)  # connections and code are warm now
+                _continue(client, session)  # connections and code are warm from here on
             for i in range(config.continued):
                 session = ids[i % (count - 8)]
                 evicted.append(_continue(client, session))
@@ -151,13 +151,13 @@ class _Bench:
         return row
 
     def rewinding(self) -> Row:
-        """How many steps bring the state to where a rewind leads, and whether the same tokens come again."""
+        """The number of steps that rebuild the state of a rewind, and whether the same tokens follow again."""
         config = self._config
         distances = sorted({1, 1_000, *(self._random.randint(1, 1_000) for _ in range(config.rewinds))})
         steps, times, differing = [], [], 0
         with self._server(self._store("rewinding"), config.size) as server, Client(server.target) as client:
             origin = client.create_session(MODEL).id
-            for tokens in (700, 900, 400, 1_100):  # what a conversation leaves: several turns of some length
+            for tokens in (700, 900, 400, 1_100):  # a conversation: several turns of some length
                 _drain(client, origin, tokens)
             whole = list(client.get_session(origin).token_ids)
             for distance in distances:
@@ -180,7 +180,7 @@ class _Bench:
         }
 
     def many(self) -> Row:
-        """One server with the default budget and many more sessions than it holds."""
+        """One server with the default budget and many more sessions than fit in memory."""
         config = self._config
         store = self._store("many")
         began_s = time.monotonic()
@@ -223,20 +223,20 @@ class _Bench:
         )
 
     def _fill(self, where: str, size: Size, count: int, tokens: int) -> list[str]:
-        """Writes sessions into a store, copies of one that a server has made, and returns their ids."""
+        """Writes copies of a session that a server has made into a store, and returns their ids."""
         with self._server(where, size) as server, Client(server.target) as client:
             origin = client.create_session(MODEL).id
             _drain(client, origin, tokens)
         store = open_store(where)
-        assert store is not None  # noqa: S101 - it is a file
+        assert store is not None  # noqa: S101 - the store is a file
         with contextlib.closing(store):
             stored = store.read(origin, time.time())
-            assert stored is not None  # noqa: S101 - it was just made
+            assert stored is not None  # noqa: S101 - the session was created above
             return _copy(store, unpack_session(stored, 1), count)
 
 
 def _copy(store: Store, origin: Session, count: int) -> list[str]:
-    """Copies of a session in the store, written through its own interface."""
+    """Copies a session within the store, through the store's own interface."""
     minting = SessionTable(SessionsConfig(idle_ttl_s=TTL_S, budget_bytes=1 << 40), key=KEY)
     ids: list[str] = []
     while len(ids) < count:
@@ -258,7 +258,7 @@ def _drain(client: Client, session: str, tokens: int) -> None:
 
 
 def _continue(client: Client, session: str, *, prompt: bool = True) -> float:
-    """Continues a session by a token, with a prompt of one, and returns the milliseconds to it."""
+    """Continues a session by one token, after a prompt of one, and returns the milliseconds to it."""
     began_s = time.perf_counter()
     tokens: Sequence[int] = ()
     took_ms = 0.0

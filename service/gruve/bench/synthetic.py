@@ -1,6 +1,6 @@
-"""Models of a given size with made-up weights, the same on every machine: speed does not depend on what was learned.
+"""Models of a given size with generated weights, the same on every machine. Speed does not depend on training.
 
-The weights come from a hash and not from a library's generator, so their bits are portable.
+The weights come from a hash instead of a library's generator, so their bits are portable.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gruve.model.repository import Model, save
 from gruve.model.tokenizer import START, Tokenizer
 
 CELLS = ("gru", "gru_before", "lstm", "elman")
-"""The cells by the names that rows use: `gru` is torch's and cuDNN's, `gru_before` Cho's."""
+"""The cells by the names used in rows: `gru` is that of torch and cuDNN, `gru_before` that of Cho et al."""
 VOCABULARY_SIZE = 140
 EMBEDDING_SIZE = 64
 GAINS = {"embedding.weight": 4.0, "head.weight": 8.0}
-"""How much wider than usual weights are drawn: the distribution is then about as sharp as a trained model's."""
+"""How much wider than usual the weights are drawn, so that the distribution is about as sharp as a trained model's."""
 GAIN = 2.0
 
 
@@ -38,7 +38,7 @@ class Size:
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """Reads "3x512"; raises `ValueError` on anything else."""
+        """Reads "3x512"; raises `ValueError` for anything else."""
         layers, _, hidden = text.partition("x")
         return cls(int(layers), int(hidden))
 
@@ -47,7 +47,7 @@ SMALL, MEDIUM, LARGE = Size(2, 256), Size(3, 512), Size(2, 1_024)
 
 
 def blueprint(size: Size, cell: str = "gru") -> ModelConfig:
-    """The configuration of such a model; raises `ValueError` for a cell that is none of `CELLS`."""
+    """The configuration of such a model; raises `ValueError` for a cell not in `CELLS`."""
     if cell not in CELLS:
         raise ValueError(f"cell is {cell!r}; one of {', '.join(CELLS)}")
     kind: Cell = "gru" if cell.startswith("gru") else "lstm" if cell == "lstm" else "elman"
@@ -63,31 +63,31 @@ def blueprint(size: Size, cell: str = "gru") -> ModelConfig:
 
 
 def make_model(folder: Path, size: Size, cell: str = "gru") -> Model:
-    """Writes a model into a repository's folder and loads it back."""
+    """Writes a model into the repository's folder and loads it."""
     config = blueprint(size, cell)
     weights = {name: torch.from_numpy(_draw(name, shape)) for name, shape in config.shapes().items()}
     return save(folder, config, tokenizer(), weights)
 
 
 def tokenizer() -> Tokenizer:
-    """One for `VOCABULARY_SIZE` tokens, a character each."""
+    """A tokenizer of `VOCABULARY_SIZE` tokens, one character each."""
     texts = tuple(chr(0x21 + i) for i in range(94)) + tuple(chr(0x100 + i) for i in range(VOCABULARY_SIZE - 95))
     return Tokenizer("characters", (START, *texts), has_end=False)
 
 
 def flop_per_token(config: ModelConfig) -> int:
-    """Floating-point operations of a token: two for each weight that is multiplied; layer 0's input is a lookup."""
+    """Floating-point operations per token: two for each multiplied weight. Layer 0's input is a lookup."""
     H, G, L = config.hidden_size, config.gates, config.num_layers
     return 2 * (G * H * H + (L - 1) * 2 * G * H * H + H * config.vocabulary_size)
 
 
 def streamed_bytes(config: ModelConfig) -> int:
-    """Bytes of weights that a step reads, at two bytes each."""
+    """The bytes of weights that a step reads, at two bytes each."""
     return flop_per_token(config)
 
 
 def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Uniform weights of the variance that keeps a state alive, exact in fp16."""
+    """Uniform weights whose variance keeps a state alive, exact in fp16."""
     noise = hashlib.shake_256(f"{name} {shape}".encode()).digest(2 * math.prod(shape))
     integers = (np.frombuffer(noise, dtype="<u2").astype(np.int32) % 2048 - 1024).reshape(shape)
     bound = 2.0 ** round(math.log2(math.sqrt(3.0 / shape[-1]) * GAINS.get(name, GAIN)))

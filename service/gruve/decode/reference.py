@@ -1,6 +1,7 @@
-"""The plain backend: torch operations in fp32 on any device. Others are tested against it, and it is the fallback.
+"""The plain backend: torch operations in fp32 on any device.
 
-Exact through fixed tiles (`tiles.py`). Knows torch; nothing of sequences, sessions or requests.
+Other backends are tested against it, and it is used where they do not work. It is exact because every matrix product
+has a fixed tile of rows (`tiles.py`). Knows torch, not sequences, sessions or requests.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from gruve.model.pointers import WINDOW
 from gruve.model.repository import Model
 
 VERSION = 1
-"""The version of the arithmetic."""
+"""The version of the arithmetic. Any change of a bit of a logit or of a sampled token needs a new one."""
 POINTERS_VERSION = 1
-"""The version of the arithmetic of pointers."""
+"""The same for models with pointers."""
 
 
 class ReferenceBackend:
@@ -58,7 +59,7 @@ class ReferenceBackend:
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; see the contract."""
         H = self._config.hidden_size
-        self._states[:, :, slot] = 0.0  # the padding too, where NaN in an earlier state has left NaN
+        self._states[:, :, slot] = 0.0  # the padding too, because NaN in an earlier state leaves NaN there
         if state is not None:
             self._states[:, :, slot, :H] = torch.from_numpy(state).to(self._device)
         self._rows[slot] = _Slot(row, self._config, self._device)
@@ -108,13 +109,13 @@ class ReferenceBackend:
     def _step(
         self, pending: Tensor, state: tuple[Tensor, ...], padded: int, pointed: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One step of every tile: logits (padded, V) and the new state."""
+        """Runs one step of every tile; returns logits (padded, V) and the new state."""
         tokens = torch.zeros(padded, dtype=torch.int64, device=self._device)
         tokens[: pending.shape[0]] = pending
         return self._tiles.step(tokens, state, pointed)
 
     def _pointed(self, rows: list[_Slot], padded: int) -> Tensor | None:
-        """What the pointers say at each row's pending token: (padded, 2 K + 2), None for a model without pointers."""
+        """The pointers at each row's pending token: (padded, 2 K + 2), or None for a model without pointers."""
         if self._config.pointers is None:
             return None
         pointed = torch.zeros(padded, 2 * self._config.pointers.size + 2, dtype=torch.int64)
@@ -124,7 +125,7 @@ class ReferenceBackend:
         return pointed.to(self._device)
 
     def _follow(self, rows: list[_Slot], tokens: Tensor) -> None:
-        """Shows each row's pointers the token that it took; -1 is none."""
+        """Feeds each row's token to its pointers; -1 is no token."""
         if self._config.pointers is None:
             return
         for row, token in zip(rows, tokens.tolist(), strict=True):
@@ -138,7 +139,7 @@ class ReferenceBackend:
         return self._sampler.draw(logits, sampling, position, call.generated, seen)
 
     def _advance(self, call: _Call, token: Tensor, active: Tensor, slots: Tensor, k: int) -> None:
-        """Moves every active row past `token`: position, counts, stops, history, and whether it freezes."""
+        """Moves every active row past `token`: updates position, counts, stops and history; freezes ended rows."""
         sampled = active & (call.forced[:, k] < 0)
         call.position = torch.where(active, call.position + 1, call.position)
         call.generated = torch.where(sampled, call.generated + 1, call.generated)
@@ -155,7 +156,7 @@ class ReferenceBackend:
         call.active = call.active & (call.status == int(RowStatus.RUNNING))
 
     def _finish(self, rows: list[_Slot], call: _Call, out: Tensor, logprobs: _LogprobRecorder) -> Block:
-        """Writes what the call moved back into the slots and gives the block."""
+        """Writes the call's results back into the slots and returns the block."""
         taken = call.steps_taken.cpu().numpy().astype(np.int32)
         moved = torch.stack((call.pending, call.position, call.generated, call.stop_state)).cpu().tolist()
         for i, row in enumerate(rows):
@@ -200,12 +201,12 @@ class _Slot:
         self.stop_table = None if row.stops is None else torch.from_numpy(row.stops.table).to(device)
 
     def follow(self, token: int) -> None:
-        """Takes the next token of the transcript, for a model with pointers."""
+        """Feeds the next token of the transcript to the pointers, if the model has some."""
         self.pointed = self._tracker.feed(token)
 
 
 class _Call:
-    """The rows of one call side by side, each a tensor (rows,)."""
+    """The rows of one call as columns, each a tensor (rows,)."""
 
     def __init__(self, rows: list[_Slot], limits: Sequence[int], steps: int, device: torch.device) -> None:
         def column(values: list[int]) -> Tensor:
@@ -231,7 +232,7 @@ class _Call:
         self._stop_tables = [(i, row.stop_table) for i, row in enumerate(rows) if row.stop_table is not None]
 
     def walk_stops(self, token: Tensor, sampled: Tensor) -> Tensor:
-        """Appends each row's sampled token to its stops; True where one is completed."""
+        """Advances each row's stop state by its sampled token; True where a stop is completed."""
         matched = torch.zeros_like(sampled)
         for i, table in self._stop_tables:
             entry = table[self.stop_state[i], token[i]]
@@ -241,7 +242,7 @@ class _Call:
 
 
 class _LogprobRecorder:
-    """Collects log-probabilities for the rows that asked; costs nothing where none did."""
+    """Records log-probabilities for the rows that requested them. Without such rows it does nothing."""
 
     def __init__(self, rows: list[_Slot], steps: int, device: torch.device) -> None:
         asked = [i for i, row in enumerate(rows) if row.row.logprobs is not None]
@@ -254,20 +255,20 @@ class _LogprobRecorder:
             self._top = torch.full((steps, len(rows), self._most), math.nan, device=device)
 
     def record(self, k: int, logits: Tensor, token: Tensor) -> None:
-        """Takes step k's logits and the token that was yielded."""
+        """Records the logits of step k and the token that was yielded."""
         if not self._asked:
             return
         logprobs = torch.log_softmax(logits[self._rows].double(), dim=1)
         self._chosen[k, self._rows] = logprobs.gather(1, token[self._rows, None])[:, 0].float()
         most = min(self._most, logprobs.shape[1])
         if most:
-            # A stable sort, because topk promises nothing about ties.
+            # A stable sort: topk does not specify the order of ties.
             values, ids = torch.sort(logprobs, dim=1, descending=True, stable=True)
             self._top_ids[k, self._rows, :most] = ids[:, :most]
             self._top[k, self._rows, :most] = values[:, :most].float()
 
     def result(self) -> Logprobs | None:
-        """Everything recorded, on the host."""
+        """Returns everything recorded, on the host."""
         if not self._asked:
             return None
         return Logprobs(

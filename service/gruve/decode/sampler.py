@@ -1,6 +1,6 @@
-"""`model/sampling.py` for many rows at once, in torch: the same integers, the same draws.
+"""`model/sampling.py` for many rows at once, in torch, with the same integers and results.
 
-Knows tensors; nothing of slots or states.
+Knows tensors, not slots or states.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MASK32 = 0xFFFFFFFF
 
 
 class RowSampling:
-    """The sampling parameters of a call's rows as columns (rows,) or matrices (rows, V); None where no row asks."""
+    """The sampling parameters of a call's rows as columns (rows,) or matrices (rows, V); None if no row uses one."""
 
     def __init__(self, rows: Sequence[Row], vocabulary_size: int, device: torch.device) -> None:
         parameters = [row.sampling for row in rows]
@@ -57,7 +57,7 @@ class RowSampling:
 
     @staticmethod
     def _masks(rows: Sequence[Row], V: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """What may never be drawn, and what may not be drawn before `min_tokens`."""
+        """The tokens that may never be sampled, and those that may not be sampled before `min_tokens`."""
         masks: list[Tensor | None] = []
         always = [[row.end_id] if row.ignore_eos and row.end_id is not None else [] for row in rows]
         early = [
@@ -78,7 +78,7 @@ class RowSampling:
 
 
 class Sampler:
-    """Draws one token a row."""
+    """Samples one token per row."""
 
     def __init__(self, vocabulary_size: int, device: torch.device) -> None:
         self._ids = torch.arange(vocabulary_size, device=device)
@@ -86,17 +86,17 @@ class Sampler:
     def draw(
         self, logits: Tensor, rows: RowSampling, position: Tensor, generated: Tensor, seen: Tensor | None
     ) -> Tensor:
-        """logits (rows, V) -> tokens (rows,) for absolute `position` (rows,).
+        """Samples from logits (rows, V) and returns tokens (rows,) for absolute `position` (rows,).
 
-        `generated` (rows,) is how many tokens each row has generated before; `seen` (rows, V) which tokens stand in its
-        repetition window, given when `rows.penalised`.
+        `generated` (rows,) is how many tokens each row has generated before. `seen` (rows, V) marks the tokens in each
+        row's repetition window; it is needed if `rows.penalised`.
         """
         adjusted = self._adjust(logits, rows, seen)
         allowed = self._allowed(adjusted, rows, generated)
         candidates = adjusted if allowed is None else adjusted.masked_fill(~allowed, -torch.inf)
-        # argmax promises nothing about ties: the lowest id among the highest.
+        # argmax does not specify the order of ties; the lowest id among the highest logits is wanted.
         highest = candidates.amax(dim=1, keepdim=True)
-        # Where no logit is a number none is the highest: some token all the same, or the row would break the call.
+        # If all logits are NaN, none equals the highest. The id is clamped, so that the row does not break the call.
         last = self._ids.shape[0] - 1
         greedy = torch.where(candidates == highest, self._ids, last).amin(dim=1)
         if not rows.any_sampled:
@@ -141,11 +141,11 @@ class Sampler:
 
 
 def seen_in_ring(history: Tensor, position: Tensor, window: Tensor, vocabulary_size: int) -> Tensor:
-    """Which tokens stand in the window (rows, 1) before `position` (rows,): bool (rows, V).
+    """Which tokens are in the window (rows, 1) before `position` (rows,): bool (rows, V).
 
-    `history` (rows, 1024) holds the last tokens by position modulo 1024.
+    `history` (rows, 1024) holds the last tokens at their position modulo 1024.
     """
-    # place p holds the newest position with that remainder; its age tells whether it is in the window.
+    # Place p holds the newest position with that remainder. Its age says whether it is in the window.
     places = torch.arange(HISTORY_TOKENS, device=history.device)[None, :]
     age = (position[:, None] - 1 - places) % HISTORY_TOKENS
     inside = (age < window) & (age < position[:, None])
@@ -154,7 +154,7 @@ def seen_in_ring(history: Tensor, position: Tensor, window: Tensor, vocabulary_s
 
 
 def weights(logits: Tensor, highest: Tensor, scale: Tensor) -> Tensor:
-    """`law.weights` for rows: int64 (rows, V)."""
+    """`weights` of `model/sampling.py` for rows: int64 (rows, V)."""
     lowest = float(law.LOWEST_EXPONENT << law.EXPONENT_BITS)
     exponents = ((logits - highest) * scale).clamp_min(lowest).to(torch.int64)
     whole, part = exponents >> law.EXPONENT_BITS, exponents & ((1 << law.EXPONENT_BITS) - 1)
@@ -165,7 +165,7 @@ def weights(logits: Tensor, highest: Tensor, scale: Tensor) -> Tensor:
 
 
 def uniform(key_low: Tensor, key_high: Tensor, position: Tensor) -> Tensor:
-    """`law.uniform` for rows: the first word of philox4x32-10, int64 (rows,) in [0, 2**32)."""
+    """`uniform` of `model/sampling.py` for rows: the first word of philox4x32-10, int64 (rows,) in [0, 2**32)."""
     c0, c1 = position & MASK32, position >> 32
     c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
     k0, k1 = key_low, key_high
@@ -183,7 +183,7 @@ def multiply_high(u: Tensor, total: Tensor) -> Tensor:
 
 
 def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """The high and low 32 bits of a 32 by 32 bit product, int64 having no unsigned multiply."""
+    """The high and low 32 bits of a 32 by 32 bit product; int64 has no unsigned multiplication."""
     low = word * (constant & 0xFFFF)
     high = word * (constant >> 16) + (low >> 16)
     return (high >> 16) & MASK32, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

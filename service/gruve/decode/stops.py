@@ -17,7 +17,7 @@ from gruve.errors import InvalidField
 MATCHED = 1 << 30
 """Set in an entry of the table when a stop ends inside or at the end of that token."""
 MAX_TABLE_ENTRIES = 1 << 20
-"""States times vocabulary; 4 MiB. Reached only by many long stops over a large vocabulary."""
+"""The maximum of states times vocabulary size (4 MiB). Only many long stops over a large vocabulary reach it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,13 +32,17 @@ class StopTable:
     table: NDArray[np.int32]
     """(states, V)"""
     depth: NDArray[np.int32]
-    """(states,): how many characters at the end of the text may still become a stop; a stream withholds them."""
+    """(states,): how many characters at the end of the text may still become a stop. A stream withholds them."""
     _goto: tuple[dict[str, int], ...]
     _output: tuple[int, ...]
 
     def walk(self, state: int, text: str) -> tuple[int, int | None, int | None]:
-        """Appends `text` character by character: (state, index of the stop completed first, characters of `text` up to
-        its end), the last two None if no stop is completed. Where several end together the longest counts."""
+        """Appends `text` character by character.
+
+        Returns the new state, the index of the stop that is completed first, and the number of characters of `text` up
+        to its end; the last two are None if no stop is completed. If several stops end together, the longest is
+        returned.
+        """
         for index, character in enumerate(text):
             state = self._goto[state].get(character, 0)
             if self._output[state] >= 0:
@@ -47,7 +51,7 @@ class StopTable:
 
 
 def compile_stops(strings: Sequence[str], token_ids: Sequence[int], texts: Sequence[str]) -> StopTable | None:
-    """The table for `strings` and `token_ids` over tokens with `texts`; None when there is nothing to stop at.
+    """Compiles `strings` and `token_ids` over tokens with `texts`; None if there are none.
 
     Raises `InvalidField` for a token id outside the vocabulary, an empty string, or a table that would be too large.
     """
@@ -74,10 +78,10 @@ def compile_stops(strings: Sequence[str], token_ids: Sequence[int], texts: Seque
 
 
 def _fill(goto: Sequence[dict[str, int]], output: Sequence[int], texts: Sequence[str]) -> NDArray[np.int32]:
-    """The table (states, V): every token's text walked from every state, one column of characters at a time."""
+    """Fills the table (states, V): walks every token's text from every state, one column of characters at a time."""
     known = sorted({character for edges in goto for character in edges})
     columns = {character: i for i, character in enumerate(known)}
-    after = np.zeros((len(goto), len(known) + 1), dtype=np.int32)  # the last column: characters of no stop
+    after = np.zeros((len(goto), len(known) + 1), dtype=np.int32)  # the last: characters of no stop
     for state, edges in enumerate(goto):
         for character, following in edges.items():
             after[state, columns[character]] = following | (MATCHED if output[following] >= 0 else 0)
@@ -92,8 +96,11 @@ def _fill(goto: Sequence[dict[str, int]], output: Sequence[int], texts: Sequence
 
 
 def _automaton(strings: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
-    """Complete transitions (absent means state 0), the longest stop that ends in each state or -1, and for each state
-    the length of the longest end of the text that begins a stop and is not yet all of it."""
+    """Builds the Aho-Corasick automaton.
+
+    Returns the transitions (absent means state 0); for each state the longest stop that ends in it, or -1; and for each
+    state the length of the longest suffix of the text that is a proper prefix of a stop.
+    """
     goto: list[dict[str, int]] = [{}]
     output, depth = [-1], [0]
     for index, string in enumerate(strings):
@@ -112,7 +119,7 @@ def _automaton(strings: Sequence[str]) -> tuple[list[dict[str, int]], list[int],
         state = queue.popleft()
         if output[state] < 0:
             output[state] = output[fail[state]]
-        if not goto[state]:  # a stop that no longer one continues: what may become one is shorter
+        if not goto[state]:  # the state itself is a whole stop, so look at shorter suffixes
             depth[state] = depth[fail[state]]
         for character, following in goto[state].items():
             fail[following] = goto[fail[state]].get(character, 0)

@@ -1,4 +1,4 @@
-"""The network, its tokenizers, the meaning of sampling, and the repository that models are loaded from.
+"""The network, its tokenizers, the definition of sampling, and the repository that models are loaded from.
 
-Knows torch and safetensors. Has never heard of a request, a session or a batch that changes under way.
+Knows torch and safetensors, not requests, sessions or batches that change while they run.
 """

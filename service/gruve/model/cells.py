@@ -32,13 +32,13 @@ State = tuple[Tensor, ...]
 """The state of one layer: (h,) or (h, c), each (B, H)."""
 
 CellFunction = Callable[[Tensor, State, Tensor, Tensor | None], State]
-"""(x, state, U, b_hn) -> state; `b_hn` is given to the GRU with reset=after alone."""
+"""(x, state, U, b_hn) -> state; only the GRU with reset=after gets `b_hn`."""
 
 
 def gru_reset_after(x: Tensor, state: State, U: Tensor, b_hn: Tensor | None) -> State:
     """One step of the GRU whose reset gate multiplies the recurrent product."""
     (h,) = state
-    assert b_hn is not None  # noqa: S101 - for the type checker; `cell_function` gives this to reset=after alone
+    assert b_hn is not None  # noqa: S101 - for the type checker; `cell_function` passes it for reset=after only
     x_r, x_z, x_n = x.chunk(3, dim=1)
     u_r, u_z, u_n = linear(h, U).chunk(3, dim=1)
     r = torch.sigmoid(x_r + u_r)
@@ -48,7 +48,7 @@ def gru_reset_after(x: Tensor, state: State, U: Tensor, b_hn: Tensor | None) -> 
 
 
 def gru_reset_before(x: Tensor, state: State, U: Tensor, b_hn: Tensor | None) -> State:  # noqa: ARG001 - one signature
-    """One step of the GRU whose reset gate multiplies the state before the product (the lecture's)."""
+    """One step of the GRU whose reset gate multiplies the state before the product."""
     (h,) = state
     H = h.shape[1]
     x_r, x_z, x_n = x.chunk(3, dim=1)
@@ -74,7 +74,7 @@ def elman(x: Tensor, state: State, U: Tensor, b_hn: Tensor | None) -> State:  # 
 
 
 def cell_function(config: ModelConfig) -> CellFunction:
-    """The step that `config` names."""
+    """Returns the step function that `config` names."""
     if config.cell == "gru":
         return gru_reset_after if config.reset == "after" else gru_reset_before
     return lstm if config.cell == "lstm" else elman

@@ -1,4 +1,4 @@
-"""The blueprint of a model: what kind of cell, how large, which files. Knows no weights."""
+"""The configuration of a model: its cell, its sizes and its files. Knows no weights."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 2.0
 class ModelConfig:
     """One model's `config.json`.
 
-    A reader refuses what it does not know: an unknown key, another format version, a size out of bounds all raise
-    `ModelBroken`, because a model that is read differently from how it was written makes other tokens.
+    A reader raises `ModelBroken` on an unknown key, another format version, or a size out of bounds. A model that is
+    read differently from how it was written would generate other tokens.
     """
 
     cell: Cell
-    """Which recurrence: `gru`, `lstm` or `elman`; the equations stand in `cells.py`."""
+    """The recurrence: `gru`, `lstm` or `elman`. Its equation is in `cells.py`."""
     vocabulary_size: int
     """V, at most 65,535."""
     embedding_size: int
@@ -45,17 +45,17 @@ class ModelConfig:
     reset: Reset | None = None
     """GRU only: the reset gate multiplies `after` the recurrent product (torch, cuDNN) or `before` it (Cho 2014)."""
     tied_head: bool = False
-    """The head shares the embedding; when E differs from H, a projection (E, H) stands between."""
+    """Whether the head shares the embedding. If E differs from H, a projection (E, H) is between them."""
     precision: Precision = "float16"
-    """What the stored weights are rounded to, once, before any backend sees them."""
+    """The type that the stored weights are rounded to, once, before any backend uses them."""
     format_version: int = FORMAT_VERSION
-    """The version of this file's form."""
+    """The version of this file's format."""
     pointers: PointerConfig | None = None
-    """Earlier tokens that the model is shown as candidates; None for a model without pointers."""
+    """The pointers, which are earlier tokens that the model is shown as candidates; None for a model without them."""
     default_temperature: float | None = None
-    """The temperature at which samples are best, 0.05 to 2; `gruve evaluate` and the card use it. None is 1."""
+    """The recommended sampling temperature, 0.05 to 2; `gruve evaluate` and the card use it. None is 1."""
     files: tuple[tuple[str, str], ...] = ()
-    """Each other file that is loaded, with its sha256 in hex."""
+    """The sha256 in hex of each other file that is loaded."""
 
     def __post_init__(self) -> None:
         _check(self.format_version == FORMAT_VERSION, "format_version", self.format_version, f"{FORMAT_VERSION}")
@@ -86,12 +86,12 @@ class ModelConfig:
 
     @property
     def gates(self) -> int:
-        """G: how many blocks of H rows `weight_ih` and `weight_hh` stack."""
+        """G: the number of gates, which are blocks of H rows in `weight_ih` and `weight_hh`."""
         return {"gru": 3, "lstm": 4, "elman": 1}[self.cell]
 
     @property
     def state_tensors(self) -> int:
-        """How many tensors (L, B, H) the state has: two for the LSTM (h, c), else one."""
+        """The number of state tensors (L, B, H): two for the LSTM (h, c), else one."""
         return 2 if self.cell == "lstm" else 1
 
     @property
@@ -100,7 +100,7 @@ class ModelConfig:
         return 4 * self.state_tensors * self.num_layers * self.hidden_size
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight, in the order of the literature: input, layers, head; then the pointers'."""
+        """Name and shape of every weight, in the usual order: input, layers, head; then those of the pointers."""
         V, E, H, G = self.vocabulary_size, self.embedding_size, self.hidden_size, self.gates
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, E)}
         for l in range(self.num_layers):
@@ -129,13 +129,13 @@ class ModelConfig:
         return total
 
     def to_json(self) -> str:
-        """The canonical text: sorted keys, absent values left out; the digest is taken over it."""
+        """The canonical text: sorted keys, no absent values. The digest is computed from it."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         fields["files"] = dict(self.files)
         return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
     def digest(self) -> str:
-        """sha256 over the canonical config, which holds the sha256 of tokenizer and weights."""
+        """The sha256 of the canonical config, which contains the sha256 of tokenizer and weights."""
         return _digest(self)
 
     @classmethod
@@ -172,7 +172,7 @@ class ModelConfig:
 
 @functools.lru_cache(maxsize=64)
 def _digest(config: ModelConfig) -> str:
-    """Every request asks for it."""
+    """The digest, cached because every request needs it."""
     return hashlib.sha256(config.to_json().encode()).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""The network: embedding, recurrent layers, head; a step for decoding, a sequence for training and scoring.
+"""The network: embedding, recurrent layers, head. It has a step for decoding and a sequence for training and scoring.
 
-Knows nothing of where tokens come from or go to. State is a tuple of tensors (L, B, H): (h,) or (h, c).
+Does not know where tokens come from or go to. State is a tuple of tensors (L, B, H): (h,) or (h, c).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Dropout:
 class Network(nn.Module):
     """A recurrent language model over `config.vocabulary_size` tokens.
 
-    Parameters bear the names and shapes of `config.shapes()`, so that `state_dict()` is what is stored.
+    Its parameters have the names and shapes of `config.shapes()`, so `state_dict()` is what is stored.
     """
 
     def __init__(self, config: ModelConfig, dropout: Dropout | None = None) -> None:
@@ -42,7 +42,10 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws fresh weights: orthogonal recurrences (Saxe et al. 2014), uniform inputs, gates biased to remember."""
+        """Draws new weights: orthogonal recurrences (Saxe et al.
+
+        2014), uniform inputs, gates biased towards keeping the state.
+        """
         config, H = self.config, self.config.hidden_size
         for name in config.shapes():
             weight = self[name]
@@ -68,17 +71,17 @@ class Network(nn.Module):
         return weight
 
     def named_weights(self) -> dict[str, Tensor]:
-        """Every weight under its stored name."""
+        """Every weight by its stored name."""
         return {name: self[name] for name in self.config.shapes()}
 
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copies `weights` in; names and shapes must be those of `config.shapes()`."""
+        """Copies `weights` in. Names and shapes must be those of `config.shapes()`."""
         for name in self.config.shapes():
             self[name].copy_(weights[name])
 
     def zero_state(self, batch_size: int) -> tuple[Tensor, ...]:
-        """The state of `batch_size` sequences that have seen nothing."""
+        """The state of `batch_size` sequences that have consumed nothing."""
         config, like = self.config, self["head.bias"]
         return tuple(
             like.new_zeros(config.num_layers, batch_size, config.hidden_size) for _ in range(config.state_tensors)
@@ -87,9 +90,9 @@ class Network(nn.Module):
     def step(
         self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Consumes one token per row: tokens (B,) -> logits (B, V) and the new state. The plain path, no dropout.
+        """Consumes one token per row: tokens (B,) -> logits (B, V) and the new state. No dropout.
 
-        `pointed` (B, 2 K + 2) has the rows of `pointers.Pointed` for a model with pointers, in its order.
+        `pointed` (B, 2 K + 2) has the rows of `pointers.Pointed`, in its order, for a model with pointers.
         """
         x = self._input(tokens, pointed)
         layers = []
@@ -102,9 +105,10 @@ class Network(nn.Module):
     def forward(
         self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """Consumes whole sequences: tokens (B, T) -> logits (B, T, V), the state after the last, and the last
-        layer's outputs (B, T, H). The same mathematics as `step`, with dropout while training. `pointed` is
-        (B, T, 2 K + 2)."""
+        """Consumes tokens (B, T); returns logits (B, T, V), the last state, and the last layer's outputs (B, T, H).
+
+        The same mathematics as `step`, with dropout while training. `pointed` is (B, T, 2 K + 2).
+        """
         x = self._input(tokens, pointed).transpose(0, 1)  # (T, B, E)
         x = self._locked_dropout(x, self.dropout.embedding)
         finals = []
@@ -121,7 +125,7 @@ class Network(nn.Module):
         )
 
     def _layer_sequence(self, l: int, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One layer over (T, B, I). torch's fused sequence operators where they compute our equations."""
+        """One layer over (T, B, I). Uses torch's fused sequence operators if they compute the same equation."""
         W, U, b, b_hn = (
             self[f"layers.{l}.weight_ih"],
             self[f"layers.{l}.weight_hh"],
@@ -150,7 +154,7 @@ class Network(nn.Module):
         return self[f"layers.{l}.bias_hn"] if self.config.reset == "after" else None
 
     def _input(self, tokens: Tensor, pointed: Tensor | None) -> Tensor:
-        """What enters layer 0: the token's row of the embedding, and the rows of the pointers' tables, in order."""
+        """The input of layer 0: the token's row of the embedding plus the rows of the pointers' tables, in order."""
         x = embedding(tokens, self["embedding.weight"])
         pointers = self.config.pointers
         if pointers is None:
@@ -195,9 +199,9 @@ class Network(nn.Module):
 
 
 def to_torch_gru(W: Tensor, U: Tensor, b: Tensor, b_hn: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Our (weight_ih, weight_hh, bias, bias_hn) as torch.nn.GRU's (weight_ih, weight_hh, bias_ih, bias_hh).
+    """Converts (weight_ih, weight_hh, bias, bias_hn) to torch.nn.GRU's (weight_ih, weight_hh, bias_ih, bias_hh).
 
-    Only the z block changes its sign; see `cells.py`. Exact, and its own inverse.
+    Only the z block changes its sign; see `cells.py`. The conversion is exact and its own inverse.
     """
     H = b_hn.shape[0]
     sign = b.new_ones(3 * H)
@@ -207,5 +211,5 @@ def to_torch_gru(W: Tensor, U: Tensor, b: Tensor, b_hn: Tensor) -> tuple[Tensor,
 
 
 def _key(name: str) -> str:
-    """ParameterDict keys may not hold dots."""
+    """The name without dots, which ParameterDict does not allow."""
     return name.replace(".", "/")

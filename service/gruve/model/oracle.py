@@ -1,6 +1,7 @@
-"""The network in float64 numpy, gate by gate and row by row: what every other implementation is held against.
+"""The network in float64 numpy, gate by gate and row by row. Every other implementation is compared with it.
 
-Slow on purpose. The equations stand in `cells.py`; what the pointers name, in `pointers.py`, is all the code it shares.
+It is slow on purpose. It shares no code with the others but `pointers.py`, which defines what the pointers name. The
+equations are in `cells.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 class Oracle:
-    """One sequence of a model, stepped in float64 from the weights as stored."""
+    """Steps one sequence of a model in float64, starting from the stored weights."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, ArrayLike]) -> None:
         self.config = config
@@ -57,7 +58,7 @@ class Oracle:
         return point(self.config.pointers, self.config.vocabulary_size, self._transcript)
 
     def _pointer_rows(self, pointed: Pointed) -> Array:
-        """What the pointers add to layer 0's input (E,)."""
+        """The sum of the pointers' rows that is added to layer 0's input (E,)."""
         w, rows = self._w, np.zeros(self.config.embedding_size)
         for k, (named, match) in enumerate(zip(pointed.tokens, pointed.matches, strict=True)):
             rows += w["pointers.weight"][k, named]
@@ -69,7 +70,7 @@ class Oracle:
         return rows
 
     def _gates(self, pointed: Pointed, h: Array) -> Array:
-        """What each pointer adds to the logit of the token it names (K,)."""
+        """The number that each pointer adds to the logit of the token it names (K,)."""
         bias = [self._w["pointers.gate_bias"][k, match] for k, match in enumerate(pointed.matches)]
         gates: Array = self._w["pointers.gate"] @ h + np.array(bias)
         return gates

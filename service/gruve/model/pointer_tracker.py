@@ -1,6 +1,6 @@
-"""The pointers of a transcript computed fast: token by token, or for a whole sequence at once.
+"""Computes the pointers of a transcript fast: token by token, or for a whole sequence at once.
 
-Both give what `pointers.point` defines, and are tested against it.
+Both give the values that `pointers.point` defines, and are tested against it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Int32s = NDArray[np.int32]
 
 @dataclasses.dataclass(slots=True)
 class _Bar:
-    """One bar: where it opens, and where each place first occurs in it."""
+    """One bar: where it opens, and where each place occurs first in it."""
 
     opening: int
     part: int = 0
-    """The part in which it was completed."""
+    """The number of the part in which the bar was completed."""
     first: dict[int, int] = dataclasses.field(default_factory=dict)
     """Place -> the first position with it."""
     first_with: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
@@ -31,7 +31,7 @@ class _Bar:
 
 
 class _Bars:
-    """The bars of one window: the place of the present token, and the completed bars."""
+    """The bars of one window: the current place, and the completed bars."""
 
     def __init__(self, config: PointerConfig) -> None:
         self._config = config
@@ -65,7 +65,7 @@ class _Bars:
             self._open.first_with.setdefault((self.place, token), t)
 
     def count(self) -> int:
-        """How many bars of the present part are complete; counted no further than the table has rows."""
+        """The number of completed bars of the current part, at most the last row of the count table."""
         count = 0
         for bar in reversed(self._completed):
             if bar.part != self._part or count == self._config.counts:
@@ -74,7 +74,7 @@ class _Bars:
         return count
 
     def same_place(self, k: int, token: int) -> int:
-        """The position that the pointer at distance `k` finds for the present token; -1 for none."""
+        """The position that the pointer at distance `k` finds for the current token; -1 for none."""
         if self.place is None or len(self._completed) < k:
             return -1
         bar = self._completed[-k]
@@ -83,10 +83,10 @@ class _Bars:
 
 
 class PointerTracker:
-    """The pointers of one transcript, token by token; a token costs about as much whatever came before it.
+    """The pointers of one transcript, token by token. The time per token does not depend on the transcript's length.
 
-    `feed` returns what `point` says of everything fed so far. A fresh tracker that is fed the transcript's last 1,024
-    tokens returns the same from then on.
+    `feed` returns the result of `point` on everything fed so far. A new tracker that is fed the last 1,024 tokens of a
+    transcript returns the same results from then on.
     """
 
     def __init__(self, config: PointerConfig, vocabulary_size: int) -> None:
@@ -95,14 +95,14 @@ class PointerTracker:
         self._restart()
 
     def _restart(self) -> None:
-        """Begins a new window."""
+        """Starts a new window."""
         self._ids: list[int] = []
         self._dropped = 0  # how many tokens were removed from the front of `_ids`
         self._bars = _Bars(self._config)
         self._last: list[dict[tuple[int, ...], int]] = [{} for _ in self._config.followers]
 
     def feed(self, token: int) -> Pointed:
-        """Takes the next token, and returns what the pointers say at it."""
+        """Consumes the next token and returns the pointers at it."""
         config = self._config
         if token == config.start_token:
             self._restart()
@@ -122,7 +122,10 @@ class PointerTracker:
         return Pointed(tokens, matches, config.place_row(self._bars.place), config.count_row(count))
 
     def _follower(self, n: int, last: dict[tuple[int, ...], int], t: int, begin: int) -> int:
-        """Where the last `n` tokens occurred before in the window, -1 if nowhere; `last` then has the present place."""
+        """The previous position of the last `n` tokens in the window, -1 if there is none.
+
+        Stores the current position in `last`.
+        """
         if t - n + 1 < begin:
             return -1
         gone = begin - 1 - self._dropped  # the index of the token that has just left the window
@@ -180,7 +183,8 @@ def follower_sources(config: PointerConfig, tokens: Int32s, begins: Int32s) -> I
     T = len(tokens)
     positions = np.arange(T)
     sources = np.full((T, len(config.followers)), -1, dtype=np.int32)
-    ranks = np.unique(tokens, return_inverse=True)[1].astype(np.int64)  # equal ranks: the last n tokens are equal
+    # Two positions have equal ranks if the n tokens up to them are equal.
+    ranks = np.unique(tokens, return_inverse=True)[1].astype(np.int64)
     single, distinct = ranks, int(ranks.max(initial=0)) + 1
     for n in range(1, max(config.followers, default=0) + 1):
         if n > 1:
@@ -198,7 +202,7 @@ def follower_sources(config: PointerConfig, tokens: Int32s, begins: Int32s) -> I
 
 
 def match_lengths(config: PointerConfig, tokens: Int32s, sources: Int32s, begins: Int32s) -> Int32s:
-    """(T, pointers): the match length of each source, 0 where it is -1."""
+    """(T, pointers): the match length of each source, 0 where the source is -1."""
     matches = np.zeros_like(sources)
     positions = np.arange(len(tokens))[:, None]
     equal = sources >= 0

@@ -1,7 +1,8 @@
 """Pointers: earlier tokens of the transcript that a model is shown as candidates for the next token.
 
-The configuration (`pointers` in `config.json`) and the definition: `point` is a pure function of the transcript's last
-tokens, written to be read. `pointer_tracker.py` computes the same values fast, and is tested against it.
+This module has the configuration (`pointers` in `config.json`) and the definition: `point` is a pure function of the
+transcript's last tokens, written for readability. `pointer_tracker.py` computes the same values fast, and is tested
+against it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple
 from gruve.errors import ModelBroken
 
 WINDOW = 1_024
-"""How many of the transcript's last tokens the pointers depend on, the pending token included."""
+"""The pointers depend on this many of the transcript's last tokens, the pending token included."""
 BAR_TOKENS = 256
-"""How many tokens of a bar, counted from its opening, have a place. The place of later ones is unknown."""
+"""Only this many tokens of a bar, counted from its opening, have a place. The place of later ones is unknown."""
 MAX_POINTERS = 16
 BAR_DISTANCES = range(1, 64 + 1)
 FOLLOWER_LENGTHS = range(1, 32 + 1)
@@ -27,42 +28,42 @@ MAX_MATCHES = 32
 
 
 class Pointed(NamedTuple):
-    """What the pointers say at one token, as rows of the model's tables."""
+    """The pointers at one token, as rows of the model's tables."""
 
     tokens: tuple[int, ...]
-    """(K,): the token each pointer names; the vocabulary's size V if it names none."""
+    """(K,): the token that each pointer names; the vocabulary's size V if it names none."""
     matches: tuple[int, ...]
-    """(K,): each pointer's match length, 0 to `matches` - 1; 0 for a pointer that names none."""
+    """(K,): each pointer's match length, 0 to `matches` - 1; 0 for a pointer that names no token."""
     place_row: int
-    """The row of the place table, 0 without one."""
+    """The row of the place table; 0 if there is none."""
     count_row: int
-    """The row of the bar count's table, 0 without one."""
+    """The row of the bar count table; 0 if there is none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PointerConfig:
-    """The key `pointers` of `config.json`. Raises `ModelBroken` on a value out of its bounds."""
+    """The key `pointers` of `config.json`. Raises `ModelBroken` on a value out of bounds."""
 
     bars: tuple[int, ...] = ()
-    """Distances k of the pointers to the same place of the bar k bars ago, 1 to 64."""
+    """Distances k, 1 to 64. The pointer names a token at the same place of the bar k bars ago."""
     followers: tuple[int, ...] = ()
-    """Lengths n of the pointers to what followed the last occurrence of the last n tokens, 1 to 32."""
+    """Lengths n, 1 to 32. The pointer names the token that followed the last occurrence of the last n tokens."""
     bar_tokens: tuple[int, ...] = ()
     """The ids of the tokens that close a bar and open the next."""
     part_tokens: tuple[int, ...] = ()
-    """Those bar tokens that begin a part: the bar count begins again."""
+    """The bar tokens that begin a part. The bar count starts again there."""
     advances: tuple[int, ...] = ()
-    """For each token, how far it moves the place in the bar, -1,000 to 1,000; empty without bars and places."""
+    """How far each token moves the place in the bar, -1,000 to 1,000. Empty without bars and places."""
     start_token: int = -1
-    """The token that begins a window wherever it stands; -1 for none."""
+    """The token that begins a window wherever it occurs; -1 for none."""
     place_step: int = 1
-    """How many units of `advances` share a row of the place table, 1 to 1,000."""
+    """The units of `advances` that share a row of the place table, 1 to 1,000."""
     places: int = 0
-    """The rows of the place table, at most 256; 0 for none. The last row also stands for an unknown place."""
+    """The number of rows of the place table, at most 256; 0 for none. The last row is also used for unknown places."""
     counts: int = 0
-    """The rows of the bar count's table, at most 64; 0 for none."""
+    """The number of rows of the bar count table, at most 64; 0 for none."""
     matches: int = 0
-    """The rows of each pointer's table of match lengths, at most 32; 0 for none."""
+    """The number of rows of each pointer's match length table, at most 32; 0 for none."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.size <= MAX_POINTERS, "bars and followers together", self.size, f"1 to {MAX_POINTERS}")
@@ -102,7 +103,7 @@ class PointerConfig:
         return bool(self.bars or self.places or self.counts)
 
     def check_vocabulary(self, vocabulary_size: int) -> None:
-        """Raises `ModelBroken` where an id or the number of advances does not suit a vocabulary of that size."""
+        """Raises `ModelBroken` if an id or the number of advances does not fit a vocabulary of that size."""
         for name in ("bar_tokens", "part_tokens"):
             for token in getattr(self, name):
                 _check(0 <= token < vocabulary_size, name, token, f"0 to {vocabulary_size - 1}")
@@ -133,7 +134,7 @@ class PointerConfig:
 
     @classmethod
     def from_fields(cls, fields: Any) -> PointerConfig:
-        """The configuration that a JSON object says; raises `ModelBroken` on anything it does not know."""
+        """Reads the configuration from a JSON object; raises `ModelBroken` on anything it does not know."""
         if not isinstance(fields, Mapping):
             raise ModelBroken(f"config.json: pointers is {fields!r}; allowed: an object")
         known = {field.name: field for field in dataclasses.fields(cls)}
@@ -152,19 +153,19 @@ class PointerConfig:
         return cls(**values)
 
     def place_row(self, place: int | None) -> int:
-        """The row of the place table for a place in the bar; None is an unknown one."""
+        """The row of the place table for a place in the bar; None is an unknown place."""
         if not self.places:
             return 0
         last = self.places - 1
         return last if place is None else min(max(place // self.place_step, 0), last)
 
     def count_row(self, count: int) -> int:
-        """The row of the bar count's table."""
+        """The row of the bar count table."""
         return min(count, self.counts - 1) if self.counts else 0
 
 
 def window_of(config: PointerConfig, transcript: Sequence[int]) -> list[int]:
-    """W: the transcript's last 1,024 tokens, the pending one last, from the last start token if one is in them."""
+    """W: the transcript's last 1,024 tokens, the pending one last. A start token among them begins W."""
     window = list(transcript[-WINDOW:])
     for i in range(len(window) - 1, -1, -1):
         if window[i] == config.start_token:
@@ -173,11 +174,11 @@ def window_of(config: PointerConfig, transcript: Sequence[int]) -> list[int]:
 
 
 def point(config: PointerConfig, vocabulary_size: int, transcript: Sequence[int]) -> Pointed:
-    """What the pointers say at the last token of `transcript`, which must not be empty: the definition."""
+    """The definition of pointers: their values at the last token of `transcript`, which must not be empty."""
     W = window_of(config, transcript)
     t = len(W) - 1
     places, completed, count = _walk(config, W)
-    # For each pointer, the position whose follower it names.
+    # For each pointer, the position before the token that it names.
     found = [_same_place(W, places, completed[-k], t) if len(completed) >= k else None for k in config.bars]
     found += [_last_occurrence(W, n) for n in config.followers]
     tokens = [vocabulary_size if j is None else W[j + 1] for j in found]
@@ -188,8 +189,8 @@ def point(config: PointerConfig, vocabulary_size: int, transcript: Sequence[int]
 def _walk(config: PointerConfig, W: Sequence[int]) -> tuple[list[int | None], list[tuple[int, int]], int]:
     """The place of every token of W (None: unknown), the completed bars (opening, close), and the bar count.
 
-    A bar opens at a start token and at every bar token. What stands before the first of them in W belongs to a bar
-    whose opening is not in W: its places are unknown and it is never complete.
+    A bar opens at a start token and at every bar token. The tokens before the first of them belong to a bar whose
+    opening is not in W. Their places are unknown, and that bar is never complete.
     """
     places: list[int | None] = []
     completed: list[tuple[int, int]] = []
@@ -212,13 +213,13 @@ def _walk(config: PointerConfig, W: Sequence[int]) -> tuple[list[int | None], li
             places.append(None)
         else:
             before = places[i - 1]
-            assert before is not None  # noqa: S101 - the opening has a place, and every later one within the bound
+            assert before is not None  # noqa: S101 - every token of a bar within the bound has a place
             places.append(before + (config.advances[token] if config.advances else 0))
     return places, completed, count
 
 
 def _same_place(W: Sequence[int], places: Sequence[int | None], bar: tuple[int, int], t: int) -> int | None:
-    """The position in `bar` at the place of t: the first that holds t's token, else the first, else None."""
+    """The position in `bar` at the place of t: the first with the same token as t, else the first, else None."""
     if places[t] is None:
         return None
     candidates = [j for j in range(*bar) if places[j] == places[t]]
@@ -227,7 +228,7 @@ def _same_place(W: Sequence[int], places: Sequence[int | None], bar: tuple[int, 
 
 
 def _last_occurrence(W: Sequence[int], n: int) -> int | None:
-    """The last position before the end of W at which the last n tokens of W ended before, or None."""
+    """The last earlier position in W at which the last n tokens of W end, or None."""
     t = len(W) - 1
     if t + 1 < n:
         return None
@@ -238,7 +239,7 @@ def _last_occurrence(W: Sequence[int], n: int) -> int | None:
 
 
 def _match(config: PointerConfig, W: Sequence[int], j: int) -> int:
-    """How many tokens backwards from j equal those backwards from the end of W, at most `matches` - 1."""
+    """The number of equal tokens backwards from j and from the end of W, at most `matches` - 1."""
     t, m = len(W) - 1, 0
     while m < config.matches - 1 and m <= j and W[j - m] == W[t - m]:
         m += 1

@@ -1,9 +1,9 @@
-"""The model repository: one folder a model, read with suspicion, written so that it can be read back.
+"""The model repository: one folder per model. Loading trusts nothing, and saving checks that the entry can be loaded.
 
     models/<name>/config.json  tokenizer.json  model.safetensors  README.md (the model card)
 
-Weights come from safetensors alone. Sizes are bounded before anything is read; hashes, names, shapes, types and
-finiteness are checked before a model is handed to anybody. A broken entry is listed with its reason; the others serve.
+Weights come from safetensors only. Sizes are bounded before anything is read; hashes, names, shapes, types and
+finiteness are checked before a model is returned. A broken entry is listed with its reason, and the others are served.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ MAX_TOKENIZER_BYTES = 16 << 20
 MAX_HEADER_BYTES = 1 << 20
 MAX_CARD_CHARACTERS = 1 << 16
 MAX_REASON_CHARACTERS = 1_000
-"""How much is told of why an entry is broken: a reason quotes what it found, which may be of any length."""
+"""The maximum length of the reason of a broken entry, in characters. A reason may quote data of any length."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
-    """A model that has passed every check: blueprint, tokenizer, and weights as every backend must start from them."""
+    """A model that has passed every check: its configuration, tokenizer and weights."""
 
     name: str
     config: ModelConfig
@@ -59,7 +59,7 @@ class Model:
 
     @property
     def tokenizer_digest(self) -> str:
-        """sha256 of the tokenizer's file: the same means the same tokens."""
+        """The sha256 of the tokenizer's file. Equal digests mean equal tokenization."""
         return dict(self.config.files)[TOKENIZER]
 
     def network(self) -> Network:
@@ -71,21 +71,21 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Broken:
-    """An entry that is there and cannot be served, and why."""
+    """An entry that exists and cannot be served, with the reason."""
 
     name: str
     why: str
 
 
 def scan(repository: Path) -> dict[str, Model | Broken]:
-    """Loads every entry of a repository folder, in the order of their names; broken ones keep their reason.
+    """Loads every entry of a repository folder, in the order of their names. Broken ones have their reason.
 
-    A folder that has a `config.json` itself is one model, and the only entry. Raises `ModelUnknown` if the folder is
-    not there.
+    A folder with a `config.json` of its own is one model, and the only entry. Raises `ModelUnknown` if the folder does
+    not exist.
     """
     if not repository.is_dir():
         raise ModelUnknown(f"no model repository at {str(repository)!r}: not a folder")
-    folders = [Path(os.path.abspath(repository))]  # also of "." the name counts
+    folders = [Path(os.path.abspath(repository))]  # so that "." has a name as well
     if not (repository / CONFIG).exists():
         folders = [f for f in sorted(repository.iterdir()) if not f.is_file() and not f.name.startswith(".")]
     entries: dict[str, Model | Broken] = {}
@@ -122,11 +122,11 @@ def load(folder: Path) -> Model:
 def save(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tensor], card: str | None = None
 ) -> Model:
-    """Writes an entry, its weights rounded to `config.precision`, and loads it back.
+    """Writes an entry, with weights rounded to `config.precision`, and loads it back.
 
-    What could not be loaded back raises `ModelBroken` before anything is written: weights that are not finite, or
-    become so by rounding; a tokenizer of another size; a name out of form. Files are replaced one by one and
-    `config.json` last, so that an entry cut off in the middle fails its hash and is never served half new.
+    Raises `ModelBroken`, before anything is written, for an entry that could not be loaded: weights that are not finite
+    or become so by rounding, a tokenizer of another size, an invalid name. Files are replaced one by one, `config.json`
+    last, so that an entry that was cut off fails its hash and is never half served.
     """
     stored = torch.float16 if config.precision == "float16" else torch.float32
     _check_name(folder)
@@ -169,7 +169,7 @@ def _text(name: str, content: bytes) -> str:
 
 
 def _read(path: Path, most_bytes: int) -> bytes:
-    """The file's bytes, its size checked first. Links are followed; what is no regular file is not opened."""
+    """Reads the file after checking its size. Follows links. Opens only regular files."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ModelBroken(f"{path.name} is no regular file")
@@ -183,7 +183,7 @@ def _read(path: Path, most_bytes: int) -> bytes:
 
 
 def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
-    """The checked tensors as fp32."""
+    """Returns the checked tensors as fp32."""
     expected = config.shapes()
     dtype = "F16" if config.precision == "float16" else "F32"
     if len(content) < 8 or struct.unpack("<Q", content[:8])[0] > min(MAX_HEADER_BYTES, len(content) - 8):
@@ -211,7 +211,7 @@ def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _read_card(path: Path) -> tuple[str, str]:
-    """(license, first paragraph) of a model card; a card that is missing or odd costs nothing."""
+    """Returns (license, first paragraph) of a model card. A card that is missing or malformed raises nothing."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "", ""

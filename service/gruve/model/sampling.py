@@ -26,11 +26,12 @@ MAX_BIAS = 100.0
 MAX_SEED = 2**64 - 1
 
 WEIGHT_BITS = 22
-"""The likeliest token weighs 2**22; a token below 2**-22 of it weighs 0 and is never drawn."""
+"""The weight of the likeliest token is 2**22. A token below 2**-22 of its probability has weight 0 and is never
+sampled."""
 EXPONENT_BITS = 20
-"""Exponents of 2 are held in steps of 2**-20."""
+"""Exponents of 2 have steps of 2**-20."""
 SHARE_BITS = 24
-"""top_p and min_p are held in steps of 2**-24."""
+"""top_p and min_p have steps of 2**-24."""
 EXP2 = (1_073_741_824, 744_265_554, 257_874_613, 59_914_704, 9_681_959, 2_004_817)
 """2**f for f in [0, 1) as a polynomial, coefficients times 2**30; relative error below 8.5e-8."""
 LOWEST_EXPONENT = -32
@@ -41,7 +42,7 @@ Float32s = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How tokens are drawn. Checked when made: a value out of range raises `InvalidField` naming it."""
+    """The sampling parameters. A value out of bounds raises `InvalidField`, which names it."""
 
     temperature: float = 1.0
     """Divides the logits, 0 to 100; 0 takes the likeliest token, ties to the lower id."""
@@ -54,11 +55,11 @@ class SamplingParameters:
     repetition_penalty: float = 1.0
     """Divides the positive and multiplies the negative logits of tokens in the window, 0.01 to 100 (Keskar 2019)."""
     repetition_window: int = 64
-    """How many of the transcript's last tokens the penalty looks at, 0 to 1,024."""
+    """The number of the transcript's last tokens that the penalty applies to, 0 to 1,024."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logit, -100 to 100), at most 1,024, ids distinct."""
+    """(token id, number added to its logit, -100 to 100), at most 1,024, ids distinct."""
     seed: int = 0
-    """The key of every draw, 0 to 2**64 - 1."""
+    """The key of every random number, 0 to 2**64 - 1."""
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
@@ -87,10 +88,10 @@ def draw(
     history: NDArray[np.integer] | None = None,
     masked: tuple[int, ...] = (),
 ) -> int:
-    """The token for absolute `position`.
+    """Samples the token for absolute `position`.
 
-    `logits` (V,) fp32; `history` the transcript so far, oldest first; `masked` ids that may not be drawn (at least one
-    token must remain).
+    `logits` is (V,) fp32. `history` is the transcript so far, oldest first. `masked` has the ids that may not be
+    sampled; at least one token must remain.
     """
     adjusted = adjust(logits, parameters, history)
     allowed = np.ones(len(logits), dtype=bool)
@@ -128,7 +129,7 @@ def weights(logits: Float32s, highest: np.float32, scale_: np.float32) -> Int64s
 
     One fp32 subtraction, one fp32 multiplication, truncation to steps of 2**-20 of an exponent of 2; then integers.
     """
-    with np.errstate(over="ignore"):  # a tiny temperature takes the difference to -inf, which weighs nothing
+    with np.errstate(over="ignore"):  # with a tiny temperature the difference becomes -inf, whose weight is 0
         steps = (logits - highest) * scale_
     exponents = np.clip(steps, np.float32(LOWEST_EXPONENT << EXPONENT_BITS), 0).astype(np.int64)
     whole, part = exponents >> EXPONENT_BITS, exponents & ((1 << EXPONENT_BITS) - 1)
@@ -140,23 +141,23 @@ def weights(logits: Float32s, highest: np.float32, scale_: np.float32) -> Int64s
 
 
 def scale(temperature: float) -> np.float32:
-    """What a logit difference is multiplied by to become steps of an exponent of 2; finite for any temperature > 0."""
+    """The factor that turns a logit difference into steps of an exponent of 2; finite for any temperature > 0."""
     steps = math.log2(math.e) * (1 << EXPONENT_BITS) / temperature
     return np.float32(min(steps, float(np.finfo(np.float32).max)))
 
 
 def inverse_penalty(penalty: float) -> np.float32:
-    """1 / penalty as the backends multiply by it."""
+    """1 / penalty, rounded as the backends use it."""
     return np.float32(1.0 / penalty)
 
 
 def share(probability: float) -> int:
-    """A probability in steps of 2**-24, never 0 unless it is: the smallest top_p still keeps a token."""
+    """A probability in steps of 2**-24. A positive one is never 0, so that the smallest top_p still keeps a token."""
     return math.ceil(probability * (1 << SHARE_BITS))
 
 
 def uniform(seed: int, position: int) -> int:
-    """The 32-bit draw for `position` under `seed`."""
+    """The 32-bit random number for `position` with `seed`."""
     return philox(seed & 0xFFFFFFFF, seed >> 32, position & 0xFFFFFFFF, position >> 32)[0]
 
 
@@ -170,6 +171,6 @@ def philox(key0: int, key1: int, c0: int, c1: int, c2: int = 0, c3: int = 0) -> 
 
 
 def _within(name: str, value: float, least: float, most: float) -> None:
-    """Refuses what is not between the bounds, NaN included."""
+    """Raises `InvalidField` for a value outside the bounds, NaN included."""
     if not least <= value <= most:
         raise InvalidField(f"sampling.{name}", f"{value} is not between {least} and {most}")

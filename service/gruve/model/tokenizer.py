@@ -1,6 +1,6 @@
 """Text to token ids and back. Each token has one fixed text; a text is the concatenation of its tokens' texts.
 
-Knows the two ways of cutting text: into characters, and into the ABC tokens of `gruve.tune`.
+Text is cut in one of two ways: into characters, or into the ABC tokens of `gruve.tune`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ END = "</s>"
 class Tokenizer:
     """A vocabulary and the way to cut text into it.
 
-    Token 0 is always the start token, with which every transcript begins; token 1 is the end token where `has_end`.
-    Both have the empty text. Every other token has its own text, of one character in a `characters` tokenizer.
+    Token 0 is always the start token, with which every transcript begins. Token 1 is the end token if `has_end`. Both
+    have the empty text. Every other token has a text of its own; in a `characters` tokenizer it is one character.
     """
 
     kind: Kind
     vocabulary: tuple[str, ...]
-    """The tokens' names: `<s>`, then `</s>` if there is an end, then texts."""
+    """The tokens' names: `<s>`, then `</s>` if there is an end, then the texts."""
     has_end: bool
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Tokenizer:
 
     @property
     def end_id(self) -> int | None:
-        """The id of the end token, or None where generation has no end of its own."""
+        """The id of the end token, or None if the model does not end sequences by itself."""
         return 1 if self.has_end else None
 
     @property
@@ -71,7 +71,7 @@ class Tokenizer:
         return len(self.vocabulary)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without start or end; raises `UnknownCharacter` naming what was found and where."""
+        """The ids of `text`, without start or end; raises `UnknownCharacter` with the character and its offset."""
         if self.kind == "characters":
             try:
                 return [self._ids[character] for character in text]
@@ -87,7 +87,7 @@ class Tokenizer:
             raise UnknownCharacter(unknown.strip(), text, offset, self.kind) from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; raises `InvalidField` on an id that is not in the vocabulary."""
+        """The text of `ids`; raises `InvalidField` for an id outside the vocabulary."""
         size = self.size
         pieces = []
         for position, token in enumerate(ids):
@@ -132,7 +132,7 @@ class Tokenizer:
 
 
 def _first_duplicate(vocabulary: Sequence[str]) -> tuple[str, tuple[int, int]]:
-    """The first token that occurs again, with the ids of both; there must be one."""
+    """The first token that occurs twice, with both ids; one must exist."""
     first: dict[str, int] = {}
     for token_id, token in enumerate(vocabulary):
         if first.setdefault(token, token_id) != token_id:
@@ -141,7 +141,7 @@ def _first_duplicate(vocabulary: Sequence[str]) -> tuple[str, tuple[int, int]]:
 
 
 def _abc_offset(text: str, tokens: Sequence[str], index: int) -> int:
-    """Where in `text` the token of that index begins: the text is its tokens, stripped, with whitespace between."""
+    """The offset in `text` of the token at `index`. The text is its tokens, stripped, with whitespace between."""
     at = 0
     for token in tokens[: index + 1]:
         at += len(text) - at - len(text[at:].lstrip())
@@ -150,6 +150,6 @@ def _abc_offset(text: str, tokens: Sequence[str], index: int) -> int:
 
 
 def build(kind: Kind, pieces: Iterable[Sequence[str]], *, has_end: bool) -> Tokenizer:
-    """A tokenizer of every token in `pieces` (cut texts), in code point order, after the specials."""
+    """A tokenizer of every token in `pieces` (cut texts), in code point order, after the special tokens."""
     texts = sorted({token for piece in pieces for token in piece})
     return Tokenizer(kind, ((START, END) if has_end else (START,)) + tuple(texts), has_end)

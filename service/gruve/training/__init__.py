@@ -1,4 +1,4 @@
-"""Makes models: a corpus and a config in, an entry of the model repository out; and says how good one is.
+"""Trains models and measures them: a corpus and a config become an entry of the model repository.
 
-Knows torch, the network and the corpora. Has never heard of a request, a session or a terminal.
+Knows torch, the network and the corpora, not requests, sessions or terminals.
 """

@@ -1,8 +1,8 @@
-"""What a player keeps in mind while reading a tune: the auxiliary targets that teach a network to count.
+"""Auxiliary targets that teach a network to count bars, parts and endings of a tune.
 
-Each token is given one class for every question below, all of them functions of the tokens up to and including it. A
-network that can answer them from its last output holds what it needs to close a bar, a part or an ending where it must
-be closed. The answers' head is trained along and thrown away.
+Each token gets one class for every question below, computed from the tokens up to and including it. A network that can
+answer the questions from its last output has what it needs to close a bar, a part or an ending in time. The head that
+answers them is trained with the model and not saved.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ MANY_BARS = 32
 MOST_NOTES_LEFT = 9
 
 CLASSES = (BAR_CLASSES, LONG_PICKUP + 1, LONG_PICKUP + 1, 6, MANY_BARS + 1, MOST_NOTES_LEFT + 1)
-"""Answers to: how full is the bar? how long was the first bar of the tune, and of this part, in sixteenths (0 until it
-is over)? is a repeat open, and in which ending are we (2 x 3)? how many bars has this part? how many notes are left of
-this tuplet?"""
+"""The number of answers to each question."""
 
 PART_STARTS = frozenset({"|:", ":|", "||"})
 LINES = frozenset({"|", "||", "|]", "|:", ":|", "|1", ":|2"})
@@ -61,5 +59,5 @@ def auxiliary_targets(tokens: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def _steps(positions: int) -> int:
-    """A first bar's length as a class: in sixteenths, rounded up; 0 is none."""
+    """The class of a first bar's length: its sixteenths, rounded up; 0 if there is none."""
     return min(max(-(-positions // POSITIONS_PER_STEP), 0), LONG_PICKUP)

@@ -1,6 +1,7 @@
-"""Cuts a corpus into batches: streams of a text whose state is carried on, or whole tunes of like length.
+"""Cuts a corpus into batches: chunks of a text whose state is carried on, or whole tunes of similar length.
 
-Draws from a generator of its own, so that a batch depends on seed and place alone and can be drawn again on resuming.
+Each source has a random generator of its own. A batch depends only on the seed and its place in the order, so it can be
+drawn again when a run is resumed.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from gruve.training.auxiliary import CLASSES
 from gruve.training.config import Batches
 
 IGNORED = -100
-"""The target of a step that is not scored: padding, and the start token, which nothing predicts."""
+"""The target of a step that is not scored: padding, and the start token, which is never predicted."""
 
 START_ID = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Inputs (B, T), what follows each of them, and which rows begin from the zero state."""
+    """Inputs (B, T), their targets, and which rows begin from the zero state."""
 
     inputs: Tensor
     targets: Tensor
@@ -35,35 +36,35 @@ class Batch:
     auxiliary: Tensor | None = None
     """(B, T, questions): for tunes, the classes of `auxiliary.py` at each input, or IGNORED."""
     unlikely: Tensor | None = None
-    """(B, T): for tunes, the row of the corpus's table of unlikely tokens that holds behind each input."""
+    """(B, T): for tunes, the row of the corpus's table of unlikely tokens that applies after each input."""
     pointed: Tensor | None = None
-    """(B, T, 2 K + 2): for a model with pointers, what they say at each input."""
+    """(B, T, 2 K + 2): for a model with pointers, their values at each input."""
 
 
 class Source(Protocol):
-    """An endless row of batches that can be put back to where it was."""
+    """An endless sequence of batches whose place can be saved and restored."""
 
     def next(self) -> Batch:
-        """The next batch."""
+        """Returns the next batch."""
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs."""
+        """Returns what `restore` needs."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes back to where `state` was taken."""
+        """Returns to the place at which `state` was called."""
 
 
 class TextBatches:
-    """`rows` readers walk through one text, evenly spread, each carrying its state from batch to batch.
+    """Batches of a text: `rows` readers walk through it, evenly spread, each carrying its state from batch to batch.
 
-    A reader that comes to the end begins anew at the front. That, and `cold_share` of the other chunks, begin from the
-    zero state with the start token, because that is how every request to a server begins.
+    A reader that reaches the end continues at the front. It then begins from the zero state with the start token, as
+    every request to a server does, and so do `cold_share` of the other chunks.
     """
 
     def __init__(
         self, ids: Sequence[int], batches: Batches, seed: int, pointers: PointerConfig | None = None, none: int = 0
     ) -> None:
-        """`none` is the vocabulary's size, which stands for a pointer that names no token."""
+        """`none` is the vocabulary size, which stands for a pointer that names no token."""
         self._followers = None if pointers is None else _Followers(pointers, ids, none)
         self._ids = torch.tensor(ids, dtype=torch.long)
         self._batches = batches
@@ -75,7 +76,7 @@ class TextBatches:
         self._begins = self._at.clone()  # where each reader last began from the zero state
 
     def next(self) -> Batch:
-        """The next chunk of every reader; its length is drawn from half to one and a half times `steps`."""
+        """Returns the next chunk of every reader. Its length is drawn from half to one and a half times `steps`."""
         mean, rows = self._batches.steps, self._batches.rows
         T = int(torch.randint(mean // 2, mean + mean // 2 + 1, (1,), generator=self._generator))
         T = min(T, len(self._ids))
@@ -93,7 +94,7 @@ class TextBatches:
         return Batch(inputs, targets, cold, pointed=pointed)
 
     def state(self) -> dict[str, Tensor]:
-        """The readers' places and the generator."""
+        """Returns the readers' places and the state of the generator."""
         return {
             "at": self._at,
             "begins": self._begins,
@@ -102,14 +103,14 @@ class TextBatches:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Puts readers and generator back."""
+        """Restores the readers' places and the generator."""
         self._at, self._fresh = state["at"].clone(), state["fresh"].clone()
         self._begins = state.get("begins", self._at).clone()  # a checkpoint from before there were pointers has none
         self._generator.set_state(state["generator"])
 
 
 class _Followers:
-    """The pointers of a text's readers. A reader that began at some place of the text points at nothing before it."""
+    """The pointers of a text's readers. They never name a token before the place at which the reader began."""
 
     def __init__(self, pointers: PointerConfig, ids: Sequence[int], none: int) -> None:
         tokens = np.asarray(ids, dtype=np.int32)
@@ -124,7 +125,7 @@ class _Followers:
     def rows(self, places: Tensor, begins: Tensor, cold: Tensor) -> Tensor:
         """(B, T, 2 K + 2): the pointers at the characters of `places` (B, T), of readers that began at `begins` (B,).
 
-        The first input of a `cold` reader is the start token, at which no pointer names anything.
+        The first input of a `cold` reader is the start token, at which no pointer names a token.
         """
         sources = self._sources[places.clamp(min=0)].long()
         inside = sources - self._lengths + 1 >= begins[:, None, None]
@@ -139,16 +140,16 @@ class _Followers:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """One tune as it is fed: ids with start and end; for each, its auxiliary targets and its row of unlikely tokens."""
+    """One tune as it is fed: ids with start and end, and for each its auxiliary targets and row of unlikely tokens."""
 
     ids: tuple[int, ...]
     auxiliary: tuple[tuple[int, ...], ...]
     unlikely: tuple[int, ...]
     pointed: Tensor | None = dataclasses.field(default=None, compare=False)
-    """(T, 2 K + 2): what the pointers of a model that has some say at each."""
+    """(T, 2 K + 2): the pointers at each token, for a model with pointers."""
 
     def joined(self, other: Piece) -> Piece:
-        """This tune and another behind it, at whose start token the pointers begin anew."""
+        """This tune followed by another, at whose start token the pointers begin anew."""
         pointed = None
         if self.pointed is not None and other.pointed is not None:
             pointed = torch.cat((self.pointed, other.pointed))
@@ -156,10 +157,10 @@ class Piece:
 
 
 class TuneBatches:
-    """Whole tunes from the zero state, shuffled anew each epoch and batched with others of like length.
+    """Batches of whole tunes from the zero state, shuffled in each epoch and grouped by length.
 
-    `joined_share` of the rows hold two tunes, so that a start token that follows an end, as in a continued session, is
-    trained too. Tunes that do not fill a batch wait for another epoch.
+    `joined_share` of the rows hold two tunes. They train a start token that follows an end token, as it does in a
+    continued session. Tunes that do not fill a batch wait for another epoch.
     """
 
     POOL_BATCHES = 16
@@ -176,7 +177,7 @@ class TuneBatches:
         self._cursor = 0
 
     def _draw_epoch(self) -> list[list[Piece]]:
-        """Every batch of one epoch."""
+        """Draws every batch of one epoch."""
         batches = self._batches
         order = torch.randperm(len(self._tunes), generator=self._generator).tolist()
         pieces = [self._tunes[tune] for tune in order]
@@ -196,7 +197,7 @@ class TuneBatches:
         return [plan[i] for i in shuffled]
 
     def next(self) -> Batch:
-        """The next batch of tunes, padded behind to the longest."""
+        """Returns the next batch of tunes, padded at the end to the longest."""
         if self._cursor == len(self._plan):
             self._begin_epoch()
         pieces = self._plan[self._cursor]
@@ -204,7 +205,7 @@ class TuneBatches:
         return pad(pieces)
 
     def state(self) -> dict[str, Tensor]:
-        """The generator as the epoch began, and how far the epoch has come."""
+        """Returns the generator's state at the beginning of the epoch, and the place in the epoch."""
         return {"epoch": self._epoch_state, "cursor": torch.tensor(self._cursor)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -215,7 +216,7 @@ class TuneBatches:
 
 
 def pad(pieces: Sequence[Piece]) -> Batch:
-    """One batch of whole pieces from the zero state; padding and start tokens are not scored."""
+    """Returns one batch of whole pieces from the zero state. Padding and start tokens are not scored."""
     longest = max(len(piece.ids) for piece in pieces)
     ids = torch.full((len(pieces), longest), START_ID, dtype=torch.long)
     auxiliary = torch.full((len(pieces), longest, len(CLASSES)), IGNORED, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Writes a model's card in the Hugging Face form: prose from `card.toml`, figures from what `report.py` measured."""
+"""Writes a model's card in the Hugging Face form: text from `card.toml`, figures from the results of `report.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gruve.training.loss_curve import PNG_FILE
 from gruve.training.report import Results
 
 KEEP_LOSS = 1e-4
-"""The most that rounding may move the validation loss, relatively; a model that moves more is stored in float32."""
+"""The bound on the relative change of the validation loss by rounding. A model above it is stored in float32."""
 
 
 PROTOCOLS = {
@@ -28,23 +28,23 @@ PROTOCOLS_END = "Figures of different protocols do not compare with each other."
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CardText:
-    """What a card says that cannot be measured."""
+    """The text of a card that cannot be measured."""
 
     title: str
     summary: str
-    """The first paragraph, which the server's list of models shows."""
+    """The first paragraph, which `gruve models` also shows."""
     license: str
-    """Of the weights, as an SPDX-like id in the hub's spelling."""
+    """The licence of the weights, as an SPDX-like id in the hub's spelling."""
     license_note: str
     language: list[str]
     tags: list[str]
     datasets: list[str]
     corpus_path: str
-    """How the command names the corpus."""
+    """The path of the corpus in the printed training command."""
     data: str
     limits: list[str]
     usage: str = ""
-    """How to prompt the model; the section is left out if it is empty."""
+    """How to prompt the model. If empty, the card has no such section."""
     transcribers: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -58,7 +58,7 @@ def read_card_text(path: Path) -> CardText:
 
 
 def render_card(text: CardText, results: Results, drawings: list[str]) -> str:
-    """The card. `drawings` are file names of the drawn samples, in the order of the results' samples."""
+    """Returns the card. `drawings` are the file names of the drawn samples, in the order of the results' samples."""
     sections = [
         _front_matter(text, results),
         f"# {text.title}\n\n{text.summary.strip()}",
@@ -124,7 +124,7 @@ def _sizes(results: Results) -> str:
 
 
 def _pointer_rows(model: Results) -> list[str]:
-    """The rows about pointers and the default temperature; none for a model with neither."""
+    """The table rows about pointers and the default temperature, if the model has them."""
     rows = []
     if pointers := model.get("pointers"):
         bars = f"the same place {_listed(pointers['bars'])} bars ago; " if pointers["bars"] else ""

@@ -1,4 +1,4 @@
-"""What a run needs to go on, in one safetensors file: tensors as tensors, everything else as JSON in its header."""
+"""The checkpoint of a run in one safetensors file: tensors as tensors, everything else as JSON in its header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = "checkpoint.safetensors"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A run after one of its steps."""
+    """The state of a run after one of its steps."""
 
     config_digest: str
     corpus_sha256: str
@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes beside the old one and replaces it, so that a crash leaves one whole checkpoint."""
+    """Writes a new file and then replaces the old one, so that a crash leaves one whole checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     scalars = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "tensors"}
     partial = folder / f".{FILE}.partial"
@@ -40,7 +40,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the folder's checkpoint; raises `ModelBroken` if there is none or it is not whole."""
+    """Reads the folder's checkpoint; raises `ModelBroken` if there is none or it is damaged."""
     path = folder / FILE
     try:
         with safe_open(path, framework="pt") as file:

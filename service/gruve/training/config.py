@@ -1,6 +1,6 @@
-"""What a training run is told: one TOML file, read into frozen dataclasses. Knows no tensors.
+"""The configuration of a training run: one TOML file, read into frozen dataclasses. Knows no tensors.
 
-Everything that can change a weight stands here, so that config, corpus and machine determine the model.
+It has everything that can change a weight, so config, corpus and machine determine the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Architecture:
-    """The blueprint but for the vocabulary, which the corpus decides."""
+    """The sizes of the network. The vocabulary is that of the corpus."""
 
     cell: Cell
     embedding_size: int
@@ -34,86 +34,87 @@ class Architecture:
     precision: Precision = "float16"
 
     def model_config(self, vocabulary_size: int, pointers: PointerConfig | None = None) -> ModelConfig:
-        """The blueprint over a vocabulary; raises `ModelBroken` on sizes out of their bounds."""
+        """Returns the model configuration for a vocabulary; raises `ModelBroken` on sizes out of bounds."""
         return ModelConfig(vocabulary_size=vocabulary_size, pointers=pointers, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Regularisation:
-    """Probabilities in [0, 1), and the decay of weights."""
+    """Dropout probabilities in [0, 1), and weight decay."""
 
     dropout_embedding: float = 0.0
-    """Locked dropout on what enters the first layer."""
+    """Locked dropout on the input of the first layer."""
     dropout_between: float = 0.0
     """Locked dropout between layers."""
     dropout_head: float = 0.0
-    """Locked dropout on what enters the head."""
+    """Locked dropout on the input of the head."""
     dropout_weight: float = 0.0
-    """DropConnect on the recurrent weights, one mask a batch."""
+    """DropConnect on the recurrent weights, with one mask per batch."""
     final_share: float = 1.0
-    """What is left of the dropouts at the last step; they fall linearly over the second half of the run."""
+    """The share of the dropouts that is left at the last step. They fall linearly over the second half of the run."""
     weight_decay: float = 0.0
-    """AdamW's, on matrices; biases and the embedding are left alone."""
+    """The weight decay of AdamW, applied to matrices but not to biases or the embedding."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long, and how fast when. The learning rate warms up linearly and falls along half a cosine."""
+    """The length of the run and its learning rate, which warms up linearly and then falls along half a cosine."""
 
     steps: int
-    """Updates of the weights."""
+    """The number of updates of the weights."""
     learning_rate: float
-    """At its highest."""
+    """The highest learning rate, reached after the warm-up."""
     final_learning_rate: float
-    """At the last step."""
+    """The learning rate of the last step."""
     warmup_steps: int = 100
     clip_norm: float = 1.0
-    """The most the gradient's norm may be; above, it is scaled down."""
+    """The maximum norm of the gradient; a longer one is scaled down to it."""
     average_decay: float = 0.999
-    """Of the moving average of the weights, which is what is saved in the end; 0 saves the last weights."""
+    """The decay of the moving average of the weights, which is what is saved; 0 saves the last weights."""
     validate_every_steps: int = 500
     checkpoint_every_steps: int = 500
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batches:
-    """How a corpus is cut. `steps` and `cold_share` are for texts, `joined_share` for tunes."""
+    """How the corpus is cut into batches. `steps` and `cold_share` are for texts, `joined_share` is for tunes."""
 
     rows: int
-    """B: streams of a text, or tunes at a time."""
+    """B: the number of streams of a text, or of tunes, in a batch."""
     steps: int = 128
-    """The mean length of truncated back-propagation; each batch draws its own from half to one and a half times it."""
+    """The mean number of steps of truncated back-propagation. Each batch draws its own from half to one and a half
+    times it."""
     cold_share: float = 0.03
     """The share of chunks that begin like a new sequence: from the zero state, with the start token."""
     joined_share: float = 0.15
-    """The share of rows that hold two tunes, one after the other without a new state, as a continued session does."""
+    """The share of rows that hold two tunes, the second without a new state, as in a continued session."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Objective:
-    """What is learned of tunes beside the next token, as weights in the loss."""
+    """Weights of the losses that are added to the next token's, for tunes."""
 
     auxiliary_weight: float = 0.0
-    """Of the auxiliary targets (`auxiliary.py`), whose head is not saved."""
+    """The weight of the auxiliary targets (`auxiliary.py`), whose head is not saved."""
     unlikelihood_weight: float = 0.0
-    """Of the unlikelihood of what never follows (`unlikelihood.py`)."""
+    """The weight of the unlikelihood of tokens that never follow (`unlikelihood.py`)."""
 
 
 OBJECTIVE_ALIASES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight": "taboo_weight"}
-"""The keys of `Objective`, each with its former name, which is read as well."""
+"""The keys of `Objective` with their former names, which can still be used."""
 _OBJECTIVE_KEYS = {former: key for key, former in OBJECTIVE_ALIASES.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pointers:
-    """Which pointers the model has; `gruve.model.pointers` says what they are."""
+    """The pointers of the model; `gruve.model.pointers` defines them."""
 
     bars: list[int] = dataclasses.field(default_factory=list)
-    """Distances in bars, for tunes alone."""
+    """Distances in bars, 1 to 64; for tunes only."""
     followers: list[int] = dataclasses.field(default_factory=list)
-    """Lengths in tokens."""
+    """Numbers of tokens, 1 to 32."""
     matches: int = 16
-    """Rows of each pointer's table of match lengths; 0 for none."""
+    """The number of rows of each pointer's match length table; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,18 +129,20 @@ class TrainingConfig:
     regularisation: Regularisation = Regularisation()
     objective: Objective = Objective()
     pointers: Pointers | None = None
-    """None for a model without pointers."""
+    """The pointers of the model; without this table it has none."""
     initial_digest: str = ""
-    """The digest of the model whose weights the run begins with; empty begins with fresh weights."""
+    """The digest of the model whose weights the run begins with, given as `--initial`. Empty begins with random
+    weights."""
     seed: int = 1
     threads: int = 1
-    """Threads of a matrix product; another number makes other roundings, and so another model."""
+    """The threads of a matrix product. Another number rounds differently and gives another model."""
     arithmetic: Arithmetic = "float32"
-    """Of matrix products; `bfloat16` (GRU with reset=after) trains three times as fast on a CPU that has it."""
+    """The type of matrix products. `bfloat16` (GRU with reset=after) trains three times as fast on CPUs that support
+    it."""
     corpus_sha256: str = ""
-    """What the corpus must hash to; empty takes any."""
+    """The sha256 that the corpus must have; empty accepts any corpus."""
     default_temperature: float | None = None
-    """The model's default temperature, which changes no weight: it may be chosen after the run. None is 1."""
+    """The model's recommended sampling temperature. It changes no weight and may be chosen after the run. None is 1."""
 
     def __post_init__(self) -> None:
         a, s, b, r = self.architecture, self.schedule, self.batches, self.regularisation
@@ -186,10 +189,13 @@ class TrainingConfig:
             _check(0 <= share < 1 or (share == 1 and "share" in name), name, share, "0 to below 1")
 
     def digest(self) -> str:
-        """sha256 over every field that can change a weight: a checkpoint belongs to the config it was made with."""
+        """The sha256 of every field that can change a weight.
+
+        A checkpoint belongs to the config with the same digest.
+        """
         fields = dataclasses.asdict(self)
         del fields["default_temperature"]
-        # A config keeps the digest that it had before keys were renamed or added.
+        # Keys that were renamed or added later do not change the digest of an older config.
         fields["objective"] = {OBJECTIVE_ALIASES[name]: weight for name, weight in fields["objective"].items()}
         if self.pointers is None:
             del fields["pointers"]
@@ -224,7 +230,7 @@ def read_config(path: Path) -> TrainingConfig:
 
 
 def build_from_table(table: type[T], fields: Any, prefix: str) -> T:
-    """A dataclass of `fields`, whose names and kinds must be its own."""
+    """Builds a dataclass from `fields`; their names and types must be those of the dataclass."""
     if not isinstance(fields, dict):
         raise InvalidField(prefix.rstrip("."), f"is {fields!r}; must be a table")
     known = {field.name: field for field in dataclasses.fields(table)}  # type: ignore[arg-type]

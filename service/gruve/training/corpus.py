@@ -1,4 +1,4 @@
-"""Reads a corpus from disk and says plainly why one cannot be used. Splits it; builds the tokenizer."""
+"""Reads a corpus from disk, splits it and builds the tokenizer. An unusable corpus raises an error that says why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gruve.tune.books import read_books
 from gruve.tune.tokens import join
 
 TRAINING_SHARE = 0.9
-"""Of a text's characters, at its front; the rest validates. nanoGPT's split, so that losses compare."""
+"""The share of a text's characters, from its front, that train; the rest validates. It is nanoGPT's split."""
 FEWEST_CHARACTERS = 1_000
 
 
@@ -38,8 +38,8 @@ class TextCorpus:
 def read_text(path: Path, expected_sha256: str = "") -> TextCorpus:
     """Reads a UTF-8 text; its first 90% of characters train, the rest validates.
 
-    Raises `CorpusError` if it cannot be read, hashes to something else than `expected_sha256`, is empty, binary, of
-    another encoding, or too short or too uniform to learn from.
+    Raises `CorpusError` if it cannot be read, has another hash than `expected_sha256`, is empty, binary, in another
+    encoding, too short, or too uniform to learn from.
     """
     try:
         content = path.read_bytes()
@@ -56,7 +56,7 @@ def read_text(path: Path, expected_sha256: str = "") -> TextCorpus:
 
 
 def decode(name: str, content: bytes) -> str:
-    """`content` as text; raises `CorpusError` if it is empty, holds control bytes, or is not UTF-8."""
+    """Decodes `content`; raises `CorpusError` if it is empty, has control bytes, or is not UTF-8."""
     if not content.strip():
         raise CorpusError(f"the corpus {name} is empty")
     try:
@@ -72,7 +72,7 @@ def decode(name: str, content: bytes) -> str:
 
 
 def check_sha256(name: str, found: str, expected: str) -> str:
-    """`found`, if `expected` is empty or the same; else raises `CorpusError`."""
+    """Raises `CorpusError` if `found` differs from a non-empty `expected`."""
     if expected and found != expected:
         raise CorpusError(
             f"the corpus {name} has sha256 {found}; the config expects {expected}. If this is the corpus to train on, "
@@ -83,7 +83,7 @@ def check_sha256(name: str, found: str, expected: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TuneCorpus:
-    """Tunes in three parts, variants of one tune in one of them."""
+    """Tunes in three parts. All variants of one tune are in the same part."""
 
     tokenizer: Tokenizer
     train: tuple[Piece, ...]
@@ -95,10 +95,10 @@ class TuneCorpus:
 
 
 def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
-    """Reads every ABC book under `folder`, as `gruve.tune` keeps, cuts and splits them.
+    """Reads every ABC book under `folder`; `gruve.tune` selects, cuts and splits the tunes.
 
-    Raises `CorpusError` if there is no tune, a book is binary, the books hash to something else than `expected_sha256`,
-    or a part of the split has no tune.
+    Raises `CorpusError` if there is no tune, a book is binary, the books have another hash than `expected_sha256`, or a
+    part of the split is empty.
     """
     if not folder.is_dir():
         raise CorpusError(f"the corpus {folder} is not a folder of ABC books")
@@ -117,7 +117,7 @@ def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
 
 
 def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], unlikely: UnlikelyTokens) -> Piece:
-    """A tune between start and end, with its auxiliary targets and the rows of its unlikely tokens."""
+    """A tune between start and end token, with its auxiliary targets and rows of unlikely tokens."""
     start, end = tokenizer.start_id, tokenizer.end_id
     assert end is not None, "a tokenizer of tunes has an end"  # noqa: S101 - how `read_tunes` builds it
     ids = tokenizer.encode(join(tokens))
@@ -126,7 +126,7 @@ def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], unlikely: UnlikelyToke
 
 
 def with_pointers(corpus: TuneCorpus, model: ModelConfig) -> TuneCorpus:
-    """The corpus with what the pointers of a model say at every token; as it is for a model without pointers."""
+    """The corpus with the pointers' values at every token, for a model with pointers; else the corpus itself."""
     if model.pointers is None:
         return corpus
 
@@ -138,7 +138,7 @@ def with_pointers(corpus: TuneCorpus, model: ModelConfig) -> TuneCorpus:
 
 
 def books_sha256(folder: Path) -> str:
-    """sha256 over the lines that `sha256sum` prints for every `.abc` file under `folder`, sorted by path."""
+    """The sha256 of the lines that `sha256sum` prints for every `.abc` file under `folder`, sorted by path."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.abc") if path.is_file()}
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in sorted(paths.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -148,7 +148,7 @@ Corpus = TextCorpus | TuneCorpus
 
 
 def read_corpus(config: TrainingConfig, path: Path) -> Corpus:
-    """The corpus of the config's kind at `path`: a file of text, or a folder of ABC books; raises `CorpusError`."""
+    """Reads the corpus of the config's kind at `path`: a text file, or a folder of ABC books. Raises `CorpusError`."""
     if config.kind == "characters":
         return read_text(path, config.corpus_sha256)
     return read_tunes(path, config.corpus_sha256)

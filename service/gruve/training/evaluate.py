@@ -1,4 +1,4 @@
-"""How many nats a model needs per token, under protocols that are named, because figures differ between them.
+"""Measures the nats per token of a model, under named protocols, because figures differ between them.
 
 Nats are of the unmodified distribution. The start token is never predicted; the end token of a tune is.
 """
@@ -22,9 +22,9 @@ from gruve.training.batches import IGNORED, START_ID, Piece, pad
 from gruve.training.pointing import pointed_rows
 
 CHUNK = 256
-"""Steps of one call; bounds memory, and changes nothing else."""
+"""The steps of one call. It bounds memory and does not change the result."""
 COLD_WINDOW = 256
-"""Characters scored in a cold window, as in nanoGPT's evaluation of its character model."""
+"""The number of scored characters in a cold window, as in nanoGPT's evaluation of its character model."""
 
 Protocol = Literal["carried", "cold", "cold, as nanoGPT"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -34,12 +34,15 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 class TextReport:
     """The loss on a text.
 
-    `carried`: the state goes from the text's first character to its last, and every character is scored.
-    `cold`: the text is covered by windows of 257 characters, each beginning with the last of the one before. Each
-    starts from the zero state with the start token; its first character is given, the other 256 are scored.
-    `cold, as nanoGPT`: the same windows without the start token, which nanoGPT's model has not. Its evaluation samples
-    such windows at random.
-    Pointers see in each case what the state has seen.
+    `carried`: the state is carried from the text's first character to its last, and every character is scored.
+
+    `cold`: the text is covered by windows of 257 characters that overlap by one. Each starts from the zero state with
+    the start token; its first character is given, the other 256 are scored.
+
+    `cold, as nanoGPT`: the same windows without the start token, which nanoGPT's model does not have. Its own
+    evaluation samples such windows at random.
+
+    Pointers see the same characters as the state.
     """
 
     protocol: Protocol
@@ -54,7 +57,7 @@ class TextReport:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TunesReport:
-    """The loss on whole tunes, each from the zero state; the end is scored, the start is not."""
+    """The loss on whole tunes, each from the zero state. The end token is scored, the start token is not."""
 
     tunes: int
     scored: int
@@ -62,7 +65,7 @@ class TunesReport:
 
     @property
     def nats_per_token(self) -> float:
-        """Over all tokens of all tunes."""
+        """The mean over all tokens of all tunes."""
         return self.nats / self.scored
 
     @property
@@ -77,7 +80,7 @@ class TunesReport:
 
 
 def evaluate_text(model: Model, text: str, protocol: Protocol) -> TextReport:
-    """Scores a text; raises `InvalidField` if it is too short, `UnknownCharacter` where the model has no token."""
+    """Scores a text. Raises `InvalidField` if it is too short, `UnknownCharacter` if the model has no token for it."""
     ids = model.tokenizer.encode(text)
     fewest = 1 if protocol == "carried" else COLD_WINDOW + 1
     if len(ids) < fewest:
@@ -88,7 +91,7 @@ def evaluate_text(model: Model, text: str, protocol: Protocol) -> TextReport:
 
 
 def evaluate_tunes(model: Model, tunes: Sequence[str]) -> TunesReport:
-    """Scores whole tunes given as the tokenizer's texts; raises `UnknownCharacter` where it has no token."""
+    """Scores whole tunes, given as token texts. Raises `UnknownCharacter` if the model has no token for one."""
     tokenizer = model.tokenizer
     if tokenizer.end_id is None:
         raise InvalidField("model", f"{model.name!r} has no end token; it is a model of texts, not of tunes")
@@ -102,9 +105,10 @@ def evaluate_tunes(model: Model, tunes: Sequence[str]) -> TunesReport:
 
 @torch.no_grad()
 def carried_loss(network: Network, ids: Sequence[int], rows: int = 1) -> float:
-    """Nats per token over the whole text, the state carried from its first character to its last.
+    """Nats per token over the whole text, with the state carried from its first character to its last.
 
-    With `rows` above 1 the text is cut into as many equal parts, each begun cold: faster, and a little pessimistic.
+    With `rows` above 1 the text is cut into as many equal parts, each starting cold. This is faster and slightly
+    pessimistic.
     """
     T = len(ids) // rows
     targets = torch.tensor(ids[: rows * T]).view(rows, T)
@@ -120,7 +124,10 @@ def carried_loss(network: Network, ids: Sequence[int], rows: int = 1) -> float:
 
 @torch.no_grad()
 def cold_loss(network: Network, ids: Sequence[int], protocol: Protocol = "cold", rows: int = 64) -> TextReport:
-    """One of the cold protocols, `rows` windows at a time; what does not fill the last window is left out."""
+    """The loss of one of the cold protocols, `rows` windows at a time.
+
+    Characters that do not fill a window are left out.
+    """
     count = (len(ids) - 1) // COLD_WINDOW
     windows = torch.tensor(ids[: count * COLD_WINDOW + 1]).unfold(0, COLD_WINDOW + 1, COLD_WINDOW)
     if protocol == "cold":
@@ -141,7 +148,7 @@ def cold_loss(network: Network, ids: Sequence[int], protocol: Protocol = "cold",
 
 @torch.no_grad()
 def tunes_loss(network: Network, pieces: Sequence[Piece], rows: int = 32) -> TunesReport:
-    """Scores whole tunes, those of like length at a time."""
+    """Scores whole tunes, grouped by length."""
     total, scored = 0.0, 0
     ordered = sorted(pieces, key=lambda piece: len(piece.ids))
     for start in range(0, len(ordered), rows):
@@ -153,7 +160,7 @@ def tunes_loss(network: Network, pieces: Sequence[Piece], rows: int = 32) -> Tun
 
 
 def _pointed(network: Network, inputs: Tensor) -> Tensor | None:
-    """(B, T, 2 K + 2): what the pointers of a network that has some say, each row of `inputs` a transcript."""
+    """(B, T, 2 K + 2): the pointers of a network at `inputs`, whose rows are transcripts; None without pointers."""
     rows = [pointed_rows(network.config, row) for row in inputs.tolist()]
     return torch.stack([row for row in rows if row is not None]) if network.config.pointers is not None else None
 

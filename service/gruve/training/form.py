@@ -1,8 +1,8 @@
-"""The form of tunes: what returns in them, how long their parts are, and where they end.
+"""The form of tunes: which bars return, how long the parts are, and how tunes end.
 
-Every figure is a share of tunes or bars, and is counted alike for a corpus and for what a model composes, so that the
-two can stand side by side. A bar is the tokens between two bar lines, headers left out. The first bar of a tune is a
-pick-up, and left out, if it has fewer than 3 tokens. Bars are compared token by token.
+Every figure is a share of tunes or bars, computed in the same way for a corpus and for generated tunes, so that the two
+can be compared. A bar is the tokens between two bar lines, without headers. The first bar of a tune is a pick-up, and
+left out, if it has fewer than 3 tokens. Bars are compared token by token.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Bar = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
-    """The figures, each a share from 0 to 1; 0 where nothing could be counted."""
+    """The figures. Each is a share from 0 to 1; 0 if there was nothing to count."""
 
     bars_repeated: float
-    """Bars that equal an earlier bar of their tune."""
+    """Bars that are equal to an earlier bar of their tune."""
     tunes_with_repeat: float
     """Tunes with at least one such bar."""
     bar_5_is_bar_1: float
-    """Of the tunes of at least 8 bars."""
+    """Of the tunes with at least 8 bars."""
     half_cadences_equal: float
-    """Bar 15 equals bar 7, of the tunes of at least 16 bars."""
+    """Bar 15 equals bar 7, of the tunes with at least 16 bars."""
     parts_of_8_bars: float
-    """Tunes in which every part has 8 bars. A second ending does not count beside the first."""
+    """Tunes in which every part has 8 bars. A second ending is not counted in addition to the first."""
     ends_on_tonic: float
-    """Tunes whose last note is C, on which every tune of the corpus stands."""
+    """Tunes whose last note is C, the tonic of every tune in the corpus."""
 
 
 def bars_of(tokens: Sequence[str]) -> list[Bar]:
@@ -48,7 +48,7 @@ def bars_of(tokens: Sequence[str]) -> list[Bar]:
 
 
 def form_of(tunes: Iterable[Sequence[str]]) -> Form:
-    """The figures over tunes given as tokens."""
+    """Computes the figures of tunes given as tokens."""
     tunes = list(tunes)
     all_bars = [bars_of(tokens) for tokens in tunes]
     repeated = [sum(bar in bars[:n] for n, bar in enumerate(bars)) for bars in all_bars]
@@ -64,7 +64,7 @@ def form_of(tunes: Iterable[Sequence[str]]) -> Form:
 
 
 def parts_of(tokens: Sequence[str]) -> list[int]:
-    """How many bars each part of a tune has; a part's pick-up and second ending are not counted."""
+    """The number of bars of each part of a tune, without pick-ups and second endings."""
     parts: list[int] = []
     count = 0
     first, second_ending = True, False
@@ -96,13 +96,13 @@ def opening(tokens: Sequence[str], bars: int = PROMPT_BARS) -> list[str] | None:
 
 
 def opening_returns(tokens: Sequence[str], bars: int = PROMPT_BARS) -> bool:
-    """Whether one of the tune's first bars stands again behind them."""
+    """Whether one of the tune's first bars occurs again after them."""
     found = bars_of(tokens)
     return any(bar in found[:bars] for bar in found[bars:])
 
 
 def _segments(tokens: Sequence[str]) -> list[tuple[Bar, str]]:
-    """What stands before each bar line, with the line; last what stands behind them all, with ""."""
+    """The tokens before each bar line, with the line; last the tokens after all of them, with ""."""
     segments: list[tuple[Bar, str]] = []
     bar: list[str] = []
     for token in tokens:

@@ -1,4 +1,4 @@
-"""The form of what a model composes beside the form of its corpus, as `gruve evaluate` and the card give it."""
+"""The form of a model's tunes beside the form of its corpus, for `gruve evaluate` and the model card."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ROWS = {
     "distinct": "distinct",
     "copied_runs": "runs of 16 tokens found in the training part",
 }
-"""The figures by name, in the order of the tables, with what the tables call them."""
+"""The names of the figures in the order of the tables, with their labels."""
 
 Figures = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TuneParts:
-    """A corpus of tunes as ids of one vocabulary, start and end left out."""
+    """The parts of a corpus of tunes, as ids of one vocabulary without start and end."""
 
     vocabulary: Sequence[str]
     train: Sequence[tuple[int, ...]]
@@ -45,13 +45,13 @@ class TuneParts:
         return [self.vocabulary[i] for i in ids]
 
     def openings(self) -> list[list[str]]:
-        """The first four bars of every tune of validation and test that has more."""
+        """The first four bars of every tune of validation and test that has more bars."""
         unseen = (self.names(ids) for ids in (*self.validation, *self.test))
         return [start for tokens in unseen if (start := opening(tokens))]
 
 
 def corpus_form(parts: TuneParts) -> Figures:
-    """The corpus's figures: of the training part, and of the unseen tunes for what returns of their openings."""
+    """The figures of the corpus: of the training part, and of the unseen tunes for the return of their openings."""
     train = [parts.names(ids) for ids in parts.train]
     prompted = [tokens for ids in (*parts.validation, *parts.test) if opening(tokens := parts.names(ids))]
     right = sum(_is_right("".join(tokens)) for tokens in train)
@@ -64,7 +64,7 @@ def corpus_form(parts: TuneParts) -> Figures:
 
 
 def model_form(model: Model, samples: Sequence[Sample], parts: TuneParts, temperature: float) -> Figures:
-    """A model's figures: of free samples, and of one continuation of every unseen tune's opening."""
+    """The figures of a model: of free samples, and of one continuation of every unseen tune's opening."""
     prompts = [model.tokenizer.encode("".join(tokens)) for tokens in parts.openings()]
     continued = draw_samples(model, len(prompts), temperature=temperature, prompts=prompts)
     returning = sum(opening_returns(parts.names(sample.ids)) for sample in continued)
@@ -82,7 +82,7 @@ def model_form(model: Model, samples: Sequence[Sample], parts: TuneParts, temper
 
 
 def form_table(corpus: Figures, models: Sequence[Figures]) -> list[tuple[str, ...]]:
-    """The rows of a table: a figure's name, then its value for the corpus and each of `models`, "" for none."""
+    """The rows of a table: a figure's name, then its value for the corpus and each of `models`; "" if there is none."""
     return [
         (label, *(f"{figures[name]:.1%}" if name in figures else "" for figures in (corpus, *models)))
         for name, label in ROWS.items()

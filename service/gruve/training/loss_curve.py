@@ -1,4 +1,4 @@
-"""The loss curve of a run: a CSV that grows, and its picture."""
+"""The loss curve of a run: a CSV file that grows, and its plot."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ COLUMNS = ("step", "tokens", "learning_rate", "train_nats", "validation_nats")
 
 
 class Curve:
-    """The rows of `losses.csv` in a folder, kept on disk as they come."""
+    """The rows of `losses.csv` in a folder, written to disk as they are added."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / CSV_FILE
         self.rows: list[tuple[float, ...]] = []
 
     def add(self, *row: float) -> None:
-        """Adds one row, in the order of `COLUMNS`."""
+        """Adds one row, with the columns of `COLUMNS`."""
         self.rows.append(row)
         self._write()
 
     def cut(self, step: int) -> None:
-        """Takes up the rows on disk as far as `step`."""
+        """Continues with the rows on disk up to `step` and removes later ones."""
         self.rows = [row for row in read_curve(self.path) if row[0] <= step]
         self._write()
 
@@ -36,7 +36,7 @@ class Curve:
             writer.writerows([int(a), int(b), f"{c:.3e}", f"{d:.5f}", f"{e:.5f}"] for a, b, c, d, e in self.rows)
 
     def draw(self) -> None:
-        """Writes `curves.png` beside the CSV."""
+        """Draws `curves.png` next to the CSV file."""
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         tokens = [row[1] / 1e6 for row in self.rows]
@@ -50,7 +50,7 @@ class Curve:
 
 
 def read_curve(path: Path) -> list[tuple[float, ...]]:
-    """The rows of a `losses.csv`; none if there is no such file."""
+    """The rows of a `losses.csv`; none if the file does not exist."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The pointers of a model in training: its `PointerConfig` from the training config, and their rows for a corpus."""
+"""The pointers of a model in training: builds its `PointerConfig` and computes the pointers of a corpus."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from gruve.tune.score import BarKind, Meter, default_into
 from gruve.tune.tokens import BAR_TEXT
 
 UNIT = 24
-"""How far a note of one unit length moves the place in a bar: divisible by what tunes divide a unit by."""
+"""How far a note of one unit length moves the place in a bar. It is divisible by the usual divisors of a unit."""
 PLACE_STEP = 6
 PLACES = 128
 COUNTS = 32
 PART_STARTS: tuple[BarKind, ...] = ("|:", ":|", "||")
-"""The bar lines behind which a part begins."""
+"""The bar lines after which a part begins."""
 
 
 def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
-    """The pointers over a tokenizer's vocabulary. Bars need a tokenizer of tunes; raises `InvalidField` without one."""
+    """The pointers for a tokenizer's vocabulary.
+
+    Raises `InvalidField` if bars are requested without a tokenizer of tunes.
+    """
     followers, start = tuple(pointers.followers), tokenizer.start_id
     if tokenizer.kind != "abc":
         if pointers.bars:
@@ -38,7 +41,7 @@ def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
     return PointerConfig(
         bars=tuple(pointers.bars),
         followers=followers,
-        # A header line counts as one, so that the tune's first bar opens behind the headers.
+        # A header line also counts as one, so that the tune's first bar opens after the headers.
         bar_tokens=tuple(i for i, token in enumerate(vocabulary) if token in BAR_TEXT.values() or _is_header(token)),
         part_tokens=tuple(i for i, token in enumerate(vocabulary) if token in lines),
         advances=tuple(0 if token in vocabulary[:2] else advance_of(token) for token in vocabulary),
@@ -53,8 +56,8 @@ def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
 def advance_of(token: str) -> int:
     """How far an ABC token moves the place in its bar, in 24ths of the unit length.
 
-    A note or a rest moves by one unit; the length behind it by what it adds to that; a tuplet sign by what its notes
-    will be too long. Dotted pairs keep their sum. Every other token moves nothing.
+    A note or a rest moves it by one unit. The length after it moves it by the difference to one unit, and a tuplet sign
+    back by what its notes will be too long. Dotted pairs keep their sum. Other tokens do not move it.
     """
     if _is_header(token) or token in BAR_TEXT.values() or token in {"<", ">", "-"}:
         return 0
@@ -73,7 +76,7 @@ def _is_header(token: str) -> bool:
 
 
 def pointed_rows(config: ModelConfig, ids: Sequence[int]) -> Tensor | None:
-    """(T, 2 K + 2) int32: what a model's pointers say at every token of a transcript; None for one without pointers."""
+    """(T, 2 K + 2) int32: the pointers at every token of a transcript; None for a model without pointers."""
     if config.pointers is None:
         return None
     return torch.from_numpy(point_all(config.pointers, config.vocabulary_size, ids))
@@ -87,7 +90,7 @@ class PointerRows:
         self._trackers = [] if pointers is None else [PointerTracker(pointers, V) for _ in range(rows)]
 
     def feed(self, rows: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
-        """(rows, 2 K + 2): what the pointers say in `rows` after one more token each; None without pointers."""
+        """(rows, 2 K + 2): the pointers of `rows` after one more token each; None without pointers."""
         if not self._trackers:
             return None
         pointed = [self._trackers[row].feed(token) for row, token in zip(rows, tokens, strict=True)]

@@ -1,4 +1,4 @@
-"""From a finished run to an entry of the model repository: model, card, curve, and the results that the card prints."""
+"""Publishes a finished run as an entry of the model repository: model, card, loss curve, and results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ RESULTS = "results.json"
 def publish(
     config: TrainingConfig, text: CardText, corpus_path: Path, run: Path, folder: Path, *, samples: int = 1_000
 ) -> Model:
-    """Measures the model in `run` and leaves it in `folder` with its card; returns it as loaded from there.
+    """Measures the model in `run`, writes it to `folder` with its card, and returns it as loaded from there.
 
-    Raises `ModelBroken` if rounding the weights cost more than it may, and what `measure` raises.
+    Raises `ModelBroken` if rounding the weights changed the loss too much, and what `measure` raises.
     """
     model = with_default_temperature(load(run), run, config.default_temperature)
     results = measure(model, config, corpus_path, run, samples=samples)
@@ -57,7 +57,7 @@ def with_default_temperature(model: Model, folder: Path, temperature: float | No
 
 
 def _draw(results: Results, folder: Path) -> list[str]:
-    """Draws the results' samples; the names of the files, for as many as can be drawn."""
+    """Draws the results' samples; returns the file names of those that could be drawn."""
     drawings = []
     for sample in results["samples"]:
         try:

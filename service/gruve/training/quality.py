@@ -1,7 +1,7 @@
-"""What a folk model composes when left alone: tunes drawn freely, and every one judged.
+"""Judges the tunes that a folk model generates without a prompt.
 
-Tunes are drawn as a server would draw them, seed by seed: tune n of a sample has seed + n. Bars are judged by
-`gruve.tune`; beside it stand two judges that others trust: verovio's log and, where it is installed, `abc2midi`.
+Samples are drawn as a server would draw them; tune n of a sample has seed + n. Bars are judged by `gruve.tune`. Two
+other programs judge the notation: verovio's log and, if it is installed, `abc2midi`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gruve.tune.parse import parse_tune
 
 ABC2MIDI = "abc2midi"
 GRAM = 16
-"""Tokens of the runs that are looked up in the corpus."""
+"""The length in tokens of the runs that are looked up in the corpus."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One tune as it was drawn. `ended` is false where the limit cut it off."""
+    """One generated tune. `ended` is false if the limit cut it off."""
 
     ids: tuple[int, ...]
     text: str
@@ -41,32 +41,32 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TuneQuality:
-    """Shares of `count` samples, 0 to 1, unless said otherwise."""
+    """Shares of `count` samples, 0 to 1, unless another unit is given."""
 
     count: int
     temperature: float
     seed: int
     ended: float
-    """Reached the end token within the limit."""
+    """Samples that reached the end token within the limit."""
     parsed: float
-    """Read by `gruve.tune` without an error."""
+    """Samples that `gruve.tune` reads without an error."""
     all_bars_right: float
     interior_bars_right: float
-    """Of the bars between two single bar lines, in all tunes that parse."""
+    """The share of correct bars, of those between two single bar lines in all tunes that parse."""
     abc2midi_clean: float | None
-    """No line with an error or a warning; None where abc2midi is not installed."""
+    """Samples without an error or warning of abc2midi; None if it is not installed."""
     verovio_clean: float
-    """An empty log."""
+    """Samples for which verovio's log is empty."""
     clean: float
-    """abc2midi (if installed) and verovio both content."""
+    """Samples that both verovio and abc2midi (if installed) accept."""
     distinct: float
-    """Distinct texts over samples."""
+    """Distinct texts divided by samples."""
     exact_copies: int
-    """Samples that are a tune of the corpus, token for token."""
+    """Samples that equal a tune of the corpus, token for token."""
     copied_runs: float
-    """Runs of 16 tokens that stand in the training part too."""
+    """Runs of 16 tokens that also occur in the training part."""
     longest_copied_run: int
-    """Tokens of the longest run that stands in the training part too."""
+    """The length in tokens of the longest run that also occurs in the training part."""
     mean_tokens: float
 
 
@@ -83,7 +83,8 @@ def draw_samples(
 ) -> list[Sample]:
     """Draws `count` sequences from the zero state, as a server would.
 
-    Sequence n has the seed `seed` + n and begins with `prompts[n]`, empty without prompts. `max_tokens` counts those.
+    Sequence n has the seed `seed` + n and begins with `prompts[n]`, if there are prompts. `max_tokens` includes the
+    prompt.
     """
     network, tokenizer = model.network(), model.tokenizer
     samples: list[Sample] = []
@@ -123,7 +124,7 @@ def judge(
     temperature: float,
     seed: int,
 ) -> TuneQuality:
-    """Judges samples against the corpus they were learned from: tunes as ids, start and end left out."""
+    """Judges samples against their training corpus: tunes as ids, without start and end."""
     count = len(samples)
     parsed = right = interior = interior_right = 0
     for sample in samples:
@@ -163,12 +164,12 @@ def judge(
 
 
 def as_abc(text: str, number: int = 1) -> str:
-    """A tune's text as a file that any ABC program reads."""
+    """A tune's text as an ABC file that any ABC program can read."""
     return f"X:{number}\nT:{number}\n{text.rstrip()}\n"
 
 
 def abc2midi_accepts(texts: Sequence[str]) -> list[bool] | None:
-    """Whether abc2midi takes each text without a line of error or warning; None where it is not installed."""
+    """Whether abc2midi reads each text without an error or warning; None if it is not installed."""
     program = shutil.which(ABC2MIDI)
     if program is None:
         return None
@@ -191,7 +192,7 @@ def abc2midi_accepts(texts: Sequence[str]) -> list[bool] | None:
 
 
 def copied_runs(samples: Sequence[Sample], train: Sequence[tuple[int, ...]]) -> tuple[float, int]:
-    """(share of the samples' runs of GRAM tokens that the training part has, tokens of the longest run that it has)."""
+    """(share of the samples' runs of GRAM tokens that the training part has, tokens of the longest such run)."""
     places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for tune, ids in enumerate(train):
         for i in range(len(ids) - GRAM + 1):
@@ -208,7 +209,7 @@ def copied_runs(samples: Sequence[Sample], train: Sequence[tuple[int, ...]]) -> 
 
 
 def _common(one: Sequence[int], i: int, other: Sequence[int], j: int) -> int:
-    """How many tokens of `one` from i equal those of `other` from j."""
+    """The number of equal tokens of `one` from i and `other` from j."""
     length = 0
     while i + length < len(one) and j + length < len(other) and one[i + length] == other[j + length]:
         length += 1

@@ -1,9 +1,9 @@
-"""The GRU over whole sequences with products in bfloat16, about three times as fast to train as torch.gru on a CPU
-that multiplies bfloat16 itself (AVX-512 BF16, AMX).
+"""The GRU over whole sequences with products in bfloat16.
 
-The same mathematics as `gruve.model.cells.gru_reset_after`. Operands of matrix products are rounded to bfloat16; sums
-inside a product, gates, states and the weights that are trained stay in fp32. The backward pass is written out, so that
-the gradient of U is one product over all steps and not one a step. Knows nothing of batches, losses or optimisers.
+It trains about three times as fast as torch.gru on a CPU with bfloat16 instructions (AVX-512 BF16, AMX). The
+mathematics is that of `gruve.model.cells.gru_reset_after`. Operands of matrix products are rounded to bfloat16; sums
+inside a product, gates, states and the trained weights stay in fp32. The backward pass is written out, so that the
+gradient of U is one product over all steps instead of one per step. Knows no batches, losses or optimisers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BF16 = torch.bfloat16
 
 
 class TrainingNetwork(Network):
-    """A Network that may drop recurrent weights while training, and may multiply in bfloat16.
+    """A Network that can drop recurrent weights while training and can multiply in bfloat16.
 
     `dropout` and `weight_dropout` may be changed between batches.
     """
@@ -33,13 +33,19 @@ class TrainingNetwork(Network):
         self.in_bfloat16 = in_bfloat16
 
     def __getitem__(self, name: str) -> Tensor:
-        """The weight of that name; within one `forward` of a training network, recurrent weights as dropped."""
+        """The weight of that name.
+
+        In `forward` of a training network, recurrent weights are returned with dropout applied.
+        """
         return self._dropped.get(name, super().__getitem__(name))
 
     def forward(
         self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """As Network's, with a new mask on every recurrent weight while training (Merity et al. 2018)."""
+        """As `Network.forward`, with a new dropout mask on every recurrent weight while training (Merity et al.
+
+        2018).
+        """
         if self.training and self.weight_dropout > 0.0:
             for l in range(self.config.num_layers):
                 name = f"layers.{l}.weight_hh"
@@ -88,8 +94,8 @@ class _GRUSequence(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x16, W16, U16, gates, h, h16, m = ctx.saved_tensors
         T, B, H = m.shape
-        d_gates = h16.new_empty(T, B, 3 * H)  # before the non-linearities, the input's share
-        d_u = h16.new_empty(T, B, 3 * H)  # the recurrent product's share: as above but for n
+        d_gates = h16.new_empty(T, B, 3 * H)  # the input's share, before the non-linearities
+        d_u = h16.new_empty(T, B, 3 * H)  # the recurrent product's share: the same but for n
         d, d_h, product = h.new_empty(B, 3 * H), torch.zeros_like(h[0]), h16.new_empty(B, H)
         for t in range(T - 1, -1, -1):
             r, z, n = gates[t].chunk(3, dim=1)

@@ -1,6 +1,6 @@
-"""Measures a trained model for its card: every figure that the card prints comes from here, as plain JSON.
+"""Measures a trained model and returns every figure of its card as plain JSON.
 
-Takes the run's folder (model, checkpoint, curve), the config and the corpus that it was trained on.
+It takes the run's folder (model, checkpoint, loss curve), the config, and the corpus that the model was trained on.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TUNES_SHOWN = 3
 
 
 def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, *, samples: int = 1_000) -> Results:
-    """Everything the card needs; `samples` is how many tunes are drawn and judged.
+    """Measures everything the card needs. `samples` is the number of tunes that are drawn and judged.
 
-    Raises `CorpusError` if the corpus is another than the run's, `ModelBroken` if the run has no checkpoint.
+    Raises `CorpusError` if the corpus is not the run's, `ModelBroken` if the run has no checkpoint.
     """
     corpus = read_corpus(config, corpus_path)
     checkpoint = load_checkpoint(run)
@@ -80,9 +80,10 @@ def _composed(model: Model, corpus: TuneCorpus, count: int) -> Results:
 
 
 def naming(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:
-    """How many `Z:` fields (transcriber) of the ABC books under `folder` bear each of `names`, the most frequent first.
+    """The number of `Z:` fields (transcriber) of the ABC books under `folder` that name each of `names`, largest first.
 
-    A field bears a name if it holds the name's last word, in either case. Raises `CorpusError` for a name in no field.
+    A field names somebody if it has the last word of the name, in upper or lower case. Raises `CorpusError` for a name
+    that no field has.
     """
     text = "\n".join(path.read_bytes().decode("utf-8", errors="replace") for path in sorted(folder.rglob("*.abc")))
     fields = [field.lower() for field in re.findall(r"^Z:([^\r\n]*)", text, re.MULTILINE)]

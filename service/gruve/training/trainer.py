@@ -1,6 +1,6 @@
-"""The training run: batch, loss, gradient, clip, update, average; now and then validate and keep a checkpoint.
+"""The training run: batch, loss, gradient, clipping, update, average; at intervals validation and a checkpoint.
 
-A run is determined by config, corpus and machine: interrupted and resumed, it ends with the same bits.
+Config, corpus and machine determine a run. If it is interrupted and resumed, it ends with the same bits.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from gruve.training.recurrence import TrainingNetwork
 from gruve.training.unlikelihood import unlikelihood_loss
 
 VALIDATION_ROWS = 16
-"""Parts of a text that are validated side by side during a run; the final figures carry one state through all of it."""
+"""The parts of a text that are validated side by side during a run. The final figures carry one state through all of
+it."""
 
 
 NEVER_INTERRUPTED: AbstractContextManager[Callable[[], bool]] = nullcontext(lambda: False)
 UNDECAYED = ("embedding.weight", "pointers.")
-"""Tables, whose rows are trained only where they occur, and the pointers' gates: their weights do not decay."""
+"""Weights without weight decay: tables, whose rows are trained only when they occur, and the pointers' gates."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int
     steps: int
@@ -118,7 +119,10 @@ class Run:
 
     @torch.no_grad()
     def begin_with(self, model: Model) -> None:
-        """Copies another model's weights in. Pointers that it lacks begin at zero, and so change nothing at first."""
+        """Copies the weights of another model.
+
+        Pointers that it does not have begin at zero and so change nothing at first.
+        """
         if model.tokenizer != self.corpus.tokenizer:
             raise ModelBroken(f"the initial model {model.name!r} has another vocabulary than the corpus")
         shapes = model.config.shapes()
@@ -133,7 +137,7 @@ class Run:
             self.average[name].copy_(weight)
 
     def advance(self) -> Progress:
-        """One update of the weights, and what is due after it."""
+        """Does one update of the weights, and the validation and checkpoint that are due after it."""
         schedule = self.config.schedule
         began = time.perf_counter()
         rate = learning_rate(self.config, self.step)
@@ -158,7 +162,7 @@ class Run:
         )
 
     def _update(self, batch: Batch) -> tuple[float, int]:
-        """Loss and gradient of one batch, one step of the optimiser; returns nats per token and the tokens scored."""
+        """Does one step of the optimiser on one batch; returns nats per token and the number of scored tokens."""
         self.network.train()
         self.network.dropout, self.network.weight_dropout = dropout_at(self.config, self.step)
         state = tuple(s.masked_fill(batch.cold[None, :, None], 0.0) for s in self.carried)
@@ -171,7 +175,7 @@ class Run:
         parameters = self._parameters()
         nn.utils.clip_grad_norm_(parameters.values(), self.config.schedule.clip_norm)
         self.optimiser.step()
-        # Early on the average follows closely, so that it does not drag the untrained weights along.
+        # Early in the run the average follows closely, so that it does not keep the untrained weights.
         decay = min(self.config.schedule.average_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, weight in parameters.items():
@@ -179,7 +183,7 @@ class Run:
         return float(loss.detach()), int((batch.targets != IGNORED).sum())
 
     def _auxiliary_loss(self, batch: Batch, logits: Tensor, outputs: Tensor) -> Tensor:
-        """What the objective adds to the loss of a batch of tunes; zero for a text."""
+        """The loss that the objective adds for a batch of tunes; zero for a text."""
         objective, extra = self.config.objective, logits.new_zeros(())
         if batch.auxiliary is not None and self.auxiliary_head is not None:
             answers = self.auxiliary_head(outputs).flatten(0, 1).split(CLASSES, dim=1)
@@ -200,13 +204,13 @@ class Run:
         return tunes_loss(network, self.corpus.validation).nats_per_token
 
     def averaged_network(self) -> TrainingNetwork:
-        """A network with the averaged weights, in evaluation mode."""
+        """Returns a network with the averaged weights, in evaluation mode."""
         network = TrainingNetwork(self.model_config, in_bfloat16=self.network.in_bfloat16)
         network.load_weights(self.average)
         return network.eval()
 
     def checkpoint(self) -> Checkpoint:
-        """Everything `restore` needs."""
+        """Returns everything that `restore` needs."""
         tensors = {f"weights/{name}": weight for name, weight in self._parameters().items()}
         tensors |= {f"average/{name}": weight for name, weight in self.average.items()}
         names = list(self._parameters())
@@ -222,7 +226,7 @@ class Run:
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts the run back to where `checkpoint` was taken."""
+        """Restores the run from `checkpoint`."""
         if checkpoint.config_digest != self.config.digest():
             raise ModelBroken("the checkpoint was made with another training config; it cannot go on under this one")
         if checkpoint.corpus_sha256 != self.corpus.sha256:
@@ -261,7 +265,7 @@ class Run:
         )
 
     def _parameters(self) -> dict[str, Tensor]:
-        """Every trained tensor by name, the auxiliary head's last."""
+        """Every trained tensor by name; those of the auxiliary head are last."""
         parameters = self.network.named_weights()
         if self.auxiliary_head is not None:
             parameters |= {f"auxiliary_head.{name}": p for name, p in self.auxiliary_head.named_parameters()}
@@ -269,7 +273,7 @@ class Run:
 
 
 def initial_model(config: TrainingConfig, folder: Path | None) -> Model:
-    """The model that a run begins with; raises `InvalidField` where folder and config do not name the same one."""
+    """The model that a run begins with. Raises `InvalidField` if folder and config do not name the same one."""
     wanted = config.initial_digest
     if folder is None:
         raise InvalidField("initial_digest", f"is {wanted}; the folder of that model must be given, too")
@@ -280,14 +284,14 @@ def initial_model(config: TrainingConfig, folder: Path | None) -> Model:
 
 
 def model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The blueprint of the model that a run makes."""
+    """The configuration of the model that a run makes."""
     pointers = None if config.pointers is None else pointer_config(config.pointers, tokenizer)
     blueprint = config.architecture.model_config(tokenizer.size, pointers)
     return dataclasses.replace(blueprint, default_temperature=config.default_temperature)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The rate of the update after `step` others: a linear warm-up, then half a cosine."""
+    """The learning rate of the update after `step` others: a linear warm-up, then half a cosine."""
     s = config.schedule
     if step < s.warmup_steps:
         return s.learning_rate * (step + 1) / s.warmup_steps
@@ -304,7 +308,7 @@ def dropout_at(config: TrainingConfig, step: int) -> tuple[Dropout, float]:
 
 
 def _optimiser(config: TrainingConfig, parameters: dict[str, Tensor]) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), one group a tensor so that names and moments stay together."""
+    """AdamW (Loshchilov and Hutter 2019), with one group per tensor so that names and moments stay together."""
     decay = config.regularisation.weight_decay
     groups = [
         {"params": [p], "weight_decay": decay if p.dim() == 2 and not name.startswith(UNDECAYED) else 0.0}
@@ -322,7 +326,7 @@ def _source(config: TrainingConfig, corpus: Corpus, model: ModelConfig) -> Sourc
 
 @contextmanager
 def _fixed_arithmetic(config: TrainingConfig) -> Iterator[None]:
-    """Seeds torch and sets its threads for the run, and puts both back."""
+    """Seeds torch and sets its threads for the run, and restores both afterwards."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -1,9 +1,10 @@
-"""What never follows: counted in the training part of a corpus, and held against a network that would write it.
+"""Tokens that never follow a context in the corpus, and a loss on the probability that a network gives them.
 
-Where a bar is full no note follows in any tune; after a length no second length; in a first ending no end of the part.
-A network learns this from examples of what does follow, but slowly, and one such token spoils a tune. So the contexts
-below are counted, and what never followed one that is frequent is unlikely there. The training loss adds
--log(1 - P(unlikely)), unlikelihood training (Welleck et al. 2020), which the true distribution does not mind.
+For example, no note follows in a full bar, no second length follows a length, and no end of a part follows inside a
+first ending. A network learns this slowly from the tokens that do follow, and one wrong token spoils a tune. So the
+contexts below are counted in the training part, and a token that never followed a frequent context is unlikely there.
+The training loss adds -log(1 - P(unlikely)), which is unlikelihood training (Welleck et al. 2020). The true
+distribution has no such loss.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from gruve.model.tokenizer import END, START, Tokenizer
 from gruve.training.auxiliary import CLASSES, LINES, auxiliary_targets
 
 FREQUENT = 30
-"""How often a context must be seen before what never followed it is unlikely."""
+"""A context must occur this often before tokens that never followed it are unlikely."""
 
 Context = tuple[object, ...]
 
 
 def kind(token: str) -> str:
-    """What a token is to the count: every pitch is `note`, every header its field; the others stand for themselves."""
+    """The kind of a token: every pitch is `note`, every header is its field, every other token is its own kind."""
     if token[1:2] == ":" and token[0] in "LMK":
         return token[:2]
     if token.strip() in LINES or token[0] in "(><-/" or token[0].isdigit() or token in {START, END, "z"}:
@@ -33,9 +34,10 @@ def kind(token: str) -> str:
 
 
 def contexts(tokens: Sequence[str]) -> Iterator[tuple[Context, ...]]:
-    """For each token and for the end: what is known before it, from four points of view.
+    """The contexts of each token and of the end, from four points of view.
 
-    How tokens are put together; how full the bar is; which ending we are in; how a part that began so may end here.
+    They are: how the last tokens are put together; how full the bar is; the current ending; and how a part with this
+    beginning may end here.
     """
     unit = meter = ""
     last = START
@@ -54,14 +56,14 @@ def contexts(tokens: Sequence[str]) -> Iterator[tuple[Context, ...]]:
 
 
 def _broad(of: str) -> str:
-    """A kind with all lengths, and all lines, as one."""
+    """The kind with all lengths merged into one, and all bar lines too."""
     if of.strip() in LINES:
         return "line"
     return "length" if of[0].isdigit() or of[0] == "/" else of
 
 
 class UnlikelyTokens:
-    """The unlikely tokens of a corpus: rows of a table of masks over the vocabulary, row 0 without any."""
+    """The unlikely tokens of a corpus: the rows of a table of masks over the vocabulary. Row 0 is empty."""
 
     def __init__(self, tokenizer: Tokenizer, train: Iterable[Sequence[str]]) -> None:
         seen: dict[Context, Counter[str]] = defaultdict(Counter)
@@ -74,7 +76,7 @@ class UnlikelyTokens:
         self._rows: dict[frozenset[str] | None, int] = {None: 0}
 
     def rows(self, tokens: Sequence[str]) -> tuple[int, ...]:
-        """For each token and for the end: the row of the table that holds before it."""
+        """The row of the table that applies before each token and before the end."""
         found = []
         for views in contexts(tokens):
             known = [self._allowed[view] for view in views if view in self._allowed]
@@ -83,7 +85,10 @@ class UnlikelyTokens:
         return tuple(found)
 
     def table(self) -> Tensor:
-        """(rows, V) bool: true where a token is unlikely. The start token, which nothing predicts, never is."""
+        """(rows, V) bool: true for unlikely tokens.
+
+        The start token is never predicted, so it never counts as unlikely.
+        """
         table = torch.zeros(len(self._rows), len(self._kinds), dtype=torch.bool)
         for allowed, row in self._rows.items():
             if allowed is not None:
@@ -92,6 +97,9 @@ class UnlikelyTokens:
 
 
 def unlikelihood_loss(logits: Tensor, unlikely: Tensor, scored: Tensor) -> Tensor:
-    """The mean of -log(1 - P(unlikely)) over scored steps: logits (N, V), unlikely (N, V) bool, scored (N,) bool."""
+    """The mean of -log(1 - P(unlikely)) over scored steps.
+
+    Takes logits (N, V), unlikely (N, V) bool, scored (N,) bool.
+    """
     allowed = torch.logsumexp(logits.masked_fill(unlikely, float("-inf")), dim=1)
     return ((torch.logsumexp(logits, dim=1) - allowed) * scored).sum() / scored.sum()

@@ -50,7 +50,7 @@ async def read_only(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[N
 
 @contextlib.asynccontextmanager
 async def corrupt_pages(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """Overwrite the root pages of all tables, and restore the ones that nobody has rewritten since."""
+    """Overwrite the root pages of all tables, and restore the ones that were not rewritten since."""
 
     def roots(db: sqlite3.Connection) -> list[Patch]:
         (size,) = db.execute("PRAGMA page_size").fetchone()

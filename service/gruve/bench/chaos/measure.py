@@ -28,10 +28,11 @@ from gruve.sessions.store.open import open_store
 MODEL, TINY = "bench", Size(1, 64)
 LEAST = 32
 WAIT_S, FINISH_S = 120.0, 90.0
-"""How long streams may take to flow again, and to end; a machine that is busy with other things takes long."""
+"""How long to wait until streams flow again, and until they end. A busy machine may take long."""
 SHORT = Plan(MODEL, STEERED_TOKENS, 400)
 LONG = Plan(MODEL, 6_000, 6_000, ends=False)
-"""A single turn, longer than any outage: tokens of earlier turns that a failing store did not take would be lost."""
+"""One turn, longer than any outage. With several, tokens of earlier turns that a failing store did not take would be
+lost."""
 SERVER_KILLS = ("sqlite-kill", "redis-haproxy-kill")
 REDIS_TROUBLES = ("redis-sigstop", "redis-restart", "redis-drop", "redis-rolling")
 SCENARIOS = (*SERVER_KILLS, *REDIS_TROUBLES, *FAULTS)
@@ -46,32 +47,32 @@ class ChaosBenchConfig:
     scenarios: tuple[str, ...] = SCENARIOS
     streams: int = 64
     kills: int = 20
-    """Of the server on SQLite."""
+    """Kills of the server on SQLite."""
     replica_kills: int = 8
-    """Of either replica on Redis."""
+    """Kills of each replica on Redis."""
     troubles: int = 4
-    """How often each other thing is done."""
+    """How often each other fault is injected."""
     at_once: int = 1
     """Scenarios that run at the same time."""
     tokens_per_s: float = 50.0
-    """The pace of each stream."""
+    """The pace of each stream, in tokens per second."""
     longest_wait_s: float = 1.5
-    """Something is done after a random time up to this, once the streams flow."""
+    """The maximum of the random time between two faults, once the streams flow."""
     size: Size = TINY
     clients: int = 4
-    """Connections of the streams."""
+    """The number of connections of the streams."""
     seed: int = 1
 
     @classmethod
     def quick(cls) -> ChaosBenchConfig:
-        """A kill of everything that can be killed, in less than 60 seconds."""
+        """One kill of everything that can be killed, in less than 60 seconds."""
         scenarios = ("sqlite-kill", "redis-haproxy-kill", "store-locked")
         return cls(scenarios=scenarios, kills=3, replica_kills=1, troubles=1, at_once=3, tokens_per_s=30.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Missing(Exception):
-    """A scenario needs what this machine does not have."""
+    """The scenario needs something that this machine does not have."""
 
     why: str
 
@@ -100,13 +101,13 @@ async def run_chaos(config: ChaosBenchConfig, told: Callable[[Row], None], repor
 
 
 def passed(row: Row) -> bool:
-    """Whether a scenario found nothing wrong; one that was skipped found nothing at all."""
+    """Whether no fault was found in the row of a scenario. A skipped one also passes."""
     wrong = ("differing_tokens", "lost_tokens", "repeated_tokens", "failed_streams")
     return "error" not in row and not any(row.get(name) for name in wrong)
 
 
 class _Chaos:
-    """One scenario."""
+    """One run of one scenario."""
 
     def __init__(self, config: ChaosBenchConfig, folder: Path, models: Path, twins: Twins, report: Report) -> None:
         self._config = config
@@ -114,7 +115,7 @@ class _Chaos:
         self._models = models
         self._twins = twins
         self._report = report
-        self._random = random.Random(config.seed)  # noqa: S311 - moments, not secrets
+        self._random = random.Random(config.seed)  # noqa: S311 - times of faults, not secrets
         self._at_kill: list[int] = []
         self._last_s = 0.0
         """When something was done last."""
@@ -123,7 +124,7 @@ class _Chaos:
         self._scenario = ""
 
     async def run(self, scenario: str) -> Row:
-        """The scenario's row."""
+        """Runs the scenario and returns its row."""
         self._scenario = scenario
         began_s = time.monotonic()
         kinds: dict[str, Callable[[], Awaitable[Streams]]] = {
@@ -269,7 +270,7 @@ class _Chaos:
                 await server.kill()
                 self._done("server killed")
             store = await asyncio.to_thread(open_store, where)
-            assert store is not None  # noqa: S101 - it is no memory
+            assert store is not None  # noqa: S101 - the store is not memory
             self._read_durable(store, durable)
             await server.start()
             await streams.until("all flow", lambda: streams.flowing(self._last_s) >= len(streams.all), WAIT_S)
@@ -277,7 +278,7 @@ class _Chaos:
             return streams
 
     async def _suffer(self, server: Replica, streams: Streams) -> None:
-        """Wait until the server reports the failure, and until every stream has received more tokens."""
+        """Wait until the server reports the failure and every stream has received more tokens."""
         give_up_s = time.monotonic() + WAIT_S
         while not (errors := await server.metric("gruve_store_errors_total")):
             if time.monotonic() > give_up_s:
@@ -288,7 +289,7 @@ class _Chaos:
         self._more = {"store_errors": int(errors)}
 
     async def _durable(self, streams: Streams) -> dict[Stream, int]:
-        """The durable position of each stream's session; the server must report every one to be behind."""
+        """The durable position of each stream's session. The server must report each as behind."""
         durable = {}
         for stream in streams.all:
             session = (await streams.client().get_session(stream.session, transcript=False)).session
@@ -311,7 +312,8 @@ class _Chaos:
 
 
 MORE = 70
-"""How many tokens a stream must receive to be called unharmed; more than a store may be behind in good health."""
+"""A stream that has received this many tokens since the failure is unharmed. It is more than a healthy store may be
+behind."""
 
 
 def _program(name: str) -> str:

@@ -35,19 +35,19 @@ backend replicas
   default-server proto h2 check inter 200ms fall 1 rise 1
 {servers}
 """
-"""A replica that is silent for 4 seconds, though its streams are never paused so long, is taken for dead."""
+"""A replica without an answer for 4 seconds counts as dead. Its streams never pause that long."""
 REDIS = ("--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "always")
 
 
 def find_program(name: str) -> str | None:
-    """The path of a program, also where only administrators look for it; None where it is not installed."""
+    """The path of a program, searched in the administrators' folders too; None if it is not installed."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin")
 
 
 def free_port() -> int:
     """A free port outside the system's ephemeral range."""
     while True:
-        port = random.choice(PORTS)  # noqa: S311 - any will do
+        port = random.choice(PORTS)  # noqa: S311 - not a secret
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 class Program:
-    """A program that is started, ended and started again."""
+    """A program that can be started, ended and started again."""
 
     def __init__(self, folder: Path, name: str, command: tuple[str, ...]) -> None:
         self.name = name
@@ -90,7 +90,7 @@ class Program:
             await self.kill()
             tail = self.log.read_text(errors="replace")[-600:]
             raise ChildProcessError(f"{self.name} was not ready within {READY_S:.0f} s, or ended: {tail}") from error
-        except BaseException:  # nobody will end it who has not seen it begin
+        except BaseException:  # no other code would end it
             await self.kill()
             raise
 
@@ -100,7 +100,7 @@ class Program:
             self._process.send_signal(number)
 
     async def kill(self) -> None:
-        """Ends it as if the power had failed."""
+        """Kills it at once, with SIGKILL."""
         self.send(signal.SIGKILL)
         await self._gone()
 
@@ -121,7 +121,7 @@ class Program:
 
 
 class Replica(Program):
-    """`gruve serve` in a process of its own."""
+    """A `gruve serve` process."""
 
     def __init__(self, folder: Path, name: str, models: Path, store: str) -> None:
         self.port, self._metrics_port = free_port(), 0
@@ -138,7 +138,7 @@ class Replica(Program):
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address it listens on."""
         return f"127.0.0.1:{self.port}"
 
     async def metric(self, name: str) -> float:
@@ -147,7 +147,7 @@ class Replica(Program):
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith((name + " ", name + "{")))
 
     async def _ready(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+        assert process.stdout is not None  # noqa: S101 - the pipe was requested above
         line = await process.stdout.readline()
         if not line:
             raise ChildProcessError(f"{self.name} ended")
@@ -155,7 +155,7 @@ class Replica(Program):
 
 
 class Redis(Program):
-    """Redis on a socket in a folder, which loses nothing that it has answered."""
+    """Redis on a socket in a folder. It writes to disk before it answers."""
 
     def __init__(self, folder: Path, program: str) -> None:
         self._socket = folder / "redis.sock"
@@ -179,7 +179,7 @@ class Redis(Program):
 
 
 class Proxy(Program):
-    """HAProxy, which gives each call to the next server."""
+    """HAProxy, which sends each call to the next server."""
 
     def __init__(self, folder: Path, program: str, replicas: list[Replica]) -> None:
         self._port = free_port()
@@ -201,12 +201,12 @@ class Proxy(Program):
 
 
 async def _pause(process: asyncio.subprocess.Process, name: str) -> None:
-    """Between two looks at a program that cannot tell when it is ready."""
+    """Waits before the next check of a program that does not report when it is ready."""
     if process.returncode is not None:
         raise ChildProcessError(f"{name} ended with {process.returncode}")
     await asyncio.sleep(0.02)
 
 
 def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10.0) as answer:  # noqa: S310 - a server of our own
+    with urllib.request.urlopen(url, timeout=10.0) as answer:  # noqa: S310 - our own server
         return str(answer.read().decode())

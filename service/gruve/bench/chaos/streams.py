@@ -1,7 +1,7 @@
-"""Streams whose tokens are known beforehand: the requests of each, what it has received, and its twin.
+"""Streams with known tokens: the requests of each stream, what it has received, and its twin.
 
-A stream plays one session, turn after turn, through `gruve.client`; some are steered at fixed positions. Its twin plays
-the same turns on an undisturbed server. Knows nothing of the faults that are injected.
+A stream plays one session, turn after turn, through `gruve.client`. Some streams are steered at fixed positions. Its
+twin plays the same turns on an undisturbed server. Knows nothing about the injected faults.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ STEERED_TOKENS = 150
 MORE_TOKENS = 40
 """Tokens for which an unfinished turn continues after the last fault."""
 PATIENT = Reconnect(max_reconnects=40, backoff_max_s=1.0)
-"""Servers that are killed every few seconds hardly ever have time for everybody."""
+"""The clients' retries. Servers that are killed every few seconds rarely have room for all clients at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rewind:
-    """When a reader has got so far it goes back; both count from the turn's first generated token."""
+    """A rewind from one position to another. Both are counted from the turn's first generated token."""
 
     read: int
     to: int
@@ -46,13 +46,13 @@ class Turn:
     seed: int
     max_tokens: int
     changes: tuple[tuple[int, float], ...] = ()
-    """After how many tokens which temperature."""
+    """The number of tokens after which each temperature applies."""
     rewind: Rewind | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """What streams do, wherever they run."""
+    """The turns of the streams, the same on every server."""
 
     model: str
     least_tokens: int
@@ -62,7 +62,10 @@ class Plan:
     seed: int = 1
 
     def turn(self, stream: int, number: int) -> Turn:
-        """Of four streams one changes its temperature at three positions, one changes it and then goes back."""
+        """The turn of a stream.
+
+        Of four streams, one changes its temperature three times, and one changes it and rewinds.
+        """
         rng = random.Random(f"{self.seed} {stream} {number}")  # noqa: S311 - a plan that can be repeated
         turn = Turn(
             prompt=tuple(rng.randrange(1, VOCABULARY_SIZE) for _ in range(PROMPT_TOKENS)),
@@ -80,10 +83,10 @@ class Plan:
 
 @dataclasses.dataclass(slots=True)
 class Heard:
-    """What came of one turn."""
+    """The result of one turn."""
 
     tokens: dict[int, int] = dataclasses.field(default_factory=dict)
-    """The tokens by their positions; those that were taken back are not among them."""
+    """The tokens by position, without those that were rewound."""
     repeated: int = 0
     ended: bool = False
 
@@ -115,7 +118,7 @@ async def play(
         async for chunk in stream:
             heard.take(chunk)
             unanswered -= chunk.answer is not None
-            # A change takes back what was sent before it was heard of, so until it is answered nothing is settled.
+            # A change rewinds tokens that were sent before it took effect, so nothing is final until it is answered.
             settled = chunk.position + len(chunk.token_ids) if not unanswered else first
             if rewind is not None and settled >= first + rewind.read:
                 stream.rewind(first + rewind.to, seed=rewind.seed)  # type: ignore[attr-defined] # a conversation
@@ -142,7 +145,7 @@ def _ask(client: AsyncClient, session: str, turn: Turn, first: int, tokens_per_s
 
 
 class Stream:
-    """One session under way."""
+    """One stream that plays a session."""
 
     def __init__(self, plan: Plan, number: int) -> None:
         self.number = number
@@ -159,12 +162,12 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """Where its reader stands in the generation, counted from the first generated token."""
+        """The reader's position in the generation, counted from the first generated token."""
         return len(self.turns[-1].tokens) if self.turns else 0
 
     @property
     def end(self) -> int:
-        """Where its transcript ends after its last turn."""
+        """The end of its transcript after its last turn."""
         return self._position
 
     async def run(self, client: AsyncClient, tokens_per_s: float, crowd: Streams) -> None:
@@ -186,7 +189,7 @@ class Stream:
             crowd.moved.set()
 
     def _hear(self, crowd: Streams, chunk: Chunk) -> bool:
-        """Takes note of a chunk and says whether to read on."""
+        """Records a chunk and returns whether to read on."""
         if chunk.token_ids:
             self.heard_s, self.streaming = time.monotonic(), True
         if crowd.ending and not self.plan.ends:
@@ -200,15 +203,15 @@ class Difference:
     """The differences between streams and their twins."""
 
     tokens: int = 0
-    """How many were compared."""
+    """How many tokens were compared."""
     differing: int = 0
     lost: int = 0
     repeated: int = 0
     places: list[str] = dataclasses.field(default_factory=list)
-    """Where it is, for people."""
+    """Descriptions of the differences."""
 
     def compare(self, what: str, heard: Heard, twin: Heard) -> None:
-        """Compares one turn; one that was left early has lost nothing after its last token."""
+        """Compares one turn. A turn that was left early has no lost tokens after its last one."""
         end = max(heard.tokens, default=0) if not heard.ended else max(twin.tokens)
         self.tokens += len(heard.tokens)
         self.repeated += heard.repeated
@@ -216,7 +219,7 @@ class Difference:
         self._add(what, differing, [at for at in twin.tokens if at <= end and at not in heard.tokens])
 
     def compare_record(self, what: str, kept: Sequence[int], twin: Sequence[int], least: int) -> None:
-        """Compares a transcript that a server or a store has, and that must have `least` tokens."""
+        """Compares a transcript of a server or store, which must have at least `least` tokens."""
         differing = [at for at, (a, b) in enumerate(zip(kept, twin, strict=False)) if a != b]
         self._add(what, differing, range(len(kept), least))
 
@@ -230,7 +233,7 @@ class Difference:
 
 
 class Streams:
-    """All streams of a scenario, and a word from each whenever it moves."""
+    """All streams of a scenario. They notify when any of them makes progress."""
 
     def __init__(self, plan: Plan, count: int, addresses: Sequence[str], clients: int, tokens_per_s: float) -> None:
         self.plan = plan
@@ -261,11 +264,14 @@ class Streams:
         return self._clients[0]
 
     def flowing(self, since_s: float) -> int:
-        """How many are in the middle of a generation and have received a token since then."""
+        """How many streams are inside a generation and have received a token since `since_s`."""
         return sum(stream.streaming and stream.heard_s > since_s for stream in self.all)
 
     async def until(self, what: str, condition: Callable[[], bool], within_s: float) -> None:
-        """Waits until something holds; raises `TimeoutError` that says what did not, or what ended the streams."""
+        """Waits until a condition holds.
+
+        Raises `TimeoutError` with the condition, or the error that ended the streams.
+        """
         try:
             async with asyncio.timeout(within_s):
                 while not condition():
@@ -287,7 +293,7 @@ class Streams:
         return [stream.failure for stream in self.all if stream.failure]
 
     async def finish(self, within_s: float) -> None:
-        """Lets every stream end its turn; one that does not has failed."""
+        """Lets every stream end its turn. One that does not end has failed."""
         self.ending = True
         _, late = await asyncio.wait(self._tasks, timeout=within_s)
         for stream, task in zip(self.all, self._tasks, strict=True):
@@ -327,7 +333,7 @@ class Twins:
         await self._replica.kill()
 
     async def _play(self, stream: Stream) -> None:
-        """Goes as far as the stream has gone."""
+        """Plays the twin as far as the stream has played."""
         twin = self._played.setdefault((stream.plan, stream.number), _Twin())
         twin.session = twin.session or (await self._client.create_session(stream.plan.model)).id
         if len(twin.turns) >= len(stream.turns):

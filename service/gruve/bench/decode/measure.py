@@ -1,6 +1,6 @@
 """`gruve bench decode`: the time of one decode step, sampling included, beside other runtimes and the CPU's roofline.
 
-All runtimes have the same weights. For every batch size the steppers take turns for several rounds; a row holds the
+All runtimes have the same weights. For every batch size the steppers run in turn for several rounds; a row holds the
 median of the rounds.
 """
 
@@ -40,7 +40,8 @@ COLUMNS = (
     "weight_stream_ms",
 )
 LOGIT_BOUND = 1e-3
-"""How far a peer's logits may lie from the oracle's: it computes the same model or it is no peer."""
+"""The bound on the deviation of a peer's logits from the oracle's. Beyond it, the peer does not compute the same
+model."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,14 +53,13 @@ class DecodeBenchConfig:
     threads: tuple[int, ...] = (1, 2)
     backends: tuple[str, ...] = BACKENDS
     other_cells: tuple[str, ...] = CELLS[1:]
-    """Measured beside the GRU in the first size, with the first number of threads."""
+    """Cells measured in addition to the GRU, in the first size with the first number of threads."""
     other_batches: tuple[int, ...] = (1, 16, 64)
     rounds: int = 7
     warm_s: float = 0.05
-    """Before each timing, so that the threads of the one before have gone to sleep: torch's and ONNX Runtime's go on
-    looking for work for a while."""
+    """The pause before each timing. Threads of torch and ONNX Runtime look for work for a while before they sleep."""
     seconds: float = 0.06
-    """How long one timing lasts at least."""
+    """The minimum time of one timing."""
 
     @classmethod
     def quick(cls) -> DecodeBenchConfig:
@@ -78,7 +78,7 @@ class _Task:
 
 
 def run_decode(config: DecodeBenchConfig, report: Report) -> Result:
-    """Measures every model, number of threads and batch, and reports as it goes."""
+    """Measures every model, number of threads and batch size, and reports each."""
     rows: list[Row] = []
     skipped: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
@@ -111,7 +111,7 @@ def _tasks(config: DecodeBenchConfig, folder: Path) -> Iterator[_Task]:
 
 
 def _measure(config: DecodeBenchConfig, task: _Task, batch: int, names: Sequence[str]) -> list[Row]:
-    """Measure all backends at one batch size, alternating, between two probes of the roofline."""
+    """Measures all backends at one batch size in turn, between two probes of the roofline."""
     steppers = {name: make_stepper(name, task.model, batch, task.threads) for name in names}
     bytes_read = streamed_bytes(task.model.config)
     before = probe_roofline(bytes_read, task.threads)
@@ -127,7 +127,7 @@ def _measure(config: DecodeBenchConfig, task: _Task, batch: int, names: Sequence
 
 
 def _take_turns(config: DecodeBenchConfig, task: _Task, steppers: dict[str, Stepper]) -> dict[str, float]:
-    """The median step time of each in seconds; the order changes from round to round."""
+    """The median step time of each stepper in seconds. The order changes from round to round."""
     rounds: dict[str, list[float]] = {name: [] for name in steppers}
     names = list(steppers)
     for i in range(config.rounds):
@@ -174,10 +174,10 @@ def _row(task: _Task, batch: int, name: str, stepper: Stepper, step_s: float, ro
 
 
 def _check(name: str, task: _Task) -> None:
-    """Holds a peer against the oracle on a few tokens; raises `Absent` where it cannot or computes something else."""
+    """Compares a peer with the oracle on a few tokens. Raises `Absent` if it cannot run or computes something else."""
     stepper = make_stepper(name, task.model, 2, task.threads)
     if not isinstance(stepper, Peer):
-        return  # gruve's own are held against it by their tests, far closer
+        return  # gruve's own backends are compared by their tests, with a much smaller bound
     oracle = Oracle(task.model.config, {name: weight.numpy() for name, weight in task.model.weights.items()})
     for token in (START_TOKEN, 5, 17, 99):
         found, expected = stepper.logits(token), oracle.step(token)

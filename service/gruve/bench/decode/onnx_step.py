@@ -21,7 +21,7 @@ IR_VERSION = 9
 
 
 def make_step_graph(model: Model) -> bytes:
-    """The serialised graph; raises `ValueError` for a cell that is no GRU. `onnx` must be there."""
+    """Returns the serialised graph; raises `ValueError` for a cell that is not a GRU. Needs `onnx`."""
     if model.config.cell != "gru":
         raise ValueError(f"the cell is {model.config.cell!r}; the graph is a GRU's")
     return _Graph(model).serialised()
@@ -76,7 +76,7 @@ class _Graph:
         return outputs, final
 
     def _draw(self) -> None:
-        """The lowest id whose cumulative probability exceeds the uniform number; rounding may not carry it beyond V."""
+        """The lowest id whose cumulative probability exceeds the uniform number, at most V - 1."""
         probabilities = self._node("Softmax", "logits", axis=1)
         cumulative = self._node("CumSum", probabilities, self._constant("rows", np.array(1)))
         below = self._node("Cast", self._node("LessOrEqual", cumulative, "uniform"), to=onnx.TensorProto.INT64)

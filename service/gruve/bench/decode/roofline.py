@@ -21,12 +21,12 @@ PROBE_S = 0.02
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Roofline:
-    """The limits for a number of threads together; NaN if they could not be probed."""
+    """The limits of several threads together; NaN if they could not be probed."""
 
     isa: str
     fma_gflops: float
     read_gb_s: float
-    """Over memory of the packed weights' size, every thread its part; the best of three patterns."""
+    """Of memory as large as the packed weights, divided among the threads; the best of three access patterns."""
     clock_ghz: float
     """Of one core."""
 
@@ -37,7 +37,7 @@ class Roofline:
 
 
 def probe_roofline(weight_bytes: int, threads: int) -> Roofline:
-    """The best of five, each thread at the same time."""
+    """The best of five probes, on all threads at the same time."""
     if unavailable_reason() is not None:
         return Roofline("unknown", math.nan, math.nan, math.nan)
     isa, part = chosen_isa(), weight_bytes // threads

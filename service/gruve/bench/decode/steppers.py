@@ -1,7 +1,7 @@
-"""One interface for everything that can compute a decode step: gruve's backends, torch, ONNX Runtime and OpenVINO.
+"""One interface for the decode step of gruve's backends, torch, ONNX Runtime and OpenVINO.
 
-A step takes the last token of every row to its next one: embedding, layers, head, a draw at temperature 1. Every
-stepper keeps its state and its tokens in the way that its own manual recommends.
+A step takes the last token of every row to its next one: embedding, layers, head, sampling at temperature 1. Every
+stepper keeps its state and its tokens as its own manual recommends.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ openvino = optional_package("openvino")
 BACKENDS = ("native", "native_int16", "reference", "torch", "onnxruntime", "openvino")
 MOST_ROWS = 64
 STEPS_PER_CALL = {"native": 16, "reference": 2}
-"""How many steps gruve's backends are asked for at a time; the others can take one."""
+"""The number of steps of a call to gruve's backends. The others run one step per call."""
 FOREVER = 1 << 30
 
 
 class Absent(Exception):
-    """The stepper cannot be used here or cannot compute this model; says why."""
+    """The stepper cannot be used here or cannot compute this model. The message gives the reason."""
 
 
 class Stepper(Protocol):
-    """Something that decodes a batch of one size, one step after another."""
+    """Decodes a batch of fixed size, one step after another."""
 
     steps_per_call: int
 
     def run(self, calls: int) -> None:
-        """Takes all rows `calls` times `steps_per_call` steps further."""
+        """Runs `calls` calls of `steps_per_call` steps for all rows."""
 
 
 @runtime_checkable
 class Peer(Stepper, Protocol):
-    """A stepper of somebody else's, which shows that it computes the same model."""
+    """A stepper of another project. Its logits show that it computes the same model."""
 
     def logits(self, token: int) -> NDArray[np.float32]:
         """Consumes `token` in every row and returns the first row's logits (V,)."""
 
 
 def make_stepper(name: str, model: Model, batch: int, threads: int) -> Stepper:
-    """The stepper of that name; raises `Absent`."""
+    """Returns the stepper of that name; raises `Absent`."""
     if name in ("native", "native_int16", "reference"):
         return _BackendStepper(_backend(name, model, batch, threads), batch)
     if model.config.reset == "before" and name == "torch":
@@ -85,7 +85,7 @@ def _backend(name: str, model: Model, batch: int, threads: int) -> Backend:
 
 
 class _BackendStepper:
-    """gruve's own: several steps a call, 64 rows at a time."""
+    """A backend of gruve: several steps per call, 64 rows at a time."""
 
     def __init__(self, backend: Backend, batch: int) -> None:
         self.steps_per_call = STEPS_PER_CALL[backend.name]
@@ -97,7 +97,7 @@ class _BackendStepper:
             backend.admit(slot, Row(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=FOREVER), None)
 
     def run(self, calls: int) -> None:
-        """All groups, call by call."""
+        """Runs all groups of rows, call by call."""
         for _, group in itertools.product(range(calls), self._groups):
             self._backend.decode(group, [FOREVER] * len(group), self.steps_per_call)
 
@@ -124,7 +124,7 @@ class TorchStepper:
 
     @torch.inference_mode()
     def run(self, calls: int) -> None:
-        """One step a call."""
+        """Runs one step per call."""
         for _ in range(calls):
             probabilities = torch.softmax(self._step(self._tokens), dim=1)
             self._tokens = torch.multinomial(probabilities, 1)[:, 0]
@@ -141,7 +141,7 @@ class TorchStepper:
 
 
 class OnnxStepper:
-    """The step as one ONNX graph, sampling included, its state bound in place, through ONNX Runtime."""
+    """The step as one ONNX graph, sampling included, with its state bound in place, in ONNX Runtime."""
 
     steps_per_call = 1
 
@@ -163,7 +163,7 @@ class OnnxStepper:
         self._bindings = [self._bind(0, 1), self._bind(1, 0)]
 
     def run(self, calls: int) -> None:
-        """One step a call, from one half of the buffers to the other."""
+        """Runs one step per call, from one half of the buffers to the other."""
         for _ in range(calls):
             self._uniform.update_inplace(self._rng.random((self._batch, 1), dtype=np.float32))
             self._session.run_with_iobinding(self._bindings[0])
@@ -195,7 +195,7 @@ class OnnxStepper:
 
 
 class OpenvinoStepper:
-    """The same graph through OpenVINO, compiled for its batch, in fp32 as all the others."""
+    """The same graph in OpenVINO, compiled for its batch size, in fp32 like the others."""
 
     steps_per_call = 1
 
@@ -221,7 +221,7 @@ class OpenvinoStepper:
         self._rng = np.random.default_rng(0)
 
     def run(self, calls: int) -> None:
-        """One step a call; inputs are shared, not copied, where OpenVINO allows it."""
+        """Runs one step per call. Inputs are shared instead of copied where OpenVINO allows it."""
         for _ in range(calls):
             self._tokens = self._step()["tokens_out"].copy()
 

@@ -1,8 +1,8 @@
 """`gruve bench gpu`: proves that the GPU backends are correct on this GPU, then measures them.
 
-Every decoding mode is compared with the oracle, with the sampling distribution and with itself in other batches. A mode
-that fails its proofs is still measured, and the command exits with a failure. The speed is reported beside that of
-torch and the GPU's roofline. Whatever does not fit into the time limit is skipped and named.
+Every decoding mode is compared with the oracle, with the sampling distribution, and with itself in other batches. A
+mode that fails its proofs is still measured, and the command exits with a failure. The speed is reported beside that of
+torch and the GPU's roofline. Parts that do not fit into the time limit are skipped and named.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 PROOF_SIZE, EXTENT, TIMING = Size(2, 192), Extent(), Timing()
 NO_TIME = "no time was left"
 PEER_BOUND = 5e-2
-"""How far an fp16 peer's logits may lie from the oracle's: it computes the same model or it is no peer."""
+"""The bound on the deviation of an fp16 peer's logits from the oracle's. Beyond it, the peer computes something
+else."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,20 +68,20 @@ class GpuBenchConfig:
     batches: tuple[int, ...] = (1, 8, 64, 256, 1_024, 4_096)
     modes: tuple[CudaMode, ...] = MODES
     eager_batches: tuple[int, ...] = (1, 64, 1_024)
-    """The eager way is slow, and only its shape is of interest; to compile torch's takes long, for each anew."""
+    """The eager mode is slow, so a few points show its shape. Compiling torch's step takes long for each batch size."""
     cells: tuple[str, ...] = CELLS
     proof_size: Size = PROOF_SIZE
-    """Proved for every cell; the sizes measured are proved for the GRU."""
+    """Hidden sizes proved for every cell. The measured sizes are proved for the GRU only."""
     extent: Extent = EXTENT
     timing: Timing = TIMING
     matrix: int = 8_192
     copy_bytes: int = 1 << 31
     sessions: tuple[int, ...] = (64, 1_024, 4_096)
-    """Of the server's closed loop."""
+    """The measured time of the server's closed loop."""
     client_processes: int = 8
     server_s: float = 8.0
     time_limit_s: float = 420.0
-    """After so long nothing new is begun."""
+    """After this time nothing new is begun."""
 
     @classmethod
     def quick(cls) -> GpuBenchConfig:
@@ -107,7 +108,7 @@ class GpuBenchConfig:
 
 
 def run_gpu(config: GpuBenchConfig, report: Report, *, dry: bool = False) -> Result:
-    """Runs everything and reports as it goes; `ok` in the rows says whether a proof held."""
+    """Runs everything and reports each part. `ok` in the rows says whether a proof held."""
     setup: Setup = DrySetup() if dry else GpuSetup()
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         bench = _Bench(config, setup, report, Path(folder))
@@ -118,19 +119,19 @@ def run_gpu(config: GpuBenchConfig, report: Report, *, dry: bool = False) -> Res
 
 
 def sees_gpu() -> bool:
-    """Whether there is anything to measure."""
+    """Whether there is a GPU to measure."""
     return torch.cuda.is_available()
 
 
 def held(result: Result) -> bool:
-    """Whether nothing that was to be proved failed or was left out, and the best way works, in the server as well."""
+    """Whether every proof held, none was left out, and the best mode works, in the server too."""
     failed = [row for row in result.rows if row.get("ok") is False]
     ours = [row for row in result.skipped if row.get("mode", MODES[0]) == MODES[0]]
     return not failed and all(row["what"] == "step" and row["why"] == NO_TIME for row in ours)
 
 
 class _Bench:
-    """One run, with what it had to skip."""
+    """One run, with the parts that it skipped."""
 
     def __init__(self, config: GpuBenchConfig, setup: Setup, report: Report, folder: Path) -> None:
         self._config = config
@@ -143,7 +144,7 @@ class _Bench:
         self.skipped: list[Row] = []
 
     def prove(self) -> Iterator[Row]:
-        """Every way with every cell, then with the GRU in the sizes that are measured."""
+        """Proves every mode with every cell, then with the GRU in the measured sizes."""
         config = self._config
         tasks: list[tuple[Size, str, Precision]] = [
             (config.proof_size, cell, p) for cell in config.cells for p in PRECISIONS
@@ -153,7 +154,7 @@ class _Bench:
             model = fresh_model(size, cell, self._rng, precision)
             for mode in config.modes:
                 if mode != "triton" and precision == "float32":
-                    continue  # torch operations are in fp32 whatever the weights
+                    continue  # torch operations are fp32 whatever the type of the weights
                 named: Row = {"mode": mode, "cell": cell, "size": str(size), "precision": precision}
                 found = self._attempt({"what": "proof", **named}, functools.partial(self._prove, model, mode))
                 rows = [named | row for row in found or ()]
@@ -164,7 +165,7 @@ class _Bench:
                 yield from rows
 
     def probe(self) -> Iterator[Row]:
-        """Measure the device's own rates, for the lower bound of every step."""
+        """Measures the device's own rates, for the lower bound of every step."""
         if self._attempt({"what": "roofline"}, self._probe) is None:
             return
         yield {"what": "roofline", "tflop_per_s": self._flop_per_s / 1e12, "tb_per_s": self._bytes_per_s / 1e12}
@@ -176,7 +177,7 @@ class _Bench:
         return True
 
     def measure(self) -> Iterator[Row]:
-        """Step times of ours."""
+        """Measures the step times of gruve's modes."""
         for size in self._config.sizes:
             model = make_model(self._folder / str(size), size)
             for mode in self._config.modes:
@@ -184,7 +185,10 @@ class _Bench:
                 yield from self._steps(mode, model, batches, functools.partial(self._time_ours, model, mode))
 
     def measure_peers(self) -> Iterator[Row]:
-        """Step times of what else there is; last, because compiling them takes what time is left."""
+        """Measures the step times of alternatives.
+
+        This is last, because compiling them takes all the time that is left.
+        """
         models = [make_model(self._folder / f"{size}-peers", size) for size in self._config.sizes]
         for name in PEERS:
             batches = self._config.eager_batches if name == COMPILED else self._config.batches
@@ -192,7 +196,7 @@ class _Bench:
                 yield from self._steps(name, model, batches, functools.partial(self._time_peer, name, model))
 
     def serve(self) -> list[Row]:
-        """The server under as many sessions as fill its slots, from client processes."""
+        """Measures the server with as many sessions as it has slots, from client processes."""
         if not self._config.sessions:
             return []
         return self._attempt({"what": "server"}, self._serve) or []
@@ -200,7 +204,7 @@ class _Bench:
     def _serve(self) -> list[Row]:
         config, setup, size = self._config, self._setup, str(self._config.sizes[0])
         model = make_model(self._folder / "models" / "bench", config.sizes[0])
-        decode = dataclasses.replace(setup.decode, cuda=config.modes[0])  # no other in its place
+        decode = dataclasses.replace(setup.decode, cuda=config.modes[0])  # no other mode may replace it
         settings = ServeConfig(models=self._folder / "models", decode=decode, drain_s=0.0)
         began = time.monotonic()
         with Server(settings) as server:
@@ -230,8 +234,10 @@ class _Bench:
     def _steps(
         self, mode: str, model: Model, batches: Sequence[int], time_batch: Callable[[int], float]
     ) -> Iterator[Row]:
-        """A row for every batch; its floor is the longer of its products at the rate of large ones and the weights at
-        the rate of a copy."""
+        """One row per batch size. Its lower bound is the greater of two times: its products, and reading its weights.
+
+        Products are taken at the rate of large ones, reading at the rate of a copy.
+        """
         size = f"{model.config.num_layers}x{model.config.hidden_size}"
         for batch in batches:
             named: Row = {"what": "step", "mode": mode, "size": size, "batch": batch}
@@ -255,7 +261,7 @@ class _Bench:
         )
 
     def _time_peer(self, name: str, model: Model, batch: int) -> float:
-        """Times a peer that computes the model; another is no peer."""
+        """Times a peer, if it computes the same model."""
         peer = Peer(name, model, batch, self._setup)
         oracle = Oracle(model.config, model.weights)
         for token in (START_TOKEN, 5, 17, 99):
@@ -266,7 +272,7 @@ class _Bench:
         return step_s(peer, self._setup, self._config.timing)
 
     def _load(self, clients: Clients, name: str, sessions: int) -> Row:
-        """One run of the closed loop, a quarter of it to warm up; no figures where nothing is measured."""
+        """One run of the closed loop, with a quarter of the time to warm up. Without a GPU it returns no figures."""
         config = self._config
         begin_ns = soon_ns()
         window_ns = begin_ns + int(config.server_s * S) // 4
@@ -279,7 +285,7 @@ class _Bench:
         return {key: getattr(found, key) if self._setup.measures else math.nan for key in kept}
 
     def _attempt(self, named: Row, work: Callable[[], T]) -> T | None:
-        """What `work` gives; None, and why in `skipped`, where it cannot or no time is left."""
+        """Returns the result of `work`, or None with an entry in `skipped` if it fails or no time is left."""
         why = None
         if time.monotonic() > self._until:
             why = NO_TIME
@@ -292,7 +298,7 @@ class _Bench:
             finally:
                 gc.collect()
                 if self._setup.measures:
-                    with contextlib.suppress(RuntimeError):  # where the device is lost, all that follows says so
+                    with contextlib.suppress(RuntimeError):  # if the device is lost, everything that follows fails too
                         torch.cuda.empty_cache()
         self._report(f"skipped {named}: {why}")
         self.skipped.append(named | {"why": why})

@@ -33,17 +33,20 @@ class Extent:
     """How much is proved."""
 
     tokens: int = 200
-    """Forced tokens that are compared with the oracle."""
+    """The number of forced tokens that are compared with the oracle."""
     steps: int = 24
-    """Steps of each sequence in the comparisons with the sampling distribution and with other batches."""
+    """The steps of each sequence in the comparisons with the sampling distribution and with other batches."""
     probes: int = 16
-    """Sequences that are compared in every mix."""
+    """The number of sequences that are compared in every mix of rows."""
     mixes: tuple[int, ...] = (1, 3, 17, 64, 65, 130, 500, 1_024, 2_000, 4_096)
-    """Rows of the calls that they take part in."""
+    """The rows of the calls that the sequences take part in."""
 
 
 def fresh_model(size: Size, cell: str, rng: Rng, precision: Precision = "float16") -> Model:
-    """A model of random weights, rounded as a saved one's are; a state lives long in it and does not explode."""
+    """A model with random weights, rounded as a saved model's are.
+
+    They keep a state alive without making it explode.
+    """
     config = dataclasses.replace(blueprint(size, cell), precision=precision)
     weights = {}
     for name, shape in config.shapes().items():
@@ -58,7 +61,7 @@ def fresh_model(size: Size, cell: str, rng: Rng, precision: Precision = "float16
 
 
 def prove_oracle(backend: Backend, model: Model, extent: Extent, rng: Rng, bound: float) -> ResultRow:
-    """Log-probabilities of every token after each of some forced ones, in two rows among others."""
+    """Compares the log-probabilities of every token with the oracle's, in two rows among others."""
     tokens = extent.tokens
     V, places = model.config.vocabulary_size, min(backend.slots, 5)
     forced = rng.integers(0, V, (places, tokens)).astype(np.int32)
@@ -78,7 +81,7 @@ def prove_oracle(backend: Backend, model: Model, extent: Extent, rng: Rng, bound
 
 
 def prove_draws(backend: CudaBackend, config: ModelConfig, extent: Extent, rng: Rng) -> ResultRow:
-    """The tokens drawn, against the law's for the logits that the device had: of random parameters in every row."""
+    """Compares sampled tokens with `model/sampling.py` on the device's logits, with random parameters in every row."""
     rows = min(64, backend.slots, backend.max_rows)
     steps = min(extent.steps, backend.memory.rows(backend.sizes[-1]).logits.shape[0])
     asked = [_parameters(config.vocabulary_size, rng) for _ in range(rows)]
@@ -98,7 +101,10 @@ def prove_draws(backend: CudaBackend, config: ModelConfig, extent: Extent, rng: 
 
 
 def prove_mixes(backend: Backend, config: ModelConfig, extent: Extent, rng: Rng) -> ResultRow:
-    """Differing numbers of tokens and states between sequences alone and in calls of many rows; must be none."""
+    """Counts the tokens and states that differ between sequences alone and in calls of many rows.
+
+    There must be none.
+    """
     probes = [
         (rng.integers(0, config.vocabulary_size, i % 7).astype(np.int32), _parameters(config.vocabulary_size, rng))
         for i in range(min(extent.probes, backend.slots))
@@ -126,7 +132,7 @@ def prove_mixes(backend: Backend, config: ModelConfig, extent: Extent, rng: Rng)
 
 
 def poison(backend: Backend) -> None:
-    """Fill with NaN everything that a call must write before it reads it."""
+    """Fills every buffer that a call must write before it reads with NaN."""
     if isinstance(backend, CudaBackend):
         backend.poison()
 
@@ -147,7 +153,7 @@ def _admit(
 
 
 def _forced_logprobs(backend: Backend, slots: Sequence[int], tokens: int, V: int) -> NDArray[np.float64]:
-    """(T, rows, V), by id."""
+    """Log-probabilities by id: (T, rows, V)."""
     parts = []
     for first in range(0, tokens, 32):
         steps = min(32, tokens - first)
@@ -161,7 +167,7 @@ def _forced_logprobs(backend: Backend, slots: Sequence[int], tokens: int, V: int
 
 
 def _parameters(V: int, rng: Rng) -> law.SamplingParameters:
-    """Everything that a request may ask, sometimes."""
+    """Random parameters: each of those a request may have is sometimes set."""
     return law.SamplingParameters(
         temperature=float(rng.choice([0.0, 0.7, 1.0, 1.5])),
         top_k=[None, 5, V][rng.integers(3)],
@@ -185,7 +191,7 @@ def _alone(
 
 
 def _company(backend: Backend, config: ModelConfig, slots: Iterable[int], steps: int, rng: Rng) -> None:
-    """Neighbours: some ask for everything, some end early, some have states that are no numbers."""
+    """Random other rows: some use every parameter, some end early, some have NaN states."""
     shape = (config.state_tensors, config.num_layers, config.hidden_size)
     for slot in slots:
         state = np.full(shape, np.nan, dtype=np.float32) if rng.random() < 0.1 else None
@@ -195,7 +201,7 @@ def _company(backend: Backend, config: ModelConfig, slots: Iterable[int], steps:
 
 
 def _cut(backend: Backend, slots: NDArray[np.int64], left: int, rng: Rng) -> Int32s:
-    """`left` steps of these slots in calls of random length."""
+    """Runs `left` steps of these slots in calls of random length."""
     parts = []
     while left:
         steps = min(left, int(rng.integers(1, 12)))
@@ -209,5 +215,5 @@ def _bits(state: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _worst(difference: NDArray[np.float64]) -> float:
-    """The greatest distance; infinite where something is no number."""
+    """The greatest difference; infinite if a value is NaN."""
     return float(np.abs(difference).max()) if np.isfinite(difference).all() else float("inf")

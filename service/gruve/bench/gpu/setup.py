@@ -25,26 +25,26 @@ SMALL = CudaConfig(sizes=(4, 16), pieces=(4, 2, 1), stop_entries=1 << 16)
 
 
 class Setup(Protocol):
-    """Where everything of a run is computed."""
+    """Where a run computes: the GPU, or the CPU for a dry run."""
 
     kind: torch.device
     measures: bool
-    """Whether times mean anything here."""
+    """Whether times are meaningful."""
     decode: DecodeConfig
     """The server's decode configuration."""
 
     def describe(self) -> dict[str, Value]:
-        """The device, for the result."""
+        """Describes the device for the result."""
 
     def backend(self, model: Model, slots: int, mode: CudaMode) -> Backend:
-        """A backend of that mode; raises what keeps it from working."""
+        """Returns a backend of that mode, or raises the reason why it does not work."""
 
     def time_s(self, work: Work, run: Callable[[Work], None]) -> float:
-        """How long the device takes for `work`, which was done before; `run` does something in the same order."""
+        """How long the device takes for `work`, which has run once before. `run` submits it in order."""
 
 
 class GpuSetup:
-    """The current GPU, timed with CUDA events. Not run on one yet."""
+    """The current GPU, timed with CUDA events. Not run on a GPU yet."""
 
     measures = True
 
@@ -69,7 +69,7 @@ class GpuSetup:
         return _backend(model, slots, mode, GpuDevice(), TORCH_CONFIG if mode == "graph" else CudaConfig())
 
     def time_s(self, work: Work, run: Callable[[Work], None]) -> float:
-        """See `Setup`: from event to event, on the stream that works."""
+        """See `Setup`: the time between two events on the stream."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         run(begin.record)
@@ -80,7 +80,7 @@ class GpuSetup:
 
 
 class DrySetup:
-    """This CPU, at toy sizes: everything is done and nothing is timed."""
+    """The CPU at toy sizes: everything runs and nothing is timed."""
 
     measures = False
 

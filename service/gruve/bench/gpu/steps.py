@@ -1,7 +1,7 @@
-"""Times decode steps on a GPU: gruve's modes, and torch's alternatives on the same weights.
+"""Times decode steps on a GPU: gruve's modes, and alternatives in torch with the same weights.
 
-The alternatives have fp16 weights and operands as gruve's kernels have. Their whole step runs on the device: embedding,
-layers, head, a draw at temperature 1 by `torch.multinomial`.
+The alternatives have fp16 weights and operands, as gruve's kernels do. Their whole step runs on the device: embedding,
+layers, head, and sampling at temperature 1 by `torch.multinomial`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from gruve.sessions.record import START_TOKEN
 COMPILED = "torch.compile"
 PEERS = ("eager torch", "nn.GRU", COMPILED)
 AHEAD = 2
-"""Calls submitted before the first one's result is asked for."""
+"""The calls submitted before the result of the first one is read."""
 
 
 class Stepper(Protocol):
-    """Takes steps of a batch, in the order that `run` keeps as well."""
+    """Runs steps of a batch in the order of submission."""
 
     def steps(self, calls: int) -> int:
-        """Takes `calls` calls' worth of steps and returns how many those were; they may be under way still."""
+        """Submits `calls` calls and returns their number of steps. They may still be running."""
 
     def run(self, work: Work) -> None:
-        """Does `work` after them."""
+        """Runs `work` after them."""
 
 
 class Ours:
-    """A backend with a sequence in every slot that never ends, called as an engine would: one call ahead."""
+    """A backend with an endless sequence in every slot, called like an engine does: with one call in flight."""
 
     def __init__(self, backend: Backend, batch: int, steps_per_call: int) -> None:
         self._backend = backend
@@ -82,7 +82,7 @@ class Ours:
 
 
 class Peer:
-    """A step of torch's, one call a step."""
+    """A step in torch, one per call."""
 
     def __init__(self, name: str, model: Model, batch: int, setup: Setup) -> None:
         self._dtype = torch.float16 if setup.measures else torch.float32
@@ -96,10 +96,10 @@ class Peer:
         else:
             self._forward = _EagerStep(model, self._weights)
         self._next: Callable[[Tensor, Tensor], Any] = self._draw
-        # On a CPU it would need a compiler for C++ and a minute.
+        # On a CPU, it would need a C++ compiler and a minute.
         self._compiled = name == COMPILED and setup.measures
         if self._compiled:
-            # Each for its own shapes, and with weights and state that its graph reads where they are.
+            # A step of its own for each shape. Weights and state stay at the addresses that its graph has captured.
             torch.compiler.reset()
             for tensor in (*self._weights.values(), self._tokens, self._state):
                 torch._dynamo.mark_static_address(tensor)
@@ -112,7 +112,7 @@ class Peer:
             if self._compiled:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             tokens, state = self._next(self._tokens, self._state)
-            # What a compiled step returns lives in its graph's memory, which the next one overwrites.
+            # The result of a compiled step is in its graph's memory, which the next step overwrites.
             self._tokens.copy_(tokens)
             self._state.copy_(state)
         return calls
@@ -123,7 +123,7 @@ class Peer:
 
     @torch.inference_mode()
     def logits(self, token: int) -> Tensor:
-        """Consumes `token` in every row and returns the first row's logits (V,) in fp32, on the CPU."""
+        """Consumes `token` in every row and returns the first row's logits (V,) in fp32 on the CPU."""
         logits, state = self._forward(torch.full_like(self._tokens, token), self._state)
         self._state.copy_(state)
         return logits[0].float().cpu()
@@ -134,7 +134,7 @@ class Peer:
 
 
 class _EagerStep:
-    """The equations of `cells.py`, operation by operation."""
+    """The equations of `cells.py`, one operation at a time."""
 
     def __init__(self, model: Model, weights: dict[str, Tensor]) -> None:
         self._w, self._layers, self._cell = weights, model.config.num_layers, cell_function(model.config)
@@ -149,7 +149,7 @@ class _EagerStep:
 
 
 class _GruStep:
-    """`torch.nn.GRU` over a sequence of one."""
+    """`torch.nn.GRU` over a sequence of length one."""
 
     def __init__(self, model: Model, weights: dict[str, Tensor], kind: torch.device, dtype: torch.dtype) -> None:
         config = model.config
@@ -168,13 +168,13 @@ class _GruStep:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timing:
-    """How long is measured."""
+    """How long to measure."""
 
     rounds: int = 5
     seconds: float = 0.05
-    """Of one round at least."""
+    """The minimum time of one round."""
     steps_per_call: int = 32
-    """Of gruve's own."""
+    """The steps of one call of gruve's backends."""
 
 
 def step_s(stepper: Stepper, setup: Setup, timing: Timing) -> float:
@@ -214,4 +214,4 @@ def _here(work: Work) -> None:
 
 
 def _ignore(_: object) -> None:
-    """Discard a result."""
+    """Discards a result."""

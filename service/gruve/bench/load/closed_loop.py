@@ -24,9 +24,9 @@ class Loaded:
 
     figures: Figures
     cpu_s_per_million_tokens: float
-    """The server's; NaN where there was no token."""
+    """The CPU time of the server; NaN if there was no token."""
     rss_mb: float
-    """The server's at the end of the window."""
+    """The memory of the server at the end of the window."""
 
 
 class Side:
@@ -40,7 +40,7 @@ class Side:
         channels: int,
         choose: Callable[[Model, DecodeConfig], Backend] | None = None,
     ) -> None:
-        """`choose` as `gruve.serve.server.serve` takes it; it is sent to another process."""
+        """`choose` is that of `gruve.serve.server.serve`. It is sent to another process, so it must be picklable."""
         self.server = stack.enter_context(Server(config, choose))
         self.clients = stack.enter_context(Clients(connect(self.server.target, channels), client_processes))
 

@@ -1,8 +1,8 @@
 """The load generator: client processes that play sessions against a server and record the time of every message.
 
 Closed loop: a fixed number of sessions, each of which sends its next request when the previous one is answered. Open
-loop: arrivals at times that were fixed beforehand, so that a slow server cannot slow down its own load. A process
-records bytes and times, and parses neither until the run is over. Knows transports; knows nothing of engines or models.
+loop: arrivals at times that are fixed beforehand, so that a slow server cannot reduce its own load. A process records
+bytes and times, and parses neither until the run is over. Knows transports, not engines or models.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from gruve.bench.load.transport import Ask, Refused, Transport
 
 SPAWN = multiprocessing.get_context("spawn")
 LEAD_NS = 3 * S // 10
-"""How long before its begin a run is announced to the processes that play it."""
+"""The processes are told of a run this long before it begins."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Workload:
-    """What every session asks for."""
+    """The requests of every session."""
 
     model: str
     vocabulary_size: int
     prompt_tokens: int = 16
     least_tokens: int = 128
-    """The lengths asked for are uniform between the least and the most, drawn from the session's seed."""
+    """The minimum and maximum length. Lengths are uniform between them, drawn from the session's seed."""
     most_tokens: int = 384
     turns: int = 4
-    """How many requests a session makes before it is deleted and another takes its place. At 1 nothing is kept."""
+    """The requests of a session before it is deleted and replaced by another. With 1, no session is kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Closed:
-    """A number of concurrent sessions from `begin_ns` on; no request begins after `end_ns`."""
+    """A number of concurrent sessions from `begin_ns` on. No request begins after `end_ns`."""
 
     sessions: int
     begin_ns: int
@@ -52,7 +52,7 @@ class Closed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Open:
-    """One session of one request for each arrival."""
+    """For each arrival, one session with one request."""
 
     arrivals_ns: tuple[int, ...]
 
@@ -67,7 +67,7 @@ class Share:
     workload: Workload
     run: Run
     first: int
-    """Its place among the processes, and the step from one of its sessions to its next."""
+    """Its number among the processes, and the step from one of its sessions to its next."""
     step: int
 
 
@@ -80,7 +80,7 @@ def poisson(rate_per_s: float, begin_ns: int, end_ns: int, seed: int) -> tuple[i
 
 
 class Clients:
-    """Client processes that stand ready; `connect` makes each one's transport, inside of it."""
+    """Client processes that are ready to play. `connect` creates each one's transport inside the process."""
 
     def __init__(self, connect: Callable[[], Transport], processes: int) -> None:
         self._pipes: list[Connection] = []
@@ -101,7 +101,7 @@ class Clients:
         return self.finish()
 
     def begin(self, workload: Workload, run: Run) -> None:
-        """Announces a run; it begins when its time comes."""
+        """Announces a run, which begins at its time."""
         for i, pipe in enumerate(self._pipes):
             pipe.send(Share(workload, run, i, len(self._pipes)))
 
@@ -134,12 +134,12 @@ class Clients:
 
 
 def soon_ns() -> int:
-    """A begin that every process hears of in time."""
+    """A time to begin that is far enough ahead for every process."""
     return time.monotonic_ns() + LEAD_NS
 
 
 def _client(connect: Callable[[], Transport], pipe: Connection) -> None:
-    """A client process: plays shares until it receives the command to end."""
+    """The main function of a client process: plays shares until it is told to end."""
     asyncio.run(_serve_shares(connect(), pipe))
 
 
@@ -151,12 +151,12 @@ async def _serve_shares(transport: Transport, pipe: Connection) -> None:
         gc.freeze()
         pipe.send("ready")
         while (share := await loop.run_in_executor(None, pipe.recv)) is not None:
-            # Collections would show up as latency of the server.
+            # Garbage collection would look like latency of the server.
             gc.collect()
             gc.disable()
             try:
                 answer: list[Record] | Exception = await _play(transport, share)
-            except Exception as error:  # noqa: BLE001 - raised again by the process that can tell of it
+            except Exception as error:  # noqa: BLE001 - sent to the parent process, which raises it
                 answer = error
             gc.enable()
             pipe.send(answer)
@@ -183,7 +183,7 @@ async def _play(transport: Transport, share: Share) -> list[Record]:
 async def _keep_asking(
     transport: Transport, workload: Workload, run: Closed, index: int, seen: list[_Exchange]
 ) -> None:
-    """One place of a closed loop: session after session, request after request, one at least."""
+    """One place of a closed loop: session after session, request after request, at least one."""
     await _until(run.begin_ns)
     seed, over = index, False
     while not over:
@@ -198,18 +198,18 @@ async def _keep_asking(
 
 
 class _Session:
-    """One session: its seed decides prompts and lengths."""
+    """One session. Its seed determines prompts and lengths."""
 
     def __init__(self, transport: Transport, workload: Workload, seed: int) -> None:
         self._transport = transport
         self._workload = workload
         self._seed = seed
-        self._rng = random.Random(seed)  # noqa: S311 - made-up prompts
+        self._rng = random.Random(seed)  # noqa: S311 - random prompts, not secrets
         self._id = ""
         self._last: _Exchange | None = None
 
     async def ask(self, scheduled_ns: int | None, seen: list[_Exchange]) -> bool:
-        """One request to its end; whether it was answered in order."""
+        """Sends one request and reads the whole answer; returns whether it ended normally."""
         work, rng = self._workload, self._rng
         prompt = tuple(rng.randrange(1, work.vocabulary_size) for _ in range(work.prompt_tokens))
         length = rng.randint(work.least_tokens, work.most_tokens)
@@ -224,16 +224,16 @@ class _Session:
         return True
 
     async def forget(self) -> None:
-        """Deletes the session where there is one."""
+        """Deletes the session, if there is one."""
         if self._id:
             await self._transport.forget(self._id)
 
 
 class _Exchange:
-    """One request and everything that came back, as bytes and times."""
+    """One request and everything received for it, as bytes and times."""
 
     def __init__(self, ask: Ask, last: _Exchange | None, scheduled_ns: int | None) -> None:
-        """`last` is the one that this one's session had before."""
+        """`last` is the session's previous exchange."""
         self.ask = ask
         self.last = last
         self.scheduled_ns = scheduled_ns
@@ -245,7 +245,7 @@ class _Exchange:
         self.generated: tuple[int, ...] = ()
 
     async def run(self, transport: Transport) -> None:
-        """Sends, then takes what comes."""
+        """Sends the request and receives the answer."""
         now, times, raws = time.monotonic_ns, self.times_ns, self.raw
         self.sent_ns = now()
         try:
@@ -256,7 +256,7 @@ class _Exchange:
             self.failed = str(refused) or "refused"
 
     def record(self, transport: Transport) -> Record:
-        """The records of the run, earlier ones first; messages without tokens do not count."""
+        """The records of the run, earlier ones first. Messages without tokens are not counted."""
         held = [(at, m) for at, raw in zip(self.times_ns, self.raw, strict=True) if (m := transport.read(raw).tokens)]
         self.generated = tuple(token for _, tokens in held for token in tokens)
         before = () if self.last is None else self.last.before + self.last.generated
@@ -281,8 +281,8 @@ async def _until(at_ns: int) -> None:
 
 
 def sample(records: Sequence[Record], most_tokens: int, seed: int) -> Iterator[Record]:
-    """Answered requests in random order, until they come to `most_tokens`, prompts included."""
-    rng, left = random.Random(seed), most_tokens  # noqa: S311 - which ones to check
+    """Answered requests in random order, with at most `most_tokens` tokens in all, prompts included."""
+    rng, left = random.Random(seed), most_tokens  # noqa: S311 - a choice of requests, not a secret
     whole = [r for r in records if r.tokens and not r.failed]
     for record in rng.sample(whole, len(whole)):
         left -= len(record.prompt) + len(record.tokens)

@@ -43,7 +43,7 @@ END_S = 40.0
 
 
 class Child:
-    """A process with a pipe to it; its first word says that it is ready."""
+    """A process with a pipe to it. Its first message says that it is ready."""
 
     def __init__(self, target: Callable[..., None], *arguments: object) -> None:
         self.pipe, theirs = SPAWN.Pipe()
@@ -65,15 +65,15 @@ class Child:
         return self._process.pid or 0
 
     def cpu_s(self) -> float:
-        """CPU seconds used so far, its own children's included."""
+        """CPU seconds used so far, those of its child processes included."""
         return sum(process_cpu_s(pid) for pid in descendants(self.pid))
 
     def rss_mb(self) -> float:
-        """Resident memory, its own children's included."""
+        """Resident memory, that of its child processes included."""
         return sum(process_rss_mb(pid) for pid in descendants(self.pid))
 
     def close(self) -> None:
-        """Asks it to end, then makes it."""
+        """Asks it to end, then kills it."""
         self._process.terminate()
         self._process.join(END_S)
         if self._process.is_alive():
@@ -90,7 +90,7 @@ class Child:
 
 
 class Server(Child):
-    """The server on ports of its own choice."""
+    """A server on free ports."""
 
     def __init__(self, config: ServeConfig, choose: Callable[[Model, DecodeConfig], Backend] | None = None) -> None:
         super().__init__(_run_server, dataclasses.replace(config, port=0, metrics_port=0), choose)
@@ -130,7 +130,7 @@ class Rate:
 
     tokens_per_s: float
     step_ms: float
-    """The time in which all sequences advance by one token, prompts included, over however many calls."""
+    """The time in which all sequences advance by one token, prompts included, over any number of calls."""
 
 
 def _run_server(config: ServeConfig, choose: Callable[[Model, DecodeConfig], Backend] | None, pipe: Connection) -> None:
@@ -163,7 +163,7 @@ async def _serve_canned(tokens_per_message: int, pipe: Connection) -> None:
             left -= tokens_per_message
         yield canned(left)
 
-    class Handler(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in its stubs alone
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic only in its stubs
         def service(self, details: grpc.HandlerCallDetails) -> Any:
             if details.method == GENERATE:
                 return grpc.unary_stream_rpc_method_handler(generate)
@@ -176,7 +176,7 @@ async def _serve_canned(tokens_per_message: int, pipe: Connection) -> None:
     await server.wait_for_termination()
 
 
-async def _answer_nothing(request: bytes, _: object) -> bytes:  # noqa: ARG001 - whatever it was
+async def _answer_nothing(request: bytes, _: object) -> bytes:  # noqa: ARG001 - the report does not matter
     return b""
 
 
@@ -231,26 +231,26 @@ class _EngineBench:
 
 
 class _Load:
-    """The closed loop without clients: whatever ends is followed by another."""
+    """The closed loop without clients: each sequence that ends is followed by another."""
 
     def __init__(self, engine: Engine, workload: Workload, sessions: int) -> None:
         self._engine = engine
         self._workload = workload
         self._sessions = sessions
-        self._rng = random.Random(sessions)  # noqa: S311 - made-up prompts
+        self._rng = random.Random(sessions)  # noqa: S311 - random prompts, not secrets
         self._calls: collections.deque[tuple[float, int, int]] = collections.deque()
         self._running: set[int] = set()
         self._ending = False
         self._began_s = 0.0
 
     def begin(self) -> None:
-        """Admits the first of every session."""
+        """Admits the first sequence of every session."""
         self._began_s = time.perf_counter()
         for _ in range(self._sessions):
             self._admit()
 
     def hear(self, call: CallReport) -> None:
-        """On the engine's thread: counts, and follows what ended by another."""
+        """Runs on the engine's thread: counts tokens, and replaces sequences that have ended."""
         drawn = sum(len(progress.tokens) - progress.forced for progress in call.progress)
         self._calls.append((time.perf_counter(), drawn, sum(len(progress.tokens) for progress in call.progress)))
         for progress in call.progress:

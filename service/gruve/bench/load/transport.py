@@ -1,7 +1,7 @@
-"""How the load generator talks to a server: it sends a request and collects raw messages, which are parsed afterwards.
+"""The transports of the load generator: they send a request and collect raw messages, which are parsed afterwards.
 
-There is one transport for gruve and other servers of its contract, one for streams over HTTP/1.1, and one for Triton's
-gRPC streams. Knows nothing of timing.
+There is one for gruve and other servers of its protocol, one for streams over HTTP/1.1, and one for Triton's gRPC
+streams. Knows nothing about timing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LIMIT_BYTES = 1 << 20
 
 
 class Refused(Exception):
-    """The server ended the request out of order."""
+    """The server ended the request with an error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ask:
-    """A request: a number of tokens after a prompt, at temperature 1."""
+    """A request: a prompt, and a number of tokens to generate at temperature 1."""
 
     model: str
     prompt: tuple[int, ...]
@@ -40,7 +40,7 @@ class Ask:
     session: str = ""
     """The session to continue; empty for a new one."""
     keep: bool = False
-    """Whether to make it a session at all, where the system has them."""
+    """Whether to keep a session, in systems that have sessions."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Message:
 
 
 class Transport(Protocol):
-    """A way to one server, shared by the streams of one process."""
+    """A connection to one server, shared by the streams of one process."""
 
     async def open(self) -> None:
         """Connects."""
@@ -80,7 +80,7 @@ class GruveTransport:
         self._turns: Any = None
 
     async def open(self) -> None:
-        """Opens the channels; without the local pool they would share one connection."""
+        """Opens the channels. Each has a subchannel pool of its own; otherwise they would share one connection."""
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
         self._channels = [grpc.aio.insecure_channel(self._target, options=options) for _ in range(self._count)]
         for channel in self._channels:
@@ -121,7 +121,7 @@ def connect(target: str, channels: int) -> functools.partial[GruveTransport]:
 
 
 class HttpTransport:
-    """POST with a JSON body, answered in chunks, over connections that are kept: as much of HTTP/1.1 as that takes."""
+    """POST with a JSON body and a chunked answer over persistent connections. Implements only this part of HTTP/1.1."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class HttpTransport:
         """Connections are opened when they are needed."""
 
     async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
-        """One POST; the connection is used again if the answer ended in order."""
+        """One POST. The connection is reused if the answer ended normally."""
         reader, writer = self._idle.pop() if self._idle else await self._connect()
         body = json.dumps(self._body(ask)).encode()
         head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
@@ -165,7 +165,7 @@ class HttpTransport:
         return Message(self._tokens(raw))
 
     async def forget(self, session: str) -> None:
-        """There are none."""
+        """Does nothing: there are no sessions."""
 
     async def close(self) -> None:
         """Closes the idle connections."""
@@ -182,8 +182,7 @@ class HttpTransport:
 class TritonTransport:
     """Triton's ModelStreamInfer: one gRPC stream for each client, one response for each token.
 
-    The few messages that pass are written by hand: protobuf's wire format is tags, lengths and bytes, and a client that
-    costs less favours the server it measures.
+    The few messages are encoded by hand, because a cheaper client favours the server that it measures.
     """
 
     def __init__(self, target: str, channels: int) -> None:
@@ -203,7 +202,7 @@ class TritonTransport:
         self._turns = itertools.cycle([channel.stream_stream(method) for channel in self._channels])
 
     async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
-        """One request on a stream of its own; the stream is used again."""
+        """One request. Its stream is reused."""
         call = self._idle.pop() if self._idle else next(self._turns)()
         try:
             await call.write(_infer_request(ask))
@@ -224,7 +223,7 @@ class TritonTransport:
         return Message(struct.unpack("<i", raw[-4:]))
 
     async def forget(self, session: str) -> None:
-        """Sequences end with their request."""
+        """Does nothing: sequences end with their request."""
 
     async def close(self) -> None:
         """Closes streams and channels."""

@@ -1,6 +1,6 @@
-"""The model as its user would write it for a peer: embedding, `torch.nn.GRU`, linear layer, a draw at temperature 1.
+"""The model as a user of the peers would write it: embedding, `torch.nn.GRU`, linear layer, sampling at temperature 1.
 
-The peers' programs share it. Knows torch alone, because that is all the peers' environments have.
+The peers' programs share it. It uses only torch, because the peers' environments have nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Key = TypeVar("Key")
 
 
 class CharRnn(nn.Module):
-    """A GRU language model in torch's own convention."""
+    """A GRU language model in torch's convention."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class CharRnn(nn.Module):
         self.eval()
 
     def forward(self, tokens: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens (T, B) -> the logits (B, V) after the last, and the state (L, B, H)."""
+        """Tokens (T, B) -> the logits (B, V) after the last token, and the state (L, B, H)."""
         out, state = self.rnn(self.embedding(tokens), state)
         return self.head(out[-1]), state
 
 
 def load(path: Path) -> CharRnn:
-    """Reads what `torch.save` wrote, and leaves one thread to each process that computes."""
+    """Loads what `torch.save` wrote, and limits torch to one thread per process."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     return CharRnn(torch.load(path, weights_only=True))
 
 
 def draw(logits: Tensor) -> Tensor:
-    """One token a row, from (B, V)."""
+    """Samples one token per row from logits (B, V)."""
     return torch.multinomial(torch.softmax(logits, dim=1), 1)[:, 0]
 
 
@@ -55,7 +55,7 @@ class _Sequence:
 
 
 class Continuous(Generic[Key]):
-    """Sequences that decode together and come and go between steps, as far as nn.GRU allows."""
+    """Sequences that decode together and join and leave between steps, as far as nn.GRU allows it."""
 
     def __init__(self, model: CharRnn) -> None:
         self._model = model
@@ -65,7 +65,7 @@ class Continuous(Generic[Key]):
         return len(self._sequences)
 
     def add(self, key: Key, prompt: Sequence[int], max_tokens: int) -> int:
-        """Reads a prompt in one go and returns the first token."""
+        """Consumes a prompt in one call and returns the first token."""
         logits, state = self._model(torch.tensor([[0], *([token] for token in prompt)]), None)
         token = draw(logits)
         if max_tokens > 1:
@@ -73,7 +73,7 @@ class Continuous(Generic[Key]):
         return int(token)
 
     def step(self, keys: Sequence[Key] | None = None) -> list[tuple[Key, int, bool]]:
-        """One step of some sequences, or of all: (key, token, whether it was the last) of each."""
+        """Runs one step of some sequences, or of all; returns (key, token, whether it was the last) of each."""
         keys = list(self._sequences) if keys is None else keys
         rows = [self._sequences[key] for key in keys]
         tokens = torch.cat([row.token for row in rows])[None]

@@ -1,4 +1,4 @@
-"""Environments of their own for the peers: made once, kept in a folder that git ignores, made anew when pins change."""
+"""Virtual environments for the peers, kept in a folder that git ignores and made again when their pins change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ INSTALL_S = 1_800.0
 
 
 class NotInstalled(Exception):
-    """A peer's packages could not be installed; says why."""
+    """A peer's packages could not be installed. The message gives the reason."""
 
 
 def environment(cache: Path, name: str, requirements: Sequence[str], *, install: bool) -> Path:
     """The folder of a virtual environment that holds `requirements`; raises `NotInstalled`.
 
-    It counts as made when its pins are written down in it, which is done last.
+    It is complete if its pins are stored in it, which is done last.
     """
     folder = (cache / name).absolute()
     pins = "".join(f"{requirement}\n" for requirement in requirements)

@@ -19,17 +19,17 @@ from gruve.v1 import generation_pb2, generation_pb2_grpc
 
 
 class Generator(generation_pb2_grpc.GenerationServiceServicer):
-    """Serves as much of the contract as char-rnn can."""
+    """Implements as much of the protocol as char-rnn can."""
 
     def __init__(self, model: CharRnn) -> None:
         self._model = model
 
-    async def Generate(  # noqa: N802 - the contract's name
+    async def Generate(  # noqa: N802 - the protocol's name
         self,
         request: generation_pb2.GenerateRequest,
-        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - the contract's signature
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - the protocol's signature
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
-        """Reads the prompt, then draws token by token."""
+        """Consumes the prompt, then samples token by token."""
         logits, state = self._model(torch.tensor([[0], *([token] for token in request.tokens.ids)]), None)
         for i in range(request.max_tokens):
             token = draw(logits)
@@ -39,7 +39,7 @@ class Generator(generation_pb2_grpc.GenerationServiceServicer):
 
 
 async def serve(weights: Path, port: int) -> None:
-    """Serves until it is ended."""
+    """Serves until the process is ended."""
     server = grpc.aio.server()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(Generator(load(weights)), server)
     server.add_insecure_port(f"127.0.0.1:{port}")

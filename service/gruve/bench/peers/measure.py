@@ -1,6 +1,7 @@
-"""`gruve bench peers`: the same model behind gruve and behind its alternatives, in one run.
+"""`gruve bench peers`: the same model in gruve and in its alternatives, in one run.
 
-Every round starts each system in turn, measures it with the same clients and ends it: nothing else runs meanwhile.
+Every round starts each system in turn, measures it with the same clients and ends it, so that nothing else runs
+meanwhile.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class PeersBenchConfig:
     seconds: float = 5.0
     prompt_tokens: int = 16
     tokens: int = 64
-    """The length of every answer; the same for all, which favours systems with static batching."""
+    """The length of every answer. It is the same for all, which favours systems with static batching."""
     client_processes: int = 2
     cache: Path = Path(".bench")
     """Where the peers' environments are kept."""
     budget_s: float | None = None
-    """After so long nothing more is started, and nothing is installed at all; None for no bound."""
+    """After this time no system is started, and none is installed at all; None for no bound."""
 
     @classmethod
     def quick(cls) -> PeersBenchConfig:
@@ -80,11 +81,11 @@ class Running:
 
 
 class NotRunning(Exception):
-    """A system did not come to answer; says why."""
+    """A system did not answer. The message gives the reason."""
 
 
 def run_peers(config: PeersBenchConfig, report: Report) -> Result:
-    """Measures every system with every model and number of streams, and reports as it goes."""
+    """Measures every system with every model and number of streams, and reports each."""
     run = _Run(config, report)
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         run.prepare()
@@ -104,7 +105,7 @@ def run_peers(config: PeersBenchConfig, report: Report) -> Result:
 
 
 def torch_weights(model: Model) -> dict[str, torch.Tensor]:
-    """A GRU's weights under the names and in the convention of the peers' `CharRnn`."""
+    """A GRU's weights with the names and in the convention of the peers' `CharRnn`."""
     w = model.weights
     out = {name: w[name] for name in ("embedding.weight", "head.weight", "head.bias")}
     for l in range(model.config.num_layers):
@@ -201,7 +202,7 @@ class _Run:
             _end(process)
 
     def _measure_once(self, running: Running, clients: Clients, streams: int) -> tuple[Figures, float, float]:
-        """One closed loop: its figures, CPU seconds a million tokens, resident memory."""
+        """One closed loop: its figures, CPU seconds per million tokens, resident memory."""
         config = self._config
         begin_ns = soon_ns()
         window_ns = begin_ns + int(config.warm_s * S)
@@ -222,7 +223,7 @@ class _Run:
 
 
 def _wait_until_it_answers(connect: Connect, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns when one request was answered; raises `NotRunning` with the end of its log."""
+    """Returns when one request was answered; raises `NotRunning` with the end of the system's log."""
     deadline_s = time.monotonic() + START_S
     while not asyncio.run(_answers(connect)):
         if process.poll() is not None or time.monotonic() > deadline_s:
@@ -269,6 +270,6 @@ def _free_port() -> int:
 
 
 def best_peer(rows: Sequence[Row], model: str, streams: int) -> Row | None:
-    """The peer with the most tokens a second, of those that were measured."""
+    """The peer with the most tokens per second, of those that were measured."""
     peers = [r for r in rows if r["system"] != OURS and r["model"] == model and r["streams"] == streams]
     return max(peers, key=lambda row: float(row["tokens_per_s"] or 0.0), default=None)

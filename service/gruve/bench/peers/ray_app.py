@@ -24,14 +24,14 @@ MOST_BATCHES = 4
 
 
 class CharRnnApp:
-    """Requests that arrive together decode together; a batch ends with its longest."""
+    """Requests that arrive together decode together. A batch ends with its longest request."""
 
     def __init__(self, weights: str) -> None:
         self._model = load(Path(weights))
 
     @serve.batch(max_batch_size=MOST_ROWS, batch_wait_timeout_s=0.005, max_concurrent_batches=MOST_BATCHES)  # type: ignore[untyped-decorator]
     async def generate(self, asked: list[dict[str, Any]]) -> AsyncIterator[list[Any]]:
-        """One list of tokens for each step; a request that has ended gets one end marker."""
+        """Yields one list of tokens for each step. A request that has ended gets one end marker."""
         sequences: Continuous[int] = Continuous(self._model)
         out: list[Any] = [
             f"{sequences.add(i, request['prompt'], request['max_tokens'])}\n" for i, request in enumerate(asked)

@@ -41,16 +41,16 @@ class System:
 
     name: str
     folder: str
-    """Of its environment."""
+    """The packages of its environment."""
     requirements: tuple[str, ...]
     command: Callable[[Path, Path, int], Sequence[str]]
-    """(environment, a folder that holds `weights.pt`, port) -> what starts it."""
+    """(environment, a folder with `weights.pt`, port) -> the command that starts it."""
     connect: Callable[[int], Connect]
-    """port -> what makes a client's transport."""
+    """port -> the function that creates a client's transport."""
 
 
 def _program(name: str, *settings: str) -> Callable[[Path, Path, int], Sequence[str]]:
-    """One of the programs beside this file, on one thread of torch, in the peer's environment."""
+    """One of the programs beside this file, in the peer's environment, with one torch thread."""
 
     def command(environment: Path, folder: Path, port: int) -> Sequence[str]:
         python = str(environment / "bin/python")
@@ -61,7 +61,7 @@ def _program(name: str, *settings: str) -> Callable[[Path, Path, int], Sequence[
 
 
 def _triton(environment: Path, folder: Path, port: int) -> Sequence[str]:
-    """The server inside the wheel, on a model repository made for it."""
+    """The server of the wheel, with a model repository made for it."""
     site = next((environment / "lib").glob("python3.*/site-packages"))
     server = site / "pytriton/tritonserver"
     backend = server / "backends/python"
@@ -71,7 +71,7 @@ def _triton(environment: Path, folder: Path, port: int) -> Sequence[str]:
     (entry / "1").mkdir(parents=True, exist_ok=True)
     (entry / "config.pbtxt").write_text(TRITON_CONFIG)
     shutil.copy(folder / "weights.pt", entry / "1/weights.pt")
-    # Its interpreter is isolated from PYTHONPATH.
+    # Its interpreter ignores PYTHONPATH.
     paths = [str(site), str(PACKAGE_ROOT)]
     program = "from gruve.bench.peers.triton_model import TritonPythonModel"
     (entry / "1/model.py").write_text(f"import sys\n\nsys.path[:0] = {paths}\n{program}\n")

@@ -23,7 +23,7 @@ class TritonPythonModel:
         self._sequences: Continuous[int] = Continuous(load(folder / "weights.pt"))
 
     def execute(self, requests: list[Any]) -> None:
-        """One step: new sequences read their prompt, the others take one token together."""
+        """Runs one step: new sequences consume their prompt, the others advance by one token together."""
         going: dict[int, Any] = {}
         for request in requests:
             key = int(request.correlation_id())

@@ -140,7 +140,7 @@ class NativeBackend:
         self._stops[slot], self._logprobs[slot] = None, None
 
     def last_logits(self, row: int) -> NDArray[np.float32]:
-        """For tests: the logits (V,) of the last step in which row `row` of the last call drew or gave logprobs."""
+        """For tests: the logits (V,) of the last step in which row `row` of the last call sampled or scored."""
         logits = np.empty(self._config.vocabulary_size, dtype=np.float32)
         self._library.call("gruve_last_logits", self._decoder, row, logits.ctypes.data)
         return logits
@@ -170,7 +170,7 @@ def available_cores() -> int:
 
 
 def quota_cores(groups: Path, own: Path) -> float:
-    """How many cores' worth of time the control groups (version 2) that `own` names have; infinite without any."""
+    """The CPU time that version 2 control groups named by `own` allow, in cores; infinite if there is no limit."""
     try:
         named = [line.partition("::")[2] for line in own.read_text().splitlines() if line.startswith("0::")]
     except OSError:
@@ -268,7 +268,7 @@ class PackedWeights:
 
     def __init__(self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str, *, whole: bool) -> None:
         self._library = abi.library()
-        # The library reads rows of the embedding and of the pointers from here where the input projection is no table.
+        # Without an input table, the library reads the rows of the embedding and of the pointers from here.
         self._rows = [weights[name] for name in weights if name.startswith(("embedding", "pointers"))]
         self.model = ctypes.c_void_p()
         pointers, keep = _pointers_struct(config, weights)

@@ -1,6 +1,6 @@
-"""What this CPU can do at most, for benchmarks to hold a step against. Nothing that decodes knows of it.
+"""Measures the limits of this CPU, which benchmarks compare a step with. Decoding does not use it.
 
-Each probe works on the calling thread for about the given time, without the GIL.
+Each probe runs on the calling thread for about the given time, without the GIL.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def fma_flop_per_s(isa: str, seconds: float) -> float:
 
 
 def read_bytes_per_s(isa: str, size_bytes: int, pattern: int, seconds: float) -> float:
-    """Bytes a second when so much memory is read over and over; `pattern` 0 to 2 is how (see `probe.h`)."""
+    """Bytes read per second from `size_bytes` bytes of memory, in order `pattern`, 0 to 2 (see `probe.h`)."""
     return float(_probes().gruve_probe_read(isa.encode(), size_bytes, pattern, seconds))
 
 
@@ -31,7 +31,7 @@ def clock_hz(seconds: float) -> float:
 
 @functools.cache
 def _probes() -> ctypes.CDLL:
-    """The shared library once more, with the types of its probes."""
+    """The shared library, loaded with the types of its probe functions."""
     library = ctypes.CDLL(str(LIBRARY))
     for name, arguments in (
         ("gruve_probe_fma", (c_char_p, c_double)),
