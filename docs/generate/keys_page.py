@@ -7,7 +7,8 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from typing import Any
+import typing
+from typing import Any, Literal
 
 from gruve.model.config import ModelConfig
 from gruve.model.pointers import PointerConfig
@@ -15,7 +16,7 @@ from gruve.training import config as training
 
 TRAINING = """# Training configuration
 
-Generated from `service/gruve/training/config.py`. A configuration is one TOML file; keys without a table stand first,
+Generated from `service/gruve/training/config.py`. A configuration is one TOML file; keys without a table come first,
 and a key that is not listed is refused. [Models](../models.md#train-your-own) walks through one.
 
 """
@@ -31,9 +32,9 @@ of a model's folder and the names and shapes of its weights.
 
 def training_page() -> str:
     """The keys of a training configuration, table by table."""
-    types = {field.name: field.type for field in dataclasses.fields(training.TrainingConfig)}
-    parts = [TRAINING, "## Keys without a table\n\n", *_table(training.TrainingConfig, skip=_tables(types))]
-    for name, kind in _tables(types).items():
+    kinds = {field.name: field.type for field in dataclasses.fields(training.TrainingConfig)}
+    parts = [TRAINING, "## Keys without a table\n\n", *_table(training.TrainingConfig, skip=_tables(kinds))]
+    for name, kind in _tables(kinds).items():
         parts.append(f"## [{name}] {{: #{name} }}\n\n{_sentence(kind)}\n\n")
         parts += _table(kind)
     return "".join(parts)
@@ -45,10 +46,10 @@ def model_format_page() -> str:
     return "".join([*parts, *_table(PointerConfig)])
 
 
-def _tables(types: dict[str, Any]) -> dict[str, type[Any]]:
+def _tables(kinds: dict[str, Any]) -> dict[str, type[Any]]:
     """The keys whose value is a table, with its dataclass."""
     found: dict[str, type[Any]] = {}
-    for name, kind in types.items():
+    for name, kind in kinds.items():
         table = getattr(training, str(kind).removesuffix(" | None"), None)
         if isinstance(table, type) and dataclasses.is_dataclass(table):
             found[name] = table
@@ -65,9 +66,18 @@ def _table(kind: type[Any], skip: dict[str, Any] | None = None) -> list[str]:
     for field in dataclasses.fields(kind):
         if field.name in (skip or {}) or not field.init:
             continue
-        shown = str(field.type).replace("|", "&#124;")
+        shown = _type(kind, field.name, str(field.type))
         lines.append(f"| `{field.name}` | {shown} | {_default(field)} | {docs.get(field.name, '')} |\n")
     return [*lines, "\n"]
+
+
+def _type(kind: type[Any], name: str, written: str) -> str:
+    """The type of a field; of a literal, its values."""
+    hint = typing.get_type_hints(kind)[name]
+    for alternative in (hint, *typing.get_args(hint)):
+        if typing.get_origin(alternative) is Literal:
+            return ", ".join(f"`{_toml(value)}`" for value in typing.get_args(alternative))
+    return written.removesuffix(" | None").replace("|", "&#124;")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

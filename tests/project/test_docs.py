@@ -14,6 +14,7 @@ import pytest
 
 import commands_page
 import errors_page
+import keys_page
 import metrics_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,3 +107,10 @@ def test_operating_explains_every_flag_of_the_server():
     flags = [option for action in serve._actions for option in action.option_strings if option.startswith("--")]
     assert len(flags) > 15
     assert [flag for flag in flags if flag != "--help" and f"`{flag}`" not in OPERATING] == []
+
+
+def test_every_key_of_a_configuration_is_explained():
+    for page in (keys_page.training_page(), keys_page.model_format_page()):
+        rows = re.findall(r"^\| `.*", page, re.MULTILINE)
+        assert len(rows) > 10
+        assert [row for row in rows if row.endswith("|  |")] == []

@@ -26,12 +26,20 @@ class Architecture:
     """The sizes of the network. The vocabulary is that of the corpus."""
 
     cell: Cell
+    """The recurrence."""
     embedding_size: int
+    """E, 1 to 4,096."""
     hidden_size: int
+    """H, 8 to 4,096."""
     num_layers: int
+    """L, 1 to 4."""
     reset: Reset | None = None
+    """GRU only, and required there: the reset gate multiplies `after` the recurrent product (torch, cuDNN) or `before`
+    it (Cho 2014)."""
     tied_head: bool = False
+    """Whether the head shares the embedding."""
     precision: Precision = "float16"
+    """The type that the weights are rounded to when the model is saved."""
 
     def model_config(self, vocabulary_size: int, pointers: PointerConfig | None = None) -> ModelConfig:
         """Returns the model configuration for a vocabulary; raises `ModelBroken` on sizes out of bounds."""
@@ -61,18 +69,21 @@ class Schedule:
     """The length of the run and its learning rate, which warms up linearly and then falls along half a cosine."""
 
     steps: int
-    """The number of updates of the weights."""
+    """The number of updates of the weights, at least 1."""
     learning_rate: float
-    """The highest learning rate, reached after the warm-up."""
+    """The highest learning rate, reached after the warm-up; above 0, at most 1."""
     final_learning_rate: float
-    """The learning rate of the last step."""
+    """The learning rate of the last step, 0 to `learning_rate`."""
     warmup_steps: int = 100
+    """The updates in which the learning rate rises from 0 to its highest; at most `steps`."""
     clip_norm: float = 1.0
     """The maximum norm of the gradient; a longer one is scaled down to it."""
     average_decay: float = 0.999
     """The decay of the moving average of the weights, which is what is saved; 0 saves the last weights."""
     validate_every_steps: int = 500
+    """The updates between two validations, each of which adds a row to `losses.csv`; at least 1."""
     checkpoint_every_steps: int = 500
+    """The updates between two checkpoints, which `--resume` continues from; at least 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,10 +91,10 @@ class Batches:
     """How the corpus is cut into batches. `steps` and `cold_share` are for texts, `joined_share` is for tunes."""
 
     rows: int
-    """B: the number of streams of a text, or of tunes, in a batch."""
+    """B: the number of streams of a text, or of tunes, in a batch, 1 to 4,096."""
     steps: int = 128
-    """The mean number of steps of truncated back-propagation. Each batch draws its own from half to one and a half
-    times it."""
+    """The mean number of steps of truncated back-propagation, 2 to 65,536. Each batch draws its own from half to
+    one and a half times it."""
     cold_share: float = 0.03
     """The share of chunks that begin like a new sequence: from the zero state, with the start token."""
     joined_share: float = 0.15
@@ -95,9 +106,9 @@ class Objective:
     """Weights of the losses that are added to the next token's, for tunes."""
 
     auxiliary_weight: float = 0.0
-    """The weight of the auxiliary targets (`auxiliary.py`), whose head is not saved."""
+    """The weight of the auxiliary targets (`auxiliary.py`), whose head is not saved; 0 to 1,000."""
     unlikelihood_weight: float = 0.0
-    """The weight of the unlikelihood of tokens that never follow (`unlikelihood.py`)."""
+    """The weight of the unlikelihood of tokens that never follow (`unlikelihood.py`); 0 to 1,000."""
 
 
 OBJECTIVE_ALIASES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight": "taboo_weight"}
@@ -110,11 +121,11 @@ class Pointers:
     """The pointers of the model; `gruve.model.pointers` defines them."""
 
     bars: list[int] = dataclasses.field(default_factory=list)
-    """Distances in bars, 1 to 64; for tunes only."""
+    """Distances k, 1 to 64: pointers to the same place of the bar k bars ago. For tunes only."""
     followers: list[int] = dataclasses.field(default_factory=list)
-    """Numbers of tokens, 1 to 32."""
+    """Lengths n, 1 to 32: pointers to the token that followed the last occurrence of the last n tokens."""
     matches: int = 16
-    """The number of rows of each pointer's match length table; 0 for none."""
+    """The number of rows of each pointer's match length table, 0 to 32; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,7 +133,9 @@ class TrainingConfig:
     """One training run."""
 
     name: str
+    """The name of the run, part of its digest. The model is named after its folder."""
     kind: Kind
+    """The tokenizer and the corpus: `characters` for a text, `abc` for a folder of tunes."""
     architecture: Architecture
     schedule: Schedule
     batches: Batches
@@ -134,15 +147,17 @@ class TrainingConfig:
     """The digest of the model whose weights the run begins with, given as `--initial`. Empty begins with random
     weights."""
     seed: int = 1
+    """The seed of the initial weights, the batches and the dropout, 0 to 2^63 - 1."""
     threads: int = 1
-    """The threads of a matrix product. Another number rounds differently and gives another model."""
+    """The threads of a matrix product, 1 to 256. Another number rounds differently and gives another model."""
     arithmetic: Arithmetic = "float32"
     """The type of matrix products. `bfloat16` (GRU with reset=after) trains three times as fast on CPUs that support
     it."""
     corpus_sha256: str = ""
     """The sha256 that the corpus must have; empty accepts any corpus."""
     default_temperature: float | None = None
-    """The model's recommended sampling temperature. It changes no weight and may be chosen after the run. None is 1."""
+    """The model's recommended sampling temperature. It changes no weight and may be chosen after the
+    run. Absent is 1."""
 
     def __post_init__(self) -> None:
         a, s, b, r = self.architecture, self.schedule, self.batches, self.regularisation
