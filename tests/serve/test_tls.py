@@ -1,4 +1,4 @@
-"""TLS on both ports: who may connect, certificates that change while streams run, and a server that starts again."""
+"""TLS on both ports: who may connect, and certificates that change while streams run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import grpc
 import pytest
 from cryptography import x509
 
-import http2
 from certificates import Authority
 from gruve.errors import CredentialsBroken
 from gruve.serve.tls import Certificates, TlsFiles
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
-from serving import HELD, first, until
+from serving import first
 
 
 @pytest.fixture
@@ -110,26 +109,6 @@ def test_a_half_written_certificate_leaves_the_old_one_in_use_until_its_key_is_t
     assert "cannot be used" in caplog.text
     files.key.write_bytes(key)
     assert serial(started.serving.port) != before
-
-
-def test_a_server_that_ended_by_itself_starts_again_with_tls(started, authority):
-    context = ssl.create_default_context(cafile=authority.ca)
-    context.set_alpn_protocols(["h2"])
-    path = http2.headers("/xx").replace(b"/xx", b"/\xff\x8f")
-    with connected(started, authority.ca) as channel:
-        stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        stream = stub.Generate(g.GenerateRequest(model="tiny", max_tokens=2, max_tokens_per_second=HELD))
-        first(stream)
-        servers = started.server._grpc._servers
-        ended = servers[-1]
-        raw = socket.create_connection(("127.0.0.1", started.serving.port), timeout=20)
-        with context.wrap_socket(raw, server_hostname="localhost") as connection:
-            connection.sendall(http2.PREFACE + http2.frame(http2.SETTINGS))
-            connection.sendall(http2.frame(http2.HEADERS, http2.END_STREAM | http2.END_HEADERS, 1, path))
-            until(lambda: servers[-1] is not ended)
-        assert models(connected(started, authority.ca)) == ["tiny"]
-        assert stream.is_active()
-        stream.cancel()
 
 
 def test_a_client_that_never_shakes_hands_does_not_stop_the_metrics_of_others(started, authority):

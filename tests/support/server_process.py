@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import grpc
 
@@ -20,10 +21,11 @@ class Process:
 
     def __init__(self, repository, *flags: str) -> None:
         command = [sys.executable, "-m", "gruve.cli", "serve", "--models", str(repository), "--port", "0"]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit; a pipe that nobody reads fills
         self._process = subprocess.Popen(
             [*command, "--metrics-port", "0", "--device", "cpu", "--threads", "1", *flags],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             text=True,
             env={**os.environ, "GRUVE_SESSION_KEY": KEY},
         )
@@ -40,6 +42,16 @@ class Process:
             self._line = json.loads(self._process.stdout.readline())
         return self._line
 
+    @property
+    def log(self) -> str:
+        """What it has written to standard error so far."""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def connect(self) -> grpc.Channel:
         return grpc.insecure_channel(f"127.0.0.1:{self.line['port']}", options=[("grpc.use_local_subchannel_pool", 1)])
 
@@ -48,8 +60,8 @@ class Process:
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, the rest of standard output, and standard error."""
-        out, err = self._process.communicate(timeout=PATIENCE_S)
-        return self._process.returncode, out, err
+        out, _ = self._process.communicate(timeout=PATIENCE_S)
+        return self._process.returncode, out, self.log
 
     def __enter__(self):
         return self
@@ -57,6 +69,7 @@ class Process:
     def __exit__(self, *error) -> None:
         self._process.kill()
         self._process.communicate()
+        self._log.close()
 
 
 def drain(server, ending="drain"):

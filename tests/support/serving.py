@@ -94,13 +94,7 @@ class Running:
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         """What `/metrics` says: name -> labels -> value."""
-        url = f"http://127.0.0.1:{self.serving.metrics_port}/metrics"
-        text = urllib.request.urlopen(url, timeout=PATIENCE_S).read().decode()
-        found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
-        return found
+        return metrics_at(self.serving.metrics_port)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics().get(name, {}).get(tuple(sorted(labels.items())), 0.0)
@@ -120,6 +114,16 @@ class Running:
         """Begins to close the server, and has nothing more to say to it."""
         self.channel.close()
         return self.close()
+
+
+def metrics_at(port: int | None) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """What `/metrics` of a port says: name -> labels -> value."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).read().decode()
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
