@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from redis_server import redis_server
-from serving import loop, repository, server, start, stopping, tiny_repository
+from serving import loop, repository, server, sqlite, start, stopping, tiny_repository
 
 # Before anything imports Triton, which looks at this once: its kernels are interpreted here.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -26,6 +26,7 @@ __all__ = [
     "redis_server",
     "repository",
     "server",
+    "sqlite",
     "start",
     "stopping",
     "tiny_repository",

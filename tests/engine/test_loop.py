@@ -169,3 +169,8 @@ def test_the_last_progress_tells_how_long_a_sequence_waited():
         engine.cancel(first)
         assert recorder.wait_for_end(second).queue_s == 7.0
         assert recorder.last[first].queue_s == 0.0
+
+
+def test_the_fake_backend_of_these_tests_is_exact():
+    admission = admission_of([1, 2], max_tokens=9)
+    assert alone(FakeBackend(), admission)[0] == alone(FakeBackend(slots=3), admission)[0]

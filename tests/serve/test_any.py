@@ -7,9 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gruve.v1 import sampling_pb2 as s
-from moving import KEY, export, fork, import_, rewind, seeded, stop, without
 from serving import Read, first, read, refusal, until
-from session_calls import delete, get
+from session_calls import KEY, delete, export, fork, get, import_, rewind, seeded, stop, without
 
 
 class Remembering:

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversing import PROMPT, SEED, START, R, Talk, plain, transcript
-from gruve.sessions.table import SessionsConfig
+from conversing import LONG, SEED, START, alone, plain, talk, transcript
 from gruve.v1 import generation_pb2 as g
-from gruve.v1 import generation_pb2_grpc
-from server_process import Process
-from serving import HELD, broken, read, refusal, until
-
-LONG = 400
-
-
-def talk(server, credit=None, **fields):
-    return Talk(server).begin(credit, **({"text": PROMPT, "sampling": SEED, "max_tokens": 40} | fields))
-
-
-def alone(server, **fields):
-    return server.read(**({"text": PROMPT, "sampling": SEED, "max_tokens": 40} | fields))
+from serving import HELD, until
 
 
 @pytest.fixture(scope="module")
@@ -247,213 +233,8 @@ def test_a_steered_parameter_is_what_the_next_request_inherits(server):
     assert (session.sampling.temperature, session.sampling.seed) == (0.25, 5)
 
 
-REFUSED = [
-    (
-        {"at_position": START - 1, "pause": {}},
-        "POSITION_MISMATCH",
-        f"at_position is {START - 1}; the generation starts",
-    ),
-    ({"at_position": 9_999, "stop": {}}, "POSITION_MISMATCH", "at_position is 9999; the generation ended at 46"),
-    ({"rewind": {"to_position": 9_999}}, "POSITION_MISMATCH", "rewind.to_position is 9999; the next token is that of"),
-    ({"rewind": {"to_position": 0}}, "POSITION_MISMATCH", "rewind.to_position is 0; the generation starts at 6"),
-    ({"at_position": 9, "rewind": {"to_position": 9}}, "INVALID_FIELD", "at_position: 9 is given; rewind takes none"),
-    ({"at_position": 9, "resume": {}}, "INVALID_FIELD", "at_position: 9 is given; resume takes none"),
-    ({}, "INVALID_FIELD", "message: absent"),
-    ({"change_parameters": {"sampling": {"top_p": 2}}}, "INVALID_FIELD", "sampling.top_p: 2.0 is not between"),
-    ({"change_parameters": {"sampling": {"logit_bias": {"biases": {99: 1}}}}}, "INVALID_FIELD", "token id 99 does not"),
-    ({"insert_prompt": {}}, "INVALID_FIELD", "insert_prompt.prompt: absent"),
-    ({"insert_prompt": {"text": ""}}, "INVALID_FIELD", "text: an empty prompt"),
-    ({"insert_prompt": {"tokens": {"ids": [66]}}}, "INVALID_FIELD", "66 is not a token id"),
-    ({"insert_prompt": {"text": "日"}}, "UNKNOWN_CHARACTER", "'日'"),
-]
-
-
-@pytest.mark.parametrize(("control", "reason", "why"), REFUSED)
-def test_a_control_that_cannot_be_carried_out_disturbs_nothing(server, control, reason, why):
-    conversation = talk(server, 5)
-    refused = conversation.say(**control)
-    conversation.grant(100)
-    assert conversation.reason(refused) == reason
-    assert why in conversation.answers[refused].message
-    assert list(conversation.rest().tokens.values()) == alone(server).tokens
-
-
-def test_a_prompt_that_fills_the_transcript_is_refused(start):
-    server = start(sessions=SessionsConfig(max_transcript_tokens=60))
-    conversation = talk(server, 10, max_tokens=LONG).until(10)
-    assert conversation.reason(conversation.insert("O" * 60)) == "TRANSCRIPT_FULL"
-    conversation.grant(100)
-    assert conversation.rest().finish == "LENGTH"
-
-
-def started(credit=0, **fields):
-    return R(start=g.ConverseStart(generate=g.GenerateRequest(**({"model": "tiny"} | fields)), credit=credit))
-
-
-BROKEN = [
-    ([], "REQUEST_MALFORMED", "the first message is missing"),
-    ([R(grant={"tokens": 1})], "REQUEST_MALFORMED", "the first message is a grant; it must be a start"),
-    ([started(), started()], "REQUEST_MALFORMED", "a later message is a start"),
-    ([started(65_537)], "INVALID_FIELD", "start.credit: 65537 is above 65536"),
-    ([R(start={})], "INVALID_FIELD", "start.generate.source: absent"),
-    ([started(max_tokens=0)], "INVALID_FIELD", "start.generate.max_tokens: 0 is not between"),
-    ([started(model="none")], "MODEL_UNKNOWN", "'none'"),
-    ([R(at_position=4, start=started().start)], "INVALID_FIELD", "at_position: 4 is given; start takes none"),
-    ([started(), R(grant={})], "INVALID_FIELD", "grant.tokens: 0 grants nothing"),
-    ([started(), R(at_position=4, grant={"tokens": 1})], "INVALID_FIELD", "at_position: 4 is given; grant takes none"),
-    ([started(65_000), R(pause={}), R(grant={"tokens": 65_536})], "INVALID_FIELD", "not yet used are above 65536"),
-]
-
-
-@pytest.mark.parametrize(("messages", "reason", "why"), BROKEN)
-def test_a_message_that_cannot_be_understood_ends_the_call(server, messages, reason, why):
-    held = threading.Event()
-
-    def said():
-        yield from messages
-        if messages:
-            held.wait(60)
-
-    failure = refusal(lambda: server.generation.Converse(said(), timeout=60))
-    held.set()
-    assert failure.reason == reason
-    assert why in failure.message
-
-
-def test_bytes_that_are_no_message_end_the_call(server):
-    call = server.channel.stream_stream("/gruve.v1.GenerationService/Converse")
-    assert refusal(lambda: call(iter([started().SerializeToString(), b"\xff\xff"]))).reason == "REQUEST_MALFORMED"
-
-
 def test_the_pace_is_kept_however_often_it_is_steered(server):
     conversation = talk(server, 100, max_tokens=LONG, max_tokens_per_second=HELD).until(1)
     for control in [conversation.change(temperature=0.5) for _ in range(20)]:
         assert conversation.position(control) == START + 1
     assert conversation.sent == 1
-
-
-def test_a_flood_of_controls_is_answered_one_by_one_and_harms_nobody(server):
-    conversation = talk(server, 10).until(10)
-    controls = [conversation.say(at_position=START + 4 * (i < 1_500), change_parameters={}) for i in range(3_000)]
-    assert server.read(text="O", max_tokens=50).reason == "LENGTH"
-    assert [conversation.position(c) for c in controls] == [START + 4] * 1_500 + [START] * 1_500
-    conversation.grant(100)
-    assert list(conversation.rest().tokens.values()) == alone(server).tokens
-
-
-def test_only_so_many_controls_may_wait(server):
-    conversation = talk(server, 5)
-    waiting = [conversation.change(START + 30, seed=3) for _ in range(1_024)]
-    assert conversation.reason(conversation.change(START + 30, seed=4)) == "INVALID_FIELD"
-    conversation.grant(100)
-    assert conversation.position(waiting[-1]) == START + 30
-
-
-WAITS = ["running", "without credit", "paused"]
-
-
-def waiting_talk(server, how, **fields):
-    """A conversation of a session that has sent three tokens and goes on, or waits."""
-    credit = 3 if how == "without credit" else 200
-    fields = {"session_id": server.create(), "generation_id": "a", "max_tokens": 120} | fields
-    conversation = talk(server, credit, max_tokens_per_second=HELD if how == "running" else 1_000, **fields)
-    conversation.until(1 if how == "running" else 3)
-    if how == "paused":
-        conversation.answer(conversation.say(pause={}))
-    return conversation, fields["session_id"]
-
-
-@pytest.mark.parametrize("how", WAITS)
-def test_a_lost_call_frees_its_session_and_is_resumed(server, how):
-    conversation, session = waiting_talk(server, how)
-    sent = dict(conversation.tokens)
-    conversation.call.cancel()
-    rest = server.read(session_id=session, generation_id="a", from_position=START + len(sent))
-    assert list(sent.values()) + rest.tokens == alone(server, max_tokens=120).tokens
-
-
-@pytest.mark.parametrize("how", WAITS)
-def test_a_resume_takes_over(server, how):
-    conversation, session = waiting_talk(server, how)
-    again = talk(server, 500, session_id=session, generation_id="a", max_tokens=None)
-    assert list(again.rest().tokens.values()) == alone(server, max_tokens=120).tokens
-    assert broken(lambda: conversation.call)[1].reason == "TAKEN_OVER"
-
-
-@pytest.mark.parametrize("how", WAITS)
-def test_a_deadline_ends_the_call_alone(server, how):
-    session = server.create()
-    fields = {"session_id": session, "generation_id": "a", "text": PROMPT, "sampling": SEED, "max_tokens": 120}
-    conversation = Talk(server, timeout=1.0)
-    pace = HELD if how == "running" else 1_000
-    conversation.begin(3 if how == "without credit" else 200, **fields, max_tokens_per_second=pace)
-    if how == "paused":
-        conversation.say(at_position=START + 4, pause={})
-    _, failure = broken(lambda: iter(conversation))
-    assert failure.code.name == "DEADLINE_EXCEEDED"
-    rest = server.read(**fields, from_position=START + len(conversation.tokens))
-    assert list(conversation.tokens.values()) + rest.tokens == alone(server, max_tokens=120).tokens
-
-
-@pytest.mark.parametrize("how", WAITS)
-def test_a_server_that_closes_hands_over(start, how):
-    server = start()
-    conversation, _ = waiting_talk(server, how)
-    server.close()
-    _, failure = broken(lambda: iter(conversation))
-    assert (failure.reason, failure.metadata["next_position"]) == ("HANDED_OVER", str(START + conversation.sent))
-    assert conversation.finish == "HANDED_OVER"
-
-
-@pytest.mark.parametrize("sent", [0, 1, 30])
-def test_a_killed_servers_steered_stream_goes_on_bit_for_bit_after_its_restart(
-    tiny_repository, tmp_path, server, encode, sent
-):
-    asked = {"generation_id": "a", "text": PROMPT, "sampling": SEED, "max_tokens": 200}
-    stored = ("--store", f"sqlite:{tmp_path}/sessions.db")
-    with Process(tiny_repository, *stored) as killed, killed.connect() as channel:
-        conversation = Talk(stub=generation_pb2_grpc.GenerationServiceStub(channel))
-        conversation.begin(100, new_session=g.NewSession(model="tiny"), max_tokens_per_second=400, **asked).until(40)
-        changed = conversation.position(conversation.change(temperature=0.5, repetition_penalty=1.2))
-        inserted = conversation.position(conversation.insert("ROMEO:\n"))
-        conversation.until(conversation.sent + sent)
-        killed.signal(signal.SIGKILL)
-    broken(lambda: iter(conversation))
-    applied = [("change", changed, {"temperature": 0.5, "repetition_penalty": 1.2}), ("insert", inserted, "ROMEO:\n")]
-    whole = plain(server, applied, SEED, 200, encode)
-    with Process(tiny_repository, *stored) as again, again.connect() as channel:
-        stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        next_position = max(conversation.tokens) + 1
-        session = conversation.start.session_id
-        rest = read(stub.Generate(g.GenerateRequest(session_id=session, from_position=next_position, **asked)))
-    assert (conversation.tokens | dict(enumerate(rest.tokens, rest.end.next_position - len(rest.tokens)))) == {
-        at: token for at, token in enumerate(whole) if START <= at < inserted or at >= inserted + 7
-    }
-
-
-STOPS = st.lists(st.sampled_from(["e", "th", " t", "ou", "an", "in", "O\n"]), max_size=3)
-
-
-@settings(max_examples=40)
-@given(
-    stop=STOPS,
-    inserts=st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["O", "th", "\nROMEO:\n"])), max_size=3),
-    echo=st.booleans(),
-    min_tokens=st.integers(0, 30),
-    data=st.data(),
-)
-def test_a_steered_generation_resumed_anywhere_has_the_same_tokens_and_text(
-    server, stop, inserts, echo, min_tokens, data
-):
-    asked = {"session_id": server.create(), "generation_id": "a", "stop": stop, "echo": echo, "min_tokens": min_tokens}
-    conversation = talk(server, 0, max_tokens_per_message=1, **asked)
-    for after, text in inserts:
-        conversation.insert(text, START + after)
-    conversation.grant(1_000)
-    messages = [message.tokens for message in conversation if message.HasField("tokens")]
-    position = data.draw(st.integers(1, conversation.end.next_position))
-    again = server.read(from_position=position, max_tokens=40, **asked)
-    missing = [message for message in messages if message.position >= position]
-    assert again.tokens == [token for message in missing for token in message.token_ids]
-    assert again.text == "".join(message.text for message in missing)
-    assert (again.end.finish_reason, again.end.stop) == (conversation.end.finish_reason, conversation.end.stop)

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import session_pb2 as p
-from moving import KEY, export, fork, import_, rewind, seeded
 from serving import HELD, refusal, token, until
-from session_calls import get
+from session_calls import KEY, export, fork, get, import_, rewind, seeded
 
 
 def test_branches_go_on_by_themselves_and_share_nothing(server):

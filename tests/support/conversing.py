@@ -14,6 +14,7 @@ R = g.ConverseRequest
 PROMPT = "To be"
 START = 1 + len(PROMPT)
 SEED = {"seed": 5}
+LONG = 400
 
 
 class Talk:
@@ -147,3 +148,11 @@ def plain(server, applied, sampling, max_tokens, encode):
         elif kind == "stop":
             return tokens
     return grown(server, tokens, START + max_tokens + sum(inserted.values()), in_force[-1][1])
+
+
+def talk(server, credit=None, **fields):
+    return Talk(server).begin(credit, **({"text": PROMPT, "sampling": SEED, "max_tokens": 40} | fields))
+
+
+def alone(server, **fields):
+    return server.read(**({"text": PROMPT, "sampling": SEED, "max_tokens": 40} | fields))

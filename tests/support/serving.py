@@ -293,6 +293,12 @@ def stopping() -> Iterator[list[Future[None]]]:
 
 
 @pytest.fixture
+def sqlite(tmp_path: Path) -> str:
+    """The value of --store for a new SQLite file."""
+    return f"sqlite:{tmp_path}/sessions.db"
+
+
+@pytest.fixture
 def start(
     loop: asyncio.AbstractEventLoop, tiny_repository: Path, stopping: list[Future[None]]
 ) -> Iterator[Callable[..., Running]]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import FakeBackend, admission_of, alone, row_of
+from decoding import admission_of, alone, row_of
 from engines import engine_of, random_schedule
 from gruve.decode import RowStatus
 from gruve.decode.reference import ReferenceBackend
@@ -231,8 +231,3 @@ def test_a_state_of_nans_changes_nothing_of_the_next_row_in_its_slot():
 def test_an_empty_slot_is_not_decoded():
     with pytest.raises(ValueError, match="slot 0 holds no sequence"):
         ReferenceBackend(model_of(config_of(CELLS[0])), slots=1).decode([0], [1], 1)
-
-
-def test_the_fake_backend_is_exact_too():
-    admission = admission_of([1, 2], max_tokens=9)
-    assert alone(FakeBackend(), admission)[0] == alone(FakeBackend(slots=3), admission)[0]
