@@ -1,4 +1,4 @@
-"""What every test runs under: small tensors on one thread, and properties that a busy machine cannot fail."""
+"""The setup of all tests: small tensors on one thread, and properties without a deadline, for busy machines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, settings
 from redis_server import redis_server
 from serving import loop, repository, server, sqlite, start, stopping, tiny_repository
 
-# Before anything imports Triton, which looks at this once: its kernels are interpreted here.
+# Triton reads this when it is imported: its kernels are interpreted in the tests.
 os.environ["TRITON_INTERPRET"] = "1"
-# A shell ignores SIGINT in what it starts in the background, and the processes that tests interrupt would inherit that.
+# A shell makes background processes ignore SIGINT, and the processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
-# Servers that tests start as processes keep to themselves unless told otherwise.
+# Servers that tests start as processes keep sessions in memory unless told otherwise.
 os.environ["GRUVE_STORE"] = "memory"
 settings.register_profile("gruve", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gruve")

@@ -1,4 +1,4 @@
-"""`gruve bench chaos`, short: servers are killed under streams, and every token is compared with that of its twin."""
+"""`gruve bench chaos` in a short form: servers are killed under streams, every token is compared with its twin's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHORT = dataclasses.replace(ChaosBenchConfig.quick(), kills=1, tokens_per_s=100.
 
 
 def rows_of(*scenarios, **changes):
-    """The rows of scenarios, which went well or else say on the way what was wrong."""
+    """Returns the rows of scenarios; fails with their messages if one did not pass."""
     rows, said = [], []
     config = dataclasses.replace(SHORT, scenarios=scenarios, **changes)
     if not asyncio.run(run_chaos(config, rows.append, said.append)):
-        pytest.fail("\n".join([*map(str, rows), *said]))  # whole: an assertion's message is cut
+        pytest.fail("\n".join([*map(str, rows), *said]))  # in whole, because the message of an assertion is cut
     return rows
 
 

@@ -1,4 +1,4 @@
-"""`gruve bench gpu` without a GPU: refused, and, as a dry run that measures nothing, carried out to its end."""
+"""`gruve bench gpu` without a GPU: refused, but a dry run, which measures nothing, runs to its end."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_way_that_was_not_proved_or_not_served_does_not_hold():
 
 
 def broken(change):
-    """A backend whose every step is followed by `change` of its rows."""
+    """A backend that applies `change` to its rows after every step."""
     backend = torch_backend(MODEL, 8)
     step = backend._step.step
 

@@ -1,4 +1,4 @@
-"""The load generator on a transport that answers by itself, and the transports on servers that stand still."""
+"""The load generator with a transport that answers at once, and the transports with scripted servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORK = Workload("m", vocabulary_size=10, prompt_tokens=2, least_tokens=3, most_t
 
 
 class Answering:
-    """Answers every request with as many tokens as were asked for, one message each; keeps what it was asked."""
+    """Answers every request with the requested number of tokens, one per message, and keeps the requests."""
 
     def __init__(self, refuse: bool = False) -> None:
         self.asked: list[Ask] = []

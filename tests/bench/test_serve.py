@@ -1,4 +1,4 @@
-"""`gruve bench serve`, `growth` and `peers`, once and small: that they run, and that their rows say what they must."""
+"""`gruve bench serve`, `growth` and `peers`, each run once at a small size: their rows are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that benchmarks make up."""
+"""The generated models of the benchmarks."""
 
 from __future__ import annotations
 

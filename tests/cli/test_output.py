@@ -1,4 +1,4 @@
-"""What a terminal, a pipe and NO_COLOR get to see."""
+"""The output of commands on a terminal, in a pipe, and with NO_COLOR."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fake():
 
 
 def shown_by(*arguments: str, columns: int = 80, **environment: str) -> str:
-    """What a command shows on a terminal of so many columns."""
+    """The output of a command on a terminal with `columns` columns."""
     with in_a_terminal(*arguments, **environment) as (process, shown, inside):
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         return read_all(shown, process).decode()

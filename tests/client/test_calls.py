@@ -1,4 +1,4 @@
-"""The client against a server that drops connections, refuses and misbehaves: the reader sees one unbroken stream."""
+"""The client with a server that drops connections, refuses and breaks the protocol: readers see one whole stream."""
 
 from __future__ import annotations
 

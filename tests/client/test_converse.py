@@ -1,4 +1,4 @@
-"""Conversations by the client: one unbroken stream, steered by its reader, whatever happens to calls in between."""
+"""Conversations of the client: the reader sees one steered stream, whatever happens to the calls in between."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encode(server):
 
 
 class Reader:
-    """Reads chunks, keeps what stands of the tokens, and says what it is told to when so many chunks have come."""
+    """Reads chunks, keeps the tokens that were not taken back, and sends controls after given numbers of chunks."""
 
     def __init__(self, conversation, script):
         self.conversation = conversation
@@ -102,7 +102,7 @@ CUTS = st.lists(st.integers(200, 1_500), max_size=5)
 
 
 def check(server, encode, reader):
-    """What was read is what the answers say, one by one; only what came after the end was not answered."""
+    """Checks that the chunks agree with the answers, and that only controls after the end have no answer."""
     assert reader.conversation.end is not None or not reader.said
     whole = plain(server, reader.answers, SEED, 60, encode)
     for position, token in reader.tokens.items():
@@ -215,7 +215,7 @@ def test_what_was_answered_while_the_store_failed_outlives_the_server(
         conversation = client.converse(PROMPT, model="tiny", new_session=True, **long)
         reader = Reader(conversation, script)
         reader.take(next(conversation))
-        db.execute("BEGIN IMMEDIATE")  # from now on nothing is written any more
+        db.execute("BEGIN IMMEDIATE")  # from here on nothing is written
         while reader.script or reader.said:
             reader.take(next(conversation))
         for chunk in itertools.islice(conversation, chunks):

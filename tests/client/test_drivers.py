@@ -1,4 +1,4 @@
-"""Both clients do and observe the same, whatever a server does: a scripted transport stands in for gRPC."""
+"""Both clients behave the same with every server: a scripted transport replaces gRPC."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILURES = (
 
 @st.composite
 def streams(draw) -> list[list[object]]:
-    """The calls of one generation: most continue where the one before broke off, some break the protocol."""
+    """The calls of one generation. Most continue where the one before was cut; some break the protocol."""
     calls, position = [], 4
     for _ in range(draw(st.integers(1, 4))):
         digest = draw(st.sampled_from(["d"] * 9 + ["e"]))

@@ -1,4 +1,4 @@
-"""What the client decides when calls are lost, told without a network."""
+"""The client's decisions after lost calls, tested without a network."""
 
 from __future__ import annotations
 

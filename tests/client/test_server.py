@@ -1,4 +1,4 @@
-"""The client and the server together: what both promise is kept over real connections that are really lost."""
+"""The client with a real server, over real connections that are really lost."""
 
 from __future__ import annotations
 

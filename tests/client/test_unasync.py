@@ -1,4 +1,4 @@
-"""The sync client is generated from the async one, and both are the same client."""
+"""The sync client is generated from the async one, and has the same methods."""
 
 from __future__ import annotations
 

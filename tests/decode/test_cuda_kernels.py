@@ -134,7 +134,7 @@ def test_a_row_runs_as_the_contract_says_for_long(row):
 
 @st.composite
 def draws(draw, vocabularies):
-    """A call's rows and logits: ties, masks, positions below and beyond the history's length, everything."""
+    """The rows and logits of a call: ties, masks, positions below and above the history's length, every parameter."""
     V = draw(st.sampled_from(vocabularies))
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     made = []
@@ -252,7 +252,7 @@ def test_prompts_and_stops_work_in_two_groups_with_one_call_in_flight():
 
 
 def compiled(cache: Path, *arguments: str) -> list[dict]:
-    """What `compiling.py` prints."""
+    """Returns the output of `compiling.py`."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache)
     program = Path(__file__).parents[1] / "support" / "compiling.py"

@@ -1,6 +1,6 @@
-"""The native backend's bits: near the oracle, and the same whatever the instruction set, company, threads or steps.
+"""The bits of the native backend: near the oracle, and independent of instruction set, other rows, threads and steps.
 
-In float32 as in int16, but for how near.
+The same holds for float32 and int16, with different bounds.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ARITHMETICS = ("float32", "int16")
 arithmetics = pytest.mark.parametrize("arithmetic", ARITHMETICS)
 BOUND = 1e-4
 INT16_BOUND = 2e-2
-"""As on a GPU, where activations are rounded too."""
+"""The same bound as on a GPU, where activations are rounded too."""
 
 
 def forced_logits(backend: NativeBackend, tokens: np.ndarray) -> np.ndarray:
-    """The logits (T, V) after each of `tokens` but the last."""
+    """The logits (T, V) after each of `tokens` except the last."""
     backend.admit(0, row_with(tokens[1:], history=tokens[:1], max_tokens=1, logprobs=0), None)
     rows = []
     for _ in tokens[1:]:
@@ -46,7 +46,7 @@ def forced_logits(backend: NativeBackend, tokens: np.ndarray) -> np.ndarray:
 
 def distance_to_oracle(config, tokens: int, threads: int = 1, arithmetic="float32") -> float:
     model = model_of(config)
-    if config.cell == "elman":  # a gain above 1 makes it chaotic: it multiplies any rounding, whoever rounds
+    if config.cell == "elman":  # a gain above 1 makes it chaotic, so every rounding error grows
         calm = {name: (w * 0.5).half().float() if "weight_hh" in name else w for name, w in model.weights.items()}
         model = dataclasses.replace(model, weights=calm)
     forced = np.random.default_rng(5).integers(0, config.vocabulary_size, tokens + 1).astype(np.int32)
@@ -235,7 +235,7 @@ def test_no_sum_of_integers_overflows_even_if_every_product_is_the_largest_there
     weights = {name: torch.zeros_like(weight) for name, weight in model.weights.items()}
     weights["layers.0.weight_hh"] += 7.7
     backend = NativeBackend(dataclasses.replace(model, weights=weights), 1, isa=isa, arithmetic="int16")
-    backend.admit(0, row_with(max_tokens=9), np.full((1, 1, H), 2.0, dtype=np.float32))  # beyond 1 it multiplies as 1
+    backend.admit(0, row_with(max_tokens=9), np.full((1, 1, H), 2.0, dtype=np.float32))  # multiplied as 1
     backend.decode([0], [1], 1)
     assert np.all(backend.snapshot(0) == 1.0)  # after an overflow it would be -1
 

@@ -1,4 +1,4 @@
-"""The native backend's draws: on equal logits the law's own, and over many the distribution itself."""
+"""The sampling of the native backend: equal to `model/sampling.py` on equal logits, and correctly distributed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw(isa, logits, parameters, *, position, history=(), masked=()) -> int:
 def check(V, made):
     for row, logits, drawn in made:
         position, masked = row.position + 1, masked_of(row, drawn)
-        with np.errstate(over="ignore", invalid="ignore"):  # at temperatures near 0 the law leaves fp32 behind
+        with np.errstate(over="ignore", invalid="ignore"):  # at temperatures near 0 the definition overflows fp32
             expected = law.draw(logits, row.sampling, position=position, history=row.history, masked=masked)
         for isa in ISAS:
             got = draw(isa, logits, row.sampling, position=position, history=row.history, masked=masked)

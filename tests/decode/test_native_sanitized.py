@@ -1,4 +1,4 @@
-"""The native library under the sanitizers: no access out of bounds, no undefined behaviour, no leak, no data race."""
+"""The native library under the sanitizers: no access out of bounds, undefined behaviour, leak or data race."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ ISA_FLAGS = {
     "kernels_avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
 }
 DIGESTS = "07a359e25c1d66b1 1729a770188245df 3cb84166f9b12276 d5087ef142c7e6d1"
-"""Of every token and state that the driver makes on any CPU: in fp32 and int16 without pointers, then with them.
-
-A change of the first two is another `backend.VERSION`, of the others another `POINTERS_VERSION`.
-"""
+"""The hashes of all tokens and states of the driver, equal on every CPU: fp32 and int16, without and with pointers."""
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-math-errno", "-fno-omit-frame-pointer", "-pthread"]
 
 

@@ -1,4 +1,4 @@
-"""Models with pointers in every backend: the oracle's distribution, and the same tokens however a transcript is cut."""
+"""Models with pointers in every backend: the oracle's distribution, and the same tokens however calls are cut."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ V = 14
 LENGTH = 1_100
 SAMPLED = SamplingParameters(seed=5, temperature=1.2)
 BOUND = 1e-4
-"""How far a float32 backend's log-probabilities may be from the oracle's."""
+"""The bound on the difference of a float32 backend's log-probabilities to the oracle's."""
 
 POINTERS = {
     "all": pointers_of(V),
@@ -46,7 +46,7 @@ def pointer_model(pointers, cell=CELLS[0], **more):
 
 
 def tune(length: int, seed: int = 1) -> list[int]:
-    """Tokens that repeat what came before at the distances that pointers look back, with bar lines among them."""
+    """Tokens that repeat earlier ones at the distances of the pointers, with bar lines among them."""
     rng = np.random.default_rng(seed)
     tokens = [0]
     while len(tokens) < length:
@@ -64,7 +64,7 @@ def logprobs(logits):
 
 @functools.cache
 def points(kind: str):
-    """The definition at every token of `tune(LENGTH)`: computed once, because it is slow."""
+    """The definition at every token of `tune(LENGTH)`, computed once because it is slow."""
     tokens = tune(LENGTH)
     return [point(POINTERS[kind], V, tokens[: t + 1]) for t in range(LENGTH)]
 
@@ -113,7 +113,7 @@ def test_the_reference_makes_the_same_tokens_however_a_transcript_is_cut(kind, s
 
 
 def check_cuts(backend_of, pointers, seed, length, steps):
-    """One call in a slot of its own, against many calls among other rows, each from a history and a snapshot."""
+    """Compares one call in a slot of its own with many calls among other rows, each from a history and a snapshot."""
     model, tokens = pointer_model(pointers), tune(length, seed)
     whole = backend_of(model, 1)
     whole.admit(0, row_with(tokens[1:], history=tokens[:1], max_tokens=24, sampling=SAMPLED), None)
@@ -141,7 +141,7 @@ def check_cuts(backend_of, pointers, seed, length, steps):
 
 @every_backend
 def test_a_pointer_adds_its_gate_to_the_logit_of_the_token_it_names(backend_of):
-    """All weights are zero but the biases of the gates, so the log-probabilities are those of the gates alone."""
+    """All weights but the gates' biases are zero, so the log-probabilities are those of the gates."""
     pointers = POINTERS["followers"]
     model = pointer_model(pointers)
     for name, weight in model.weights.items():
@@ -207,7 +207,7 @@ def large_model():
 
 
 def moved(tokens: list[int], model) -> list[int]:
-    """A tune's tokens with its bar lines at the end of the model's vocabulary."""
+    """A tune's tokens, with its bar lines at the end of the model's vocabulary."""
     return [token if token < V - 2 else token + model.config.vocabulary_size - V for token in tokens]
 
 

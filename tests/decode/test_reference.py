@@ -1,4 +1,4 @@
-"""The reference backend: no bit of tokens or state depends on other rows, timing or slots, and all are the oracle's."""
+"""The reference backend: its bits do not depend on other rows, timing or slots, and its results match the oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows sampled side by side in torch draw what the law in `model/sampling.py` draws for each alone, on equal logits."""
+"""The torch sampler: on equal logits every row gets the token of `model/sampling.py`, whatever the other rows are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sampling_cases import FEW, masked_of, rows, seeds
 
 def check(V, made):
     drawer, sampling = Sampler(V, torch.device("cpu")), RowSampling([r for r, _, _ in made], V, torch.device("cpu"))
-    ring = torch.full((len(made), HISTORY_TOKENS), V - 1)  # what an earlier sequence left in the slot
+    ring = torch.full((len(made), HISTORY_TOKENS), V - 1)  # left in the slot by an earlier sequence
     for i, (row, _, _) in enumerate(made):
         places = np.arange(row.position - len(row.history) + 1, row.position + 1) % HISTORY_TOKENS
         ring[i, places] = torch.from_numpy(row.history.astype(np.int64))

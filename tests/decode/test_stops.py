@@ -1,4 +1,4 @@
-"""Stops walked token by token stop where searching the whole text would have found them."""
+"""Stop tables walked token by token find the same stop as a search in the whole text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ walks = st.lists(st.integers(0, 5), max_size=25)
 
 
 def first_stop(text, strings, begin=0):
-    """(end, index) of the stop in `text` that is completed first behind `begin`, the longest of those; None if none."""
+    """(end, index) of the stop that is completed first in `text` after `begin`, the longest of several; else None."""
     ends = [
         (end, -len(string), index)
         for end in range(begin + 1, len(text) + 1)

@@ -1,4 +1,4 @@
-"""A worker's calls in flight: in order, as many as the backend takes, and counted on their rows."""
+"""A worker's calls in flight: their order, their number, and the counts on their rows."""
 
 from __future__ import annotations
 

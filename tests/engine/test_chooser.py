@@ -1,4 +1,4 @@
-"""The choice of a call by itself: who has the machine, which rows, how many steps."""
+"""The choice of a call: which rows it has, how many steps, and whether it has the whole machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The delivery policy by itself: nothing is lost, and no reader waits for output that is held."""
+"""The delivery policy: no token is lost, and no reader waits for tokens that are held back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences that no call ends: everywhere at once, once, and never while a call has them."""
+"""Sequences that end outside of a call: they end once, in all parts of the engine, and never while a call has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gruve.engine.update import Updater
 
 
 class Bed:
-    """An engine's parts without threads: `count` sequences, of which two have slots."""
+    """The parts of an engine without threads: `count` sequences, of which two have slots."""
 
     def __init__(self, count=3, **admission) -> None:
         self.backend, self.scheduler = FakeBackend(slots=2), Scheduler(2)

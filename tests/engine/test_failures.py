@@ -1,4 +1,4 @@
-"""What fails, and what does not: rows, slots, states, the backend, the loop itself."""
+"""Failures of rows, slots, states, the backend and the loop, and what continues after each."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_states_that_cannot_be_read_together_are_read_one_by_one(caplog):
 
 def test_a_failure_of_the_loop_itself_fails_every_sequence_and_refuses_new_ones(caplog):
     backend = FakeBackend(slots=2)
-    backend.decode = lambda slots, limits, steps, exclusive: None  # no block: no caller expects that
+    backend.decode = lambda slots, limits, steps, exclusive: None  # None instead of a block breaks the loop itself
     failed = threading.Event()
     engine = Engine(backend, recorder := Recorder(), on_failure=failed.set)
     ids = [engine.admit(admission_of()) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""What other threads ask of an engine: admitted up to the bound, applied in order, and never slept through."""
+"""The intake: sequences up to the bound, commands in order, and no missed wake-up."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_worker_that_waits_is_woken_by_every_reason_to_look(reason):
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     assert looked.wait(PATIENCE_S)
-    reason(intake)  # waits for the lock that the worker gives up as it falls asleep
+    reason(intake)  # waits for the lock, which the worker releases when it falls asleep
     assert woken.wait(PATIENCE_S)
     thread.join()
 

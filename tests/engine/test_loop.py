@@ -1,4 +1,4 @@
-"""The loop with a backend of plain arithmetic: exact under every schedule, and calls of the right size."""
+"""The loop with an arithmetic backend: exact under every schedule, with calls of the right size."""
 
 from __future__ import annotations
 

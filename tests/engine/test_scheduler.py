@@ -1,4 +1,4 @@
-"""Whatever joins, leaves, parks or is paced: turns are fair, a slot has one sequence, none is lost, none is early."""
+"""The scheduler under random joins, leaves, parking and pacing: fair turns, one sequence per slot, none lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ready(s, now):
 
 
 class Simulation:
-    """Uses a scheduler as an engine does, on a clock of its own, and checks every call."""
+    """Uses a scheduler as an engine does, on its own clock, and checks every call."""
 
     def __init__(self, chance: random.Random, slots: int, micro_batch: int) -> None:
         self.chance, self.slots, self.micro_batch = chance, slots, micro_batch
@@ -80,7 +80,7 @@ class Simulation:
             self.grant_in_flight(rows)
             self.finish(rows)
         assert not self.scheduler.in_flight
-        self.waited.clear()  # the bounds hold for one call after the other
+        self.waited.clear()  # the bounds hold for calls that follow each other
         self.ahead = 0
 
     def grant_in_flight(self, rows):
@@ -126,7 +126,8 @@ class Simulation:
                 continue
             self.waited[s.id] = self.waited.get(s.id, 0) + 1
             self.most_running[s.id] = max(self.most_running.get(s.id, 0), len(self.scheduler.running))
-            # Prompts that two more calls finish may overtake a prompt, and a burst of prompts a decoding row.
+            # A prompt that two more calls finish may overtake another prompt; a burst of prompts may overtake a
+            # decoding row.
             rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + MAX_PROMPT_LEAD
             assert self.waited[s.id] <= math.ceil(rivals / half), "no row waits longer than the bound"
 

@@ -1,4 +1,4 @@
-"""The equations hold: against float64 gate by gate, against torch's layers, values and gradients, step and sequence."""
+"""The cells' equations, compared with float64 and with torch's layers: values and gradients, step and sequence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_network_with_pointers_gives_the_oracles_logits_in_steps_and_as_a_sequ
     tokens = [0, *torch.randint(2, 13, (30,)).tolist(), 0, *torch.randint(9, 13, (40,)).tolist()]
     expected = oracle.run(tokens)
     pointed = torch.from_numpy(point_all(pointers, 13, tokens)).long()
-    assert pointed[:, : pointers.size].min() < 13  # some pointer names a token
+    assert pointed[:, : pointers.size].min() < 13  # a pointer names a token
     state, steps = network.zero_state(1), []
     with torch.no_grad():
         for token, row in zip(tokens, pointed, strict=True):
@@ -135,7 +135,7 @@ def test_values_and_gradients_are_those_of_torchs_layer(cell, path):
     if config.cell == "gru":
         ours = to_torch_gru(*ours, network["layers.0.bias_hn"].grad)
     for gradient, parameter in zip(ours, layer.parameters(), strict=False):
-        if parameter is not layer.bias_hh_l0:  # of the two biases of a gate torch keeps both, ours the sum
+        if parameter is not layer.bias_hh_l0:  # torch keeps both biases of a gate; ours is their sum
             torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-11)
 
 

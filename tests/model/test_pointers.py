@@ -1,4 +1,4 @@
-"""The fast computations of pointers, held against the plain definition, and the definition against worked examples."""
+"""The fast computations of pointers against the definition, and the definition against worked examples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NONE = V
 
 
 def check(config: PointerConfig, ids: list[int], at: list[int]) -> None:
-    """Holds the fast computations against `point` at the given positions, and a tracker that begins with the window."""
+    """Compares the fast computations with `point` at the given positions, and a tracker that begins with the window."""
     rows = point_all(config, V, ids)
     tracker = PointerTracker(config, V)
     for t, token in enumerate(ids):

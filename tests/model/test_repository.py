@@ -1,4 +1,4 @@
-"""A model repository is read with suspicion: each way of breaking an entry has its own sentence, the others serve."""
+"""The model repository: every way to break an entry has its own message, and the other entries are served."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def edit_config(folder: Path, **changes) -> None:
 
 
 def replace(folder: Path, name: str, content: bytes) -> None:
-    """Another content whose hash the config vouches for."""
+    """Replaces a file and puts its hash into the config."""
     (folder / name).write_bytes(content)
     files = json.loads((folder / CONFIG).read_text())["files"]
     edit_config(folder, files={**files, name: hashlib.sha256(content).hexdigest()})

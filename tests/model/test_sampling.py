@@ -1,4 +1,4 @@
-"""Sampling means what its docstring says: known answers, limits, and the distribution itself."""
+"""The definition of sampling: known answers, limits, and the distribution."""
 
 from __future__ import annotations
 

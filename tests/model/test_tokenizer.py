@@ -1,4 +1,4 @@
-"""A token's text is fixed, a text is the concatenation of its tokens' texts, and what has no token is found."""
+"""Tokenizers: fixed texts, round trips, and errors that name the character and its place."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def test_space_between_abc_tokens_carries_nothing():
 @pytest.mark.parametrize(
     ("text", "found", "offset"),
     [
-        ("K:Gmaj\nG2 A ? B", "?", 12),  # no token of ABC at all
+        ("K:Gmaj\nG2 A ? B", "?", 12),  # not a token of ABC
         ("  ?", "?", 2),
-        ("G2 G2 G4", "4", 7),  # a token, and not of this vocabulary; its text stands earlier in none
+        ("G2 G2 G4", "4", 7),  # a token, but not of this vocabulary; its text does not occur earlier
         ("K:Gmaj\n  K:Dmaj\nG", "K:Dmaj", 9),
         ("G2 22 2", "22", 3),  # another token begins with the same text
         ("A | B |]", "|]", 6),

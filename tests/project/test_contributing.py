@@ -1,4 +1,4 @@
-"""Every path and every name that CONTRIBUTING quotes exists."""
+"""Every path and every name in CONTRIBUTING exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What deploy/ says holds, of the server, of Kubernetes and of Prometheus, as far as can be told without a cluster."""
+"""The files of deploy/ agree with the server, Kubernetes and Prometheus, as far as can be checked without a cluster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SERVE = ServeConfig()
 
 
 def objects(file: str) -> dict[str, dict]:
-    """What a manifest holds, by kind."""
+    """The objects of a manifest, by kind."""
     return {found["kind"]: found for found in yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text())}
 
 
@@ -127,7 +127,7 @@ def ended(process: subprocess.Popen, within_s: float) -> int:
 
 @pytest.fixture
 def redis(tmp_path):
-    """The manifest's Redis, on a port and in a folder of its own."""
+    """The manifest's Redis, on a port and in a folder of the test."""
     program = need_program("redis-server", "apt-get install redis-server")
     (container,) = objects("redis.yaml")["StatefulSet"]["spec"]["template"]["spec"]["containers"]
     words = [word.replace("/data", str(tmp_path)) for word in container["args"][1:]]
@@ -144,7 +144,7 @@ def redis(tmp_path):
 
 @contextlib.contextmanager
 def running(command: list) -> Iterator[subprocess.Popen]:
-    """A process that is gone afterwards, whatever the test has found."""
+    """A process that is ended after the test in any case."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -153,9 +153,9 @@ def running(command: list) -> Iterator[subprocess.Popen]:
 
 
 def as_a_pod(environment: dict[str, str]) -> list[str]:
-    """`gruve serve` as nobody, where nothing can be written but /tmp.
+    """`gruve serve` as user nobody, with write access only to /tmp.
 
-    Its one privilege is to read: the interpreter may stand where root alone may look, as no image's does.
+    It keeps the privilege to read every file, because the interpreter may be in a folder that only root can read.
     """
     need("unshare", present=os.geteuid() == 0, install="tests that change the user run as root")
     need_program("unshare", "apt-get install util-linux")
@@ -172,7 +172,7 @@ def as_a_pod(environment: dict[str, str]) -> list[str]:
 
 
 def healthy(address: str) -> str:
-    """What a probe is told."""
+    """The answer to a health probe."""
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
@@ -218,7 +218,7 @@ def test_a_pod_serves_is_probed_keeps_sessions_and_ends_in_time(redis):
 
 
 def expressions() -> dict[str, str]:
-    """Every expression of the rules and of the dashboard, by where it stands."""
+    """Every expression of the rules and of the dashboard, by its place."""
     dashboard = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
     found = {rule.get("alert") or rule["record"]: rule["expr"] for rule in RULES}
     for panel in dashboard["panels"]:
@@ -230,7 +230,7 @@ def expressions() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory) -> dict[str, set[str]]:
-    """The names that a server with a store has, and the labels of each."""
+    """The metric names of a server with a store, and the labels of each."""
     folder = tmp_path_factory.mktemp("store")
     command = [GRUVE, "serve", "--port", "0", "--metrics-port", "0", "--models", str(ROOT / "models")]
     command += ["--store", f"sqlite:{folder}/sessions.db"]
@@ -259,7 +259,7 @@ def test_every_series_that_is_watched_is_one_that_the_server_has(where, scraped)
     assert named
     for name, selected in named:
         assert name in known
-        # A series that nobody has made yet has no labels to compare.
+        # A metric without series has no labels to compare.
         if known[name]:
             assert set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)", selected)) <= known[name] | {"job", "instance"}
     grouped = {label.strip() for by in re.findall(r"\bby \(([^)]*)\)", expr) for label in by.split(",")}

@@ -1,4 +1,4 @@
-"""The documentation builds, every link leads somewhere, and operators find every flag, metric and error explained."""
+"""The documentation builds, every link leads somewhere, and every flag, metric, error and key is explained."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OPERATING = (ROOT / "docs" / "operating.md").read_text()
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 GENERATED = {"commands.md", "errors.md", "metrics.md", "model-format.md", "protocol.md", "training.md"}
-"""Pages of docs/reference/ that only a build makes."""
+"""Pages of docs/reference/ that exist only in a build."""
 
 
 class Page(HTMLParser):
-    """What a page links to, what it loads, and the anchors it has."""
+    """The links of a page, the files it loads, and its anchors."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The contract keeps its form: lint, compatibility, a manual that is complete and true to itself, stubs that match."""
+"""The protocol files: lint, compatibility, complete and true comments, and stubs that match."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def last_tag() -> str:
 
 @pytest.fixture(scope="module")
 def contract(tmp_path_factory: pytest.TempPathFactory) -> list[FileDescriptorProto]:
-    """Every file of the contract, comments included."""
+    """Every proto file, comments included."""
     image = tmp_path_factory.mktemp("contract") / "image.binpb"
     protoc(f"--descriptor_set_out={image}", "--include_source_info", *FILES)
     return list(FileDescriptorSet.FromString(image.read_bytes()).file)
 
 
 def comments(contract: list[FileDescriptorProto]) -> Iterator[tuple[str, str]]:
-    """(where, comment) of every named element; the comment is empty where there is none."""
+    """(place, comment) of every named element; the comment is empty if there is none."""
     for file in contract:
         for location in file.source_code_info.location:
             kinds = location.path[::2]

@@ -1,4 +1,4 @@
-"""The map of rooms, held as data: who may import whom, and who alone may know what."""
+"""The map of rooms as data: which room may import which, and which places may use which library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any order of everything that can be done to sessions leaves what a model says that simply remembers."""
+"""Any order of operations on sessions gives the same result as a model that keeps every token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from session_calls import KEY, delete, export, fork, get, import_, rewind, seede
 
 
 class Remembering:
-    """Does to a server's sessions what it is told, and remembers every token: what a session is has to be that."""
+    """Applies operations to a server's sessions and keeps every token, to compare with."""
 
     def __init__(self, restart, plain) -> None:
         self._restart, self._plain = restart, plain
@@ -32,7 +32,7 @@ class Remembering:
             asked["tokens"] = s.TokenIds(ids=prompt)
         whole = self._whole(session, asked, prompt)
         call = self.server.generate(session_id=session["id"], generation_id=name, max_tokens_per_message=1, **asked)
-        if n % 4 == 0:  # cut, and resumed from where the client stood
+        if n % 4 == 0:  # cut, and resumed from the client's position
             got = Read(first(call, n % asked["max_tokens"] + 1))
             call.cancel()
             at = got.messages[-1].position + len(got.messages[-1].token_ids)
@@ -47,7 +47,7 @@ class Remembering:
         session["tokens"] += prompt + whole
 
     def _whole(self, session, asked, prompt):
-        """What comes where nothing is kept: everything read again."""
+        """The expected messages if nothing is kept: everything is read again."""
         asked = without(asked, "tokens")
         before = [*session["tokens"][1:], *prompt]
         return self._plain.read(**asked, **({"tokens": s.TokenIds(ids=before)} if before else {})).tokens

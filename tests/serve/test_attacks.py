@@ -1,6 +1,6 @@
-"""Hostile clients: each loses its own connection or call, a stream beside is not disturbed, and memory stays flat.
+"""Hostile clients: each loses only its own connection or call, other streams continue, and memory stays constant.
 
-The server is a process of its own: what it does to itself is not done to the tests, and its memory can be measured.
+The server is a process of its own, so that its memory can be measured and a crash does not end the tests.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from server_process import Process
 from serving import HELD, PATIENCE_S, Read, broken, metrics_at, read, token, until
 
 GROWTH_BYTES = 64 << 20
-"""What memory may grow by once: pools of gRPC and of the allocator, which are used again."""
+"""Memory that gRPC and the allocator take once and use again."""
 FLAT_BYTES = 12 << 20
-"""And what it may grow by when the same is done again."""
+"""Memory that a repetition may take."""
 SEEDED = {"sampling": s.SamplingParameters(seed=7)}
 REQUEST = g.GenerateRequest(model="tiny", max_tokens=2_000).SerializeToString()
 
@@ -57,7 +57,7 @@ def server(tiny_repository):
 
 @pytest.fixture(scope="module")
 def beside(server):
-    """A stream that runs while all of this goes on."""
+    """A stream that runs during the attack."""
     stream = server.generate(timeout=None, max_tokens=60_000, max_tokens_per_second=100.0, **SEEDED)
     begun = token(stream)
     yield stream, list(begun.token_ids)
@@ -94,7 +94,7 @@ def send(port, data):
 
 
 def assert_it_serves(server):
-    """gRPC cancels calls that come while too many others wait, as in the midst of a flood: soon it must not."""
+    """Waits until calls succeed. In a flood, gRPC cancels calls while too many others wait."""
     request = g.GenerateRequest(model="tiny", max_tokens=20)
     streams = []
 

@@ -1,4 +1,4 @@
-"""Conversations: what a client says while tokens flow takes effect exactly where it says, and nowhere else."""
+"""Conversations: a control takes effect exactly at its position, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encode(server):
 
 @pytest.fixture(scope="module")
 def busy(server):
-    """Others who share the batch, more and fewer of them."""
+    """Other streams in the batch, in changing number."""
     enough = threading.Event()
 
     def load(seed):
@@ -75,7 +75,7 @@ def say(conversation, kind, value, at):
 
 
 def step(conversation, said):
-    """Reads a message, and lets what is paused go on; False at the end of the call."""
+    """Reads a message and resumes a paused stream; False at the end of the call."""
     message = conversation.read()
     if message is not None and said.get(message.control_applied.control_id, ("",))[0] == "pause":
         conversation.say(resume={})

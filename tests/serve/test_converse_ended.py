@@ -18,7 +18,7 @@ WAITS = ["running", "without credit", "paused"]
 
 
 def waiting_talk(server, how, **fields):
-    """A conversation of a session that has sent three tokens and goes on, or waits."""
+    """A conversation of a session that has sent three tokens and runs, waits for credit, or is paused."""
     credit = 3 if how == "without credit" else 200
     fields = {"session_id": server.create(), "generation_id": "a", "max_tokens": 120} | fields
     conversation = talk(server, credit, max_tokens_per_second=HELD if how == "running" else 1_000, **fields)

@@ -1,4 +1,4 @@
-"""From start to end: ports, signals, and that nothing that was accepted goes unanswered."""
+"""Start and end of a server: ports, signals, and every accepted request is answered."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_the_reasons_why_a_server_cannot_listen_are_told_apart(start, monkeypatc
     def refuse(self, address):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(socket.socket, "bind", refuse)  # whoever runs the tests may be allowed to
+    monkeypatch.setattr(socket.socket, "bind", refuse)  # root is allowed to
     why = explain_listen_failure("127.0.0.1", 80)
     assert why == "this user has no permission to listen on port 80; ports below 1024 need a privilege"
 

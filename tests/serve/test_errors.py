@@ -1,4 +1,4 @@
-"""From errors to the wire: one status and one reason each, details that fit, and nothing of the inside for a client."""
+"""Errors on the wire: one status and one reason each, with details, and no internals for the client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serving import Gate, broken, read, refusal, until
 
 PROTO = Path(__file__).parents[2] / "proto" / "gruve" / "v1" / "error.proto"
 TREE = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.GruveError)]
-# Raised in rooms that a request does not reach, or never themselves.
+# Errors of rooms that no request reaches, or that are never raised themselves.
 NOT_ON_THE_WIRE = {
     errors.TuneError,
     errors.ModelError,
@@ -44,7 +44,7 @@ MADE_WITH = {
 
 
 def contract():
-    """What error.proto says of each reason: its status, and whether a RetryInfo comes with it."""
+    """The status of each reason by error.proto, and whether a RetryInfo comes with it."""
     text = PROTO.read_text()
     found = re.findall(r"((?:  //.*\n)+)  ERROR_REASON_(\w+) = \d+;", text)
     said = {name: re.sub(r"\s*//\s*", " ", comment).strip() for comment, name in found}
@@ -165,7 +165,7 @@ def test_a_computation_that_fails_ends_its_streams_and_loses_nothing(start, capl
     assert failure.metadata["incident"] in caplog.text
     assert server.metric("gruve_requests_total", model="tiny", finish_reason="failed") == 1
     assert 8 < server.session(session).position < 38
-    for position in (0, messages[-1].position):  # the state stands before the prompt, the record behind it
+    for position in (0, messages[-1].position):  # the state is before the prompt, the record after it
         resumed = server.read(session_id=session, generation_id="a", from_position=position, **asked)
         assert resumed.tokens == whole.tokens[max(0, position - 8) :]
     assert server.read(session_id=session, generation_id="a").text == whole.text

@@ -1,4 +1,4 @@
-"""Generate over the wire: what a stream says, in which order, and that neighbours do not change a bit of it."""
+"""Generate on the wire: the messages of a stream, their order, and bits that do not depend on other streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile model folders: each is listed with its reason, none is executed, and the model beside them serves."""
+"""Hostile model folders: each is listed with its reason, none is executed, and the other models are served."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def edit(folder, **changes):
 
 
 def replace(folder, name, content):
-    """Another file, with its hash in the config, so that no more than its contents are wrong."""
+    """Replaces a file and puts its hash into the config, so that only its contents are wrong."""
     (folder / name).unlink()
     (folder / name).write_bytes(content)
     config = json.loads((folder / "config.json").read_text())

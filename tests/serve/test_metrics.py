@@ -1,4 +1,4 @@
-"""`/metrics`: the names that were promised, and numbers that add up."""
+"""`/metrics`: the documented names, and numbers that agree with each other."""
 
 from __future__ import annotations
 

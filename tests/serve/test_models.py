@@ -1,4 +1,4 @@
-"""What a server says of its models, how it measures texts, and the standard services beside its own."""
+"""The models of a server, scoring, and the standard gRPC services."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ONE_EACH = {
 
 
 def oracle_logprobs(model, tokens):
-    """The log-probability of each token, from a zero state that has read the start token."""
+    """The log-probability of each token, from a zero state that has consumed the start token."""
     logits = Oracle(model.config, {name: w.numpy() for name, w in model.weights.items()}).run([0, *tokens[:-1]])
     highest = logits.max(axis=1, keepdims=True)
     logprobs = logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
@@ -147,7 +147,7 @@ def test_a_measure_that_finds_no_room_is_refused_and_one_that_is_dropped_leaves_
 
 def test_a_model_whose_engine_is_gone_makes_the_server_not_ready(start):
     server = start()
-    server.host("tiny").backend.decode = lambda slots, limits, steps, exclusive: None  # no block: nobody expects that
+    server.host("tiny").backend.decode = lambda slots, limits, steps, exclusive: None  # breaks the loop itself
     assert refusal(server.generate).reason == "ENGINE_FAILED"
     not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
     until(lambda: health(server, "tiny") == health(server, "") == not_serving)

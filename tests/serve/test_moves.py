@@ -1,4 +1,4 @@
-"""Sessions copied, rewound and moved over the wire: each goes on as if it had always been alone."""
+"""Sessions forked, rewound, exported and imported on the wire: each continues as if it had always been alone."""
 
 from __future__ import annotations
 

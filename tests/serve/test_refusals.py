@@ -1,4 +1,4 @@
-"""Bad input over the wire: each gets its own clear error, and none disturbs a stream that runs beside it."""
+"""Bad input on the wire: each gets its own error, and none disturbs a stream that runs beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bias(token_id, value=1.0):
     return sampling(logit_bias=s.LogitBias(biases={token_id: value}))
 
 
-# What is sent, the field that is refused, and what the message must quote: the value and the bound.
+# The request, the refused field, and what the message must quote: the value and the bound.
 FIELDS = {
     "no source": ({"model": None}, "source", ["model, session_id and new_session"]),
     "empty prompt": ({"text": ""}, "text", ["leave the field out"]),
@@ -82,7 +82,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def beside(server):
-    """A stream that runs while all of this goes wrong."""
+    """A stream that runs during all refusals."""
     call = server.generate(timeout=None, max_tokens=60_000, max_tokens_per_second=100.0, **sampling(seed=7))
     begun = token(call)
     yield call, list(begun.token_ids)

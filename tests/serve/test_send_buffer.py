@@ -1,4 +1,4 @@
-"""The send buffer against a plain list: which tokens are sent, where, in what order, and with what text."""
+"""The send buffer against a plain list: which tokens are sent, in which order and messages, with which text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gruve.sessions.record import Change, Generation, Session
 
 TEXTS = ("", "a", "b", "ab", "ba", "c\n")
 START = 5
-"""Where the generation's first token stands, after a prompt from 1 on."""
+"""The position of the generation's first token, after a prompt from position 1 on."""
 NEVER = 10**9
-"""As min_tokens: no stop is ever completed."""
+"""The value of min_tokens with which no stop is ever completed."""
 
 tokens_ = st.lists(st.integers(1, len(TEXTS) - 1), min_size=START - 1, max_size=40)
 prompts_ = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), max_size=3)
@@ -23,7 +23,7 @@ cuts_ = st.lists(st.integers(1, 7), min_size=60, max_size=60)
 
 
 def generation_of(prompts, end):
-    """A generation with prompts inserted, each so many tokens after the one before; those beyond the end never were."""
+    """A generation with inserted prompts, each `gap` tokens after the one before; those beyond the end do not exist."""
     sampling, position, changes = SamplingParameters(), START, []
     for gap, length in prompts:
         if position + gap + length > end:
@@ -39,14 +39,14 @@ def buffer_of(generation, first_position, echo, stops=()):
 
 
 def plainly(generation, tokens, first_position, echo):
-    """Position and token of everything that is to be sent."""
+    """Position and token of everything that must be sent."""
     prompts = {at for begin, after in [(1, START), *generation.inserted] for at in range(begin, after)}
     sent = [at for at in range(1, 1 + len(tokens)) if at >= first_position and (echo or at not in prompts)]
     return [(at, tokens[at - 1]) for at in sent]
 
 
 def through(buffer, tokens, cuts):
-    """What comes out while tokens go in, in pieces of all sizes."""
+    """Sends tokens through the buffer in pieces of all sizes."""
     cuts, position, pieces = iter(cuts), 1, []
     while position <= len(tokens):
         size = next(cuts, 7)

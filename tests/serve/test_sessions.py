@@ -1,4 +1,4 @@
-"""Sessions over the wire: what a client may come back to, and how a stream goes on wherever it was cut."""
+"""Sessions on the wire: how clients use them, and how a stream continues wherever it was cut."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_deleted_session_leaves_nothing_behind(server):
     session = server.create()
     server.read(session_id=session, max_tokens=3)
     server.sessions.DeleteSession(p.DeleteSessionRequest(session_id=session))
-    # The calls' own frames go a moment after their answers.
+    # The calls' own objects are freed shortly after their answers.
     until(lambda: gc.collect() >= 0 and not any(type(o) is Session and o.id == session for o in gc.get_objects()))
 
 
@@ -196,7 +196,7 @@ def test_a_stream_whose_reader_stands_still_is_taken_over_all_the_same(server):
         asked = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5)
         held = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5, max_tokens_per_second=HELD)
         older = servicer.Generate(held, Context())
-        await anext(older)  # and never asks for the next: its call waits in a write
+        await anext(older)  # it never asks for the next message, so its call waits in a write
         newer = [message async for message in servicer.Generate(asked, Context())]
         await older.aclose()
         return newer

@@ -1,4 +1,4 @@
-"""Sessions that outlive memory, connections and servers: every stream is what it would have been, left alone."""
+"""Sessions that outlive memory, connections and servers: every stream is the same as without interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from session_calls import Clock, delete, fork, get, listed, rewind, seeded, stop
 
 
 def everything(server, session):
-    """All that is said of a session, but where it is and when it was used."""
+    """Everything that the server reports of a session except its location and its times."""
     page = get(server, session)
     for field in ("location", "update_time", "expire_time", "durable_position"):
         page.session.ClearField(field)
@@ -52,7 +52,7 @@ def test_everything_of_a_session_survives_a_restart(start, sqlite):
 
 def test_who_has_heard_the_end_of_a_generation_finds_all_of_it_in_the_store(start):
     store = MemoryStore()
-    store.shared = False  # so that nothing is written sooner because somebody may wait for a lease
+    store.shared = False  # so that no write is early because another server may wait for a lease
     server = start(shared=store)
     session = server.create()
     for tokens in (6, 17, 40):
@@ -140,7 +140,7 @@ def test_the_store_of_the_command_line_is_a_file_where_a_user_expects_it(tiny_re
 
 
 def test_a_server_whose_redis_is_not_there_says_which_and_why_and_ends(tiny_repository):
-    with socket.socket() as nobody:  # has the port, and does not listen
+    with socket.socket() as nobody:  # the port is in use, but nothing listens
         nobody.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{nobody.getsockname()[1]}"
         command = [sys.executable, "-m", "gruve.cli", "serve", "--models", str(tiny_repository), "--port", "0"]

@@ -21,7 +21,7 @@ def store_health(server):
 
 
 def fill(server):
-    """The disk is full."""
+    """Simulates a full disk."""
     server.server.persistence.store._writer.execute("PRAGMA max_page_count = 1")
 
 
@@ -30,7 +30,7 @@ def drain_disk(server):
 
 
 class Lock:
-    """Another program that locks a database."""
+    """Simulates another program that locks the database."""
 
     def __init__(self, server) -> None:
         self._db = sqlite3.connect(server.server.persistence.store._path, isolation_level=None, check_same_thread=False)
@@ -85,7 +85,7 @@ def test_a_file_that_is_spoilt_while_it_is_used_stops_no_stream(start, sqlite, s
     call = small.generate(new_session=g.NewSession(model="tiny"), **asked)
     messages = [token(call)]
     path = small.server.persistence.store._path
-    small.server.persistence.store._writer.execute("PRAGMA cache_size = 1")  # it would not look into the file again
+    small.server.persistence.store._writer.execute("PRAGMA cache_size = 1")  # otherwise it does not read the file again
     for name in (path.name, f"{path.name}-wal"):
         spoilt = path.with_name(name)
         spoilt.write_bytes(b"\xff" * spoilt.stat().st_size)

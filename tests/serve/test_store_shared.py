@@ -44,7 +44,7 @@ def test_a_session_is_used_on_one_server_at_a_time_and_on_any(start):
 
 
 class Slow(MemoryStore):
-    """Takes its time to write, though not so long that it would be called failing."""
+    """A store with slow writes, though not so slow that it counts as failing."""
 
     def write(self, owner, writes):
         time.sleep(0.4)
@@ -61,7 +61,7 @@ def test_a_new_session_is_known_to_every_server_however_slow_the_store(start):
 
 
 class Held(MemoryStore):
-    """Takes sessions out only once it is let."""
+    """A store that returns sessions only after `let` is set."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ def test_a_caller_who_leaves_while_a_session_is_fetched_keeps_it_from_nobody(sta
 
 
 class Counting(MemoryStore):
-    """Remembers how many sessions each write was for."""
+    """A store that keeps the number of sessions in each write."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ def test_a_server_that_was_stopped_for_longer_than_its_lease_sends_nothing_more(
         late, failure = broken(lambda: call)
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SESSION_ELSEWHERE")
         assert rest.tokens == server.read(**asked).tokens
-        # What was on its way before the stop may come; nothing that was made after it.
+        # Messages sent before the stop may still arrive, but none from after it.
         assert sum(len(message.token_ids) for message in [*head, *late]) < 40
         sessions = session_pb2_grpc.SessionServiceStub(here)
         page = sessions.GetSession(p.GetSessionRequest(session_id=session))

@@ -1,4 +1,4 @@
-"""Which text may be sent: held against the whole text, cut at the first stop."""
+"""The text assembler, compared with the whole text cut at its first stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session continued, cut, resumed, retried and refused in any order is what a sequence that was left alone is."""
+"""Generations begun, cut, resumed, retried and refused in any order have the tokens of a sequence decoded alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nets import CELL_NAMES, CELLS, config_of, model_of
 
 
 def walk(seed, turns):
-    """Any order of begin, cut, resume, retry, refuse and abandon, beside a memory that holds whole generations."""
+    """Random begins, cuts, resumes, retries, refusals and abandons, compared with a plain model."""
     chance, backend = random.Random(seed), FakeBackend()
     session, remembered = session_of(), {}
     for turn in range(turns):
@@ -188,7 +188,7 @@ def test_sampling_is_inherited_seed_included_and_the_rest_is_not():
 
 
 def ended_session():
-    """A session whose model has drawn its end token."""
+    """A session whose model has sampled its end token."""
     session, backend = session_of(), FakeBackend()
     for seed in range(100):
         session = session_of()

@@ -1,4 +1,4 @@
-"""A rewind leaves what there was at that position: transcript, record, parameters, and a state not far away."""
+"""Rewinds restore the transcript, record and parameters of a position, with a state that is not far before it."""
 
 from __future__ import annotations
 

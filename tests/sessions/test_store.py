@@ -1,4 +1,4 @@
-"""Every store keeps what it was given and refuses what is fenced off: the same promises for all, and each one's own."""
+"""Every store keeps what it is given and refuses fenced writes; then the special properties of each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED = ("memory", "redis")
 
 @pytest.fixture
 def make(request, tmp_path):
-    """Makes another door to one and the same store."""
+    """Opens another connection to the same store."""
     kind, made = request.param, []
     if kind == "memory":
         store = MemoryStore()
@@ -55,7 +55,7 @@ def make(request, tmp_path):
 
 
 def contents(session):
-    """What a session is, whoever keeps it."""
+    """The contents of a session, independent of the store."""
     plain = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
     for name in ("store_progress", "in_use", "pins", "idle_bytes", "state", "snapshots"):
         del plain[name]
@@ -125,7 +125,7 @@ def test_a_write_that_failed_is_handed_over_once_more(make):
     save(store, session)
     session.transcript.extend([9] * 300)
     session.advance(np.ones((1, 1, 2), np.float32), 550)
-    lost = prepare_write(session)  # and never comes to the store
+    lost = prepare_write(session)  # this one never reaches the store
     session.transcript.extend([7] * 300)
     lost.fail()
     assert session.dirty
@@ -165,7 +165,7 @@ def test_whatever_was_written_in_whatever_order_what_arrived_is_what_there_is(ac
 
 
 def check_durable(store, session):
-    """Nothing at or below what is called durable is lost."""
+    """Checks that nothing up to the durable position is lost."""
     kept = load(store)
     durable = session.store_progress.durable_position
     assert kept is not None or not durable

@@ -1,4 +1,4 @@
-"""Sessions are kept, expire and are evicted as a plain table would have it; ids are what this server has minted."""
+"""Sessions are kept, expired and evicted as in a plain model, and only ids that this server issued are authentic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def create(sessions, **more):
 
 
 def use(sessions, session, tokens=0):
-    """A generation's worth of use."""
+    """Uses the session for one generation."""
     sessions.lease(session)
     session.transcript.extend([1] * tokens)
     sessions.release(session)
@@ -45,7 +45,7 @@ def generation_of(**more):
 
 
 class Memory:
-    """The same promises, kept by looking at everything every time."""
+    """A plain model of the table, which looks at every session each time."""
 
     def __init__(self, ttl, budget) -> None:
         self.ttl, self.budget = ttl, budget
@@ -75,7 +75,7 @@ class Memory:
 
 
 def walk(seed, turns):
-    """Creates, uses, leases, releases, deletes and waits at random; memory and sessions must agree all the time."""
+    """Random creates, uses, leases, releases, deletes and waits. Table and model must agree at all times."""
     chance, clock = random.Random(seed), Clock()
     budget = chance.choice([3_000, 8_000, 1 << 20])
     sessions, memory = sessions_of(clock, idle_ttl_s=100.0, budget_bytes=budget), Memory(100.0, budget)

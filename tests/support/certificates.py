@@ -1,4 +1,4 @@
-"""Makes certificates: an authority of a test's own, and what it signs."""
+"""Creates certificates: an authority for each test, and certificates that it signs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ADDRESSES = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127
 
 
 class Authority:
-    """Signs certificates of 127.0.0.1 and writes them into `folder`; its own is `ca`."""
+    """Signs certificates of 127.0.0.1 and writes them into `folder`. Its own certificate is `ca`."""
 
     def __init__(self, folder: Path, name: str = "ca") -> None:
         self._folder = folder
@@ -27,7 +27,7 @@ class Authority:
         _write(self.ca, own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key; those of the same name are replaced, as a rename replaces a file."""
+        """Writes a certificate and its key. Files of the same name are replaced atomically."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self._builder(subject, key).add_extension(x509.SubjectAlternativeName(ADDRESSES), False)

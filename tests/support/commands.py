@@ -25,7 +25,7 @@ def generate(address: str, *arguments: str, **more) -> subprocess.CompletedProce
 
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that is gone afterwards."""
+    """A process that is ended after the test."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen((*GRUVE, *arguments), text=True, **pipes)
     try:
@@ -37,9 +37,9 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 @contextlib.contextmanager
 def in_a_terminal(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
-    """A process on a terminal of its own: (process, the end that shows and types, the end that the process has)."""
+    """A process on a terminal of its own: (process, our end of the terminal, the end of the process)."""
     shown, inside = pty.openpty()
-    # The first terminal that the leader of a session opens becomes its own, and Ctrl-C there its interrupt.
+    # The first terminal that a session leader opens becomes its controlling terminal, so that Ctrl-C interrupts it.
     script = 'exec "$@" <"$0" >"$0" 2>&1'
     command = ("sh", "-c", script, os.ttyname(inside), *GRUVE, *arguments)
     process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"TERM": "xterm"} | environment)
@@ -60,7 +60,7 @@ def read_until(terminal: int, text: bytes) -> bytes:
 
 
 def read_all(terminal: int, process: subprocess.Popen[bytes]) -> bytes:
-    """What is shown until the process ends."""
+    """Reads the output until the process ends."""
     shown = b""
     os.set_blocking(terminal, False)
     while True:

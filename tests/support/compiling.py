@@ -1,7 +1,7 @@
-"""Compiles the Triton kernels for a GPU that is not there and prints what came of it, one line of JSON a kernel.
+"""Compiles the Triton kernels for a GPU that need not exist, and prints one line of JSON per kernel.
 
-A program of its own, because a process that interprets kernels cannot compile them:
-`python compiling.py float16 512 140 [KERNEL...]`.
+It is a program of its own, because a process that interprets kernels cannot compile them: `python compiling.py float16
+512 140 [KERNEL...]`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TARGETS = (80, 90)
 
 
 def tensors(operand: str, names: str) -> dict[str, str]:
-    """The kinds of a kernel's arguments: operands, integers, and fp32 for the rest."""
+    """The types of a kernel's arguments: operands, integers, and fp32 for the rest."""
     kinds = {"integers": "*i64", "size": "i32", "kept": "i32"}
     kinds |= dict.fromkeys(("inbox", "outbox", "seen", "stops"), "*i32") | {"masks": "*i8"}
     kinds |= dict.fromkeys(("W", "U", "operand", "operand_after", "reset"), operand)
@@ -33,7 +33,7 @@ def tensors(operand: str, names: str) -> dict[str, str]:
 
 
 def cases(tiling: Tiling, H: int, V: int):
-    """(name, kernel, argument kinds, constants, tile) of everything that is launched."""
+    """(name, kernel, argument types, constants, tile) of every kernel that is launched."""
     operand = "*fp16" if tiling.precision == "float16" else "*fp32"
     tile = tiling.layer
     common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth, "PRECISION": "ieee"}
@@ -57,7 +57,7 @@ def cases(tiling: Tiling, H: int, V: int):
 
 
 def compiled(kernel, kinds, constants, tile, capability: int, fusion: bool) -> dict[str, object]:
-    """Shared memory, registers, spills and the matrix instructions of one kernel."""
+    """The shared memory, registers, spills and matrix instructions of one kernel."""
     signature = kinds | dict.fromkeys(constants, "constexpr")
     order = [name for name in kernel.arg_names if name in signature]
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(order) if kinds.get(name, "").startswith("*")}
@@ -75,19 +75,19 @@ def compiled(kernel, kinds, constants, tile, capability: int, fusion: bool) -> d
 
 
 def usage(ptx: str) -> dict[str, int]:
-    """Registers and spilled bytes by the assembler that Triton brings along."""
+    """Registers and spilled bytes, from the assembler that comes with Triton."""
     target = re.search(r"\.target (sm_\w+)", ptx)
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        for tool in ("ptxas", "ptxas-blackwell"):  # of some versions the second alone reads what Triton writes
+        for tool in ("ptxas", "ptxas-blackwell"):  # in some versions only the second one reads Triton's output
             command = [tools / tool, "-v", f"--gpu-name={target[1]}", path, "-o", os.devnull]
             ended = subprocess.run(command, capture_output=True, text=True, check=False)
             if not ended.returncode:
                 break
     assert not ended.returncode, ended.stderr
-    # Products that wait for each other although they need not: ptxas says so, with the reason.
+    # ptxas reports products that wait for each other without need, with the reason.
     assert "serialized" not in ended.stderr, ended.stderr
     numbers = {
         "registers": r"Used (\d+) registers",
@@ -98,7 +98,7 @@ def usage(ptx: str) -> dict[str, int]:
 
 
 def main(precision: str, H: str, V: str, *wanted: str) -> None:
-    """Compiles the kernels of those names, or all."""
+    """Compiles the kernels with these names, or all."""
     tiling = HALF if precision == "float16" else FULL
     for name, kernel, kinds, constants, tile in cases(tiling, int(H), int(V)):
         for capability in TARGETS if not wanted or name in wanted else ():

@@ -1,4 +1,4 @@
-"""A proxy that loses connections."""
+"""A TCP proxy that cuts connections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class CuttingProxy:
-    """Forwards TCP to a port, and cuts each connection when so many bytes have come back; the last is left alone."""
+    """Forwards TCP to a port, and cuts each connection after a number of returned bytes. The last one is not cut."""
 
     def __init__(self, port: int, cuts: list[int]) -> None:
         self._port = port

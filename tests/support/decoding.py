@@ -1,4 +1,4 @@
-"""A backend of plain arithmetic, with one call at a time or two, and a sequence decoded alone to compare with."""
+"""A backend of plain arithmetic, with one call at a time or two, and a sequence decoded alone for comparison."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ PATIENCE_S = 20.0
 
 
 class FakeBackend:
-    """Tokens and states by arithmetic: the state is a hash of what was consumed, the token a hash of state and seed.
+    """Tokens and states from plain arithmetic: a state is a hash of the consumed tokens, a token a hash of state and
+    seed.
 
-    `hook` is called with the slots of each call, before it computes.
+    `hook` is called with the slots of each call before it computes.
     """
 
     name, selection_reason, numerics_id, max_rows = "fake", "a test", "fake", 64
@@ -101,7 +102,7 @@ class FakeBackend:
 
 
 class AheadBackend(FakeBackend):
-    """Takes one call before the earlier one has returned; computes it as it is submitted, which no caller can tell."""
+    """Accepts one more call before the earlier one has returned. It computes when a call is submitted."""
 
     max_in_flight = 2
 
@@ -130,7 +131,7 @@ class AheadBackend(FakeBackend):
 
 
 def admission_of(prompt=(), *, max_tokens=10, seed=1, keep_state=True, **more) -> Admission:
-    """A new sequence. `more` are fields of the admission or of its sampling parameters."""
+    """The admission of a new sequence. `more` has fields of the admission or of its sampling parameters."""
     names = {field.name for field in dataclasses.fields(SamplingParameters)}
     sampling = SamplingParameters(seed=seed, **{name: more.pop(name) for name in list(more) if name in names})
     return Admission(
@@ -150,7 +151,7 @@ def row_of(admission: Admission, end_id=None) -> Row:
 
 
 def alone(backend, admission: Admission, end_id=None):
-    """Decodes a sequence by itself, one step a call: (tokens, the states after 0, 1, ... of them, finish reason)."""
+    """Decodes a sequence alone, one step per call: (tokens, the states after 0, 1, ... of them, finish reason)."""
     backend.admit(0, row_of(admission, end_id), admission.state)
     tokens, states, reason = [], [backend.snapshot(0)], RowStatus.RUNNING
     while reason is RowStatus.RUNNING:

@@ -1,4 +1,4 @@
-"""An engine under test: what it delivers put together for each sequence, and random schedules checked for exactness."""
+"""An engine with a recorder of its reports, and random schedules that are checked for exactness."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Clock:
 
 
 def wake(engine):
-    """Makes an idle engine look at its clock again."""
+    """Makes an idle engine read its clock again."""
     engine.grant(0, 1)
 
 
@@ -30,7 +30,7 @@ class Recorder:
     """Records the reports of an engine and joins the tokens of each sequence."""
 
     def __init__(self, then=lambda report: None) -> None:
-        """`then` is called with each report afterwards, on the engine's thread."""
+        """`then` is called with each report, on the engine's thread."""
         self.calls: list[CallReport] = []
         self.tokens: dict[int, list[int]] = {}
         self.logprobs: dict[int, list] = {}
@@ -51,12 +51,12 @@ class Recorder:
         self._then(report)
 
     def wait(self, holds) -> None:
-        """Waits until `holds(self)`."""
+        """Waits until `holds(self)` is true."""
         with self.changed:
             assert self.changed.wait_for(lambda: holds(self), PATIENCE_S), "the engine did not get there in time"
 
     def wait_for_end(self, sequence_id):
-        """The last progress of a sequence, once it has come."""
+        """Waits for the last progress of a sequence and returns it."""
         self.wait(lambda recorder: sequence_id in recorder.last)
         return self.last[sequence_id]
 
@@ -66,13 +66,13 @@ class Recorder:
 
 
 def delivered(recorder, sequence):
-    """How many tokens came with each progress of a sequence."""
+    """The number of tokens in each progress of a sequence."""
     return [len(p.tokens) for call in recorder.calls for p in call.progress if p.sequence_id == sequence]
 
 
 @contextlib.contextmanager
 def engine_of(backend, recorder=None, *, end_id=None, clock=None, message_gap_s=0.0, **config):
-    """A started engine and the recorder of its reports; closed at the end."""
+    """A started engine and the recorder of its reports. The engine is closed at the end."""
     recorder = recorder or Recorder()
     more = {} if clock is None else {"clock": clock}
     engine = Engine(backend, recorder, EngineConfig(**config), end_id=end_id, **more)
@@ -85,7 +85,10 @@ def engine_of(backend, recorder=None, *, end_id=None, clock=None, message_gap_s=
 
 
 def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, message_gap_s=0.0):
-    """Decodes sequences that join, leave, park and are paced at random, and compares each with itself decoded alone."""
+    """Decodes sequences that join, leave, park and are paced at random.
+
+    Compares each with the same sequence decoded alone.
+    """
     chance = random.Random(seed)
     waiting = [_random_admission(chance, V) for _ in range(sequences)]
     admitted, cancelled = {}, set()

@@ -1,6 +1,6 @@
-"""A gRPC server that keeps the contract's promises on made-up tokens, and fails on command.
+"""A gRPC server that follows the protocol with generated tokens, and fails on command.
 
-Tokens are bytes of UTF-8, so the text lags behind the tokens wherever a character is cut.
+Tokens are bytes of UTF-8, so the text is behind the tokens wherever a character is cut.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gruve.v1 import (
 ALPHABET = "aö日𝄞\n"
 SERVER_SEED = 4_711
 Fault = tuple[str, int]
-"""What goes wrong in a call, and after how many of its tokens."""
+"""The fault of a call, and the number of tokens after which it happens."""
 
 BARE = {
     "refused": grpc.StatusCode.UNAVAILABLE,
@@ -35,7 +35,7 @@ BARE = {
     "removed": grpc.StatusCode.UNKNOWN,
     "cancelled": grpc.StatusCode.CANCELLED,
 }
-"""What gRPC and proxies say of lost connections."""
+"""The messages of gRPC and of proxies for lost connections."""
 PASSING = {
     "SESSION_BUSY": grpc.StatusCode.ABORTED,
     "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -63,7 +63,7 @@ def transcript(seed: int, length: int) -> bytes:
 
 
 def certain(tokens: bytes) -> str:
-    """The text of tokens as far as it is certain."""
+    """The text of tokens up to the last complete character."""
     return tokens.decode(errors="ignore")
 
 
@@ -86,7 +86,7 @@ class FakeServer(
     session_pb2_grpc.SessionServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
 ):
-    """Serves until `stop`; `faults` are taken one by one, each by the next call."""
+    """Serves until `stop`. Each call takes the next one of `faults`."""
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
@@ -102,7 +102,7 @@ class FakeServer(
     def reset(
         self, faults: list[Fault] | None = None, length: int = 20, tokens_per_message: int = 3, text: str = ""
     ) -> None:
-        """Forgets what was; a generation has `length` tokens that depend on the seed, or those of `text`."""
+        """Forgets everything. A generation has `length` tokens that depend on the seed, or those of `text`."""
         self.faults = list(faults or [])
         self.text = text.encode()
         self.length = len(self.text) or length

@@ -28,7 +28,7 @@ def session_of(model=MODEL):
 
 
 def ask(id_="g", prompt=(), **more):
-    """What a client asks; sampling fields go to `sampling`."""
+    """A request; sampling fields go to `sampling`."""
     names = {field.name for field in dataclasses.fields(SamplingParameters)}
     sampling = {name: more.pop(name) for name in list(more) if name in names}
     return GenerationRequest(id_, tuple(prompt), sampling, fresh_seed=more.pop("fresh_seed", 99), **more)
@@ -39,10 +39,10 @@ def open_(session, asked, *, model=MODEL, numerics="numerics", limit=LIMIT):
 
 
 class Stream:
-    """What a client sees of one call: the tokens from the first position on, and why it ended."""
+    """The client's view of one call: the tokens from the first position on, and the finish reason."""
 
     def __init__(self, opened, backend, steps=None, chance=None, model=MODEL) -> None:
-        """Decodes to the end, or so many steps and is then cut; with `chance` in several calls."""
+        """Decodes to the end, or is cut after `steps` steps. With `chance` it takes several calls."""
         generation = opened.generation
         self.tokens = list(opened.known[opened.first_position - generation.prompt_position :])
         self.logprobs = []
@@ -81,7 +81,7 @@ class Stream:
 
 
 def truth(transcript, generation, model=MODEL, limit=LIMIT, backend=FakeBackend):
-    """What the generation's tokens are when everything is computed anew, alone and uninterrupted."""
+    """The tokens and finish reason of the generation when it is computed again, alone and uninterrupted."""
     stops = compile_stops(generation.stop, generation.stop_token_ids, model.tokenizer.texts)
     admission = admission_of(
         transcript[1 : generation.start_position],

@@ -1,4 +1,4 @@
-"""A raw HTTP/2 client, which sends what no library would: the frames of a gRPC call, whole, broken or reset."""
+"""A raw HTTP/2 client that sends frames no library would send: those of a gRPC call, whole, broken or reset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CANCEL = 8
 
 
 def frame(kind, flags=0, stream=0, payload=b"", length=None):
-    """One frame; `length` is what its header says, where that is not the truth."""
+    """One frame. `length` is the length in its header, if it is to be wrong."""
     length = len(payload) if length is None else length
     return struct.pack(">I", length)[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
@@ -40,14 +40,14 @@ def reset(stream):
 
 
 class Connection:
-    """A connection that has shaken hands. What the server sends is read and thrown away."""
+    """A connection after its handshake. What the server sends is read and discarded."""
 
     def __init__(self, port):
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.send(PREFACE + frame(SETTINGS))
 
     def send(self, data):
-        """Sends, unless the server has closed the connection; returns whether it took it."""
+        """Sends bytes. Returns False if the server has closed the connection."""
         with contextlib.suppress(OSError):
             self._socket.sendall(data)
             self._socket.setblocking(False)

@@ -1,4 +1,4 @@
-"""Reads the notes out of a MIDI file, plainly: (start, number) with starts in whole notes."""
+"""Reads the notes of a MIDI file: (start, number) with starts in whole notes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 
 def notes(data: bytes) -> list[tuple[Fraction, int]]:
-    """The notes that begin, over all tracks, in the order of time."""
+    """The notes of all tracks in order of time."""
     ticks_per_quarter = int.from_bytes(data[12:14], "big")
     found: list[tuple[Fraction, int]] = []
     at = 14

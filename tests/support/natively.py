@@ -1,4 +1,4 @@
-"""What the tests of the native backend share: this CPU's instruction sets, backends, and a row's life told plainly."""
+"""For tests of the native backend: this CPU's instruction sets, backends, and a plain implementation of a row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ every_isa = pytest.mark.parametrize("isa", ISAS)
 
 @pytest.fixture(autouse=True)
 def native():
-    """Skips, or fails where GRUVE_REQUIRE names native, if the library was not built."""
+    """Skips the tests if the library was not built, or fails them if GRUVE_REQUIRE names native."""
     need("native", present=unavailable_reason() is None, install=f"pip install -e . ({unavailable_reason()})")
 
 
@@ -35,7 +35,7 @@ def row_with(prompt=(), *, history=(0,), position=None, max_tokens=10, sampling=
 
 
 def life(backend: NativeBackend, slot: int, steps: int) -> tuple[list[int], RowStatus]:
-    """The tokens of the row in `slot` until it freezes, `steps` steps a call, and why it froze."""
+    """The tokens of the row in `slot` until it freezes, with `steps` steps per call, and why it froze."""
     tokens, reason = [], RowStatus.RUNNING
     while reason is RowStatus.RUNNING:
         block = backend.decode([slot], [steps], steps)
@@ -45,7 +45,7 @@ def life(backend: NativeBackend, slot: int, steps: int) -> tuple[list[int], RowS
 
 
 class PlainRow:
-    """A row by the words of `gruve.decode.Row` and the law of sampling, one step at a time."""
+    """A row as defined by `gruve.decode.Row` and `model/sampling.py`, one step at a time."""
 
     def __init__(self, row: Row) -> None:
         self.row, self.generated, self.stop_state = row, row.generated, row.stop_state
@@ -53,7 +53,7 @@ class PlainRow:
         self.position = row.position
 
     def step(self, logits) -> tuple[int, RowStatus]:
-        """`logits` as the network gives them for the pending token."""
+        """Takes a step; `logits` are those of the network for the pending token."""
         row, self.position = self.row, self.position + 1
         prompted = bool(self.forced)
         token = self.forced.pop(0) if prompted else self._draw(logits)
@@ -80,5 +80,5 @@ class PlainRow:
         if early and row.stops is not None:
             masked |= set(row.stops.token_ids)
         history = np.array(self.transcript[-law.MAX_REPETITION_WINDOW :])
-        with np.errstate(over="ignore", invalid="ignore"):  # at temperatures near 0 the law leaves fp32 behind
+        with np.errstate(over="ignore", invalid="ignore"):  # at temperatures near 0 the definition overflows fp32
             return law.draw(logits, row.sampling, position=self.position, history=history, masked=tuple(sorted(masked)))

@@ -1,4 +1,4 @@
-"""Small models of every cell with weights that make lively distributions; what the tests of model and engine decode."""
+"""Small models of every cell, with weights that give varied distributions, for the tests of several rooms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config_of(cell, *, V=13, E=6, H=8, L=2, tied=False, precision="float16", poi
 
 
 def pointers_of(V: int, *, bars=(1, 2), followers=(1, 2, 3), matches=4, places=6, counts=3) -> PointerConfig:
-    """Pointers over the vocabulary of `tokenizer_of`: its last token is a bar line, the one before begins a part."""
+    """Pointers over the vocabulary of `tokenizer_of`: the last token is a bar line, the one before begins a part."""
     return PointerConfig(
         bars=bars,
         followers=followers,
@@ -46,7 +46,7 @@ def tokenizer_of(V: int, *, has_end: bool = True) -> Tokenizer:
 
 
 def weights_of(config: ModelConfig, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Random weights, already rounded, that let every gate work and tell tokens apart."""
+    """Random weights, already rounded, with which every gate matters and tokens have different logits."""
     torch.manual_seed(seed)
     network = Network(config)
     rounded = {}
@@ -71,7 +71,7 @@ def model_of(config: ModelConfig, seed: int = 1, *, has_end: bool = True) -> Mod
 
 @st.composite
 def configs(draw, hidden_sizes=(8, 9, 16, 17, 24)) -> ModelConfig:
-    """Any cell, any depth, tied or not, embedding as wide as the state or not, sizes that fill no vector register."""
+    """Any cell and depth, tied or not, any embedding size, and sizes that do not fill a vector register."""
     H = draw(st.sampled_from(hidden_sizes))
     E = draw(st.sampled_from([5, H]))
     return config_of(

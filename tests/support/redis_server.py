@@ -1,4 +1,4 @@
-"""A Redis of the tests' own."""
+"""A Redis for the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from requiring import need_program
 
 
 class RedisServer:
-    """A Redis of the tests' own, on a socket in a folder."""
+    """A Redis on a socket in a folder."""
 
     def __init__(self, folder) -> None:
         program = need_program("redis-server", "apt-get install redis-server")
@@ -40,7 +40,7 @@ class RedisServer:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
-    # A socket's path has to be short.
+    # The path of a socket has to be short.
     folder = tmp_path_factory.mktemp("r")
     server = RedisServer(folder)
     yield server

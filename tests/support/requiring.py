@@ -1,4 +1,4 @@
-"""Outside programs that tests need: absent, they skip with the install command; named in GRUVE_REQUIRE, they fail."""
+"""Outside programs that tests need. Without one, a test is skipped with the install command; see also GRUVE_REQUIRE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def need_program(name: str, install: str) -> str:
 
 
 def need(name: str, *, present: bool, install: str) -> None:
-    """Skip, or fail if GRUVE_REQUIRE names it, where something the test needs is not present."""
+    """Skips the test if something it needs is not present, or fails it if GRUVE_REQUIRE names it."""
     if present:
         return
     if name in os.environ.get("GRUVE_REQUIRE", "").split(","):

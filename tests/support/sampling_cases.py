@@ -34,7 +34,7 @@ def parameters(draw, V):
 
 @st.composite
 def rows(draw, vocabularies):
-    """Rows of one call: logits with many ties, positions below and beyond the history's length, masks, everything."""
+    """Rows of one call: logits with many ties, positions below and above the history's length, masks, all options."""
     V = draw(st.sampled_from(vocabularies))
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     made = []

@@ -115,7 +115,7 @@ POLICY = Reconnect(max_reconnects=4, first_reconnects=2, backoff_s=0)
 
 
 def both(calls: list[list[Step]], use_sync: Any, use_async: Any) -> tuple[list[Any], list[Any]]:
-    """What `use_sync(client)` and `use_async(client)` do and observe when a server plays the script."""
+    """What `use_sync(client)` and `use_async(client)` do and observe with a server that plays the script."""
     seen: list[list[Any]] = []
     for kind, transport, package in (
         (Client, ThreadsTransport, "gruve.client.sync"),
@@ -136,7 +136,7 @@ def both(calls: list[list[Step]], use_sync: Any, use_async: Any) -> tuple[list[A
 
 
 def plain(value: Any) -> Any:
-    """An event or a failure as something that compares by value."""
+    """An event or a failure in a form that compares by value."""
     if isinstance(value, CallFailed):
         return (type(value).__name__, str(value))
     return (type(value).__name__, *(str(getattr(value, name)) for name in value.__dataclass_fields__))

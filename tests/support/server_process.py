@@ -1,4 +1,4 @@
-"""`gruve serve` as a process, and how a server in this process is drained."""
+"""`gruve serve` as a process, and a way to drain a server in this process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Process:
 
     @property
     def line(self):
-        """What it says when it is ready."""
+        """The line that it prints when it is ready."""
         if self._line is None:
             self._line = json.loads(self._process.stdout.readline())
         return self._line
@@ -73,7 +73,7 @@ class Process:
 
 
 def drain(server, ending="drain"):
-    """Begins to end a server as a signal does; returns what a second signal would be put into."""
+    """Begins to drain a server, as a signal does. Returns the event that a second signal sets."""
 
     async def begin():
         asked = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""A real server in this process, on an event loop of its own, and what tests say to it over the wire."""
+"""A real server in this process on its own event loop, and helpers that call it over the wire."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from nets import CELL_NAMES, CELLS, config_of, tokenizer_of, weights_of
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 ABC_TOKENS = ("L:1/8\n", "M:4/4\n", "K:Cmaj\n", "| ", "|]\n", "|: ", *"ABCDEFGz", "c'", "2", "3/2", "(3")
 HELD = 0.01
-"""Tokens per second of a stream that is to stand still after its first."""
+"""The tokens per second of a stream that must not advance after its first token."""
 PATIENCE_S = 60.0
-"""What a busy machine may take before a test gives up."""
+"""How long a test waits on a busy machine before it gives up."""
 
 
 class Running:
-    """A server that runs, with a channel to it."""
+    """A running server, with a channel to it."""
 
     def __init__(
         self,
@@ -68,24 +68,24 @@ class Running:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
     def connect(self) -> grpc.Channel:
-        """A connection of its own."""
+        """Opens another connection."""
         return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
 
     def host(self, model: str) -> ModelHost:
         return self.server.models.get(model)
 
     def generate(self, timeout: float | None = PATIENCE_S, **fields: Any) -> Any:
-        """Opens a stream, of the model `tiny` where nothing else is named."""
+        """Opens a stream, of the model `tiny` if no other is named."""
         if not {"model", "session_id", "new_session"} & set(fields):
             fields["model"] = "tiny"
         return self.generation.Generate(g.GenerateRequest(**fields), timeout=timeout)
 
     def read(self, **fields: Any) -> Read:
-        """A whole stream."""
+        """Reads a whole stream."""
         return read(self.generate(**fields))
 
     def create(self, model: str = "tiny", **fields: Any) -> str:
-        """A new session's id."""
+        """Creates a session and returns its id."""
         new = g.NewSession(model=model, **fields)
         return self.sessions.CreateSession(session_pb2.CreateSessionRequest(session=new)).session.id
 
@@ -100,12 +100,12 @@ class Running:
         return self.metrics().get(name, {}).get(tuple(sorted(labels.items())), 0.0)
 
     def handled(self, method: str, code: str) -> float:
-        """How many calls of a method have ended with a status."""
+        """The number of calls of a method that have ended with a status."""
         counted = self.metrics().get("grpc_server_handled_total", {}).items()
         return sum(value for labels, value in counted if {("grpc_method", method), ("grpc_code", code)} <= set(labels))
 
     def close(self) -> Future[None]:
-        """Begins to close the server, once."""
+        """Begins to close the server. Further calls do nothing."""
         if self._closing is None:
             self._closing = asyncio.run_coroutine_threadsafe(self.server.__aexit__(), self._loop)
         return self._closing
@@ -162,24 +162,24 @@ def read(messages: Iterable[g.GenerateResponse]) -> Read:
 
 
 def first(call: Any, messages: int = 1) -> list[g.GenerateResponse]:
-    """So many messages of a stream that goes on."""
+    """Reads `count` messages of a stream that continues."""
     return [next(call) for _ in range(messages)]
 
 
 def token(call: Any) -> g.GenerateResponse:
-    """The next message that has tokens."""
+    """Returns the next message that has tokens."""
     return next(message for message in call if message.token_ids)
 
 
 def refusal(call: Callable[[], Any]) -> CallFailed:
-    """How a call is refused, at once or while it streams; fails if it is not."""
+    """The error of a call, raised at once or while it streams; fails if there is none."""
     _, failure = broken(call)
     assert failure is not None, "the call was answered"
     return failure
 
 
 def broken(call: Callable[[], Any]) -> tuple[list[Any], CallFailed | None]:
-    """The messages of a call and how it was broken off, if it was."""
+    """The messages of a call, and the error that ended it, if any."""
     messages: list[Any] = []
     try:
         answer = call()
@@ -190,7 +190,7 @@ def broken(call: Callable[[], Any]) -> tuple[list[Any], CallFailed | None]:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Waits for what another thread is about to do."""
+    """Waits until a condition that another thread makes true."""
     give_up_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < give_up_s, "what was waited for did not come"
@@ -198,11 +198,11 @@ def until(condition: Callable[[], Any]) -> None:
 
 
 LANES = 64
-"""More than any machine has."""
+"""More tokens per second than any machine generates."""
 
 
 class Gate:
-    """Holds a model's backend before each call until that is let through."""
+    """Stops a model's backend before each call until the test lets it through."""
 
     def __init__(self, host: ModelHost) -> None:
         self._arrived = self._let = 0
@@ -212,14 +212,14 @@ class Gate:
         host.backend.decode = self._held  # type: ignore[method-assign]
 
     def let(self, calls: int) -> None:
-        """Lets so many calls through and returns when the next stands before the gate."""
+        """Lets `calls` calls through and returns when the next one waits."""
         self._let += calls
         for _ in range(calls):
             self._permits.release()
         until(lambda: self._arrived > self._let)
 
     def open(self) -> None:
-        """Holds nothing any more."""
+        """Lets everything through from now on."""
         self._open = True
         self._permits.release(LANES)
 
@@ -276,7 +276,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(loop: asyncio.AbstractEventLoop, repository: Path) -> Iterator[Running]:
-    """The server of tests that leave nothing behind."""
+    """The server for tests that leave nothing behind."""
     config = ServeConfig(models=repository, port=0, metrics_port=0, decode=DecodeConfig("cpu", 128))
     running = Running(loop, config, time.time)
     yield running
@@ -285,7 +285,7 @@ def server(loop: asyncio.AbstractEventLoop, repository: Path) -> Iterator[Runnin
 
 @pytest.fixture(scope="session")
 def stopping() -> Iterator[list[Future[None]]]:
-    """Servers that close while other tests run: the thread of `/metrics` takes half a second."""
+    """Servers that are closed while other tests run, because the thread of `/metrics` takes half a second."""
     futures: list[Future[None]] = []
     yield futures
     for future in futures:
@@ -302,7 +302,7 @@ def sqlite(tmp_path: Path) -> str:
 def start(
     loop: asyncio.AbstractEventLoop, tiny_repository: Path, stopping: list[Future[None]]
 ) -> Iterator[Callable[..., Running]]:
-    """Starts servers of the test's own, which end with it; they serve `tiny` unless told otherwise."""
+    """Starts servers for one test, which end with it. They serve `tiny` unless told otherwise."""
     started: list[Running] = []
 
     def start_one(

@@ -1,4 +1,4 @@
-"""Session records, and how they go to a store and come back."""
+"""Session records, written to a store and read back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def generation_of(at, **more):
 
 
 def grow(session, tokens):
-    """Generates so many tokens, in a new generation where the last one has ended."""
+    """Generates `count` tokens, in a new generation if the last one has ended."""
     if not session.generations or session.generations[-1].finished:
         session.generations.append(generation_of(session.position - 1))
         session.next_sampling = None

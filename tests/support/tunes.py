@@ -1,4 +1,4 @@
-"""Tunes for tests: the 200 of the fixture, tokens to make nonsense of, and made-up tunes in normal form."""
+"""Tunes for tests: the 200 of the fixture, tokens for random nonsense, and generated tunes in normal form."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def tunes(draw: st.DrawFn) -> Tune:
 
 
 def write_books(folder: Path) -> Path:
-    """Writes books of enough different tunes that each part of the split gets some and no token is rare."""
+    """Writes books with enough different tunes that every part of the split has some and no token is rare."""
     notes = "CDEFGABc"
 
     def bar(n: int) -> str:

@@ -1,4 +1,4 @@
-"""Batches hold the corpus in order, begin cold where they say so, and can be drawn again."""
+"""Batches have the corpus in order, begin cold where they say so, and can be drawn again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is told everything by its config, and a config with a mistake is refused by the name of the mistake."""
+"""Training configurations: every mistake is refused with the key and the bound."""
 
 from __future__ import annotations
 

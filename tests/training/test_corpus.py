@@ -1,4 +1,4 @@
-"""A corpus that cannot be used is refused with what is wrong with it."""
+"""Every unusable corpus is refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures mean what they say: checked against the oracle, token by token."""
+"""The losses of `evaluate`, compared with the oracle token by token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model(tmp_path: Path, kind: str) -> Model:
 
 
 def nats(model: Model, inputs: list[int], targets: list[int]) -> float:
-    """The oracle's loss in all."""
+    """The sum of the oracle's losses."""
     logits = Oracle(model.config, model.weights).run(inputs)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""The figures of form, on tunes whose form can be read off."""
+"""The figures of form, on tunes whose form is obvious."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network in training is shown of the pointers is what the definition says of the same transcript."""
+"""The pointers in training are those of the definition for the same transcript."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_run_over_tunes_with_pointers_makes_a_model_that_loads(tmp_path: Path,
 
 
 def nats_of(oracle: Oracle, ids: list[int]) -> list[float]:
-    """The nats of each of `ids` behind a start token."""
+    """The nats of each of `ids` after a start token."""
     spent = []
     for token, target in zip([START_ID, *ids[:-1]], ids, strict=True):
         logits = torch.from_numpy(oracle.step(token))

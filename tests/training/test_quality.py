@@ -1,4 +1,4 @@
-"""Samples are judged by what they are, and a card prints what was measured."""
+"""Samples are judged correctly, and a card prints the measured figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sequence that trains fast computes what the plain one computes."""
+"""The fast sequence for training computes the same as the plain one."""
 
 from __future__ import annotations
 

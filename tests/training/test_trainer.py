@@ -1,4 +1,4 @@
-"""A run learns, can be repeated to the bit, and does not notice that it was interrupted."""
+"""A run learns, can be repeated to the bit, and ends the same after an interruption."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG = TrainingConfig(
 
 
 class Stopped(Exception):
-    """What an interrupted run raises."""
+    """Raised to interrupt a run."""
 
 
 @pytest.fixture(name="corpus")
@@ -125,7 +125,7 @@ def test_every_cell_learns(tmp_path: Path, corpus: Path, cell: str) -> None:
     schedule = dataclasses.replace(CONFIG.schedule, steps=80, validate_every_steps=40, average_decay=0.9)
     train(dataclasses.replace(CONFIG, architecture=architecture, schedule=schedule), corpus, tmp_path / "run")
     losses = [row[4] for row in read_curve(tmp_path / "run" / "losses.csv")]
-    assert losses[-1] < losses[0] < 3.2  # 20 characters at random cost 3.0 nats
+    assert losses[-1] < losses[0] < 3.2  # 20 equally likely characters cost 3.0 nats
     assert losses[-1] < 2.5
 
 

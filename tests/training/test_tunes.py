@@ -1,4 +1,4 @@
-"""What the training room knows of tunes: auxiliary targets, unlikely tokens, a corpus of books, and a run over it."""
+"""Training on tunes: auxiliary targets, unlikely tokens, a corpus of books, and a run over it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def a_corpus(folder: Path) -> TuneCorpus:
 
 
 def behind(fragment: str) -> tuple[int, ...]:
-    """The auxiliary targets behind the first place where the tune's text so far ends in `fragment`."""
+    """The auxiliary targets after the first place at which the tune's text ends in `fragment`."""
     for at in range(len(TUNE)):
         if join(TUNE[: at + 1]).rstrip().endswith(fragment):
             return auxiliary_targets(TUNE)[at]

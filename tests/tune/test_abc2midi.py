@@ -1,4 +1,4 @@
-"""abcMIDI's abc2midi, a reader we did not write, hears in our ABC what we mean."""
+"""abc2midi, an independent reader, plays the same notes as we do."""
 
 from __future__ import annotations
 
