@@ -29,7 +29,9 @@ class RedisServer:
         while True:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(f"{self.folder}/redis.sock")
-                return
+                connection.sendall(b"PING\r\n")
+                if connection.recv(64).startswith(b"+PONG"):  # and not "-LOADING", while it reads its file
+                    return
             assert time.monotonic() < give_up_s
             time.sleep(0.01)
 

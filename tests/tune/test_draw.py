@@ -20,11 +20,10 @@ def drawn(music: str) -> str:
     return draw(write_tune(parse_tune(abc(music)))).svg
 
 
-def test_a_tune_becomes_one_page_and_a_midi_file(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_tune_becomes_one_page(capfd: pytest.CaptureFixture[str]) -> None:
     drawing = draw(write_tune(detokenize(kept()[0].tokens), title="Fish & <Chips>"))
     assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
     assert "Fish" in drawing.svg
-    assert drawing.midi.startswith(b"MThd")
     assert drawing.log == ()
     assert capfd.readouterr() == ("", "")
 

@@ -26,6 +26,7 @@ from gruve.cli import (
     tune,
 )
 from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, USAGE, table
+from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, parser_options
 from gruve.cli.terminal import Failure, say_error
 from gruve.errors import GruveError, InvalidField
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     args = make_parser().parse_args(arguments)
     try:
+        if args.extra:
+            require_extra(args.extra, f"`{args.command}`")
         code: int = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
+from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_flag
 from gruve.cli.terminal import Failure, TextOut, standard_output
 from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_files
@@ -68,6 +69,8 @@ class TuneOptions:
         for path in args.out or ():
             if path.suffix not in KINDS:
                 raise Failure(f"--out is {str(path)!r}; its name must end in one of {', '.join(KINDS)}", exit_code=2)
+            if path.suffix == ".svg":
+                require_extra("draw", f"--out {path}")
         key = parse_key_request(args.key) if args.key is not None else None
         if args.key is not None and key is None:
             raise Failure(

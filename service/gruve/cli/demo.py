@@ -44,7 +44,7 @@ TUNE_TOKENS = 600
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
-    parser = add_command(commands, "demo", DESCRIPTION, EXAMPLES, run)
+    parser = add_command(commands, "demo", DESCRIPTION, EXAMPLES, run, extra="serve,draw")
     add_flag(parser, "--models", Path, "models", "the folder of models", variable="GRUVE_MODELS", metavar="DIR")
     add_flag(parser, "--out", Path, "demo", "where the tune is written", metavar="DIR")
     add_flag(parser, "--rate", float, 30.0, "tokens per second", metavar="N")

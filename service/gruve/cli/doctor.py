@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from gruve.cli.exit_codes import DONE, FAILED
+from gruve.cli.extras import missing_modules
 from gruve.cli.flags import Parser, add_address, add_command, add_flag, add_json
 from gruve.cli.json_output import print_json
 from gruve.cli.serve import default_store
@@ -30,7 +31,18 @@ examples:
   gruve doctor --json | jq '.findings[] | select(.state != "ok")'
 """
 State = Literal["ok", "optional", "missing"]
-PACKAGES: Final = ("torch", "numpy", "safetensors", "grpcio", "protobuf", "redis", "verovio", "matplotlib")
+PACKAGES: Final = {
+    "grpcio": "",
+    "protobuf": "",
+    "torch": "serve",
+    "numpy": "serve",
+    "safetensors": "serve",
+    "prometheus-client": "serve",
+    "redis": "serve",
+    "verovio": "draw",
+    "matplotlib": "train",
+}
+"""The packages whose versions are told, each with the extra that brings it."""
 SUPPORTED_PYTHON: Final = ((3, 11), (3, 14))
 """The first version that is supported and the first one that is not."""
 PROGRAMS: Final = {
@@ -66,9 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Check everything, then print it."""
     findings = [
         *_versions(),
-        *_decoding(),
-        *_models(args.models),
-        _store(default_store() if args.store == "sqlite" else args.store),
+        *(_serving(args) if not missing_modules("serve") else ()),
         *_ports(),
         _server(args.address),
         *_optional(),
@@ -93,10 +103,18 @@ def _versions() -> Iterator[Finding]:
     cure = "" if supported else f"use Python {first[0]}.{first[1]} to {after[0]}.{after[1] - 1}"
     yield Finding("version", "gruve", "ok", importlib.metadata.version("gruve"))
     yield Finding("version", "python", "ok" if supported else "missing", f"{found} in {sys.prefix}", cure)
-    for package in PACKAGES:
+    for package, extra in PACKAGES.items():
         version = _version(package)
-        cure = "" if version else f"pip install {package}, or install gruve again"
-        yield Finding("version", package, "ok" if version else "missing", version or "not installed", cure)
+        cure = "" if version else f"pip install 'gruve[{extra}]'" if extra else "install gruve again"
+        absent: State = "missing" if extra in ("", "serve") else "optional"
+        yield Finding("version", package, "ok" if version else absent, version or "not installed", cure)
+
+
+def _serving(args: argparse.Namespace) -> Iterator[Finding]:
+    """What only a server needs."""
+    yield from _decoding()
+    yield from _models(args.models)
+    yield _store(default_store() if args.store == "sqlite" else args.store)
 
 
 def _decoding() -> Iterator[Finding]:

@@ -34,7 +34,7 @@ COLUMNS = ("part", "protocol", "tokens", "nats per token", "bits per token")
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
-    parser = add_command(commands, "evaluate", DESCRIPTION, EXAMPLES, run)
+    parser = add_command(commands, "evaluate", DESCRIPTION, EXAMPLES, run, extra="train")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="the model's folder")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="a text in UTF-8, or a folder of ABC books")
     parser.add_argument(

@@ -77,14 +77,20 @@ def parser_options(description: str, examples: str) -> dict[str, Any]:
 
 
 def add_command(
-    commands: Any, name: str, description: str, examples: str, run: Callable[[argparse.Namespace], int]
+    commands: Any,
+    name: str,
+    description: str,
+    examples: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    extra: str = "",
 ) -> Parser:
-    """Add a command; return its parser."""
+    """Add a command; return its parser. `extra` is what it needs, a key of `extras.MODULES`."""
     short = description.partition(".")[0]
     parser: Parser = commands.add_parser(
         name, help=short[0].lower() + short[1:], **parser_options(description, examples)
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, extra=extra, command=parser.prog)
     return parser
 
 

@@ -21,7 +21,7 @@ example:
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
-    parser = add_command(commands, "publish", DESCRIPTION, EXAMPLES, run)
+    parser = add_command(commands, "publish", DESCRIPTION, EXAMPLES, run, extra="train")
     for name, what in (
         ("config", "the run's config, in TOML"),
         ("card", "what the card says that cannot be measured, in TOML"),

@@ -59,7 +59,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
-    parser = add_command(commands, "serve", DESCRIPTION, EXAMPLES, run)
+    parser = add_command(commands, "serve", DESCRIPTION, EXAMPLES, run, extra="serve")
     where = parser.add_argument_group("where")
     add_flag(
         where,

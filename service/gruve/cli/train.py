@@ -33,7 +33,7 @@ its card. models/*/training.toml are examples of configs, service/gruve/training
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
-    parser = add_command(commands, "train", DESCRIPTION, EXAMPLES, run)
+    parser = add_command(commands, "train", DESCRIPTION, EXAMPLES, run, extra="train")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="what to train and how, in TOML")
     parser.add_argument(
         "--corpus", type=Path, required=True, metavar="PATH", help="a text in UTF-8, or a folder of ABC books"

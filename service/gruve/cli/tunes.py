@@ -23,20 +23,29 @@ def write_tune_files(abcs: Sequence[str], paths: Sequence[Path], note: Callable[
 
     An `.abc` file takes all of them. Of several tunes each picture and each MIDI file is one of its own: `tune-1.svg`.
     """
-    from gruve.tune.draw import draw
-
-    drawn = any(path.suffix != ".abc" for path in paths)
-    drawings = [draw(abc) for abc in abcs] if drawn else []
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".abc":
             path.write_text("\n".join(abcs), encoding="utf-8")
             note(f"wrote {path}")
             continue
-        for number, drawing in enumerate(drawings, 1):
-            own = path.with_stem(f"{path.stem}-{number}") if len(drawings) > 1 else path
-            own.write_bytes(drawing.midi if path.suffix == ".mid" else drawing.svg.encode())
+        for number, abc in enumerate(abcs, 1):
+            own = path.with_stem(f"{path.stem}-{number}") if len(abcs) > 1 else path
+            own.write_bytes(_midi(abc) if path.suffix == ".mid" else _picture(abc))
             note(f"wrote {own}")
+
+
+def _midi(abc: str) -> bytes:
+    from gruve.tune.parse import parse_tune
+    from gruve.tune.play import midi_file
+
+    return midi_file(parse_tune(abc))
+
+
+def _picture(abc: str) -> bytes:
+    from gruve.tune.draw import draw
+
+    return draw(abc).svg.encode()
 
 
 def finished_tune(text: str, note: Callable[[str], None]) -> Tune:

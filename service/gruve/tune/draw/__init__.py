@@ -17,7 +17,6 @@ from typing import Final
 
 from gruve.errors import TuneError
 from gruve.tune.parse import parse_tune
-from gruve.tune.play import midi_file
 
 _VIEW: Final = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
 _SVG_TAG: Final = re.compile(r"<svg\b[^>]*>")
@@ -31,20 +30,19 @@ SECONDS_PER_TUNE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A tune as one tall SVG page, black on white, and as a MIDI file; `log` is what verovio complained of."""
+    """A tune as one tall SVG page, black on white; `log` is what verovio complained of."""
 
     svg: str
-    midi: bytes
     log: tuple[str, ...]
 
 
 def draw(abc: str) -> Drawing:
-    """Draw one tune, and play it; raises TuneError if it is no tune or verovio cannot draw it."""
-    midi = midi_file(parse_tune(abc))
+    """Draw one tune; raises TuneError if it is no tune or verovio cannot draw it."""
+    parse_tune(abc)
     (engraving,) = _engraved([abc], svg=True)
     if not engraving.svg:
         raise TuneError("verovio could not draw the tune: " + "; ".join(engraving.log))
-    return Drawing(_on_white(engraving.svg), midi, engraving.log)
+    return Drawing(_on_white(engraving.svg), engraving.log)
 
 
 def engraving_warnings(tunes: Sequence[str]) -> list[tuple[str, ...]]:
