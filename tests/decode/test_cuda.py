@@ -252,81 +252,9 @@ def test_log_probabilities_equal_those_of_the_reference_backend():
         np.testing.assert_array_equal(getattr(blocks[0], name), getattr(blocks[1], name))
 
 
-def test_a_released_slot_is_empty_and_keeps_its_state_until_it_is_reused():
-    backend = torch_backend(MODEL, 1)
-    backend.admit(0, row_with(max_tokens=3), None)
-    life(backend, 0, 3)
-    state = backend.snapshot(0)
-    backend.release(0)
-    assert backend.snapshot(0).tobytes() == state.tobytes()
-    with pytest.raises(ValueError, match="slot 0 holds no sequence"):
-        backend.decode([0], [1], 1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"history": np.array([V], dtype=np.int32)}, "history token 9 is not between 0 and 8"),
-        ({"history": np.array([], dtype=np.int32)}, "history's size 0"),
-        ({"forced": np.array([1, -1], dtype=np.int32)}, "forced token -1"),
-        ({"position": -1}, "position -1"),
-        ({"position": 1 << 31}, "position 2147483648"),
-        ({"end_id": V}, "end_id 9"),
-        ({"max_tokens": -1}, "max_tokens -1"),
-        ({"min_tokens": -5}, "min_tokens -5"),
-        ({"generated": -1}, "generated -1"),
-        ({"logprobs": 1_025}, "logprobs 1025"),
-        ({"stop_state": 1}, "stop_state 1"),
-        ({"sampling": SamplingParameters(logit_bias=((V, 1.0),))}, "logit_bias token 9"),
-        ({"stops": compile_stops(("a",), (), ("a",) * (V + 1))}, "stop table of shape"),
-    ],
-)
-def test_a_row_out_of_bounds_is_refused_and_the_slot_stays_as_it_was(changes, complaint):
-    backend = torch_backend(MODEL, 1)
-    backend.admit(0, row_with(max_tokens=3), None)
-    with pytest.raises(ValueError, match=complaint):
-        backend.admit(0, dataclasses.replace(row_with(), **changes), None)
-    undisturbed = torch_backend(MODEL, 1)
-    undisturbed.admit(0, row_with(max_tokens=3), None)
-    assert life(backend, 0, 3) == life(undisturbed, 0, 3)
-
-
-@pytest.mark.parametrize("entry", [2, -1, 1 << 29, -(1 << 31)])
-def test_a_stop_table_with_a_next_state_out_of_bounds_is_refused(entry):
-    stops = compile_stops(("a",), (), TEXTS)
-    stops.table[1, 3] = entry
-    with pytest.raises(ValueError, match="a stop table's next state"):
-        torch_backend(MODEL, 1).admit(0, row_with(stops=stops), None)
-
-
-@pytest.mark.parametrize(
-    ("slots", "limits", "steps", "complaint"),
-    [
-        ([0, 0], [1, 1], 1, "slot 0 is given twice"),
-        ([5], [1], 1, "slot 5 is not between 0 and 4"),
-        ([4], [1], 1, "slot 4 holds no sequence"),
-        ([0], [-1], 1, "limit -1"),
-        ([0], [1], 0, "steps 0"),
-        ([0], [1], 257, "steps 257"),
-        ([0], [1, 1], 1, "1 slots and 2 limits"),
-        ([], [], 1, "0 slots"),
-        (range(17), [1] * 17, 1, "17 slots"),
-    ],
-)
-def test_a_call_out_of_bounds_is_refused(slots, limits, steps, complaint):
-    backend = torch_backend(MODEL, 5)
-    backend.admit(0, row_with(), None)
-    with pytest.raises(ValueError, match=complaint):
-        backend.decode(slots, limits, steps)
-
-
-def test_a_state_of_the_wrong_shape_or_an_unknown_slot_is_refused():
-    backend = torch_backend(MODEL, 1)
-    with pytest.raises(ValueError, match=r"a state of shape \(1, 2, 17\)"):
-        backend.admit(0, row_with(), np.zeros((1, 2, 17), dtype=np.float32))
-    for refused in (backend.snapshot, backend.release, lambda slot: backend.admit(slot, row_with(), None)):
-        with pytest.raises(ValueError, match="slot 1 is not between 0 and 0"):
-            refused(1)
+def test_a_position_of_more_than_31_bits_is_refused():
+    with pytest.raises(ValueError, match="position 2147483648"):
+        torch_backend(MODEL, 1).admit(0, dataclasses.replace(row_with(), position=1 << 31), None)
 
 
 def test_the_rows_of_a_call_are_limited_by_the_memory_for_logits():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import subprocess
@@ -20,13 +19,12 @@ from gruve.bench.machine import describe_machine
 from gruve.decode import RowStatus
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.decode.native import NativeBackend, backend, library, unavailable_reason
-from gruve.decode.stops import compile_stops
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 from natively import ISAS, PlainRow, life, native, row_with
 from nets import CELLS, config_of, model_of
 from requiring import need_program
-from row_cases import MODEL, TEXTS, V, rows
+from row_cases import MODEL, V, rows
 
 __all__ = ["native"]
 
@@ -107,87 +105,10 @@ def test_log_probabilities_are_of_the_unmodified_distribution_and_given_to_who_a
     assert (got.top_ids[0, 2, V:] == -1).all()
 
 
-def test_a_slot_that_was_released_is_empty_and_keeps_its_state_until_it_is_taken_again():
-    native = NativeBackend(MODEL, 1)
-    native.admit(0, row_with(max_tokens=3), None)
-    life(native, 0, 3)
-    state = native.snapshot(0)
-    native.release(0)
-    assert native.snapshot(0).tobytes() == state.tobytes()
-    with pytest.raises(ValueError, match="slot 0 holds no sequence"):
-        native.decode([0], [1], 1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"history": np.array([V], dtype=np.int32)}, "history token 9 is not between 0 and 8"),
-        ({"history": np.array([], dtype=np.int32)}, "history's size 0"),
-        ({"forced": np.array([1, -1], dtype=np.int32)}, "forced token -1"),
-        ({"position": -1}, "position -1"),
-        ({"end_id": V}, "end_id 9"),
-        ({"max_tokens": -1}, "max_tokens -1"),
-        ({"min_tokens": -5}, "min_tokens -5"),
-        ({"generated": -1}, "generated -1"),
-        ({"logprobs": 1_025}, "logprobs 1025"),
-        ({"stop_state": 1}, "stop_state 1"),
-        ({"sampling": SamplingParameters(logit_bias=((V, 1.0),))}, "logit_bias token 9"),
-        ({"stops": compile_stops(("a",), (), ("a",) * (V + 1))}, "stop table of shape"),
-    ],
-)
-def test_a_row_out_of_bounds_is_refused_and_the_slot_stays_as_it_was(changes, complaint):
-    native = NativeBackend(MODEL, 1)
-    native.admit(0, row_with(max_tokens=3), None)
-    with pytest.raises(ValueError, match=complaint):
-        native.admit(0, dataclasses.replace(row_with(), **changes), None)
-    undisturbed = NativeBackend(MODEL, 1)
-    undisturbed.admit(0, row_with(max_tokens=3), None)
-    assert life(native, 0, 3) == life(undisturbed, 0, 3)
-
-
-@pytest.mark.parametrize("entry", [2, -1, 1 << 29, -(1 << 31)])
-def test_a_stop_table_that_leads_nowhere_is_refused(entry):
-    stops = compile_stops(("a",), (), TEXTS)
-    stops.table[1, 3] = entry
-    with pytest.raises(ValueError, match="a stop table's next state"):
-        NativeBackend(MODEL, 1).admit(0, row_with(stops=stops), None)
-
-
-@pytest.mark.parametrize(
-    ("slots", "limits", "steps", "complaint"),
-    [
-        ([0, 0], [1, 1], 1, "slot 0 is given twice"),
-        ([5], [1], 1, "slot 5 is not between 0 and 4"),
-        ([-1], [1], 1, "slot -1 is not between"),
-        ([4], [1], 1, "slot 4 holds no sequence"),
-        ([0], [-1], 1, "limit -1"),
-        ([0], [1], 0, "steps 0"),
-        ([0], [1], 4_097, "steps 4097"),
-        ([0], [1, 1], 1, "1 slots and 2 limits"),
-        ([], [], 1, "0 slots"),
-        (range(65), [1] * 65, 1, "65 slots"),
-    ],
-)
-def test_a_call_out_of_bounds_is_refused(slots, limits, steps, complaint):
-    native = NativeBackend(MODEL, 5)
-    native.admit(0, row_with(), None)
-    with pytest.raises(ValueError, match=complaint):
-        native.decode(slots, limits, steps)
-
-
 @pytest.mark.parametrize(("slots", "threads", "complaint"), [(0, 1, "slots 0"), (1, -1, "threads -1"), (1, 257, "257")])
 def test_a_backend_out_of_bounds_is_refused(slots, threads, complaint):
     with pytest.raises(ValueError, match=complaint):
         NativeBackend(MODEL, slots, threads)
-
-
-def test_a_state_of_another_shape_or_a_slot_that_is_not_there_is_refused():
-    native = NativeBackend(MODEL, 1)
-    with pytest.raises(ValueError, match=r"a state of shape \(1, 2, 17\)"):
-        native.admit(0, row_with(), np.zeros((1, 2, 17), dtype=np.float32))
-    for refused in (native.snapshot, native.release, lambda slot: native.admit(slot, row_with(), None)):
-        with pytest.raises(ValueError, match="slot 1 is not between 0 and 0"):
-            refused(1)
 
 
 def test_a_second_caller_is_told_that_the_backend_is_in_use():
