@@ -31,7 +31,7 @@ class Bed:
             self.slots.fill(sequence)
 
     def left(self):
-        waiting = [sequence.id for sequence in self.scheduler.waiting.values()]
+        waiting = [id_ for queue in self.scheduler._tenants.values() for id_ in queue.waiting]
         return sorted(self.scheduler.running), waiting, sorted(self.backend.rows)
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.engine.scheduler import MAX_PROMPT_LEAD, Scheduler
+from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, Sequence
+from gruve.engine.tenant_queue import MAX_PROMPT_LEAD
 from gruve.model.sampling import SamplingParameters
 
 GREEDY = SamplingParameters(temperature=0.0)
@@ -104,7 +105,9 @@ class Simulation:
         slots = [s.slot for s in self.scheduler.running.values()]
         assert len(set(slots)) == len(slots) <= self.slots
         assert set(slots) <= set(range(self.slots))
-        assert {*self.scheduler.running, *self.scheduler.waiting} == set(self.alive), "no sequence is lost"
+        left = [i for queue in self.scheduler._tenants.values() for i in queue.waiting]
+        assert len(left) == self.scheduler.waiting
+        assert {*self.scheduler.running, *left} == set(self.alive), "no sequence is lost"
 
     def check(self, rows):
         running, picked = self.scheduler.running.values(), {row.id for row in rows}

@@ -52,6 +52,7 @@ MAY_NOT_KNOW = {
     "engine/scheduler": {"torch", "numpy", "threading", "time"},
     "engine/sequence": {"torch", "threading", "time"},
     "engine/step_times": {"torch", "numpy", "threading", "time"},
+    "engine/tenant_queue": {"torch", "numpy", "threading", "time"},
     "engine/update": {"torch", "threading", "time"},
     "decode/stops": {"torch", "threading", "time"},
     "engine": {"asyncio"},

@@ -110,15 +110,23 @@ class Engine:
     def message_gap_s(self, seconds: float) -> None:
         self._loop.updater.message_gap_s = seconds
 
-    def admit(self, admission: Admission, credit: int | None = None, *, readmitted: bool = False) -> int:
+    def admit(
+        self,
+        admission: Admission,
+        credit: int | None = None,
+        *,
+        readmitted: bool = False,
+        preempted: bool = False,
+    ) -> int:
         """Queues a sequence and returns its id.
 
         `credit` is how many tokens may be generated before the first `grant`; None for no bound. A sequence that was
-        admitted before and comes back (`readmitted`) waits for a slot like others, but is admitted to a full queue.
+        admitted before and comes back (`readmitted`) waits for a slot like others, but is admitted to a full queue. One
+        that was ended with PREEMPTED (`preempted`) also goes before its tenant's other waiting sequences.
 
         Raises `QueueFull`, `Draining` or, after a failure of the loop itself, `EngineFailed`; then nothing is queued.
         """
-        return self._intake.admit(admission, credit, readmitted=readmitted)
+        return self._intake.admit(admission, credit, readmitted=readmitted, preempted=preempted)
 
     def cancel(self, sequence_id: int, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Ends a sequence at the next call, running or waiting. One that has ended is left alone."""

@@ -16,9 +16,10 @@ from gruve.errors import Draining, EngineFailed, QueueFull
 
 
 class Enter(NamedTuple):
-    """An admitted sequence joins the waiting queue."""
+    """An admitted sequence joins its tenant's waiting queue, at the end or in front (`first`)."""
 
     sequence: Sequence
+    first: bool = False
 
 
 class End(NamedTuple):
@@ -73,21 +74,21 @@ class Intake:
         """The sequence, unless it has ended."""
         return self._sequences.get(sequence_id)
 
-    def admit(self, admission: Admission, credit: int | None, *, readmitted: bool) -> int:
+    def admit(self, admission: Admission, credit: int | None, *, readmitted: bool, preempted: bool = False) -> int:
         """See `Engine.admit`."""
         with self._changed:
             if self._incident is not None:
                 raise EngineFailed(self._incident)
             if self._closing:
                 raise Draining("the server is shutting down and takes no new sequences")
-            if len(self._sequences) >= self._slots + self._max_waiting and not readmitted:
+            if len(self._sequences) >= self._slots + self._max_waiting and not (readmitted or preempted):
                 raise QueueFull(
                     f"{len(self._sequences)} sequences run or wait; at most {self._slots} run and "
                     f"{self._max_waiting} wait"
                 )
             sequence = Sequence(next(self._ids), admission, self._clock(), credit=credit)
             self._sequences[sequence.id] = sequence
-            self._commands.append(Enter(sequence))
+            self._commands.append(Enter(sequence, preempted))
             self._changed.notify()
         return sequence.id
 

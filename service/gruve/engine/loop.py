@@ -93,8 +93,8 @@ class Loop:
         progress: list[Progress] = []
         for command in commands:
             match command:
-                case Enter(sequence):
-                    self._scheduler.add(sequence)
+                case Enter(sequence, first):
+                    self._scheduler.add(sequence, first=first)
                     self._endings.watch(sequence)
                 case Grant(sequence_id, tokens):
                     if granted := self._intake.find(sequence_id):
@@ -105,7 +105,9 @@ class Loop:
         return is_open
 
     def _admit(self, now_s: float) -> None:
-        """Puts waiting sequences into free slots."""
+        """Puts waiting sequences into free slots, and frees slots for tenants that hold too few."""
+        for sequence in self._scheduler.preemptable():
+            self._deliver(self._endings.end(sequence.id, FinishReason.PREEMPTED, now_s))
         for sequence in self._scheduler.admit():
             sequence.started_s = now_s
             try:
@@ -155,7 +157,7 @@ class Loop:
 
     def _deliver(self, progress: list[Progress], call: FinishedCall | None = None) -> None:
         """Reports a call, or progress that no call made."""
-        running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        running, waiting = len(self._scheduler.running), self._scheduler.waiting
         if call is not None:
             rows, steps = len(call.plan.rows), call.plan.steps
             generated = sum([len(p.tokens) - p.forced for p in progress])

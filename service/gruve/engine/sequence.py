@@ -33,6 +33,8 @@ class FinishReason(enum.Enum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     HANDED_OVER = "handed_over"
+    PREEMPTED = "preempted"
+    """Another tenant got its slot. The caller admits the rest of the sequence again; a client never sees this."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,6 +77,10 @@ class Admission:
     """Whether forced tokens are delivered; without them the first token delivered is the first one generated."""
     max_pending_output: int = UNLIMITED
     """This many undelivered tokens are delivered at once, however recent the last delivery was."""
+    tenant: str = ""
+    """Whose sequence it is: tenants share slots and calls."""
+    weight: float = 1.0
+    """The tenant's share relative to that of others, above 0."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,8 +107,8 @@ class Progress(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     state: NDArray[np.float32] | None = None
-    """The state that has consumed all tokens but the last: in the last progress if `keep_state`, and in between as
-    `snapshot_tokens` asks."""
+    """The state that has consumed all tokens but the last: in the last progress if `keep_state` or if the sequence was
+    preempted, and in between as `snapshot_tokens` asks."""
     incident: str | None = None
     """The id under which the log has the failure that ended the sequence; there is no finish reason then."""
     queue_s: float = 0.0
@@ -162,12 +168,17 @@ class Sequence:
     snapshot_position: int = 0
     """The position of the last state in a progress."""
     output: PendingOutput = dataclasses.field(default_factory=PendingOutput)
+    tenant: str = ""
+    weight: float = 1.0
+    counted_position: int = 0
+    """The position up to which its tokens count as served to its tenant."""
 
     def __post_init__(self) -> None:
+        self.tenant, self.weight = self.admission.tenant, self.admission.weight
         self.forced_left = len(self.admission.forced)
         self.generated = self.admission.generated
         self.ready_s = self.admission.ready_s
-        self.position = self.snapshot_position = self.admission.position
+        self.position = self.snapshot_position = self.counted_position = self.admission.position
 
     @property
     def prompting(self) -> bool:
@@ -206,6 +217,12 @@ class Sequence:
         """Whether `steps` steps after the calls in flight could exceed `snapshot_tokens` since the last snapshot."""
         every = self.admission.snapshot_tokens
         return every is not None and self.position + self.submitted + steps > self.snapshot_position + every
+
+    def take_served(self) -> int:
+        """How many tokens calls have served to it since this was last asked, forced ones included."""
+        tokens = self.position - self.counted_position
+        self.counted_position = self.position
+        return tokens
 
     def advance(self, steps: int, now_s: float) -> int:
         """Counts `steps` steps that a call took and returns how many of them were forced."""

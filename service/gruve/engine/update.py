@@ -82,7 +82,7 @@ class Updater:
         `states` are states that have been read already, by slot. A state that cannot be read fails the sequence.
         """
         try:
-            state = self._last_state(sequence, states)
+            state = self._last_state(sequence, reason, states)
         except Exception:
             log.exception("a state could not be read: incident %s", incident := new_incident())
             return self.fail(sequence, incident)
@@ -115,10 +115,11 @@ class Updater:
         max_pending = sequence.admission.max_pending_output
         return sequence.output.is_due(now_s, next_s, self.message_gap_s, max_pending) or _needs_snapshot(sequence)
 
-    def _last_state(self, sequence: Sequence, states: Mapping[int, State]) -> State | None:
+    def _last_state(self, sequence: Sequence, reason: FinishReason, states: Mapping[int, State]) -> State | None:
         if sequence.slot is None:
             return sequence.admission.state
-        return self._state(sequence, states) if sequence.admission.keep_state else None
+        wanted = sequence.admission.keep_state or reason is FinishReason.PREEMPTED
+        return self._state(sequence, states) if wanted else None
 
     def _snapshot(self, sequence: Sequence, states: Mapping[int, State]) -> State | None:
         sequence.snapshot_position = sequence.position
