@@ -89,7 +89,7 @@ class _Growth:
         self._rss_without_idle_mb = math.nan
 
     def active(self, sessions: int) -> Row:
-        """Measure this many sessions in the closed loop."""
+        """Measures this many sessions in the closed loop."""
         found = [self._load(sessions) for _ in range(self._config.rounds)]
         return self._row("active", sessions, sessions, math.nan, found) | {"cpu_ratio": math.nan}
 

@@ -127,7 +127,7 @@ class _Bench:
         self._step_ms = math.nan
 
     def closed(self) -> list[Row]:
-        """Measure the closed loop in rounds, and the bounds for 64 simultaneous arrivals."""
+        """Measures the closed loop in rounds, and the bounds for 64 simultaneous arrivals."""
         config = self._config
         rounds: dict[int, list[Measured]] = {sessions: [] for sessions in config.sessions}
         for i in range(config.rounds):

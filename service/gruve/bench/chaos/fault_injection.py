@@ -26,7 +26,7 @@ WRITE_VERSION = 18
 
 @contextlib.asynccontextmanager
 async def disk_full(path: Path, __: Redis | None, server: Replica) -> AsyncIterator[None]:
-    """Limit the size of the server's files to their present one, which acts as a full disk."""
+    """Limits the size of the server's files to their present one, which acts as a full disk."""
     size = min(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")))
     _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, hard))
@@ -35,7 +35,7 @@ async def disk_full(path: Path, __: Redis | None, server: Replica) -> AsyncItera
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """Hold SQLite's write lock."""
+    """Holds SQLite's write lock."""
     with _connected(path) as db:
         await asyncio.to_thread(db.execute, "BEGIN IMMEDIATE")
         yield
@@ -43,14 +43,14 @@ async def locked(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None
 
 @contextlib.asynccontextmanager
 async def read_only(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """Mark the file as read-only in its header."""
+    """Marks the file as read-only in its header."""
     async with _overwritten(path, lambda _: [(WRITE_VERSION, b"\xff")]):
         yield
 
 
 @contextlib.asynccontextmanager
 async def corrupt_pages(path: Path, _: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """Overwrite the root pages of all tables, and restore the ones that were not rewritten since."""
+    """Overwrites the root pages of all tables, and restores the ones that were not rewritten since."""
 
     def roots(db: sqlite3.Connection) -> list[Patch]:
         (size,) = db.execute("PRAGMA page_size").fetchone()
@@ -63,7 +63,7 @@ async def corrupt_pages(path: Path, _: Redis | None, __: Replica) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def redis_down(_: Path, redis: Redis | None, __: Replica) -> AsyncIterator[None]:
-    """Kill Redis, and start it again afterwards."""
+    """Kills Redis, and starts it again afterwards."""
     assert redis is not None  # noqa: S101 - the scenario's store is Redis
     await redis.kill()
     try:
@@ -90,7 +90,7 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextlib.asynccontextmanager
 async def _overwritten(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]]) -> AsyncIterator[None]:
-    """Overwrite parts of the file without SQLite, and restore those that have not been rewritten since."""
+    """Overwrites parts of the file without SQLite, and restores those that have not been rewritten since."""
     places, before = await asyncio.to_thread(_overwrite, path, patches)
     try:
         yield
@@ -99,7 +99,7 @@ async def _overwritten(path: Path, patches: Callable[[sqlite3.Connection], list[
 
 
 def _overwrite(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]]) -> tuple[list[Patch], list[bytes]]:
-    """Write patches into the file; return them and the bytes they replaced."""
+    """Writes patches into the file; returns them and the bytes they replaced."""
     with open(path, "r+b", buffering=0) as file, _connected(path) as db:
         _begin_with_empty_log(db, path)
         places = patches(db)
@@ -119,7 +119,7 @@ def _restore(path: Path, places: list[Patch], before: list[bytes]) -> None:
 
 
 def _begin_with_empty_log(db: sqlite3.Connection, path: Path) -> None:
-    """Begin a transaction at a moment when the write-ahead log is empty."""
+    """Begins a transaction at a moment when the write-ahead log is empty."""
     log = path.with_name(path.name + "-wal")
     while True:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

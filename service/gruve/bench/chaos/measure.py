@@ -78,7 +78,7 @@ class _Missing(Exception):
 
 
 async def run_chaos(config: ChaosBenchConfig, told: Callable[[Row], None], report: Report) -> bool:
-    """Run the scenarios and report a row for each; return whether every one passed."""
+    """Runs the scenarios and reports a row for each; returns whether every one passed."""
     with tempfile.TemporaryDirectory(prefix="gruve-chaos-") as name:
         folder = Path(name)
         make_model(folder / "models" / MODEL, config.size)
@@ -168,7 +168,7 @@ class _Chaos:
             yield streams
 
     async def _wait(self, streams: Streams) -> None:
-        """Wait for a random moment with enough streams in the middle of a generation, and record their number."""
+        """Waits for a random moment with enough streams in the middle of a generation, and records their number."""
         while True:
             await streams.until(f"{LEAST} flow", lambda: streams.flowing(self._last_s) >= LEAST, WAIT_S)
             await asyncio.sleep(self._random.uniform(0.0, self._config.longest_wait_s))
@@ -181,7 +181,7 @@ class _Chaos:
         self._report(f"{self._scenario}: {what}, {self._at_kill[-1]} streams in the middle of a generation")
 
     async def _end(self, streams: Streams) -> None:
-        """Let the streams end, and read their transcripts from the server."""
+        """Lets the streams end, and reads their transcripts from the server."""
         await streams.finish(FINISH_S)
         for stream in streams.all:
             if not stream.failure:
@@ -249,7 +249,7 @@ class _Chaos:
                 self._done("both replicas restarted in turn")
 
     async def _broken_store(self) -> Streams:
-        """Break the store while streams run, kill the server, and repair the store before the server starts again."""
+        """Breaks the store while streams run, kills the server, and repairs the store before the restart."""
         redis = Redis(self._folder, _program("redis-server")) if self._scenario == "store-unreachable" else None
         path = self._folder / "sessions.db"
         where = redis.url if redis is not None else f"sqlite:{path}"
@@ -278,7 +278,7 @@ class _Chaos:
             return streams
 
     async def _suffer(self, server: Replica, streams: Streams) -> None:
-        """Wait until the server reports the failure and every stream has received more tokens."""
+        """Waits until the server reports the failure and every stream has received more tokens."""
         give_up_s = time.monotonic() + WAIT_S
         while not (errors := await server.metric("gruve_store_errors_total")):
             if time.monotonic() > give_up_s:
@@ -301,7 +301,7 @@ class _Chaos:
         return durable
 
     def _read_durable(self, store: Store, durable: dict[Stream, int]) -> None:
-        """Read every session's transcript from the store, without a server."""
+        """Reads every session's transcript from the store, without a server."""
         try:
             for stream, position in durable.items():
                 stored = store.read(stream.session, time.time())

@@ -91,7 +91,7 @@ class Heard:
     ended: bool = False
 
     def take(self, chunk: Chunk) -> None:
-        """Record a chunk; raise `CallFailed` if a control was refused."""
+        """Records a chunk; raises `CallFailed` if a control was refused."""
         answer = chunk.answer
         if answer is not None and answer.position is None:
             raise ValueError(f"control {answer.control_id} was refused: {answer.reason}: {answer.message}")
@@ -171,7 +171,7 @@ class Stream:
         return self._position
 
     async def run(self, client: AsyncClient, tokens_per_s: float, crowd: Streams) -> None:
-        """Play turns until `crowd` ends them."""
+        """Plays turns until `crowd` ends them."""
         self._left = MORE_TOKENS
         try:
             while not crowd.ending:
@@ -312,7 +312,7 @@ class Twins:
         self._playing = asyncio.Lock()
 
     async def compare(self, streams: Streams, transcripts: Sequence[tuple[Stream, Sequence[int], int]]) -> Difference:
-        """Compare every turn of every stream, and transcripts, which must have at least the given number of tokens."""
+        """Compares every turn of every stream, and transcripts, which must have at least the given number of tokens."""
         difference = Difference()
         async with self._playing:
             if not self._replica.pid:

@@ -69,7 +69,7 @@ class DecodeBenchConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Task:
-    """Measure one model on a number of threads, at these batches."""
+    """Measures one model on a number of threads, with these batch sizes."""
 
     model: Model
     cell: str

@@ -45,7 +45,7 @@ class Side:
         self.clients = stack.enter_context(Clients(connect(self.server.target, channels), client_processes))
 
     def load(self, workload: Workload, sessions: int, warm_s: float, seconds: float) -> Loaded:
-        """Run `sessions` concurrent sessions and measure them for `seconds`, after `warm_s` of warm-up."""
+        """Runs `sessions` concurrent sessions and measures them for `seconds`, after `warm_s` of warm-up."""
         begin_ns = soon_ns()
         window_ns = begin_ns + int(warm_s * S)
         end_ns = window_ns + int(seconds * S)

@@ -260,7 +260,7 @@ class _Load:
                     self._admit()
 
     def end(self) -> None:
-        """Cancel all sequences and wait for their end."""
+        """Cancels all sequences and waits for their end."""
         self._ending = True
         while self._engine.load:
             for sequence_id in list(self._running):

@@ -61,7 +61,7 @@ class Transport(Protocol):
         """Sends a request and yields its raw messages; raises `Refused`."""
 
     def read(self, raw: bytes) -> Message:
-        """Parse a message; called after the run."""
+        """Parses a message; called after the run."""
 
     async def forget(self, session: str) -> None:
         """Deletes a session."""
@@ -116,7 +116,7 @@ class GruveTransport:
 
 
 def connect(target: str, channels: int) -> functools.partial[GruveTransport]:
-    """Return a factory of `GruveTransport`, picklable so that it can be sent to a client process."""
+    """Returns a factory of `GruveTransport`, which can be pickled and sent to a client process."""
     return functools.partial(GruveTransport, target, channels)
 
 

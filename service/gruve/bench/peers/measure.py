@@ -128,7 +128,7 @@ class _Run:
         self.skipped: list[Row] = []
 
     def prepare(self) -> None:
-        """Install the systems to compare."""
+        """Installs the systems to compare."""
         for system in (s for s in SYSTEMS if s.name in self._config.systems):
             try:
                 folder = environment(

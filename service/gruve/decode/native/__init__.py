@@ -1,8 +1,8 @@
-"""The CPU backend: the whole step in C++ behind a plain C ABI, called through ctypes, the GIL free meanwhile.
+"""The CPU backend: the whole step in C++ behind a C ABI, called through ctypes without the GIL.
 
-`abi.h` is the border. Above it stand `library.py` (finds, checks and describes the shared library) and `backend.py`
-(the decode contract); below it `model` (packing), `kernels*` (one object per instruction set), `sampling`, `call` and
-`decoder` (slots and steps) and `pool` (threads).
+`abi.h` declares the ABI. Above it, in Python, `library.py` loads and describes the shared library, and `backend.py`
+implements the decode interface. Below it, in C++, are `model` (packing of weights), `kernels*` (one object per
+instruction set), `sampling`, `pointers`, `call` and `decoder` (slots and steps), and `pool` (threads).
 """
 
 from gruve.decode.native.backend import NativeBackend

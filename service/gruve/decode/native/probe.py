@@ -15,7 +15,7 @@ PATTERNS = 3
 
 
 def fma_flop_per_s(isa: str, seconds: float) -> float:
-    """Floating-point operations a second in independent chains of fused multiply-adds; 0 where the CPU lacks `isa`."""
+    """FLOP/s of independent chains of fused multiply-adds; 0 if the CPU does not have `isa`."""
     return float(_probes().gruve_probe_fma(isa.encode(), seconds))
 
 
@@ -25,7 +25,7 @@ def read_bytes_per_s(isa: str, size_bytes: int, pattern: int, seconds: float) ->
 
 
 def clock_hz(seconds: float) -> float:
-    """Clock cycles a second."""
+    """Clock cycles per second."""
     return float(_probes().gruve_probe_clock(seconds))
 
 
