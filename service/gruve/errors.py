@@ -4,6 +4,8 @@ GruveError
 ├── InvalidRequest              no server accepts the request, whatever its state
 │   ├── InvalidField            a value is out of range; names the field
 │   ├── BlobRefused             an exported session was altered, or signed with another key
+│   ├── ReceiptInvalid          a file is no receipt, or one of another version
+│   ├── KeyFileRefused          a key file is readable for others, or has another kind of key
 │   └── UnknownCharacter        the tokenizer has no token for a character; says where
 ├── TuneError                   ABC notation cannot be read; says line and column
 ├── ModelError
@@ -94,6 +96,14 @@ class BlobRefused(InvalidRequest):
     """The bytes of an exported session were not signed with this server's key, or were altered since."""
 
     reason = "BLOB_REFUSED"
+
+
+class ReceiptInvalid(InvalidRequest):
+    """A file is no receipt, or one of a version that this gruve does not read. No request has one."""
+
+
+class KeyFileRefused(InvalidRequest):
+    """A key file is readable for others, or has another kind of key. No request has one."""
 
 
 class TuneError(GruveError):

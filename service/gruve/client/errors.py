@@ -35,6 +35,7 @@ that a class stands for; a class without one is chosen from the gRPC status.
     ├── AccessDenied            UNAUTHENTICATED, PERMISSION_DENIED
     ├── Unimplemented           [NOT_YET], UNIMPLEMENTED
     └── ServerFault             [INTERNAL, ENGINE_FAILED]           `metadata["incident"]` finds it in the server's log
+        └── StreamCorrupted     tokens were lost, repeated or altered between the server and the reader
 
 A keyword argument that a method does not have is a `TypeError`, as everywhere in Python.
 """
@@ -225,6 +226,10 @@ class Unimplemented(CallFailed):
 
 class ServerFault(CallFailed):
     """The server failed, or broke the protocol."""
+
+
+class StreamCorrupted(ServerFault):
+    """Tokens were lost, repeated or altered on the way: their positions, or their hash, are not the server's."""
 
 
 CLASS_OF_REASON: dict[str, type[CallFailed]] = {

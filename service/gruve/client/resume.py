@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import grpc
 
 from gruve.client.errors import CallFailed, ConnectionLost, ModelChanged, NumericsChanged, ServerFault
+from gruve.client.received import ReceivedTokens, corrupted
+from gruve.receipt.canonical import receipt_json
+from gruve.receipt.file import ReceiptFile
 from gruve.v1 import generation_pb2, sampling_pb2
 
 
@@ -47,10 +50,26 @@ class Resumption:
         """What the first call reported: the session, the seed and all parameters in force."""
         self.end: generation_pb2.GenerationEnd | None = None
         """How the generation ended; None before that."""
+        self.received = ReceivedTokens()
+        self.inserted: dict[int, tuple[int, ...]] = {}
+        """The prompts that controls have inserted, by position."""
         self._request = request
         self._position: int | None = None
         self._expects_start = True
         self._allow_gaps = allow_gaps and not request.echo
+
+    def receipt_file(self, *, token_ids: bool = True) -> ReceiptFile | None:
+        """The receipt with its signature and, if wanted and known, the tokens; None before the end."""
+        if self.end is None or not self.end.HasField("receipt"):
+            return None
+        receipt = self.end.receipt
+        generated = self.received.generated(receipt) if token_ids else None
+        tokens = None if generated is None else tuple(generated)
+        places = [(change.position, change.inserted) for change in receipt.changes if change.inserted]
+        inserted = tuple(self.inserted[at][:size] for at, size in places if at in self.inserted)
+        return ReceiptFile(
+            receipt_json(receipt), receipt.signature, tokens, inserted if len(inserted) == len(places) else ()
+        )
 
     @property
     def finish_reason(self) -> str:
@@ -71,19 +90,28 @@ class Resumption:
     def receive(self, response: generation_pb2.GenerateResponse) -> Chunk | None:
         """Takes a message and returns the tokens and text that it adds, None if it adds neither.
 
-        Raises `ServerFault` if the message does not continue the messages before.
+        Raises `StreamCorrupted` if the message does not continue the messages before, or if it is the last one and its
+        receipt is not that of the tokens received.
         """
         if self._expects_start:
             self.begin(response)
         position, expected = response.position, self._position or 0
         if position < expected or (position > expected and not self._allow_gaps):
-            raise protocol_violation(f"position {position} was sent where {expected} comes next")
+            raise corrupted(f"position {position} was sent where {expected} comes next")
         self._position = position + len(response.token_ids)
+        if response.token_ids:
+            self.received.add(position, response.token_ids)
         if response.HasField("end") and not ends_the_call_alone(response.end):
-            self.end = response.end
+            self.finish(response.end)
         if not (response.token_ids or response.text):
             return None
         return Chunk(position, tuple(response.token_ids), response.text, tuple(response.logprobs))
+
+    def finish(self, end: generation_pb2.GenerationEnd) -> None:
+        """Takes the end of the generation. Raises `StreamCorrupted` if its receipt is of other tokens."""
+        if end.HasField("receipt"):  # an older server has none
+            self.received.check(end.receipt)
+        self.end = end
 
     def begin(self, response: generation_pb2.GenerateResponse) -> None:
         """Takes the start of the generation from the first message of a call."""
@@ -92,7 +120,7 @@ class Resumption:
         self._expects_start = False
         if self.start is None:
             self.start = response.start
-            self._position = response.position
+            self._position = self.received.began = response.position
             self._request.generation_id = response.start.generation_id
             self._request.sampling.seed = response.start.sampling.seed
             if response.start.session_id:

@@ -174,7 +174,7 @@ class Steering(Resumption):
 
     def _take_end(self, end: generation_pb2.GenerationEnd) -> Chunk | None:
         """Takes the end of a generation that a lost call finished, by itself or by an unanswered `stop`."""
-        self.end = end
+        self.finish(end)
         stop = next((said for said in self._unanswered if said.kind == "stop"), None)
         if stop is None or end.finish_reason != generation_pb2.FINISH_REASON_CANCELLED:
             return None
@@ -202,6 +202,10 @@ class Steering(Resumption):
     def _record(self, said: _SentMessage, position: int) -> None:
         """Records a control that took effect, and drops the controls and tokens that it removed."""
         said.answered = self._position = position
+        self.received.cut(position)
+        self.inserted = {at: tokens for at, tokens in self.inserted.items() if at < position}
+        if said.kind == "insert_prompt":
+            self.inserted[position] = tuple(said.request.insert_prompt.tokens.ids)
         while self._received and self._received[-1].stop > position:
             cut = self._received.pop()
             if cut.start < position:

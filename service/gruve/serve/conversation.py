@@ -21,6 +21,7 @@ import grpc
 from gruve.engine.sequence import FinishReason, Progress
 from gruve.errors import Draining, GruveError, HandedOver, InvalidField, PositionMismatch, TranscriptFull
 from gruve.serve.control_queue import ControlQueue
+from gruve.serve.messages import Sign
 from gruve.serve.model_host import ModelHost
 from gruve.serve.status import internal_error
 from gruve.serve.stream import Stream
@@ -45,9 +46,10 @@ class Conversation(Stream):
         host: ModelHost,
         request: ValidatedGenerate,
         on_end: Callable[[Conversation], None],
+        sign: Sign | None = None,
     ) -> None:
         """`on_end` is called once, when the stream produces nothing more."""
-        super().__init__(running, host, request)
+        super().__init__(running, host, request, sign)
         self._credit = request.credit or 0
         """How many tokens may still be sent."""
         self._paused = self._stopped = False

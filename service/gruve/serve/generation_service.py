@@ -12,7 +12,7 @@ import numpy as np
 
 from gruve.engine.sequence import FinishReason
 from gruve.serve.conversation import Conversation
-from gruve.serve.messages import logprobs_message
+from gruve.serve.messages import Sign, logprobs_message
 from gruve.serve.model_host import ModelHosts
 from gruve.serve.scoring import score
 from gruve.serve.stream import Stream
@@ -31,8 +31,9 @@ ENTRIES_AT_ONCE = 1_024
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """Serves `gruve.v1.GenerationService`."""
 
-    def __init__(self, models: ModelHosts, opener: GenerationOpener) -> None:
-        self.streams = Streams(models, opener)
+    def __init__(self, models: ModelHosts, opener: GenerationOpener, sign: Sign | None = None) -> None:
+        """`sign` signs receipts; None leaves them unsigned."""
+        self.streams = Streams(models, opener, sign)
         self._models = models
         self._max_ttl_s = opener.persistence.config.idle_ttl_s
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from gruve.engine.sequence import FinishReason, TokenLogprobs
 from gruve.model.sampling import SamplingParameters
+from gruve.receipt.canonical import VERSION, canonical
+from gruve.sessions.receipts import Receipt
 from gruve.v1 import generation_pb2, sampling_pb2
+
+Sign = Callable[[bytes], bytes]
+"""From the canonical form of a receipt to its signature."""
 
 FINISH_REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -32,6 +37,38 @@ def sampling_message(parameters: SamplingParameters, vocabulary_size: int) -> sa
         logit_bias=sampling_pb2.LogitBias(biases=dict(parameters.logit_bias)),
         seed=parameters.seed,
     )
+
+
+def receipt_message(receipt: Receipt, vocabulary_size: int, sign: Sign | None) -> generation_pb2.Receipt:
+    """A receipt, signed if the server has a key."""
+    message = generation_pb2.Receipt(
+        version=VERSION,
+        model_digest=receipt.model_digest,
+        numerics_id=receipt.numerics_id,
+        computed_from=receipt.computed_from,
+        start_position=receipt.start_position,
+        next_position=receipt.next_position,
+        sampling=sampling_message(receipt.sampling, vocabulary_size),
+        changes=[
+            generation_pb2.ReceiptChange(
+                position=change.position,
+                sampling=sampling_message(change.sampling, vocabulary_size),
+                inserted=change.inserted,
+            )
+            for change in receipt.changes
+        ],
+        max_tokens=receipt.max_tokens,
+        min_tokens=receipt.min_tokens,
+        ignore_eos=receipt.ignore_eos,
+        stop=receipt.stop,
+        stop_token_ids=receipt.stop_token_ids,
+        finish_reason=FINISH_REASONS[receipt.finish_reason],
+        prompt_sha256=receipt.prompt_sha256,
+        tokens_sha256=receipt.tokens_sha256,
+    )
+    if sign is not None:
+        message.signature = sign(canonical(message))
+    return message
 
 
 def logprobs_message(logprobs: TokenLogprobs, texts: Sequence[str]) -> sampling_pb2.TokenLogprobs:

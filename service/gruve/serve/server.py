@@ -28,6 +28,7 @@ from gruve.model.repository import Broken, Model, scan
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
 from gruve.serve.interceptor import Interceptor
+from gruve.serve.messages import Sign
 from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost, ModelHosts
 from gruve.serve.model_service import ModelServicer
@@ -87,6 +88,8 @@ class ServeConfig:
     """Authenticates session ids. None takes the store's key, or without a store a new random one."""
     export_key: bytes | None = None
     """Signs exported sessions. None takes the session key, unless that is random."""
+    sign_receipt: Sign | None = None
+    """Signs the canonical form of a receipt; None leaves receipts unsigned. See `gruve.receipt.signing`."""
     store: str = "memory"
     """The session store; see `gruve.sessions.store.open`."""
     store_synchronous: str = "NORMAL"
@@ -256,7 +259,8 @@ class Server:
 
     async def _listen(self) -> int:
         """Starts the gRPC server and returns its port."""
-        generations = GenerationServicer(self.models, GenerationOpener(self.persistence, self.models.get))
+        opener = GenerationOpener(self.persistence, self.models.get)
+        generations = GenerationServicer(self.models, opener, self.config.sign_receipt)
         sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
         models = ModelServicer(self.models)
 

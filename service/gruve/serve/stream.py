@@ -13,20 +13,31 @@ from collections.abc import AsyncIterator
 
 from gruve.engine.sequence import FinishReason, Progress
 from gruve.errors import EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
-from gruve.serve.messages import FINISH_REASONS, duration, logprobs_message, sampling_message
+from gruve.serve.messages import (
+    FINISH_REASONS,
+    Sign,
+    duration,
+    logprobs_message,
+    receipt_message,
+    sampling_message,
+)
 from gruve.serve.model_host import ModelHost
 from gruve.serve.send_buffer import SendBuffer
 from gruve.serve.text_assembler import TextAssembler
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.generations import apply_progress
 from gruve.sessions.opening import RunningGeneration
+from gruve.sessions.receipts import make_receipt
 from gruve.v1 import generation_pb2
 
 
 class Stream:
     """The stream of a running generation; `begin` starts it. It is a `model_host.Listener` and an `opening.Viewer`."""
 
-    def __init__(self, running: RunningGeneration, host: ModelHost, request: ValidatedGenerate) -> None:
+    def __init__(
+        self, running: RunningGeneration, host: ModelHost, request: ValidatedGenerate, sign: Sign | None = None
+    ) -> None:
+        """`sign` signs the receipt; None leaves it unsigned."""
         self.running = running
         self.generation = running.generation
         self.sequence_id: int | None = None
@@ -49,6 +60,9 @@ class Stream:
         self._buffer.add(self.generation.prompt_position, opened.known)
         self._error: GruveError | None = None
         self._sent_end = False
+        self._sign = sign
+        self._receipt: generation_pb2.Receipt | None = None
+        """Made when the generation ends for good."""
         self._changed = asyncio.Event()
         self._arrived_s = request.arrived_s
         self._opened_s = time.monotonic()
@@ -166,6 +180,9 @@ class Stream:
         generation, first = self.generation, self._buffer.first_position
         if generation.finished and reason is generation.finish_reason:  # otherwise only this call has ended
             self._buffer.finish()
+            if not self.leaving:  # while the session is still this stream's
+                receipt = make_receipt(self.running.session, generation)
+                self._receipt = receipt_message(receipt, self._host.model.tokenizer.size, self._sign)
             if first > generation.next_position and self._error is None:
                 self._error = PositionMismatch(
                     f"from_position is {first}; the generation ended at {generation.next_position}",
@@ -203,6 +220,8 @@ class Stream:
         if self._first_token_s is not None:
             end.usage.prompt_time.CopyFrom(duration(max(0.0, self._first_token_s - self._opened_s - self.queue_s)))
             end.usage.generation_time.CopyFrom(duration(self._last_token_s - self._first_token_s))
+        if self._receipt is not None:
+            end.receipt.CopyFrom(self._receipt)
         if self.finish is FinishReason.STOP:
             matched = self._buffer.matched
             if isinstance(matched, str):

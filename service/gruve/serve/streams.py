@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gruve.engine.sequence import FinishReason
 from gruve.serve.conversation import Conversation
+from gruve.serve.messages import Sign
 from gruve.serve.model_host import ModelHosts
 from gruve.serve.stream import Stream
 from gruve.serve.validation_generate import ValidatedGenerate
@@ -13,9 +14,11 @@ from gruve.sessions.opening import GenerationOpener
 class Streams:
     """Opens the streams of one server."""
 
-    def __init__(self, models: ModelHosts, opener: GenerationOpener) -> None:
+    def __init__(self, models: ModelHosts, opener: GenerationOpener, sign: Sign | None = None) -> None:
+        """`sign` signs receipts; None leaves them unsigned."""
         self._models = models
         self._opener = opener
+        self._sign = sign
         self._conversations: set[Conversation] = set()
 
     async def open(self, request: ValidatedGenerate) -> Stream:
@@ -25,9 +28,9 @@ class Streams:
         try:
             host = self._models.get(running.session.model)
             if request.credit is None:
-                stream = Stream(running, host, request)
+                stream = Stream(running, host, request, self._sign)
             else:
-                stream = Conversation(running, host, request, self._conversations.discard)
+                stream = Conversation(running, host, request, self._conversations.discard, self._sign)
             stream.begin()
         except BaseException:
             running.abandon()

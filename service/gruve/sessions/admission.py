@@ -47,7 +47,7 @@ def build_admission(
         min_tokens=generation.min_tokens,
         ignore_eos=generation.ignore_eos,
         stops=stops,
-        stop_state=0 if stops is None else _stop_state(stops, matching),
+        stop_state=0 if stops is None else stop_state(stops, matching),
         generated=generation.generated,
         logprobs=request.logprobs,
         deadline_s=request.deadline_s,
@@ -59,7 +59,7 @@ def build_admission(
     )
 
 
-def _stop_state(stops: StopTable, tokens: Iterable[int]) -> int:
+def stop_state(stops: StopTable, tokens: Iterable[int]) -> int:
     """The state of the stop automaton after these tokens."""
     state = 0
     for token in tokens:

@@ -22,7 +22,7 @@ from gruve.sessions.store import CHUNK_TOKENS, SessionSummary, StoredSession, Wr
 PLAIN_GENERATION = tuple(
     field.name
     for field in dataclasses.fields(Generation)
-    if field.name not in ("sampling", "changes", "finish_reason", "stop", "stop_token_ids")
+    if field.name not in ("sampling", "changes", "finish_reason", "stop", "stop_token_ids", "computed_from")
 )
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -153,6 +153,8 @@ def pack_generation(generation: Generation) -> str:
     """Encode a generation."""
     samplings = list(dict.fromkeys([generation.sampling, *(change.sampling for change in generation.changes)]))
     plain: dict[str, Any] = {name: getattr(generation, name) for name in PLAIN_GENERATION}
+    if generation.computed_from:  # a server of the last version reads all others
+        plain["computed_from"] = generation.computed_from
     return _encode(
         plain
         | {

@@ -56,7 +56,8 @@ class _SessionBackup:
     next_sampling: SamplingParameters | None
     position: int
     generations: int
-    latest: tuple[FinishReason | None, bool] | None
+    latest: Generation | None
+    """A copy of the last generation."""
 
     @classmethod
     def of(cls, session: Session) -> _SessionBackup:
@@ -71,7 +72,7 @@ class _SessionBackup:
             session.next_sampling,
             session.position,
             len(session.generations),
-            None if latest is None else (latest.finish_reason, latest.finished),
+            None if latest is None else dataclasses.replace(latest),
         )
 
     def restore(self, session: Session) -> None:
@@ -79,10 +80,13 @@ class _SessionBackup:
         session.tokenizer_digest = self.tokenizer_digest
         session.state, session.consumed, session.snapshots = self.state, self.consumed, self.snapshots
         session.next_sampling = self.next_sampling
-        del session.transcript[self.position :]
+        session.cut_transcript(self.position)
         del session.generations[self.generations :]
         if self.latest is not None:
-            session.generations[-1].finish_reason, session.generations[-1].finished = self.latest
+            latest = session.generations[-1]
+            latest.finish_reason, latest.finished = self.latest.finish_reason, self.latest.finished
+            latest.digest, latest.numerics_id = self.latest.digest, self.latest.numerics_id
+            latest.computed_from = self.latest.computed_from
 
 
 def open_generation(
@@ -146,6 +150,8 @@ def make_continuable(
                 session_numerics_id=session.numerics_id,
                 server_numerics_id=numerics_id,
             )
+        # A state that others computed would make tokens that nobody can recompute from the transcript.
+        session.drop_states()
         session.numerics_id = numerics_id
         session.store_progress.events += 1
 
@@ -232,8 +238,9 @@ def _resume(
     compute_again = request.logprobs is not None and first_position < next_position
     known = () if compute_again else tuple(session.transcript[generation.prompt_position : next_position])
     admission = None
-    if not generation.finished:
+    if not generation.finished and (generation.digest, generation.numerics_id) != (session.digest, session.numerics_id):
         generation.digest, generation.numerics_id = session.digest, session.numerics_id
+        generation.computed_from = next_position
     if compute_again or not generation.finished:
         admission = build_admission(session, generation, request, stops, max_transcript, first_position)
     return OpenedGeneration(session, generation, request, stops, first_position, known, admission, False, backup)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gruve.engine.sequence import FinishReason
 from gruve.model.sampling import SamplingParameters
+from gruve.receipt.token_hash import TokenHash
 
 START_TOKEN = 0
 SESSION_OVERHEAD_BYTES = 1_024
@@ -74,6 +75,8 @@ class Generation:
     digest: str = ""
     """Of the model that generated its last tokens."""
     numerics_id: str = ""
+    computed_from: int = 0
+    """The first position that `digest` and `numerics_id` have computed; 0 for its start."""
 
     @property
     def generated(self) -> int:
@@ -112,6 +115,7 @@ class Generation:
             if c.position <= position
         ]
         self.start_position = min(self.start_position, position)
+        self.computed_from = min(self.computed_from, position)
         self.next_position = position
 
     def memory_bytes(self) -> int:
@@ -194,6 +198,9 @@ class Session:
     idle_bytes: int = 0
     """Its share of the memory budget while it is idle."""
     store_progress: StoreProgress = dataclasses.field(default_factory=StoreProgress)
+    prefix_hash: TokenHash | None = None
+    """The hash of the transcript's first `prefix_hash.position` tokens, from the last receipt; None if there is none.
+    It is not stored."""
 
     @property
     def position(self) -> int:
@@ -246,6 +253,12 @@ class Session:
                 generation.finish_reason = generation.finish_reason or FinishReason.CANCELLED
         self.tokenizer_digest, self.next_sampling = other.tokenizer_digest, other.next_sampling
         self.state, self.consumed, self.snapshots = other.state, other.consumed, other.snapshots
+
+    def cut_transcript(self, position: int) -> None:
+        """Removes the tokens from `position` on."""
+        del self.transcript[position:]
+        if self.prefix_hash is not None and self.prefix_hash.position > position:
+            self.prefix_hash = None
 
     def drop_states(self) -> None:
         """Drops all states: the next use rebuilds the state from the transcript."""

@@ -28,7 +28,7 @@ def rewind(session: Session, to_position: int, seed: int | None = None, *, withi
         for g in session.generations
         if g is within or g.next_position <= to_position or g.prompt_position < to_position
     ]
-    del session.transcript[to_position:]
+    session.cut_transcript(to_position)
     for generation in session.generations[unchanged:]:
         was_cut = generation.next_position > to_position
         if was_cut:

@@ -27,15 +27,15 @@ from gruve.v1 import error_pb2 as gruve_dot_v1_dot_error__pb2
 from gruve.v1 import sampling_pb2 as gruve_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gruve/v1/generation.proto\x12\x08gruve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14gruve/v1/error.proto\x1a\x17gruve/v1/sampling.proto\"\xda\x05\n\x0fGenerateRequest\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x14\n\nsession_id\x18\x02 \x01(\tH\x00\x12+\n\x0bnew_session\x18\x03 \x01(\x0b\x32\x14.gruve.v1.NewSessionH\x00\x12\x1a\n\rgeneration_id\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x1a\n\rfrom_position\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x1e\n\x11\x65xpected_position\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x0e\n\x04text\x18\x07 \x01(\tH\x01\x12$\n\x06tokens\x18\x08 \x01(\x0b\x32\x12.gruve.v1.TokenIdsH\x01\x12.\n\x08sampling\x18\t \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\x12\x17\n\nmax_tokens\x18\n \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0b \x01(\rH\x06\x88\x01\x01\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x07\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18\x10 \x01(\x08\x12#\n\x16max_tokens_per_message\x18\x11 \x01(\rH\x08\x88\x01\x01\x12\"\n\x15max_tokens_per_second\x18\x12 \x01(\x02H\t\x88\x01\x01\x12\x1d\n\x15\x61llow_numerics_change\x18\x13 \x01(\x08\x12\x0e\n\x06rebase\x18\x14 \x01(\x08\x42\x08\n\x06sourceB\x08\n\x06promptB\x10\n\x0e_generation_idB\x10\n\x0e_from_positionB\x14\n\x12_expected_positionB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x19\n\x17_max_tokens_per_messageB\x18\n\x16_max_tokens_per_second\"H\n\nNewSession\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x08idle_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x01\n\x10GenerateResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.gruve.v1.TokenLogprobs\x12\x1d\n\x10\x64urable_position\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12(\n\x05start\x18\x06 \x01(\x0b\x32\x19.gruve.v1.GenerationStart\x12$\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x17.gruve.v1.GenerationEndB\x13\n\x11_durable_position\"\xeb\x01\n\x0fGenerationStart\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x05 \x01(\t\x12\x17\n\x0fprompt_position\x18\x06 \x01(\x04\x12\x16\n\x0estart_position\x18\x07 \x01(\x04\x12.\n\x08sampling\x18\x08 \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\x12\x12\n\nmax_tokens\x18\t \x01(\r\"\xa9\x01\n\rGenerationEnd\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.gruve.v1.FinishReason\x12\x0e\n\x04stop\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\x15\n\rnext_position\x18\x04 \x01(\x04\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.gruve.v1.UsageB\t\n\x07matched\"\xcb\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\x12-\n\nqueue_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bprompt_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fgeneration_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9a\x03\n\x0f\x43onverseRequest\x12\x12\n\ncontrol_id\x18\x01 \x01(\x04\x12\x18\n\x0b\x61t_position\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12(\n\x05start\x18\x03 \x01(\x0b\x32\x17.gruve.v1.ConverseStartH\x00\x12 \n\x05grant\x18\x04 \x01(\x0b\x32\x0f.gruve.v1.GrantH\x00\x12\x37\n\x11\x63hange_parameters\x18\x05 \x01(\x0b\x32\x1a.gruve.v1.ChangeParametersH\x00\x12/\n\rinsert_prompt\x18\x06 \x01(\x0b\x32\x16.gruve.v1.InsertPromptH\x00\x12 \n\x05pause\x18\x07 \x01(\x0b\x32\x0f.gruve.v1.PauseH\x00\x12\"\n\x06resume\x18\x08 \x01(\x0b\x32\x10.gruve.v1.ResumeH\x00\x12\"\n\x06rewind\x18\t \x01(\x0b\x32\x10.gruve.v1.RewindH\x00\x12\x1e\n\x04stop\x18\n \x01(\x0b\x32\x0e.gruve.v1.StopH\x00\x42\t\n\x07messageB\x0e\n\x0c_at_position\"\\\n\rConverseStart\x12+\n\x08generate\x18\x01 \x01(\x0b\x32\x19.gruve.v1.GenerateRequest\x12\x13\n\x06\x63redit\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_credit\"\x17\n\x05Grant\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"B\n\x10\x43hangeParameters\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\"N\n\x0cInsertPrompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x12.gruve.v1.TokenIdsH\x00\x42\x08\n\x06prompt\"\x07\n\x05Pause\"\x08\n\x06Resume\"9\n\x06Rewind\x12\x13\n\x0bto_position\x18\x01 \x01(\x04\x12\x11\n\x04seed\x18\x02 \x01(\x06H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\x06\n\x04Stop\"\xb5\x01\n\x10\x43onverseResponse\x12,\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.gruve.v1.GenerateResponseH\x00\x12\x33\n\x0f\x63ontrol_applied\x18\x02 \x01(\x0b\x32\x18.gruve.v1.ControlAppliedH\x00\x12\x33\n\x0f\x63ontrol_refused\x18\x03 \x01(\x0b\x32\x18.gruve.v1.ControlRefusedH\x00\x42\t\n\x07message\"\\\n\x0e\x43ontrolApplied\x12\x12\n\ncontrol_id\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\x04\x12$\n\x08inserted\x18\x03 \x01(\x0b\x32\x12.gruve.v1.TokenIds\"\\\n\x0e\x43ontrolRefused\x12\x12\n\ncontrol_id\x18\x01 \x01(\x04\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.gruve.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xb0\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.gruve.v1.TokenIdsH\x00\x12\x1a\n\rwindow_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x05 \x01(\rH\x02\x88\x01\x01\x42\t\n\x07\x63ontentB\x10\n\x0e_window_tokensB\x0b\n\t_logprobs\"\xcb\x01\n\rScoreResponse\x12\x13\n\x0btoken_count\x18\x01 \x01(\r\x12\x0c\n\x04nats\x18\x02 \x01(\x01\x12\x16\n\x0enats_per_token\x18\x03 \x01(\x01\x12\x16\n\x0e\x62its_per_token\x18\x04 \x01(\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.gruve.v1.TokenLogprobs\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x08 \x01(\t*\xda\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12!\n\x1d\x46INISH_REASON_END_OF_SEQUENCE\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x05\x12\x1d\n\x19\x46INISH_REASON_HANDED_OVER\x10\x06\x32\xd9\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.gruve.v1.GenerateRequest\x1a\x1a.gruve.v1.GenerateResponse0\x01\x12\x45\n\x08\x43onverse\x12\x19.gruve.v1.ConverseRequest\x1a\x1a.gruve.v1.ConverseResponse(\x01\x30\x01\x12\x38\n\x05Score\x12\x16.gruve.v1.ScoreRequest\x1a\x17.gruve.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gruve/v1/generation.proto\x12\x08gruve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14gruve/v1/error.proto\x1a\x17gruve/v1/sampling.proto\"\xda\x05\n\x0fGenerateRequest\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x14\n\nsession_id\x18\x02 \x01(\tH\x00\x12+\n\x0bnew_session\x18\x03 \x01(\x0b\x32\x14.gruve.v1.NewSessionH\x00\x12\x1a\n\rgeneration_id\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x1a\n\rfrom_position\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x1e\n\x11\x65xpected_position\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x0e\n\x04text\x18\x07 \x01(\tH\x01\x12$\n\x06tokens\x18\x08 \x01(\x0b\x32\x12.gruve.v1.TokenIdsH\x01\x12.\n\x08sampling\x18\t \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\x12\x17\n\nmax_tokens\x18\n \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0b \x01(\rH\x06\x88\x01\x01\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x07\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18\x10 \x01(\x08\x12#\n\x16max_tokens_per_message\x18\x11 \x01(\rH\x08\x88\x01\x01\x12\"\n\x15max_tokens_per_second\x18\x12 \x01(\x02H\t\x88\x01\x01\x12\x1d\n\x15\x61llow_numerics_change\x18\x13 \x01(\x08\x12\x0e\n\x06rebase\x18\x14 \x01(\x08\x42\x08\n\x06sourceB\x08\n\x06promptB\x10\n\x0e_generation_idB\x10\n\x0e_from_positionB\x14\n\x12_expected_positionB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x19\n\x17_max_tokens_per_messageB\x18\n\x16_max_tokens_per_second\"H\n\nNewSession\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x08idle_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x01\n\x10GenerateResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.gruve.v1.TokenLogprobs\x12\x1d\n\x10\x64urable_position\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12(\n\x05start\x18\x06 \x01(\x0b\x32\x19.gruve.v1.GenerationStart\x12$\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x17.gruve.v1.GenerationEndB\x13\n\x11_durable_position\"\xeb\x01\n\x0fGenerationStart\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x05 \x01(\t\x12\x17\n\x0fprompt_position\x18\x06 \x01(\x04\x12\x16\n\x0estart_position\x18\x07 \x01(\x04\x12.\n\x08sampling\x18\x08 \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\x12\x12\n\nmax_tokens\x18\t \x01(\r\"\xcd\x01\n\rGenerationEnd\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.gruve.v1.FinishReason\x12\x0e\n\x04stop\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\x15\n\rnext_position\x18\x04 \x01(\x04\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.gruve.v1.Usage\x12\"\n\x07receipt\x18\x06 \x01(\x0b\x32\x11.gruve.v1.ReceiptB\t\n\x07matched\"\xb7\x03\n\x07Receipt\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x03 \x01(\t\x12\x15\n\rcomputed_from\x18\x04 \x01(\x04\x12\x16\n\x0estart_position\x18\x05 \x01(\x04\x12\x15\n\rnext_position\x18\x06 \x01(\x04\x12.\n\x08sampling\x18\x07 \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\x12(\n\x07\x63hanges\x18\x08 \x03(\x0b\x32\x17.gruve.v1.ReceiptChange\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x12\n\nmin_tokens\x18\n \x01(\r\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12-\n\rfinish_reason\x18\x0e \x01(\x0e\x32\x16.gruve.v1.FinishReason\x12\x15\n\rprompt_sha256\x18\x0f \x01(\x0c\x12\x15\n\rtokens_sha256\x18\x10 \x01(\x0c\x12\x11\n\tsignature\x18\x11 \x01(\x0c\"c\n\rReceiptChange\x12\x10\n\x08position\x18\x01 \x01(\x04\x12.\n\x08sampling\x18\x02 \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\x12\x10\n\x08inserted\x18\x03 \x01(\r\"\xcb\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\x12-\n\nqueue_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bprompt_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fgeneration_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9a\x03\n\x0f\x43onverseRequest\x12\x12\n\ncontrol_id\x18\x01 \x01(\x04\x12\x18\n\x0b\x61t_position\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12(\n\x05start\x18\x03 \x01(\x0b\x32\x17.gruve.v1.ConverseStartH\x00\x12 \n\x05grant\x18\x04 \x01(\x0b\x32\x0f.gruve.v1.GrantH\x00\x12\x37\n\x11\x63hange_parameters\x18\x05 \x01(\x0b\x32\x1a.gruve.v1.ChangeParametersH\x00\x12/\n\rinsert_prompt\x18\x06 \x01(\x0b\x32\x16.gruve.v1.InsertPromptH\x00\x12 \n\x05pause\x18\x07 \x01(\x0b\x32\x0f.gruve.v1.PauseH\x00\x12\"\n\x06resume\x18\x08 \x01(\x0b\x32\x10.gruve.v1.ResumeH\x00\x12\"\n\x06rewind\x18\t \x01(\x0b\x32\x10.gruve.v1.RewindH\x00\x12\x1e\n\x04stop\x18\n \x01(\x0b\x32\x0e.gruve.v1.StopH\x00\x42\t\n\x07messageB\x0e\n\x0c_at_position\"\\\n\rConverseStart\x12+\n\x08generate\x18\x01 \x01(\x0b\x32\x19.gruve.v1.GenerateRequest\x12\x13\n\x06\x63redit\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_credit\"\x17\n\x05Grant\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"B\n\x10\x43hangeParameters\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.gruve.v1.SamplingParameters\"N\n\x0cInsertPrompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x12.gruve.v1.TokenIdsH\x00\x42\x08\n\x06prompt\"\x07\n\x05Pause\"\x08\n\x06Resume\"9\n\x06Rewind\x12\x13\n\x0bto_position\x18\x01 \x01(\x04\x12\x11\n\x04seed\x18\x02 \x01(\x06H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\x06\n\x04Stop\"\xb5\x01\n\x10\x43onverseResponse\x12,\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.gruve.v1.GenerateResponseH\x00\x12\x33\n\x0f\x63ontrol_applied\x18\x02 \x01(\x0b\x32\x18.gruve.v1.ControlAppliedH\x00\x12\x33\n\x0f\x63ontrol_refused\x18\x03 \x01(\x0b\x32\x18.gruve.v1.ControlRefusedH\x00\x42\t\n\x07message\"\\\n\x0e\x43ontrolApplied\x12\x12\n\ncontrol_id\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\x04\x12$\n\x08inserted\x18\x03 \x01(\x0b\x32\x12.gruve.v1.TokenIds\"\\\n\x0e\x43ontrolRefused\x12\x12\n\ncontrol_id\x18\x01 \x01(\x04\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.gruve.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xb0\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.gruve.v1.TokenIdsH\x00\x12\x1a\n\rwindow_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x05 \x01(\rH\x02\x88\x01\x01\x42\t\n\x07\x63ontentB\x10\n\x0e_window_tokensB\x0b\n\t_logprobs\"\xcb\x01\n\rScoreResponse\x12\x13\n\x0btoken_count\x18\x01 \x01(\r\x12\x0c\n\x04nats\x18\x02 \x01(\x01\x12\x16\n\x0enats_per_token\x18\x03 \x01(\x01\x12\x16\n\x0e\x62its_per_token\x18\x04 \x01(\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.gruve.v1.TokenLogprobs\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x08 \x01(\t*\xda\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12!\n\x1d\x46INISH_REASON_END_OF_SEQUENCE\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x05\x12\x1d\n\x19\x46INISH_REASON_HANDED_OVER\x10\x06\x32\xd9\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.gruve.v1.GenerateRequest\x1a\x1a.gruve.v1.GenerateResponse0\x01\x12\x45\n\x08\x43onverse\x12\x19.gruve.v1.ConverseRequest\x1a\x1a.gruve.v1.ConverseResponse(\x01\x30\x01\x12\x38\n\x05Score\x12\x16.gruve.v1.ScoreRequest\x1a\x17.gruve.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gruve.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=3312
-  _globals['_FINISHREASON']._serialized_end=3530
+  _globals['_FINISHREASON']._serialized_start=3891
+  _globals['_FINISHREASON']._serialized_end=4109
   _globals['_GENERATEREQUEST']._serialized_start=119
   _globals['_GENERATEREQUEST']._serialized_end=849
   _globals['_NEWSESSION']._serialized_start=851
@@ -45,37 +45,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATIONSTART']._serialized_start=1173
   _globals['_GENERATIONSTART']._serialized_end=1408
   _globals['_GENERATIONEND']._serialized_start=1411
-  _globals['_GENERATIONEND']._serialized_end=1580
-  _globals['_USAGE']._serialized_start=1583
-  _globals['_USAGE']._serialized_end=1786
-  _globals['_CONVERSEREQUEST']._serialized_start=1789
-  _globals['_CONVERSEREQUEST']._serialized_end=2199
-  _globals['_CONVERSESTART']._serialized_start=2201
-  _globals['_CONVERSESTART']._serialized_end=2293
-  _globals['_GRANT']._serialized_start=2295
-  _globals['_GRANT']._serialized_end=2318
-  _globals['_CHANGEPARAMETERS']._serialized_start=2320
-  _globals['_CHANGEPARAMETERS']._serialized_end=2386
-  _globals['_INSERTPROMPT']._serialized_start=2388
-  _globals['_INSERTPROMPT']._serialized_end=2466
-  _globals['_PAUSE']._serialized_start=2468
-  _globals['_PAUSE']._serialized_end=2475
-  _globals['_RESUME']._serialized_start=2477
-  _globals['_RESUME']._serialized_end=2485
-  _globals['_REWIND']._serialized_start=2487
-  _globals['_REWIND']._serialized_end=2544
-  _globals['_STOP']._serialized_start=2546
-  _globals['_STOP']._serialized_end=2552
-  _globals['_CONVERSERESPONSE']._serialized_start=2555
-  _globals['_CONVERSERESPONSE']._serialized_end=2736
-  _globals['_CONTROLAPPLIED']._serialized_start=2738
-  _globals['_CONTROLAPPLIED']._serialized_end=2830
-  _globals['_CONTROLREFUSED']._serialized_start=2832
-  _globals['_CONTROLREFUSED']._serialized_end=2924
-  _globals['_SCOREREQUEST']._serialized_start=2927
-  _globals['_SCOREREQUEST']._serialized_end=3103
-  _globals['_SCORERESPONSE']._serialized_start=3106
-  _globals['_SCORERESPONSE']._serialized_end=3309
-  _globals['_GENERATIONSERVICE']._serialized_start=3533
-  _globals['_GENERATIONSERVICE']._serialized_end=3750
+  _globals['_GENERATIONEND']._serialized_end=1616
+  _globals['_RECEIPT']._serialized_start=1619
+  _globals['_RECEIPT']._serialized_end=2058
+  _globals['_RECEIPTCHANGE']._serialized_start=2060
+  _globals['_RECEIPTCHANGE']._serialized_end=2159
+  _globals['_USAGE']._serialized_start=2162
+  _globals['_USAGE']._serialized_end=2365
+  _globals['_CONVERSEREQUEST']._serialized_start=2368
+  _globals['_CONVERSEREQUEST']._serialized_end=2778
+  _globals['_CONVERSESTART']._serialized_start=2780
+  _globals['_CONVERSESTART']._serialized_end=2872
+  _globals['_GRANT']._serialized_start=2874
+  _globals['_GRANT']._serialized_end=2897
+  _globals['_CHANGEPARAMETERS']._serialized_start=2899
+  _globals['_CHANGEPARAMETERS']._serialized_end=2965
+  _globals['_INSERTPROMPT']._serialized_start=2967
+  _globals['_INSERTPROMPT']._serialized_end=3045
+  _globals['_PAUSE']._serialized_start=3047
+  _globals['_PAUSE']._serialized_end=3054
+  _globals['_RESUME']._serialized_start=3056
+  _globals['_RESUME']._serialized_end=3064
+  _globals['_REWIND']._serialized_start=3066
+  _globals['_REWIND']._serialized_end=3123
+  _globals['_STOP']._serialized_start=3125
+  _globals['_STOP']._serialized_end=3131
+  _globals['_CONVERSERESPONSE']._serialized_start=3134
+  _globals['_CONVERSERESPONSE']._serialized_end=3315
+  _globals['_CONTROLAPPLIED']._serialized_start=3317
+  _globals['_CONTROLAPPLIED']._serialized_end=3409
+  _globals['_CONTROLREFUSED']._serialized_start=3411
+  _globals['_CONTROLREFUSED']._serialized_end=3503
+  _globals['_SCOREREQUEST']._serialized_start=3506
+  _globals['_SCOREREQUEST']._serialized_end=3682
+  _globals['_SCORERESPONSE']._serialized_start=3685
+  _globals['_SCORERESPONSE']._serialized_end=3888
+  _globals['_GENERATIONSERVICE']._serialized_start=4112
+  _globals['_GENERATIONSERVICE']._serialized_end=4329
 # @@protoc_insertion_point(module_scope)

@@ -122,18 +122,68 @@ class GenerationStart(_message.Message):
     def __init__(self, generation_id: _Optional[str] = ..., session_id: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., numerics_id: _Optional[str] = ..., prompt_position: _Optional[int] = ..., start_position: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParameters, _Mapping]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerationEnd(_message.Message):
-    __slots__ = ("finish_reason", "stop", "stop_token_id", "next_position", "usage")
+    __slots__ = ("finish_reason", "stop", "stop_token_id", "next_position", "usage", "receipt")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     finish_reason: FinishReason
     stop: str
     stop_token_id: int
     next_position: int
     usage: Usage
-    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., next_position: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+    receipt: Receipt
+    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., next_position: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("version", "model_digest", "numerics_id", "computed_from", "start_position", "next_position", "sampling", "changes", "max_tokens", "min_tokens", "ignore_eos", "stop", "stop_token_ids", "finish_reason", "prompt_sha256", "tokens_sha256", "signature")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FROM_FIELD_NUMBER: _ClassVar[int]
+    START_POSITION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    model_digest: str
+    numerics_id: str
+    computed_from: int
+    start_position: int
+    next_position: int
+    sampling: _sampling_pb2.SamplingParameters
+    changes: _containers.RepeatedCompositeFieldContainer[ReceiptChange]
+    max_tokens: int
+    min_tokens: int
+    ignore_eos: bool
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    finish_reason: FinishReason
+    prompt_sha256: bytes
+    tokens_sha256: bytes
+    signature: bytes
+    def __init__(self, version: _Optional[int] = ..., model_digest: _Optional[str] = ..., numerics_id: _Optional[str] = ..., computed_from: _Optional[int] = ..., start_position: _Optional[int] = ..., next_position: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParameters, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[ReceiptChange, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., prompt_sha256: _Optional[bytes] = ..., tokens_sha256: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class ReceiptChange(_message.Message):
+    __slots__ = ("position", "sampling", "inserted")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    INSERTED_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    sampling: _sampling_pb2.SamplingParameters
+    inserted: int
+    def __init__(self, position: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParameters, _Mapping]] = ..., inserted: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "generated_tokens", "queue_time", "prompt_time", "generation_time")

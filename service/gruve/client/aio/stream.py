@@ -20,6 +20,7 @@ from gruve.client.messages import (
 )
 from gruve.client.resume import Chunk, Resumption, cut_short
 from gruve.client.steering import Steering
+from gruve.receipt.file import ReceiptFile
 from gruve.v1 import generation_pb2
 
 
@@ -51,6 +52,13 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
     def finish_reason(self) -> str:
         """Why the generation ended: "STOP", "LENGTH", "END_OF_SEQUENCE" or "CANCELLED"; empty before the end."""
         return self._resumption.finish_reason
+
+    def receipt(self, *, token_ids: bool = True) -> ReceiptFile | None:
+        """The receipt, which `gruve verify` checks, with the generated tokens if wanted; None before the last chunk.
+
+        Its `to_json` is the content of a file. The tokens are missing if the stream has not brought all of them.
+        """
+        return self._resumption.receipt_file(token_ids=token_ids)
 
     async def text(self) -> str:
         """Reads the rest of the stream and returns its text."""
