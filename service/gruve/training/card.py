@@ -17,13 +17,13 @@ KEEP_LOSS = 1e-4
 
 
 PROTOCOLS = {
-    "carried": "*carried*: the state goes from the first character of the part to the last.",
-    "cold": "*cold*: windows of 256 characters from the zero state behind a start token, the character before each "
-    "given.",
+    "carried": "*carried*: the state is carried from the first character of the part to the last.",
+    "cold": "*cold*: windows of 256 characters, each from the zero state after a start token and the character before "
+    "the window.",
     "cold, as nanoGPT": "*cold, as nanoGPT*: the same windows without the start token, which nanoGPT does not have "
     "(1.4697, published, 10.65M parameters).",
 }
-PROTOCOLS_END = "Figures of different protocols do not compare with each other."
+PROTOCOLS_END = "Figures of different protocols cannot be compared."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,7 +129,9 @@ def _pointer_rows(model: Results) -> list[str]:
     if pointers := model.get("pointers"):
         bars = f"the same place {_listed(pointers['bars'])} bars ago; " if pointers["bars"] else ""
         followers = (
-            f"what followed the last {_listed(pointers['followers'])} tokens before" if pointers["followers"] else ""
+            f"the token after the last occurrence of the last {_listed(pointers['followers'])} tokens"
+            if pointers["followers"]
+            else ""
         )
         rows.append(f"| pointers | {(bars + followers).removesuffix('; ')} |")
     if model.get("default_temperature") is not None:
@@ -163,26 +165,26 @@ def _training(text: CardText, results: Results) -> str:
     falling = f", falling to {r['final_share']:.0%} of that over the second half" if r["final_share"] < 1 else ""
     sentences = [
         f"{t['steps']:,} updates, {t['tokens']:,} tokens, {t['seconds'] / 60:.0f} minutes on {t['threads']} CPU "
-        f"thread{'s' if t['threads'] > 1 else ''} of a machine that other work was sharing; seed {t['seed']}; "
+        f"thread{'s' if t['threads'] > 1 else ''} of a shared machine; seed {t['seed']}; "
         + ("bfloat16 products, fp32 sums and weights." if t["arithmetic"] == "bfloat16" else "fp32."),
-        f"AdamW up to {t['learning_rate']}, {t['rows']} rows, warm-up and half a cosine, clipped gradients. The moving "
-        "average of the weights is what is stored.",
+        f"AdamW with a learning rate up to {t['learning_rate']}, {t['rows']} rows, warm-up and half a cosine, clipped "
+        "gradients. The stored weights are a moving average.",
     ]
     if initial:
         sentences.append(
-            f"It began with the model of digest `{t['initial_digest']}`, which [initial.toml](initial.toml) trains "
-            "without pointers."
+            f"The run began with the weights of the model `{t['initial_digest']}`, which "
+            "[initial.toml](initial.toml) trains without pointers."
         )
     if any(r[f"dropout_{where}"] for where in ("embedding", "between", "head", "weight")):
         sentences.append(f"Locked dropout and dropped recurrent weights: {', '.join(dropouts)}{falling}.")
     if t["objective"]["auxiliary_weight"]:
         weights = t["objective"]
         sentences.append(
-            "Beside the next token the network learned to answer where in the bar, the part and the tuplet it is "
-            f"(weight {weights['auxiliary_weight']}; the answers' head is not stored), and was held back from what "
-            f"never follows in the training part (weight {weights['unlikelihood_weight']})."
+            "In addition to the next token, the network learned its place in the bar, the part and the tuplet (weight "
+            f"{weights['auxiliary_weight']}; this head is not stored), and not to generate tokens that never follow "
+            f"in the training part (weight {weights['unlikelihood_weight']})."
         )
-    files = "All of it stands in [training.toml](training.toml), the curve in [losses.csv](losses.csv)."
+    files = "The configuration is [training.toml](training.toml), the loss curve [losses.csv](losses.csv)."
     return f"## Training\n\n```sh\n{command}\n```\n\n" + " ".join([*sentences, files])
 
 
@@ -196,16 +198,16 @@ def _losses(results: Results) -> str:
     if tunes:
         lines += [
             "",
-            f"Nats per tune: {', '.join(tunes)}. Every tune starts from the zero state; its end is scored, the start",
+            f"Nats per tune: {', '.join(tunes)}. Every tune starts from the zero state; its end token is scored, the "
+            "start token is not. Variants of one tune are in one part.",
         ]
-        lines[-1] += " is not. Variants of one tune are in one part."
     else:
         measured = {loss["protocol"] for loss in results["losses"]}
         lines += ["", " ".join([*(PROTOCOLS[p] for p in PROTOCOLS if p in measured), PROTOCOLS_END])]
     r = results["rounding"]
     lines += [
         "",
-        f"Rounding the weights to {results['model']['precision']} moved the first figure from {r['nats_before']:.6f} "
+        f"Rounding the weights to {results['model']['precision']} changed the first figure from {r['nats_before']:.6f} "
         f"to {r['nats_after']:.6f}, by {100 * r['relative']:.4f}%.",
     ]
     return "\n".join(lines)
@@ -217,9 +219,9 @@ def _form(results: Results) -> str:
     lines = [
         "## Form",
         "",
-        f"{models[0]['tunes']:,} free tunes beside the {corpus['tunes']:,} of the training part, counted alike. The "
+        f"{models[0]['tunes']:,} generated tunes, compared with the {corpus['tunes']:,} of the training part. The "
         f"openings are the first four bars of {corpus['openings']} tunes of validation and test, continued once each; "
-        "their corpus column is what the originals do.",
+        "for them, the corpus column has the figures of the original tunes.",
         "",
         "| | " + " | ".join(titles) + " |",
         "|---" * (len(titles) + 1) + "|",
@@ -246,14 +248,14 @@ def _quality(results: Results) -> str:
         "mean length": f"{q['mean_tokens']:.0f} tokens",
     }
     head = (
-        f"## Composed freely\n\n{q['count']:,} tunes at temperature {q['temperature']}, seeds {q['seed']} to "
-        f"{q['seed'] + q['count'] - 1}, nothing constrained, nothing left out.\n\n| | |\n|---|---|\n"
+        f"## Generated tunes\n\n{q['count']:,} tunes at temperature {q['temperature']}, seeds {q['seed']} to "
+        f"{q['seed'] + q['count'] - 1}, without constraints or selection.\n\n| | |\n|---|---|\n"
     )
     return head + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
 def _samples(results: Results, drawings: list[str]) -> str:
-    lines = ["## Samples", "", "Not chosen: the first seeds."]
+    lines = ["## Samples", "", "The first seeds, without selection."]
     for number, sample in enumerate(results["samples"]):
         lines += ["", f"Temperature {sample['temperature']}, seed {sample['seed']}:", ""]
         lines += ["```", sample["text"].strip("\n"), "```"]
