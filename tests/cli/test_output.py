@@ -59,7 +59,23 @@ def test_models_as_json_have_the_contracts_names(server):
     tiny = models["tiny"]
     assert (tiny["state"], tiny["cell"], tiny["reset_convention"]) == ("serving", "gru", "after")
     assert (tiny["num_layers"], tiny["hidden_size"], tiny["parameter_count"]) == (2, 96, 101_442)
+    assert (tiny["default_temperature"], models["abc"]["default_temperature"]) == (None, 0.9)
     assert models["truncated"]["state"] == "broken"
+
+
+def test_models_name_the_temperature_that_they_recommend(server):
+    rows = [line.split("\t") for line in gruve("models", "--address", server.address).stdout.splitlines()]
+    temperatures = {row[0]: row[rows[0].index("temperature")] for row in rows}
+    assert (temperatures["abc"], temperatures["tiny"], temperatures["truncated"]) == ("0.9", "", "")
+    assert "Recommended temperature: 0.9." in shown_by("models", "--address", server.address, NO_COLOR="1")
+
+
+def test_a_chat_begins_with_the_recommended_temperature(server):
+    for flags, temperature in ((["--temperature", "1.5"], 1.5), ([], 0.9)):
+        arguments = ("chat", "abc", "--address", server.address, "--max-tokens", "5", *flags)
+        session = re.search(r"session (\S+);", gruve(*arguments, text="\n").stderr)[1]
+        shown = json.loads(gruve("sessions", "show", session, "--address", server.address, "--json").stdout)
+        assert shown["session"]["sampling"]["temperature"] == temperature
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])

@@ -46,6 +46,28 @@ def test_standard_output_is_complete_abc_with_the_key_last(
     ]
 
 
+@pytest.mark.parametrize(
+    ("flags", "recommended", "sent"),
+    [
+        ([], 0.8, 0.8),
+        (["--raw"], 0.8, 0.8),
+        (["--session", "new"], 0.8, 0.8),
+        (["--temperature", "0"], 0.8, 0.0),
+        ([], None, None),
+        (["--session", "s1"], 0.8, None),
+    ],
+)
+def test_the_temperature_that_the_model_recommends_is_sent_unless_another_one_holds(
+    generate: Generate, fake: FakeServer, flags: list[str], recommended: float | None, sent: float | None
+) -> None:
+    fake.default_temperature = recommended
+    if "s1" in flags:
+        fake.tokenizer = "characters"  # a fake transcript spells no tune
+    assert generate("--quiet", *flags) == 0
+    sampling = next(request for request in fake.requests if hasattr(request, "sampling")).sampling
+    assert (sampling.temperature if sampling.HasField("temperature") else None) == (sent and pytest.approx(sent))
+
+
 def test_raw_prints_the_tokens_and_nothing_else(generate: Generate, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--raw", "--quiet") == 0
     assert capsys.readouterr() == (TUNE, "")

@@ -71,6 +71,16 @@ def test_a_model_is_described_as_its_files_say(server, repository, name):
     assert len(model.numerics_id) == 16
 
 
+def test_a_model_says_what_temperature_it_recommends_if_it_does_and_the_server_samples_at_1(server):
+    models = {model.name: model for model in server.models.ListModels(m.ListModelsRequest()).models}
+    assert models["abc"].default_temperature == pytest.approx(0.9)
+    assert not models["tiny"].HasField("default_temperature")
+    seeded = {"model": "abc", "max_tokens": 20}
+    plain = server.read(**seeded, sampling=s.SamplingParameters(seed=7))
+    assert plain.tokens == server.read(**seeded, sampling=s.SamplingParameters(seed=7, temperature=1)).tokens
+    assert plain.start.sampling.temperature == 1
+
+
 def test_a_broken_model_is_described_too(server):
     model = server.models.GetModel(m.GetModelRequest(name="truncated")).model
     assert (model.state, model.digest) == (m.MODEL_STATE_BROKEN, "")

@@ -110,6 +110,7 @@ class FakeServer(
         self.requests: list[Any] = []
         self.digest, self.numerics_id = "digest", "numerics"
         self.tokenizer = "characters"
+        self.default_temperature: float | None = None
         self.shift = 0
         """Added to the position of every message after the first: a server that breaks the contract."""
         self.hold = False
@@ -182,7 +183,7 @@ class FakeServer(
         self._unary(request, context)
         at = int(request.page_token or 0)
         return session_pb2.GetSessionResponse(
-            session={"id": request.session_id},
+            session={"id": request.session_id, "model": "made-up"},
             position=at,
             token_ids=[at, at + 1],
             text=f"{at} ",
@@ -218,7 +219,8 @@ class FakeServer(
 
     def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._unary(request, context)
-        return model_pb2.ListModelsResponse(models=[{"name": "made-up", "tokenizer": self.tokenizer}])
+        model = model_pb2.Model(name="made-up", tokenizer=self.tokenizer, default_temperature=self.default_temperature)
+        return model_pb2.ListModelsResponse(models=[model])
 
     def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.text not in KEY_TOKENS:

@@ -237,7 +237,7 @@ def write_models(folder: Path) -> None:
         config = config_of(cell, V=13, H=16)
         save(folder / name, config, tokenizer_of(13), weights_of(config))
     tokenizer = Tokenizer("abc", (START, END, *ABC_TOKENS), has_end=True)
-    config = config_of(CELLS[0], V=tokenizer.size, H=16)
+    config = dataclasses.replace(config_of(CELLS[0], V=tokenizer.size, H=16), default_temperature=0.9)
     save(folder / "abc", config, tokenizer, weights_of(config))
     shutil.copytree(TINY, folder / "truncated")
     weights = folder / "truncated" / "model.safetensors"

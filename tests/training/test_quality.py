@@ -95,7 +95,7 @@ def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
     assert (model.license, model.description) == ("cc0-1.0", "Says little.")
     assert dataclasses.replace(model.config, default_temperature=None) == trained.config
     assert all(torch.equal(weight, trained.weights[name]) for name, weight in model.weights.items())
-    assert "| default temperature | 0.7 (the API's own default is 1.0) |" in card
+    assert "| default temperature | 0.7 (used by the commands; the API's default is 1.0) |" in card
     assert "## Use\n\nSay meow." in card
     assert model.digest in card
     assert re.search(r"\| validation \| carried \| 414 \| \d\.\d{4} \|", card)

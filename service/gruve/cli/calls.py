@@ -13,6 +13,7 @@ from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.client import CallFailed, Client, Reconnected, Reconnecting
+    from gruve.v1.model_pb2 import Model
 
 FLAGS = {"max_tokens_per_second": "--rate", "session_id": "--session", "to_position": "POSITION"}
 """The flag of a request field, where it is not the field's own name."""
@@ -43,6 +44,16 @@ def connected(
 def failure_of(error: CallFailed, addresses: str, timeout_s: float | None = None) -> Failure:
     """The `Failure` that explains a failed call: out-of-range values are wrong usage, everything else a failure."""
     return Failure(explain(error, addresses, timeout_s), USAGE if error.reason == "INVALID_FIELD" else FAILED)
+
+
+def find_model(client: Client, name: str) -> Model | None:
+    """What the server says of a model; None if it has none of that name."""
+    return next((model for model in client.models() if model.name == name), None)
+
+
+def default_temperature(model: Model | None) -> float | None:
+    """The temperature that a model recommends; None, which leaves it to the server, if it or its server names none."""
+    return model.default_temperature if model is not None and model.HasField("default_temperature") else None
 
 
 def explain(error: CallFailed, addresses: str, timeout_s: float | None = None) -> str:

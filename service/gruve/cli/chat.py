@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import ReconnectNotes, connected, explain, failure_of
+from gruve.cli.calls import ReconnectNotes, connected, default_temperature, explain, failure_of, find_model
 from gruve.cli.flags import Parser, add_address, add_command
 from gruve.cli.generate import add_sampling, sampling_options
 from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
@@ -122,6 +122,8 @@ class Chat:
 
     def _begin(self) -> None:
         self._session = self._client.create_session(self._args.model).id
+        if self._options.get("temperature") is None:
+            self._options["temperature"] = default_temperature(find_model(self._client, self._args.model))
         self._unused = True
 
     def _set(self, name: str, value: str) -> None:

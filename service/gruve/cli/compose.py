@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final, TypeGuard, get_args
 
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_flag
@@ -93,10 +93,9 @@ class TuneOptions:
                 raise Failure(f"{flag} is for models of tunes; {model!r} writes other text", exit_code=2)
 
 
-def tune_model(client: Client, name: str) -> Model | None:
-    """The model of that name, if the server has it and it writes ABC notation."""
-    found = next((model for model in client.models() if model.name == name), None)
-    return found if found is not None and found.tokenizer == TUNE_TOKENIZER else None
+def writes_tunes(model: Model | None) -> TypeGuard[Model]:
+    """Whether a model writes ABC notation."""
+    return model is not None and model.tokenizer == TUNE_TOKENIZER
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gruve.cli.calls import connected
+from gruve.cli.calls import connected, default_temperature
 from gruve.cli.flags import Parser, add_command, add_flag
 from gruve.cli.generate import summary, title
 from gruve.cli.terminal import Failure, TextOut, standard_output
@@ -83,10 +83,16 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
 
     paths = [args.out / "tune.abc", args.out / "tune.svg"]
     model = next(model for model in client.models() if model.name == name)
+    temperature = default_temperature(model)
     for seed in TUNE_SEEDS:
         _say(out, f"A folk tune in ABC notation by {name!r}, seed {seed}, {args.rate:g} tokens per second:")
         stream = client.generate(
-            model=name, seed=seed, max_tokens=TUNE_TOKENS, max_tokens_per_second=args.rate, max_tokens_per_message=1
+            model=name,
+            seed=seed,
+            temperature=temperature,
+            max_tokens=TUNE_TOKENS,
+            max_tokens_per_second=args.rate,
+            max_tokens_per_message=1,
         )
         text = _stream(stream, out)
         out.write("\n")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import ReconnectNotes, connected
-from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, tune_model
+from gruve.cli.calls import ReconnectNotes, connected, default_temperature, find_model
+from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, writes_tunes
 from gruve.cli.flags import Parser, add_address, add_command, add_flag, bounded
 from gruve.cli.terminal import Failure, piped_text, say_note, say_nothing, standard_output
 
@@ -28,6 +28,7 @@ printed: header tokens L:, M: and K:, then the music on the root C, each token a
 Its prompt may be any ABC tune or a part of one, in any key, with headers in any order or none: it is brought to C for
 the model and back, and what it has no place for, such as chord symbols, is left out and noted. Headers alone set the
 meter (M:6/8) or the key as well (M:6/8 K:G, a line each)."""
+TEMPERATURE = "0 is greedy, 1 the model's own, at most 100; absent, the one that the model recommends, or 1"
 START_ID, END_ID = 0, 1
 """Tokens around a tune in every tokenizer of kind abc."""
 EXAMPLES = """\
@@ -65,8 +66,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
-    """The flags that say how tokens are chosen; a flag that is absent leaves it to the session or the server."""
-    add_flag(parser, "--temperature", float, None, "0 is greedy, 1 the model's own, at most 100", metavar="X")
+    """The flags that say how tokens are chosen; a flag that is absent leaves it to the session or the server.
+
+    `--temperature` is the exception: of what is begun anew, the model's recommendation is sent.
+    """
+    add_flag(parser, "--temperature", float, None, TEMPERATURE, metavar="X")
     add_flag(parser, "--top-k", int, None, "keep the K most probable tokens", metavar="K")
     add_flag(parser, "--top-p", float, None, "keep the fewest tokens of this probability, above 0 to 1", metavar="P")
     add_flag(parser, "--min-p", float, None, "keep tokens this times as probable as the best, 0 to 1", metavar="P")
@@ -84,9 +88,11 @@ def run(args: argparse.Namespace) -> int:
     prompt = piped_text(args.prompt) if args.prompt in (None, "-") else args.prompt
     reconnects = ReconnectNotes(note)
     with connected(args.address, timeout_s=args.timeout, on_reconnect=reconnects) as client:
-        model = tune_model(client, args.model)
+        model = find_model(client, args.model)
         reconnects.established()
-        if model is not None:
+        if args.temperature is None and args.session in (None, "new"):
+            args.temperature = default_temperature(model)
+        if writes_tunes(model):
             start = functools.partial(_begin_tune, client, args)
             composer = Composer(client, model, tune_options, start, summary, note)
             return composer.run(prompt, _tune_so_far(client, args), args.seed)
@@ -122,6 +128,8 @@ def summary(stream: TokenStream, seconds: float) -> str:
         return "nothing was generated"
     tokens = end.usage.generated_tokens
     told = [start.model, f"seed {start.sampling.seed}", f"{tokens} tokens in {seconds:.1f} s", stream.finish_reason]
+    if start.sampling.HasField("temperature") and start.sampling.temperature != 1:
+        told.insert(2, f"temperature {start.sampling.temperature:g}")
     if start.session_id:
         told.append(f"session {start.session_id}")
     return " · ".join(told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ def as_json(message: Message) -> dict[str, Any]:
     """Convert a message to a JSON object.
 
     Field names are those of the proto file. Integers stay numbers, an enum value is its name in lower case without its
-    prefix ("serving"), a timestamp is RFC 3339, a duration is seconds, bytes are base64. A field without a value is
-    null if the contract tells absent from zero, otherwise its zero.
+    prefix ("serving"), a timestamp is RFC 3339, a duration is seconds, bytes are base64, a single-precision number is
+    the shortest decimal that means it. A field without a value is null if the contract tells absent from zero, else
+    its zero.
     """
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 
@@ -53,7 +55,18 @@ def _value(field: Any, value: Any) -> Any:
         if kind == DURATION:
             return value.seconds + value.nanos / 1e9
         return as_json(value)
+    if field.type == field.TYPE_FLOAT:
+        return shortest_float(value)
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def shortest_float(value: float) -> float:
+    """The shortest decimal number that is `value` in single precision: 0.9, where protobuf gives 0.8999999761581421."""
+    for digits in range(1, 9):
+        short = float(f"{value:.{digits}g}")
+        if struct.pack("f", short) == struct.pack("f", value):
+            return short
+    return value
 
 
 def enum_name(kind: Any, number: int) -> str | int:

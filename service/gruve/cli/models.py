@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import connected
+from gruve.cli.calls import connected, default_temperature
 from gruve.cli.flags import Parser, add_address, add_command, add_json
 from gruve.cli.json_output import as_json, print_json
 from gruve.cli.terminal import print_tabs, print_wide
@@ -17,14 +17,27 @@ DESCRIPTION = """List the models of a server.
 
 On a terminal, a table, and below each model what it was trained for or why it is broken. Elsewhere one line for each
 model with tabs between the columns, whose names and order stay the same: name, state, tokens, vocabulary, cell, size,
-parameters, backend, digest, about. --json has every field of the API."""
+parameters, backend, digest, about, temperature: the recommended one, empty if there is none. --json has every field of
+the API."""
 EXAMPLES = """\
 examples:
   gruve models
   gruve models --address replica:50051 | cut -f1
   gruve models --json | jq -r '.[] | select(.state == "broken") | .state_reason'
 """
-COLUMNS = ("name", "state", "tokens", "vocabulary", "cell", "size", "parameters", "backend", "digest", "about")
+COLUMNS = (
+    "name",
+    "state",
+    "tokens",
+    "vocabulary",
+    "cell",
+    "size",
+    "parameters",
+    "backend",
+    "digest",
+    "about",
+    "temperature",
+)
 TERMINAL_COLUMNS = ("name", "state", "tokens", "vocabulary", "model", "parameters", "backend")
 
 
@@ -48,8 +61,14 @@ def run(args: argparse.Namespace) -> int:
     if not sys.stdout.isatty():
         print_tabs(COLUMNS, rows)
         return 0
-    print_wide(TERMINAL_COLUMNS, [((*row[:4], f"{row[4]} {row[5]}".strip(), *row[6:8]), row[9]) for row in rows])
+    print_wide(TERMINAL_COLUMNS, [((*row[:4], f"{row[4]} {row[5]}".strip(), *row[6:8]), _note(row)) for row in rows])
     return 0
+
+
+def _note(row: tuple[str, ...]) -> str:
+    """What stands below a row on a terminal: what the model is for or why it is broken, and its temperature."""
+    about, temperature = row[9], row[10]
+    return f"{about} Recommended temperature: {temperature}.".strip() if temperature else about
 
 
 def _row(model: Model) -> tuple[str, ...]:
@@ -67,7 +86,9 @@ def _row(model: Model) -> tuple[str, ...]:
             model.backend,
             model.digest[:12],
             model.state_reason,
+            "",
         )
+    temperature = default_temperature(model)
     return (
         model.name,
         "serving",
@@ -79,4 +100,5 @@ def _row(model: Model) -> tuple[str, ...]:
         model.backend,
         model.digest[:12],
         model.description,
+        "" if temperature is None else f"{temperature:g}",
     )

@@ -27,7 +27,8 @@ class SamplingOptions(TypedDict, total=False):
 
     None is the same as absent: the value of the session, or the default.
 
-    temperature: 0 always takes the most probable token, 1 samples the model's distribution.
+    temperature: 0 always takes the most probable token, 1 samples the model's distribution and is the default. What a
+        model recommends is `default_temperature` of its `Model`; the commands send that, this client does not.
     top_k: keeps the k most probable tokens.
     top_p: keeps the fewest tokens that have this probability together.
     min_p: keeps tokens with at least this fraction of the highest probability.

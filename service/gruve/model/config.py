@@ -53,7 +53,7 @@ class ModelConfig:
     pointers: PointerConfig | None = None
     """The pointers, which are earlier tokens that the model is shown as candidates; None for a model without them."""
     default_temperature: float | None = None
-    """The recommended sampling temperature, 0.05 to 2; `gruve evaluate` and the card use it. None is 1."""
+    """The recommended sampling temperature, 0.05 to 2: for the commands and the card, not for the API. None is 1."""
     files: tuple[tuple[str, str], ...] = ()
     """The sha256 in hex of each other file that is loaded."""
 

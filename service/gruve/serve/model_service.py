@@ -89,6 +89,7 @@ def _message(entry: ModelHost | Broken) -> model_pb2.Model:
         numerics_id=entry.backend.numerics_id,
         description=model.description,
         license=model.license,
+        default_temperature=config.default_temperature,
     )
     if config.reset is not None:
         message.reset_convention = RESETS[config.reset]

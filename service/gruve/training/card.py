@@ -135,7 +135,9 @@ def _pointer_rows(model: Results) -> list[str]:
         )
         rows.append(f"| pointers | {(bars + followers).removesuffix('; ')} |")
     if model.get("default_temperature") is not None:
-        rows.append(f"| default temperature | {model['default_temperature']} (the API's own default is 1.0) |")
+        rows.append(
+            f"| default temperature | {model['default_temperature']} (used by the commands; the API's default is 1.0) |"
+        )
     return rows
 
 

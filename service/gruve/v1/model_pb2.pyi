@@ -40,7 +40,7 @@ RESET_CONVENTION_BEFORE: ResetConvention
 RESET_CONVENTION_AFTER: ResetConvention
 
 class Model(_message.Message):
-    __slots__ = ("name", "digest", "state", "state_reason", "load_time", "cell", "reset_convention", "num_layers", "hidden_size", "embedding_size", "vocabulary_size", "parameter_count", "tokenizer", "start_token_id", "end_token_id", "backend", "backend_reason", "precision", "numerics_id", "description", "license")
+    __slots__ = ("name", "digest", "state", "state_reason", "load_time", "cell", "reset_convention", "num_layers", "hidden_size", "embedding_size", "vocabulary_size", "parameter_count", "tokenizer", "start_token_id", "end_token_id", "backend", "backend_reason", "precision", "numerics_id", "description", "license", "default_temperature")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class Model(_message.Message):
     NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     LICENSE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     state: ModelState
@@ -83,7 +84,8 @@ class Model(_message.Message):
     numerics_id: str
     description: str
     license: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cell: _Optional[_Union[Cell, str]] = ..., reset_convention: _Optional[_Union[ResetConvention, str]] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., tokenizer: _Optional[str] = ..., start_token_id: _Optional[int] = ..., end_token_id: _Optional[int] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., precision: _Optional[str] = ..., numerics_id: _Optional[str] = ..., description: _Optional[str] = ..., license: _Optional[str] = ...) -> None: ...
+    default_temperature: float
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cell: _Optional[_Union[Cell, str]] = ..., reset_convention: _Optional[_Union[ResetConvention, str]] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., tokenizer: _Optional[str] = ..., start_token_id: _Optional[int] = ..., end_token_id: _Optional[int] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., precision: _Optional[str] = ..., numerics_id: _Optional[str] = ..., description: _Optional[str] = ..., license: _Optional[str] = ..., default_temperature: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
