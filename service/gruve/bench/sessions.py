@@ -33,7 +33,7 @@ from gruve.v1 import session_pb2
 
 MODEL = "bench"
 SESSIONS = 64
-KEY = b"any key, since nobody else is there"
+KEY = b"the key of the benchmark's servers"
 AT_ONCE = 1_000
 """Sessions written to the store at a time."""
 TTL_S = 86_400.0

@@ -1,10 +1,10 @@
-"""What sampling means: from logits to one token, in integers, so that every backend draws the same one.
+"""The definition of sampling: from logits to one token, in integers, so that every backend samples the same one.
 
-Order: repetition penalty, logit bias, mask, temperature, top-k, top-p, min-p, one draw by inverse CDF. After the one
-subtraction and one multiplication in `weights` everything is integer arithmetic, which no device, compiler or
-order of summation can change. The functions here take one row and are plain; the backends do the same for many.
+The order is: repetition penalty, logit bias, mask, temperature, top-k, top-p, min-p, inverse CDF. After one subtraction
+and one multiplication in `weights`, everything is integer arithmetic, whose results do not depend on device, compiler
+or order of summation. The functions here take one row; the backends compute the same for many rows.
 
-There is no generator state: the draw for absolute position p is philox4x32-10 with key = seed and counter = p
+There is no generator state: the random number for absolute position p is philox4x32-10 with key = seed and counter = p
 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 """
 

@@ -69,14 +69,15 @@ def train(
 ) -> Model:
     """Trains a model and leaves it in `out`, with `losses.csv`, `curves.png` and the checkpoint beside it.
 
-    `out` is named after the model. With `resume` the run goes on from the checkpoint in `out`, and ends with the same
-    weights as one that was never interrupted. Raises `CorpusError` for a corpus that cannot be used, `ModelBroken` for
-    a checkpoint that belongs to another config or corpus, or that is there although `resume` was not asked for.
+    The name of the folder `out` becomes the model's name. With `resume`, the run continues at the checkpoint in `out`
+    and ends with the same weights as a run without interruption. `initial` is the folder of the model whose weights the
+    run begins with; the config's `initial_digest` must be its digest.
 
-    The updates run within `deferring`, which yields a function that tells whether the run was interrupted. It is called
-    after every update; once it returns true a checkpoint is kept and `KeyboardInterrupt` raised.
+    Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, or
+    if there is a checkpoint and `resume` is false.
 
-    `initial` is the folder of the model whose weights the run begins with; the config's `initial_digest` names it.
+    The updates run within `deferring`, which yields a function that is called after every update. Once it returns true,
+    a checkpoint is written and `KeyboardInterrupt` is raised.
     """
     corpus = read_corpus(config, corpus_path)
     with _fixed_arithmetic(config):
