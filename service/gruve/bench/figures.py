@@ -44,7 +44,7 @@ class Record:
     """The transcript before `tokens`, without the start token."""
     seed: int = 0
     failed: str = ""
-    """The status or error that ended the request; None if it ended normally. A refusal is an error."""
+    """The status or error that ended the request; empty if it ended normally. A refusal is an error."""
 
     @property
     def ttft_ns(self) -> int | None:

@@ -49,7 +49,7 @@ class ServeBenchConfig:
 
     size: Size = MEDIUM
     sessions: tuple[int, ...] = (1, 8, 64, 256, 1_000)
-    """Of the closed loop."""
+    """The numbers of sessions in the closed loop."""
     open_loads: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
     """Rates of the open loop, as fractions of the closed loop's throughput at `open_capacity_sessions`."""
     open_capacity_sessions: int = 64

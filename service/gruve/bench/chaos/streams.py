@@ -91,7 +91,7 @@ class Heard:
     ended: bool = False
 
     def take(self, chunk: Chunk) -> None:
-        """Records a chunk; raises `CallFailed` if a control was refused."""
+        """Records a chunk; raises `ValueError` if a control was refused."""
         answer = chunk.answer
         if answer is not None and answer.position is None:
             raise ValueError(f"control {answer.control_id} was refused: {answer.reason}: {answer.message}")

@@ -57,7 +57,7 @@ class DecodeBenchConfig:
     other_batches: tuple[int, ...] = (1, 16, 64)
     rounds: int = 7
     warm_s: float = 0.05
-    """The pause before each timing. Threads of torch and ONNX Runtime look for work for a while before they sleep."""
+    """The warm-up before each timing. Threads of torch and ONNX Runtime look for work for a while before they sleep."""
     seconds: float = 0.06
     """The minimum time of one timing."""
 

@@ -71,13 +71,13 @@ class GpuBenchConfig:
     """The eager mode is slow, so a few points show its shape. Compiling torch's step takes long for each batch size."""
     cells: tuple[str, ...] = CELLS
     proof_size: Size = PROOF_SIZE
-    """Hidden sizes proved for every cell. The measured sizes are proved for the GRU only."""
+    """The size that is proved for every cell. The measured sizes are proved for the GRU only."""
     extent: Extent = EXTENT
     timing: Timing = TIMING
     matrix: int = 8_192
     copy_bytes: int = 1 << 31
     sessions: tuple[int, ...] = (64, 1_024, 4_096)
-    """The measured time of the server's closed loop."""
+    """The numbers of sessions in the server's closed loop."""
     client_processes: int = 8
     server_s: float = 8.0
     time_limit_s: float = 420.0
