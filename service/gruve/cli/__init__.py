@@ -24,6 +24,7 @@ from gruve.cli import (
     sessions,
     train,
     tune,
+    verify,
 )
 from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, USAGE, table
 from gruve.cli.extras import require_extra
@@ -80,7 +81,22 @@ def make_parser() -> Parser:
     parser = Parser("gruve", **parser_options(DESCRIPTION, EXAMPLES))
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    every = (serve, generate, chat, models, sessions, train, evaluate, publish, bench, tune, demo, doctor, completion)
+    every = (
+        serve,
+        generate,
+        verify,
+        chat,
+        models,
+        sessions,
+        train,
+        evaluate,
+        publish,
+        bench,
+        tune,
+        demo,
+        doctor,
+        completion,
+    )
     for command in every:
         command.add(commands)
     return parser

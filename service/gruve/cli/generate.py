@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.calls import ReconnectNotes, connected, default_temperature, find_model
@@ -42,6 +44,7 @@ examples:
   gruve generate folk --raw                                     the model's tokens and nothing else
   gruve generate shakespeare "ROMEO:" --session new             keep a session; its id is noted at the end
   gruve generate shakespeare --session ID                       go on from there
+  gruve generate shakespeare "ROMEO:" --receipt receipt.json    what `gruve verify receipt.json` recomputes
   fortune | gruve generate shakespeare                          the prompt from standard input
 """
 
@@ -62,6 +65,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_flag(parser, "--timeout", bounded(float, 0.001, None), None, "give up after so many seconds", metavar="S")
     parser.add_argument("--echo", action="store_true", help="put the prompt before what is generated")
     add_tune_flags(parser)
+    add_flag(parser, "--receipt", Path, None, "write the receipt, which `gruve verify` checks", metavar="FILE")
     parser.add_argument("--quiet", action="store_true", help="no notes on standard error")
 
 
@@ -85,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     """Streams, notes, writes."""
     note: Callable[[str], None] = say_nothing if args.quiet else say_note
     tune_options = TuneOptions.of(args)
+    if args.receipt is not None and args.n > 1:
+        raise Failure(f"--n is {args.n}; --receipt is for one generation", exit_code=2)
     prompt = piped_text(args.prompt) if args.prompt in (None, "-") else args.prompt
     reconnects = ReconnectNotes(note)
     with connected(args.address, timeout_s=args.timeout, on_reconnect=reconnects) as client:
@@ -94,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
             args.temperature = default_temperature(model)
         if writes_tunes(model):
             start = functools.partial(_begin_tune, client, args)
-            composer = Composer(client, model, tune_options, start, summary, note)
+            told = functools.partial(_summary_with_receipt, args, note)
+            composer = Composer(client, model, tune_options, start, told, note)
             return composer.run(prompt, _tune_so_far(client, args), args.seed)
         tune_options.refuse_for(args.model)
         stream, before = _begin(client, args, prompt), time.monotonic()
@@ -103,8 +110,21 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             note("cancelled")
             raise
-        note(summary(stream, time.monotonic() - before))
+        note(_summary_with_receipt(args, note, stream, time.monotonic() - before))
     return 0
+
+
+def _summary_with_receipt(
+    args: argparse.Namespace, note: Callable[[str], None], stream: TokenStream, seconds: float
+) -> str:
+    """The summary of a stream that has ended, after its receipt was written, if that is wanted."""
+    if args.receipt is not None:
+        receipt = stream.receipt()
+        if receipt is None:
+            raise Failure("the server sends no receipts; it is older than this gruve")
+        args.receipt.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")
+        note(f"wrote {args.receipt}")
+    return summary(stream, seconds)
 
 
 def sampling_options(args: argparse.Namespace) -> GenerateOptions:

@@ -14,6 +14,7 @@ from gruve.cli.logs import log_to_standard_error
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
+    from gruve.serve.messages import Sign
     from gruve.serve.server import ServeConfig, Serving
 
 DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
@@ -228,6 +229,15 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
     )
     add_flag(
         group,
+        "--sign-receipts",
+        Path,
+        None,
+        "sign receipts with the Ed25519 key of this file: PEM, readable by its owner and group alone",
+        variable="GRUVE_SIGN_RECEIPTS",
+        metavar="KEYFILE",
+    )
+    add_flag(
+        group,
         "--session-ttl",
         float,
         None,
@@ -280,6 +290,19 @@ def _key(variable: str, file: Path | None = None) -> bytes | None:
     return key or None
 
 
+def _signer(path: Path | None) -> Sign | None:
+    """The signing function of --sign-receipts; None without it."""
+    if path is None:
+        return None
+    try:
+        from gruve.receipt.signing import read_private_key
+    except ImportError as error:
+        raise Failure(
+            "--sign-receipts needs cryptography, which is not installed: pip install 'gruve[sign]'"
+        ) from error
+    return read_private_key(path)
+
+
 def _config(args: argparse.Namespace) -> ServeConfig:
     session_key, export_key = _key(SESSION_KEY, args.session_key_file), _key(EXPORT_KEY)
     for name, (minimum, maximum) in BOUNDS.items():
@@ -307,6 +330,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         drain_s=args.drain,
         session_key=session_key,
         export_key=export_key,
+        sign_receipt=_signer(args.sign_receipts),
         store=store,
         store_synchronous=args.store_sync.upper(),
         decode=DecodeConfig(
