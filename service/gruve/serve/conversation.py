@@ -152,9 +152,7 @@ class Conversation(Stream):
         """Ends the stream if no sequence is running; a running one ends by itself."""
         if self.sequence_id is not None or self.ended.is_set():
             return
-        if not self.generation.finished:
-            self.generation.finish_reason = reason
-        self._end(reason)
+        self._end_unfinished(reason)
         self._changed.set()
 
     def _is_last_segment(self, progress: Progress) -> bool:
@@ -176,7 +174,10 @@ class Conversation(Stream):
         else:
             if not self.generation.finished:
                 self.generation.finish_reason = None
-            self._advance()
+            preempted = progress.finish_reason is FinishReason.PREEMPTED
+            if preempted:
+                self._host.metrics.preemptions.inc()
+            self._advance(preempted=preempted)
 
     def _end(self, reason: FinishReason | None) -> None:
         if self._deadline is not None:
@@ -209,8 +210,11 @@ class Conversation(Stream):
             max_tokens = min(max_tokens, position - self._buffer.position)
         return max(0, max_tokens)
 
-    def _advance(self) -> None:
-        """Applies the controls that are due and admits the next segment; calls a running sequence back for them."""
+    def _advance(self, *, preempted: bool = False) -> None:
+        """Applies the controls that are due and admits the next segment; calls a running sequence back for them.
+
+        After a segment that was `preempted` the next one goes before the tenant's other waiting sequences.
+        """
         self._changed.set()
         if self.ended.is_set():
             return
@@ -223,7 +227,7 @@ class Conversation(Stream):
         if self._is_over():
             self._stop(self._here())
         try:
-            self._admit_segment(readmitted=True)
+            self._admit_segment(readmitted=True, preempted=preempted)
         except Draining:
             self.end_idle(FinishReason.HANDED_OVER)
         except GruveError as error:
@@ -322,7 +326,7 @@ class Conversation(Stream):
         self._stopped = True
         steering.stop(self.running.session, self.generation)
 
-    def _admit_segment(self, *, readmitted: bool) -> None:
+    def _admit_segment(self, *, readmitted: bool, preempted: bool = False) -> None:
         """Gives the engine the next segment, as far as credit and waiting controls allow; none if that is nothing."""
         generation, session = self.generation, self.running.session
         end, first = generation.next_position, self._buffer.next_position
@@ -342,15 +346,11 @@ class Conversation(Stream):
             snapshot_tokens=None if generation.finished else SNAPSHOT_TOKENS,
             ready_s=self._paced_ready_s(),
             deliver_forced=True,  # a sequence without credit loses its slot once its prompt is read
-            max_pending_output=self._max_message_tokens,
         )
-        self.sequence_id = self._host.admit(admission, self, credit, readmitted=readmitted)
+        self.sequence_id = self._host.admit(
+            self._owned(admission), self, credit, readmitted=readmitted, preempted=preempted
+        )
         self._credit_end = end + credit
-
-    def _paced_ready_s(self) -> float:
-        """The monotonic time at which `max_tokens_per_second` allows the next token; 0 for at once."""
-        rate = self._request.max_tokens_per_second
-        return 0.0 if rate is None or self._first_token_s is None else self._last_token_s + 1.0 / rate
 
     def _conclude(self) -> bool:
         """Ends the stream if its next message is the last; returns whether answers are to be sent before it."""

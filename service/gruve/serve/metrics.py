@@ -68,6 +68,12 @@ class Metrics:
         self.step = Histogram(
             "gruve_step_seconds", "One step of a call's rows.", model, registry=registry, buckets=STEP_S
         )
+        self.preemptions = Counter(
+            "gruve_preemptions",
+            "Sequences that gave their slot to another tenant's and waited for one again.",
+            model,
+            registry=registry,
+        )
         self.rows = Histogram("gruve_batch_rows", "Rows in a call.", model, registry=registry, buckets=COUNTS)
         self.backend = Gauge(
             "gruve_backend_info",
@@ -198,6 +204,7 @@ class ModelMetrics:
         self._queue = metrics.queue.labels(model)
         self._step = metrics.step.labels(model)
         self._rows = metrics.rows.labels(model)
+        self.preemptions = metrics.preemptions.labels(model)
 
     def watch(self, engine: Engine, digest: str) -> None:
         """Reports the model's backend, and the engine's queues at each scrape."""

@@ -72,10 +72,16 @@ class ModelHost:
         """Whether the loop was woken to process them."""
 
     def admit(
-        self, admission: Admission, listener: Listener, credit: int | None = None, *, readmitted: bool = False
+        self,
+        admission: Admission,
+        listener: Listener,
+        credit: int | None = None,
+        *,
+        readmitted: bool = False,
+        preempted: bool = False,
     ) -> int:
         """Gives a sequence to the engine and its progress to `listener`. Raises what `Engine.admit` raises."""
-        sequence_id = self.engine.admit(admission, credit, readmitted=readmitted)
+        sequence_id = self.engine.admit(admission, credit, readmitted=readmitted, preempted=preempted)
         self._listeners[sequence_id] = listener
         self.engine.message_gap_s = self.message_gap_s()
         return sequence_id

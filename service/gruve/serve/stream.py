@@ -11,8 +11,9 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator
 
-from gruve.engine.sequence import FinishReason, Progress
-from gruve.errors import EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
+from gruve.engine.sequence import Admission, FinishReason, Progress
+from gruve.errors import Draining, EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
+from gruve.serve.identity import current_identity
 from gruve.serve.messages import (
     FINISH_REASONS,
     Sign,
@@ -25,6 +26,7 @@ from gruve.serve.model_host import ModelHost
 from gruve.serve.send_buffer import SendBuffer
 from gruve.serve.text_assembler import TextAssembler
 from gruve.serve.validation_generate import ValidatedGenerate
+from gruve.sessions.admission import build_admission
 from gruve.sessions.generations import apply_progress
 from gruve.sessions.opening import RunningGeneration
 from gruve.sessions.receipts import make_receipt
@@ -47,6 +49,7 @@ class Stream:
         """Whether only the engine has yet to end the sequence. What it still delivers is recorded and not sent."""
         self.finish: FinishReason | None = None
         self.queue_s = 0.0
+        self._identity = current_identity()
         opened, tokenizer = running.opened, host.model.tokenizer
         self._request = opened.request
         self._host = host
@@ -77,9 +80,17 @@ class Stream:
         if admission is None:
             self._end(self.generation.finish_reason or FinishReason.CANCELLED)
             return
-        admission = dataclasses.replace(admission, max_pending_output=self._max_message_tokens)
-        self.sequence_id = self._host.admit(admission, self)
+        self.sequence_id = self._host.admit(self._owned(admission), self)
         self._confirm()
+
+    def _owned(self, admission: Admission) -> Admission:
+        """The admission with what all of this stream's have in common."""
+        return dataclasses.replace(
+            admission,
+            max_pending_output=self._max_message_tokens,
+            tenant=self._identity.tenant,
+            weight=self._identity.weight,
+        )
 
     def _confirm(self) -> None:
         self.running.confirm()
@@ -91,13 +102,49 @@ class Stream:
         if progress.incident is not None:
             self._error = EngineFailed(progress.incident)
         self._record(progress)
-        if progress.ended:
-            self.queue_s = progress.queue_s
-            reason = progress.finish_reason
+        if progress.finish_reason is FinishReason.PREEMPTED:
+            self.queue_s += progress.queue_s
+            self._readmit()
+        elif progress.ended:
+            self.queue_s += progress.queue_s
+            reason: FinishReason | None = progress.finish_reason
             if reason is FinishReason.LENGTH:  # or its end was computed again: the record has the reason
                 reason = self.generation.finish_reason
             self._end(reason)
         self._wake()
+
+    def _readmit(self) -> None:
+        """Admits the rest of a sequence whose slot another tenant got."""
+        self._host.metrics.preemptions.inc()
+        if self.leaving:
+            self._end_unfinished(FinishReason.CANCELLED)
+            return
+        rest = build_admission(
+            self.running.session,
+            self.generation,
+            self._request,
+            self.running.opened.stops,
+            self.running.max_transcript,
+            self._buffer.next_position,
+        )
+        rest = dataclasses.replace(rest, ready_s=self._paced_ready_s())
+        try:
+            self.sequence_id = self._host.admit(self._owned(rest), self, preempted=True)
+        except Draining:
+            self._end_unfinished(FinishReason.HANDED_OVER)
+        except GruveError as error:
+            self.fail(error)
+
+    def _end_unfinished(self, reason: FinishReason) -> None:
+        """Ends this call; a generation that is not finished can be resumed."""
+        if not self.generation.finished:
+            self.generation.finish_reason = reason
+        self._end(reason)
+
+    def _paced_ready_s(self) -> float:
+        """The monotonic time at which `max_tokens_per_second` allows the next token; 0 for at once."""
+        rate = self._request.max_tokens_per_second
+        return 0.0 if rate is None or self._first_token_s is None else self._last_token_s + 1.0 / rate
 
     def fail(self, error: GruveError) -> None:
         """Ends the stream because `take` has raised; what was recorded before stays."""

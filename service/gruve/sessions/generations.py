@@ -262,7 +262,7 @@ def apply_progress(session: Session, generation: Generation, progress: Progress)
     generation.next_position += len(generated)
     if progress.state is not None:
         session.advance(progress.state, progress.position + len(progress.tokens) - 1)
-    if progress.finish_reason is not None and not generation.finished:
+    if progress.finish_reason not in (None, FinishReason.PREEMPTED) and not generation.finished:
         generation.finish_reason = progress.finish_reason
         generation.finished = progress.finish_reason in FINAL
     return len(generated)
