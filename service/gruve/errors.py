@@ -28,6 +28,7 @@ GruveError
 ├── NotYet                      the contract has the call; this version does not implement it
 └── Unavailable
     ├── QueueFull               all slots and all places of the waiting queue are taken; retry
+    ├── LimitExceeded           the tenant, or all tenants together, would exceed a limit; retry, if that can help
     ├── Draining                the server is shutting down; try another
     ├── CannotListen            a port is in use, a host is bad or a permission is missing; only at start
     ├── CredentialsBroken       a certificate or a file of keys cannot be used; only at start
@@ -235,7 +236,7 @@ class Unavailable(GruveError):
     """The server cannot take the request now; it may later, or another server may."""
 
     reason = "UNAVAILABLE"
-    retry_after_s: float = 1.0
+    retry_after_s: float | None = 1.0
 
 
 class QueueFull(Unavailable):
@@ -245,6 +246,20 @@ class QueueFull(Unavailable):
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class LimitExceeded(Unavailable):
+    """The request would exceed a limit of the tenant or of the server; `limit` names it.
+
+    `retry_after_s` says when the request may succeed; it is None if it is larger than the limit itself.
+    """
+
+    reason = "LIMIT_EXCEEDED"
+
+    def __init__(self, message: str, limit: str, bound: int, retry_after_s: float | None) -> None:
+        super().__init__(message, limit=limit, bound=bound)
+        self.limit = limit
         self.retry_after_s = retry_after_s
 
 

@@ -58,6 +58,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
 """The minimum and maximum of each flag that takes a number."""
 
 
+LIMITS = ("streams", "waiting", "tokens-per-minute", "requests-per-minute")
+"""The limits that `--tenant-limits` and `--total-limits` know."""
+
+
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
     parser = add_command(commands, "serve", DESCRIPTION, EXAMPLES, run, extra="serve")
@@ -178,6 +182,24 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "sequences that may wait for a slot; one more is refused",
         variable="GRUVE_MAX_WAITING",
         metavar="N",
+    )
+    add_flag(
+        group,
+        "--tenant-limits",
+        limits,
+        "",
+        "what each tenant may use unless its key says otherwise, such as streams=64,tokens-per-minute=600000",
+        variable="GRUVE_TENANT_LIMITS",
+        metavar="NAME=N,...",
+    )
+    add_flag(
+        group,
+        "--total-limits",
+        limits,
+        "",
+        "what all tenants together may use; names are streams, waiting, tokens-per-minute, requests-per-minute",
+        variable="GRUVE_TOTAL_LIMITS",
+        metavar="NAME=N,...",
     )
     add_flag(
         group,
@@ -317,6 +339,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         ttl_s = MEMORY_TTL_S if store == "memory" else STORED_TTL_S
     from gruve.decode.choose import DecodeConfig
     from gruve.engine.engine import EngineConfig
+    from gruve.serve.identity import Limits
     from gruve.serve.server import ServeConfig
     from gruve.sessions.table import SessionsConfig
 
@@ -342,9 +365,22 @@ def _config(args: argparse.Namespace) -> ServeConfig:
             arithmetic=args.arithmetic,
             cuda=args.cuda,
         ),
+        total_limits=Limits(**args.total_limits),
+        tenant_limits=Limits(**args.tenant_limits),
         engine=EngineConfig(max_waiting=args.max_waiting, max_call_ms=args.max_call_ms),
         sessions=SessionsConfig(idle_ttl_s=ttl_s, budget_bytes=int(args.session_memory * MIB)),
     )
+
+
+def limits(text: str) -> dict[str, int]:
+    """The limits in a flag, by the names of their fields: `streams=64,tokens-per-minute=600000`."""
+    found: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        name, _, number = part.strip().partition("=")
+        if name not in LIMITS or not number.isascii() or not number.isdigit():
+            raise argparse.ArgumentTypeError(f"must be NAME=N,... with the names {', '.join(LIMITS)}")
+        found[name.replace("-", "_")] = int(number)
+    return found
 
 
 def _tell(serving: Serving) -> None:

@@ -24,7 +24,7 @@ that a class stands for; a class without one is chosen from the gRPC status.
     │   ├── ExportRefused       [EXPORT_KEY_MISSING, EXPORT_TOO_LARGE]
     │   └── TakenOver           [TAKEN_OVER]                        another call continues the generation
     ├── Unavailable             UNAVAILABLE                         raised after the retries; `retry_after_s`
-    │   ├── Overloaded          [QUEUE_FULL]
+    │   ├── Overloaded          [QUEUE_FULL, LIMIT_EXCEEDED]
     │   ├── SessionBusy         [SESSION_BUSY]
     │   ├── SessionElsewhere    [SESSION_ELSEWHERE]
     │   ├── StoreUnavailable    [STORE_UNAVAILABLE]
@@ -185,7 +185,7 @@ class Unavailable(CallFailed):
 
 
 class Overloaded(Unavailable):
-    """Every slot is taken and the queue is full; nothing was started."""
+    """Every slot is taken and the queue is full, or a limit would be exceeded; nothing was started."""
 
 
 class SessionBusy(Unavailable):
@@ -252,6 +252,7 @@ CLASS_OF_REASON: dict[str, type[CallFailed]] = {
     "TRANSCRIPT_FULL": TranscriptFull,
     "TAKEN_OVER": TakenOver,
     "QUEUE_FULL": Overloaded,
+    "LIMIT_EXCEEDED": Overloaded,
     "DRAINING": ShuttingDown,
     "HANDED_OVER": ShuttingDown,
     "ENGINE_FAILED": ServerFault,

@@ -97,6 +97,10 @@ class Engine:
         """How many sequences wait for a slot."""
         return max(0, self.load - self.running)
 
+    def waiting_of(self, tenant: str) -> int:
+        """How many of a tenant's sequences wait for a slot."""
+        return max(0, self._intake.of_tenant(tenant) - self._scheduler.running_of(tenant))
+
     @property
     def message_gap_s(self) -> float:
         """The least time between two deliveries of one sequence's generated tokens; 0 delivers after every call.

@@ -51,6 +51,8 @@ class Intake:
         self._changed = threading.Condition()
         self._commands: collections.deque[Command] = collections.deque()
         self._sequences: dict[int, Sequence] = {}
+        self._tenants: collections.Counter[str] = collections.Counter()
+        """How many sequences each tenant has."""
         self._closing = False
         self._incident: str | None = None
 
@@ -70,6 +72,10 @@ class Intake:
         """Whether `fail` has been called."""
         return self._incident is not None
 
+    def of_tenant(self, tenant: str) -> int:
+        """How many sequences of a tenant are admitted and not yet ended."""
+        return self._tenants.get(tenant, 0)
+
     def find(self, sequence_id: int) -> Sequence | None:
         """The sequence, unless it has ended."""
         return self._sequences.get(sequence_id)
@@ -88,6 +94,7 @@ class Intake:
                 )
             sequence = Sequence(next(self._ids), admission, self._clock(), credit=credit)
             self._sequences[sequence.id] = sequence
+            self._tenants[sequence.tenant] += 1
             self._commands.append(Enter(sequence, preempted))
             self._changed.notify()
         return sequence.id
@@ -109,6 +116,9 @@ class Intake:
         """Forgets a sequence that has ended; its place is free."""
         with self._changed:
             del self._sequences[sequence.id]
+            self._tenants[sequence.tenant] -= 1
+            if not self._tenants[sequence.tenant]:
+                del self._tenants[sequence.tenant]
 
     def wait(self, until_s: float | None, has_work: Callable[[], bool]) -> None:
         """Blocks until there is something to do: a command, closing, `has_work()`, or the time `until_s`.
@@ -140,4 +150,5 @@ class Intake:
             self._changed.notify_all()
             left = list(self._sequences.values())
             self._sequences.clear()
+            self._tenants.clear()
         return left

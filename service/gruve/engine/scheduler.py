@@ -122,6 +122,11 @@ class Scheduler:
         self._preempted.update(sequence.id for sequence in chosen)
         return chosen
 
+    def running_of(self, tenant: str) -> int:
+        """How many of a tenant's sequences hold a slot. Any thread may ask."""
+        queue = self._tenants.get(tenant)
+        return 0 if queue is None else len(queue.running)
+
     def pick(self, now_s: float, max_rows: int | None = None) -> list[Sequence]:
         """Takes the rows of the next call from their queues: at most `max_rows`, and at most a micro-batch.
 

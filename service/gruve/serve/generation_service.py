@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from gruve.engine.sequence import FinishReason
 from gruve.serve.conversation import Conversation
+from gruve.serve.ledger import Ledger
 from gruve.serve.messages import Sign, logprobs_message
 from gruve.serve.model_host import ModelHosts
 from gruve.serve.scoring import score
@@ -31,9 +33,9 @@ ENTRIES_AT_ONCE = 1_024
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """Serves `gruve.v1.GenerationService`."""
 
-    def __init__(self, models: ModelHosts, opener: GenerationOpener, sign: Sign | None = None) -> None:
-        """`sign` signs receipts; None leaves them unsigned."""
-        self.streams = Streams(models, opener, sign)
+    def __init__(self, models: ModelHosts, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
+        """`ledger` has what tenants use of their limits; `sign` signs receipts, None leaves them unsigned."""
+        self.streams = Streams(models, opener, ledger, sign)
         self._models = models
         self._max_ttl_s = opener.persistence.config.idle_ttl_s
 
@@ -73,7 +75,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         tokenizer = host.model.tokenizer
         ids = await validate_score_content(request).tokens(tokenizer)
         window, alternatives = validate_score(request, len(ids))
-        scored = await score(host, ids, window, alternatives or 0)
+        reservation = self.streams.reserve()
+        try:
+            reservation.reserve_tokens(len(ids), time.monotonic())
+            scored = await score(host, ids, window, alternatives or 0)
+        finally:
+            reservation.close(reservation.tokens, time.monotonic())
         nats = -float(np.sum(np.array([entry.logprob for entry in scored], dtype=np.float64)))
         per_token = nats / len(ids)
         response = generation_pb2.ScoreResponse(

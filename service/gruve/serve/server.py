@@ -27,7 +27,9 @@ from gruve.errors import ModelBroken, ModelUnknown, StoreUnavailable, Unavailabl
 from gruve.model.repository import Broken, Model, scan
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
+from gruve.serve.identity import Limits
 from gruve.serve.interceptor import Interceptor
+from gruve.serve.ledger import Ledger
 from gruve.serve.messages import Sign
 from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost, ModelHosts
@@ -97,6 +99,10 @@ class ServeConfig:
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     sessions: SessionsConfig = dataclasses.field(default_factory=SessionsConfig)
+    total_limits: Limits = dataclasses.field(default_factory=Limits)
+    """What all tenants together may use."""
+    tenant_limits: Limits = dataclasses.field(default_factory=Limits)
+    """What each tenant may use, as far as its key sets no limit."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -260,7 +266,8 @@ class Server:
     async def _listen(self) -> int:
         """Starts the gRPC server and returns its port."""
         opener = GenerationOpener(self.persistence, self.models.get)
-        generations = GenerationServicer(self.models, opener, self.config.sign_receipt)
+        ledger = Ledger(self.config.total_limits, self.config.tenant_limits)
+        generations = GenerationServicer(self.models, opener, ledger, self.config.sign_receipt)
         sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
         models = ModelServicer(self.models)
 

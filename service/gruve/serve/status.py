@@ -34,6 +34,7 @@ STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
     (errors.SessionElsewhere, grpc.StatusCode.UNAVAILABLE),
     (errors.SessionError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.NotYet, grpc.StatusCode.UNIMPLEMENTED),
     (errors.GruveError, grpc.StatusCode.INTERNAL),
@@ -42,6 +43,7 @@ RETRIES: tuple[type[errors.GruveError], ...] = (
     errors.SessionBusy,
     errors.SessionElsewhere,
     errors.QueueFull,
+    errors.LimitExceeded,
     errors.Draining,
     errors.HandedOver,
     errors.StoreUnavailable,
@@ -74,8 +76,9 @@ def trailer(error: errors.GruveError) -> tuple[str, bytes]:
     if isinstance(error, errors.InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=shorten(error.why))
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, RETRIES):
-        fraction, whole = math.modf(getattr(error, "retry_after_s", 1.0))
+    retry_after_s = getattr(error, "retry_after_s", 1.0)
+    if isinstance(error, RETRIES) and retry_after_s is not None:
+        fraction, whole = math.modf(retry_after_s)
         delay = duration_pb2.Duration(seconds=int(whole), nanos=int(fraction * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=status_code(error).value[0], message=shorten(str(error)))

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from gruve.engine.sequence import Admission, FinishReason, Progress
 from gruve.errors import Draining, EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
 from gruve.serve.identity import current_identity
+from gruve.serve.ledger import Reservation
 from gruve.serve.messages import (
     FINISH_REASONS,
     Sign,
@@ -49,6 +50,9 @@ class Stream:
         """Whether only the engine has yet to end the sequence. What it still delivers is recorded and not sent."""
         self.finish: FinishReason | None = None
         self.queue_s = 0.0
+        self.reservation: Reservation | None = None
+        """What the stream holds of its tenant's limits, until it ends."""
+        self._generated_before = running.generation.generated
         self._identity = current_identity()
         opened, tokenizer = running.opened, host.model.tokenizer
         self._request = opened.request
@@ -236,8 +240,16 @@ class Stream:
                     position=self.running.session.position,
                 )
         self.ended.set()
+        if self.reservation is not None:
+            self.reservation.close(self._used_tokens(), time.monotonic())
         self.running.close()
         self._host.metrics.observe_end(reason, self.queue_s if self.sequence_id is not None else None)
+
+    def _used_tokens(self) -> int:
+        """How many tokens this call counts for: all that it had to read, and those that it generated."""
+        admission = self.running.opened.admission
+        read = 0 if admission is None else len(admission.forced)
+        return read + max(0, self.generation.generated - self._generated_before)
 
     def _message(self, max_tokens: int) -> generation_pb2.GenerateResponse:
         """The next message: what is ready, at most `max_tokens` tokens."""

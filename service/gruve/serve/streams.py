@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from gruve.engine.sequence import FinishReason
 from gruve.serve.conversation import Conversation
+from gruve.serve.identity import current_identity
+from gruve.serve.ledger import Ledger, Reservation
 from gruve.serve.messages import Sign
 from gruve.serve.model_host import ModelHosts
 from gruve.serve.stream import Stream
@@ -14,15 +18,38 @@ from gruve.sessions.opening import GenerationOpener
 class Streams:
     """Opens the streams of one server."""
 
-    def __init__(self, models: ModelHosts, opener: GenerationOpener, sign: Sign | None = None) -> None:
-        """`sign` signs receipts; None leaves them unsigned."""
+    def __init__(self, models: ModelHosts, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
+        """`ledger` has what tenants use of their limits; `sign` signs receipts, None leaves them unsigned."""
         self._models = models
         self._opener = opener
+        self._ledger = ledger
         self._sign = sign
         self._conversations: set[Conversation] = set()
 
     async def open(self, request: ValidatedGenerate) -> Stream:
-        """Opens a stream, all of it or nothing. Raises what `GenerationOpener.open` and `ModelHost.admit` raise."""
+        """Opens a stream, all of it or nothing.
+
+        Raises `LimitExceeded`, and what `GenerationOpener.open` and `ModelHost.admit` raise.
+        """
+        reservation = self.reserve()
+        try:
+            return await self._open(request, reservation)
+        except BaseException:
+            reservation.close(0, time.monotonic())
+            raise
+
+    def reserve(self) -> Reservation:
+        """Counts the caller's request against its limits. Raises `LimitExceeded`."""
+        identity, engines = current_identity(), [host.engine for host in self._models.serving]
+        return self._ledger.begin(
+            identity.tenant,
+            identity.limits,
+            time.monotonic(),
+            waiting=sum([engine.waiting_of(identity.tenant) for engine in engines]),
+            all_waiting=sum([engine.waiting for engine in engines]),
+        )
+
+    async def _open(self, request: ValidatedGenerate, reservation: Reservation) -> Stream:
         running = await self._opener.open(request.open)
         stream: Stream
         try:
@@ -31,6 +58,10 @@ class Streams:
                 stream = Stream(running, host, request, self._sign)
             else:
                 stream = Conversation(running, host, request, self._conversations.discard, self._sign)
+            if (admission := running.opened.admission) is not None:
+                tokens = len(admission.forced) + max(0, admission.max_tokens - admission.generated)
+                reservation.reserve_tokens(tokens, time.monotonic())
+            stream.reservation = reservation
             stream.begin()
         except BaseException:
             running.abandon()

@@ -33,6 +33,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_BLOB_REFUSED: _ClassVar[ErrorReason]
     ERROR_REASON_NOT_YET: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_LIMIT_EXCEEDED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason
@@ -60,3 +61,4 @@ ERROR_REASON_EXPORT_TOO_LARGE: ErrorReason
 ERROR_REASON_BLOB_REFUSED: ErrorReason
 ERROR_REASON_NOT_YET: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_LIMIT_EXCEEDED: ErrorReason

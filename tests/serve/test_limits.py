@@ -1,0 +1,139 @@
+"""Limits of a tenant and of all together: refused with the limit's name, value and a time to retry; nothing leaks."""
+
+from __future__ import annotations
+
+import random
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gruve.errors import LimitExceeded
+from gruve.serve.identity import Limits
+from gruve.serve.ledger import MAX_IDLE_TENANTS, Ledger
+from serving import HELD, read, refusal, token, until
+
+TENANT = Limits(streams=3, waiting=2, tokens_per_minute=600, requests_per_minute=30)
+TOTAL = Limits(streams=5, tokens_per_minute=1_000)
+
+
+def test_one_stream_too_many_is_refused_until_another_ends():
+    ledger = Ledger()
+    held = [ledger.begin("a", Limits(streams=2), 0.0) for _ in range(2)]
+    with pytest.raises(LimitExceeded, match="2 streams are open; the tenant's limit streams is 2"):
+        ledger.begin("a", Limits(streams=2), 0.0)
+    ledger.begin("b", Limits(streams=2), 0.0)
+    held[0].close(0, 0.0)
+    ledger.begin("a", Limits(streams=2), 0.0)
+
+
+def test_tokens_are_reserved_and_what_was_not_used_is_given_back():
+    ledger = Ledger()
+    first, second = (ledger.begin("a", Limits(tokens_per_minute=600), 0.0) for _ in range(2))
+    first.reserve_tokens(500, 0.0)
+    with pytest.raises(LimitExceeded, match="200 tokens beside 500 of the last minute") as refused:
+        second.reserve_tokens(200, 0.0)
+    assert refused.value.retry_after_s == 10.0
+    first.close(100, 0.0)
+    second.reserve_tokens(500, 0.0)
+
+
+def test_the_time_to_retry_is_when_the_tokens_have_come_back():
+    ledger = Ledger()
+    ledger.begin("a", Limits(tokens_per_minute=600), 0.0).reserve_tokens(500, 0.0)
+    again = ledger.begin("a", Limits(tokens_per_minute=600), 0.0)
+    with pytest.raises(LimitExceeded):
+        again.reserve_tokens(200, 9.9)
+    again.reserve_tokens(200, 10.0)
+
+
+def test_a_request_above_the_limit_itself_has_no_time_to_retry():
+    with pytest.raises(LimitExceeded) as refused:
+        Ledger().begin("a", Limits(tokens_per_minute=600), 0.0).reserve_tokens(601, 0.0)
+    assert refused.value.retry_after_s is None
+
+
+def test_requests_a_minute_refill_evenly():
+    ledger, limits = Ledger(), Limits(requests_per_minute=60)
+    for _ in range(60):
+        ledger.begin("a", limits, 0.0)
+    with pytest.raises(LimitExceeded, match="requests_per_minute is 60") as refused:
+        ledger.begin("a", limits, 0.0)
+    assert refused.value.retry_after_s == pytest.approx(1.0)
+    ledger.begin("a", limits, 1.0)
+
+
+def test_a_limit_for_all_tenants_names_the_server():
+    ledger = Ledger(Limits(streams=1))
+    ledger.begin("a", Limits(), 0.0)
+    with pytest.raises(LimitExceeded, match="the server's limit streams is 1"):
+        ledger.begin("b", Limits(), 0.0)
+
+
+def test_a_tenants_own_limit_goes_before_the_one_for_every_tenant():
+    ledger = Ledger(tenant=Limits(streams=1, waiting=4))
+    assert ledger.limits_of(Limits(streams=9)) == Limits(streams=9, waiting=4)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32))
+def test_whatever_is_refused_or_closed_nothing_leaks_and_no_limit_is_exceeded(seed):
+    chance, ledger, now = random.Random(seed), Ledger(TOTAL, TENANT), 0.0
+    live = []
+    for _ in range(300):
+        now += chance.choice([0.0, 0.1, 3.0])
+        tenant = chance.choice("abc")
+        if chance.random() < 0.6:
+            try:
+                held = ledger.begin(tenant, Limits(), now, waiting=chance.choice([0, 2]))
+            except LimitExceeded:
+                continue
+            live.append((tenant, held))
+            try:
+                held.reserve_tokens(chance.choice([0, 10, 300, 601]), now)
+            except LimitExceeded:
+                held.close(0, now)
+                held.close(0, now)  # once only
+                live.pop()
+        elif live:
+            _, held = live.pop(chance.randrange(len(live)))
+            held.close(chance.randint(0, held.tokens), now)
+        for name in "abc":
+            assert ledger.usage(name)[0] == sum(t == name for t, _ in live) <= 3
+            assert -1e-6 <= ledger.usage(name)[1] <= 600 + 1e-6
+        assert len(live) <= 5
+    for _, held in live:
+        held.close(0, now)
+    ledger.begin("a", Limits(), now + 120.0).reserve_tokens(600, now + 120.0)
+
+
+def test_tenants_that_came_once_are_forgotten():
+    ledger = Ledger(tenant=Limits(requests_per_minute=10))
+    for i in range(10_000):
+        ledger.begin(f"t{i}", Limits(), float(i)).close(0, float(i))
+    assert len(ledger) <= MAX_IDLE_TENANTS
+
+
+def test_a_stream_above_the_limit_is_refused_over_the_wire_and_leaves_nothing(start):
+    server = start(tenant_limits=Limits(streams=1, tokens_per_minute=100_000))
+    held = server.generate(max_tokens=10, max_tokens_per_second=HELD)
+    token(held)
+    failure = refusal(lambda: server.generate(new_session={"model": "tiny"}))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
+    assert (failure.metadata["limit"], failure.metadata["bound"], failure.retry_after_s) == ("streams", "1", 1.0)
+    held.cancel()
+    until(lambda: server.metric("gruve_requests_total", model="tiny", finish_reason="cancelled") == 1)
+    assert read(server.generate(max_tokens=3)).reason == "LENGTH"
+
+
+def test_tokens_not_generated_are_given_back_after_the_end_and_after_a_cancel(start):
+    server = start(tenant_limits=Limits(tokens_per_minute=1_000))
+    for _ in range(3):
+        call = server.generate(max_tokens=900, max_tokens_per_second=HELD)
+        token(call)
+        cancelled = server.metric("gruve_requests_total", model="tiny", finish_reason="cancelled")
+        call.cancel()
+        until(lambda n=cancelled: server.metric("gruve_requests_total", model="tiny", finish_reason="cancelled") > n)
+    failure = refusal(lambda: server.generate(max_tokens=1_001))
+    assert (failure.metadata["limit"], failure.retry_after_s) == ("tokens_per_minute", None)
