@@ -91,8 +91,9 @@ def test_a_digest_is_printed_for_every_cell():
 @needs_native
 def test_every_instruction_set_of_this_cpu_gives_the_same_digest():
     result = run_bits(BitsBenchConfig(size=Size(1, 16), tokens=200), lambda _: None)
-    digests = {(row["cell"], row["digest"]) for row in result.rows if row["backend"] == "native"}
-    assert len(digests) == 4
+    natives = [row for row in result.rows if row["backend"] == "native"]
+    assert len({(row["cell"], row["arithmetic"], row["digest"]) for row in natives}) == 8
+    assert len({(row["cell"], row["digest"]) for row in result.rows if row["arithmetic"] == "int8"}) == 4
 
 
 def test_digested_tokens_are_distinct_sequences(tmp_path):

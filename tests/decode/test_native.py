@@ -161,7 +161,7 @@ def test_a_forked_child_decodes_on_alone_and_leaves_the_parent_undisturbed():
 
 def test_it_says_why_it_cannot_be_used(monkeypatch, tmp_path):
     assert unavailable_reason() is None
-    with pytest.raises(InvalidField, match="'sse9' is not avx512, zen4, avx2 or portable"):
+    with pytest.raises(InvalidField, match="'sse9' is not avx512vnni, avx512, zen4, avxvnni, avx2 or portable"):
         NativeBackend(MODEL, 1, isa="sse9")
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "libgruve_native.so")
     assert "was not built" in unavailable_reason()
@@ -181,8 +181,8 @@ def test_a_library_of_another_version_or_layout_is_refused(monkeypatch):
 def test_it_says_what_it_runs_on():
     native = NativeBackend(MODEL, 1, 2, selection_reason="no GPU", isa="portable")
     assert (native.name, native.isa, native.selection_reason) == ("native", "portable", "no GPU (portable, 2 threads)")
-    assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int16").selection_reason.endswith(
-        "(portable, 2 threads, int16)"
+    assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int8").selection_reason.endswith(
+        "(portable, 2 threads, int8)"
     )
     assert backend.available_cores() >= 1
 
@@ -191,7 +191,23 @@ def test_this_cpu_gets_its_fastest_kernels():
     machine = describe_machine()
     amd, wide = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii"), machine["isa"] == "avx512"
     zen4 = amd and wide and machine["family"] == "25"
-    assert library.chosen_isa() == ("zen4" if zen4 else machine["isa"] if machine["isa"] in ISAS else "portable")
+    vnni = {"avx512": "avx512vnni", "avx2": "avxvnni"}.get(machine["isa"])
+    expected = "zen4" if zen4 else vnni if vnni in ISAS else machine["isa"] if machine["isa"] in ISAS else "portable"
+    assert library.chosen_isa() == expected
+
+
+def test_kernels_that_multiply_otherwise_than_plain_integers_are_not_used(monkeypatch, caplog):
+    built, chosen = library.library(), library.chosen_isa.__wrapped__
+    assert all(built.multiplies_exactly(isa) for isa in ISAS)
+    fastest = built.isa()
+    monkeypatch.setattr(library.Library, "multiplies_exactly", lambda _, isa: isa != fastest)
+    with caplog.at_level("WARNING"):
+        assert chosen() == ([isa for isa in ISAS if isa != fastest] or ["portable"])[0]
+    assert caplog.messages[0].startswith(
+        f"{fastest} gives int8 products other than those of plain integers on this CPU"
+    )
+    with pytest.raises(InvalidField, match=f"'{fastest}' gives int8 products other than"):
+        chosen(fastest)
 
 
 @pytest.mark.parametrize(
@@ -216,11 +232,15 @@ def test_the_time_that_a_container_has_is_counted_in_cores(own, files, cores, tm
     assert backend.quota_cores(groups, tmp_path / "own") == cores
 
 
-def test_int16_is_chosen_where_it_can_be_and_refused_where_the_native_backend_is_not_used():
-    chosen = choose_backend(MODEL, DecodeConfig("cpu", slots=1, arithmetic="int16"))
-    assert chosen.numerics_id == NativeBackend(MODEL, 1, arithmetic="int16").numerics_id
-    with pytest.raises(InvalidField, match="int16 needs the native backend; here it is reference: a CPU was asked for"):
-        choose_backend(MODEL, DecodeConfig("cpu", 1, torch.get_num_threads(), native=False, arithmetic="int16"))
+def test_int8_is_chosen_with_every_backend_of_a_cpu():
+    native, reference = (
+        choose_backend(MODEL, DecodeConfig("cpu", 1, torch.get_num_threads(), native=wanted, arithmetic="int8"))
+        for wanted in (True, False)
+    )
+    assert (native.name, reference.name) == ("native", "reference")
+    assert native.selection_reason.endswith(", int8)")
+    assert reference.selection_reason.endswith(" (int8)")
+    assert native.numerics_id == reference.numerics_id
 
 
 def test_only_the_objects_made_for_them_hold_wide_instructions():

@@ -1,6 +1,6 @@
 """The bits of the native backend: near the oracle, and independent of instruction set, other rows, threads and steps.
 
-The same holds for float32 and int16, with different bounds.
+The same holds for float32 and int8, with different bounds.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from nets import CELL_NAMES, CELLS, config_of, configs, model_of, weights_of
 
 __all__ = ["native"]
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
-ARITHMETICS = ("float32", "int16")
+ARITHMETICS = ("float32", "int8")
 arithmetics = pytest.mark.parametrize("arithmetic", ARITHMETICS)
 BOUND = 1e-4
-INT16_BOUND = 2e-2
-"""The same bound as on a GPU, where activations are rounded too."""
+INT8_MEAN = 0.1
+"""Of logits up to 10: finds a wrong scale. `test_int8.py` tests the bits."""
 
 
 def forced_logits(backend: NativeBackend, tokens: np.ndarray) -> np.ndarray:
@@ -44,14 +44,18 @@ def forced_logits(backend: NativeBackend, tokens: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-def distance_to_oracle(config, tokens: int, threads: int = 1, arithmetic="float32") -> float:
+def distances_to_oracle(config, tokens: int, threads: int = 1, arithmetic="float32") -> np.ndarray:
     model = model_of(config)
     if config.cell == "elman":  # a gain above 1 makes it chaotic, so every rounding error grows
         calm = {name: (w * 0.5).half().float() if "weight_hh" in name else w for name, w in model.weights.items()}
         model = dataclasses.replace(model, weights=calm)
     forced = np.random.default_rng(5).integers(0, config.vocabulary_size, tokens + 1).astype(np.int32)
     logits = forced_logits(NativeBackend(model, 1, threads, arithmetic=arithmetic), forced)
-    return float(np.abs(logits - Oracle(config, model.weights).run(forced[:-1].tolist())).max())
+    return np.abs(logits - Oracle(config, model.weights).run(forced[:-1].tolist()))
+
+
+def distance_to_oracle(config, tokens: int, threads: int = 1) -> float:
+    return float(distances_to_oracle(config, tokens, threads).max())
 
 
 @every_isa
@@ -74,20 +78,14 @@ def test_logits_stay_within_a_ten_thousandth_of_the_oracle_over_a_thousand_force
 
 
 @cells
-@pytest.mark.parametrize(
-    ("H", "L", "tied", "precision"), [(24, 4, False, "float16"), (72, 1, True, "float16"), (17, 3, True, "float32")]
-)
-def test_in_int16_logits_stay_within_a_fiftieth_of_the_oracle_over_a_thousand_forced_tokens(
-    cell, H, L, tied, precision
-):
-    config = config_of(cell, V=31, E=H - 4, H=H, L=L, tied=tied, precision=precision)
-    assert distance_to_oracle(config, 1_000, arithmetic="int16") < INT16_BOUND
+def test_in_int8_logits_stay_near_the_oracles_in_the_mean(cell):
+    config = config_of(cell, V=31, E=68, H=72, L=1, tied=True)
+    assert distances_to_oracle(config, 500, arithmetic="int8").mean() < INT8_MEAN
 
 
 def test_a_real_size_stays_as_near():
     config = config_of(CELLS[0], V=140, E=256, H=512)
     assert distance_to_oracle(config, 100, threads=2) < BOUND
-    assert distance_to_oracle(config, 100, threads=2, arithmetic="int16") < INT16_BOUND
 
 
 @pytest.mark.slow
@@ -95,7 +93,6 @@ def test_a_real_size_stays_as_near():
 def test_every_real_size_stays_as_near_over_a_thousand_tokens(cell):
     config = config_of(cell, V=140, E=256, H=512)
     assert distance_to_oracle(config, 1_000, threads=2) < BOUND
-    assert distance_to_oracle(config, 1_000, threads=2, arithmetic="int16") < INT16_BOUND
 
 
 @cells
@@ -103,7 +100,6 @@ def test_a_vocabulary_too_large_for_a_table_stays_as_near(cell):
     H = 2**24 // (30_000 * {"gru": 3, "lstm": 4, "elman": 1}[cell[0]]) + 1
     config = config_of(cell, V=30_000, E=9, H=H, L=1)
     assert distance_to_oracle(config, 5) < BOUND
-    assert distance_to_oracle(config, 5, arithmetic="int16") < INT16_BOUND
 
 
 @settings(max_examples=50)
@@ -214,14 +210,14 @@ def test_the_numerics_depend_on_precision_and_arithmetic_alone(threads):
     backends.append(NativeBackend(model_of(config_of(CELLS[2], H=17)), 9, threads))
     assert len({backend.numerics_id for backend in backends}) == 1
     wide = NativeBackend(model_of(config_of(CELLS[0], precision="float32")), 1)
-    whole = NativeBackend(model_of(config_of(CELLS[0])), 1, arithmetic="int16")
+    whole = NativeBackend(model_of(config_of(CELLS[0])), 1, arithmetic="int8")
     assert len({backend.numerics_id for backend in (wide, whole, backends[0])}) == 3
 
 
 def test_the_weights_of_a_model_are_packed_once_for_all_who_use_them():
     config = config_of(CELLS[0])
     first, second = (NativeBackend(model_of(config), 1) for _ in range(2))
-    whole = NativeBackend(model_of(config), 1, arithmetic="int16")
+    whole = NativeBackend(model_of(config), 1, arithmetic="int8")
     other = NativeBackend(model_of(config, seed=2), 1)
     assert first._packed is second._packed is packed_weights(model_of(config), first.isa)
     assert len({other._packed, whole._packed, first._packed}) == 3
@@ -234,7 +230,7 @@ def test_no_sum_of_integers_overflows_even_if_every_product_is_the_largest_there
     model = model_of(config)
     weights = {name: torch.zeros_like(weight) for name, weight in model.weights.items()}
     weights["layers.0.weight_hh"] += 7.7
-    backend = NativeBackend(dataclasses.replace(model, weights=weights), 1, isa=isa, arithmetic="int16")
+    backend = NativeBackend(dataclasses.replace(model, weights=weights), 1, isa=isa, arithmetic="int8")
     backend.admit(0, row_with(max_tokens=9), np.full((1, 1, H), 2.0, dtype=np.float32))  # multiplied as 1
     backend.decode([0], [1], 1)
     assert np.all(backend.snapshot(0) == 1.0)  # after an overflow it would be -1
@@ -249,11 +245,11 @@ def test_a_decoder_outlives_the_name_of_its_weights():
     assert alone(backend, admission_of(max_tokens=9))[0] == expected
 
 
-def test_weights_that_are_no_numbers_are_refused_for_int16():
+def test_weights_that_are_no_numbers_are_refused_for_int8():
     model = model_of(config_of(CELLS[0], precision="float32"))
     model.weights["layers.0.weight_hh"][3, 1] = torch.nan
     with pytest.raises(ValueError, match="a weight is not finite"):
-        NativeBackend(model, 1, arithmetic="int16")
+        NativeBackend(model, 1, arithmetic="int8")
 
 
 def test_weights_that_are_no_float16_are_refused_where_the_model_says_they_are():

@@ -1,6 +1,7 @@
 """`gruve bench bits`: a digest of 10,000 tokens of every cell on every instruction set, to compare CPUs.
 
 The same digest means the same bits: every token is sampled from logits that another CPU must compute identically.
+In int8 the reference backend has the digest of the native one too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import CELLS, Size, make_model
-from gruve.decode import Backend
+from gruve.decode import Arithmetic, Backend
 from gruve.decode import Row as Admitted
 from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.native.library import ISAS, library
@@ -24,7 +25,8 @@ from gruve.decode.reference import ReferenceBackend
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import START_TOKEN
 
-COLUMNS = ("cell", "backend", "isa", "numerics_id", "tokens", "digest")
+COLUMNS = ("cell", "arithmetic", "backend", "isa", "numerics_id", "tokens", "digest")
+ARITHMETICS: tuple[Arithmetic, ...] = ("float32", "int8")
 SEQUENCES = 10
 TINY = Size(2, 48)
 
@@ -51,14 +53,21 @@ def run_bits(config: BitsBenchConfig, report: Report) -> Result:
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         for cell in config.cells:
             model = make_model(Path(folder) / cell.replace("_", "-"), config.size, cell)
-            for isa in ISAS:
-                if (why := _unavailable(isa)) is None:
-                    rows.append(_row(config, cell, isa, NativeBackend(model, SEQUENCES, 1, isa=isa)))
-                else:
-                    skipped.append({"cell": cell, "isa": isa, "why": why})
-            rows.append(_row(config, cell, "torch", ReferenceBackend(model, SEQUENCES)))
+            for arithmetic in ARITHMETICS:
+                for isa in ISAS:
+                    if _unavailable(isa) is None:
+                        native = NativeBackend(model, SEQUENCES, 1, isa=isa, arithmetic=arithmetic)
+                        rows.append(_row(config, cell, arithmetic, isa, native))
+                reference = ReferenceBackend(model, SEQUENCES, arithmetic=arithmetic)
+                rows.append(_row(config, cell, arithmetic, "torch", reference))
+            skipped += [
+                {"cell": cell, "isa": isa, "why": why} for isa in ISAS if (why := _unavailable(isa)) is not None
+            ]
     for line in table(rows, COLUMNS):
         report(line)
+    for cell in config.cells:
+        digests = {row["digest"] for row in rows if (row["cell"], row["arithmetic"]) == (cell, "int8")}
+        report(f"{cell} in int8: {'one digest' if len(digests) == 1 else f'{len(digests)} DIFFERENT DIGESTS'}")
     for row in skipped:
         report(f"{row['cell']} on {row['isa']} was not run: {row['why']}")
     return Result("bits", describe_machine(), describe_versions(), rows, skipped)
@@ -71,11 +80,12 @@ def _unavailable(isa: str) -> str | None:
     return why
 
 
-def _row(config: BitsBenchConfig, cell: str, isa: str, backend: Backend) -> Row:
+def _row(config: BitsBenchConfig, cell: str, arithmetic: Arithmetic, isa: str, backend: Backend) -> Row:
     tokens = generate(backend, config.tokens // SEQUENCES)
     digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()[:16]
     return {
         "cell": cell,
+        "arithmetic": arithmetic,
         "backend": backend.name,
         "isa": isa,
         "numerics_id": backend.numerics_id,

@@ -143,9 +143,9 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--isa",
         str,
         None,
-        "instructions that the native kernels use, zen4 for AVX-512 on a Zen 4; absent, the CPU's fastest",
+        "instructions that the native kernels use, zen4 for AVX-512 with VNNI on a Zen 4; absent, the CPU's fastest",
         variable="GRUVE_ISA",
-        choices=("avx512", "zen4", "avx2", "portable"),
+        choices=("avx512vnni", "avx512", "zen4", "avxvnni", "avx2", "portable"),
     )
     add_flag(
         group,
@@ -161,9 +161,9 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--arithmetic",
         str,
         "float32",
-        "what the native kernels multiply in; int16 is faster, rounds more, and has tokens of its own",
+        "what states are multiplied in; int8 is faster, rounds more, and makes the same tokens with every backend",
         variable="GRUVE_ARITHMETIC",
-        choices=("float32", "int16"),
+        choices=("float32", "int8"),
     )
     add_flag(
         group,

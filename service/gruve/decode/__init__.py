@@ -26,8 +26,8 @@ HISTORY_TOKENS = 1_024
 """How many of the transcript's last tokens a slot keeps: for the repetition penalty and for pointers."""
 
 
-Arithmetic = Literal["float32", "int16"]
-"""The number format of the products with a state, and of their sums."""
+Arithmetic = Literal["float32", "int8"]
+"""The number format of the products with a state: `float32`, or `int8` (see `gruve.decode.int8`)."""
 
 
 class RowStatus(enum.IntEnum):

@@ -1,7 +1,8 @@
-"""The plain backend: torch operations in fp32 on any device.
+"""The plain backend: torch operations on any device.
 
-Other backends are tested against it, and it is used where they do not work. It is exact because every matrix product
-has a fixed tile of rows (`tiles.py`). Knows torch, not sequences, sessions or requests.
+Other backends are tested against it, and it is used where they do not work. In float32 it is exact because every matrix
+product has a fixed tile of rows (`tiles.py`), in int8 by its arithmetic (`int8.py`). Knows torch, not sequences,
+sessions or requests.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gruve.decode import HISTORY_TOKENS, Block, Logprobs, Row, RowStatus
+from gruve.decode import HISTORY_TOKENS, Arithmetic, Block, Logprobs, Row, RowStatus, int8
+from gruve.decode.int8 import Int8Step
 from gruve.decode.sampler import RowSampling, Sampler, seen_in_ring
 from gruve.decode.stops import MATCHED
 from gruve.decode.tiles import Tiles
-from gruve.decode.weight_packing import padded_size
 from gruve.model.config import ModelConfig
 from gruve.model.pointer_tracker import PointerTracker
 from gruve.model.pointers import WINDOW
@@ -37,24 +38,31 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def __init__(self, model: Model, slots: int, device: str = "cpu", selection_reason: str = "requested") -> None:
+    def __init__(
+        self,
+        model: Model,
+        slots: int,
+        device: str = "cpu",
+        selection_reason: str = "requested",
+        arithmetic: Arithmetic = "float32",
+    ) -> None:
         config = model.config
-        self.selection_reason = selection_reason
+        self.selection_reason = f"{selection_reason} (int8)" if arithmetic == "int8" else selection_reason
         self.slots = slots
         self.workers = 1
         self.nice = 10 if device == "cpu" else 0
         self._config = config
         self._device = torch.device(device)
-        self._tiles = Tiles(model, self._device)
+        self._tiles = Int8Step(model, self._device) if arithmetic == "int8" else Tiles(model, self._device)
         self.max_rows = self.saturating_rows = max(64, self._tiles.rows)
-        # One slab of states for all slots: (state tensors, L, slots, H), H padded.
+        # One slab of states for all slots: (state tensors, L, slots, H), H as `_tiles` has it.
         self._states = torch.zeros(
-            config.state_tensors, config.num_layers, slots, padded_size(config.hidden_size), device=self._device
+            config.state_tensors, config.num_layers, slots, self._tiles.hidden_size, device=self._device
         )
         self._rows: list[_Slot | None] = [None] * slots
         self._history = torch.zeros(slots, HISTORY_TOKENS, dtype=torch.int64, device=self._device)
         self._sampler = Sampler(config.vocabulary_size, self._device)
-        self.numerics_id = self._numerics_id()
+        self.numerics_id = int8.numerics_id(config) if arithmetic == "int8" else self._numerics_id()
 
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; see the contract."""

@@ -29,7 +29,7 @@ from gruve.sessions.record import START_TOKEN
 onnxruntime = optional_package("onnxruntime")
 openvino = optional_package("openvino")
 
-BACKENDS = ("native", "native_int16", "reference", "torch", "onnxruntime", "openvino")
+BACKENDS = ("native", "native_int8", "reference", "torch", "onnxruntime", "openvino")
 MOST_ROWS = 64
 STEPS_PER_CALL = {"native": 16, "reference": 2}
 """The number of steps of a call to gruve's backends. The others run one step per call."""
@@ -59,7 +59,7 @@ class Peer(Stepper, Protocol):
 
 def make_stepper(name: str, model: Model, batch: int, threads: int) -> Stepper:
     """Returns the stepper of that name; raises `Absent`."""
-    if name in ("native", "native_int16", "reference"):
+    if name in ("native", "native_int8", "reference"):
         return _BackendStepper(_backend(name, model, batch, threads), batch)
     if model.config.reset == "before" and name == "torch":
         raise Absent("torch.nn has no GRU with the reset gate before the product")
@@ -81,7 +81,7 @@ def _backend(name: str, model: Model, batch: int, threads: int) -> Backend:
         return ReferenceBackend(model, batch, "cpu")
     if (why := unavailable_reason()) is not None:
         raise Absent(why)
-    return NativeBackend(model, batch, threads, arithmetic="int16" if name == "native_int16" else "float32")
+    return NativeBackend(model, batch, threads, arithmetic="int8" if name == "native_int8" else "float32")
 
 
 class _BackendStepper:

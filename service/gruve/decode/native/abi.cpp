@@ -78,6 +78,14 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 }
+bool has_vnni() {  // AVX-512's
+    unsigned int a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1);
+}
+bool has_avxvnni() {
+    unsigned int a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
 bool halves_512_bits() {  // Zen 4: AMD's family 25, where it has AVX-512; `__builtin_cpu_is` knows it from GCC 13 on
     unsigned int a, b, c, d;
     return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 25;
@@ -88,10 +96,10 @@ const Kernels* find_kernels(const char* wanted) {
     const std::string_view name = wanted == nullptr ? "" : wanted;
     const bool any = name.empty();
 #if defined(__x86_64__)
-    if (has_avx512()) {
-        if (name == zen4_kernels.name || (any && halves_512_bits())) return &zen4_kernels;
-        if (name == avx512_kernels.name || any) return &avx512_kernels;
-    }
+    if (has_vnni() && (name == zen4_kernels.name || (any && halves_512_bits()))) return &zen4_kernels;
+    if (has_vnni() && (name == avx512vnni_kernels.name || any)) return &avx512vnni_kernels;
+    if (has_avx512() && (name == avx512_kernels.name || any)) return &avx512_kernels;
+    if (has_avxvnni() && (name == avxvnni_kernels.name || any)) return &avxvnni_kernels;
     if (has_avx2() && (name == avx2_kernels.name || any)) return &avx2_kernels;
 #endif
     return name == portable_kernels.name || any ? &portable_kernels : nullptr;
@@ -121,6 +129,11 @@ void gruve_struct_sizes(size_t* weights, size_t* pointers, size_t* sampling, siz
 const char* gruve_isa(const char* wanted) {
     const Kernels* kernels = find_kernels(wanted);
     return kernels == nullptr ? nullptr : kernels->name;
+}
+
+int32_t gruve_multiplies_exactly(const char* isa) {
+    const Kernels* kernels = find_kernels(isa);
+    return kernels != nullptr && multiplies_exactly(*kernels);
 }
 
 int32_t gruve_model_create(

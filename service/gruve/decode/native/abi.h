@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRUVE_ABI_VERSION 5
+#define GRUVE_ABI_VERSION 6
 #define GRUVE_MAX_LAYERS 4
 #define GRUVE_MAX_ROWS 64
 #define GRUVE_MAX_STEPS 4096
@@ -63,7 +63,7 @@ typedef struct {
     int32_t hidden_size;
     int32_t num_layers;
     int32_t half;  // 1: every weight matrix holds fp16 values and may be stored so
-    int32_t whole; // 1: the layers multiply states in int16 and sum integers; 0: all in fp32
+    int32_t whole; // 1: layers and head multiply states in int8 and sum integers; 0: all in fp32
     const float* embedding;                      // (V, E)
     const float* weight_ih[GRUVE_MAX_LAYERS];    // (G*H, E or H)
     const float* weight_hh[GRUVE_MAX_LAYERS];    // (G*H, H)
@@ -136,9 +136,11 @@ GRUVE_EXPORT int32_t gruve_abi_version(void);
 GRUVE_EXPORT void gruve_struct_sizes(
     size_t* weights, size_t* pointers, size_t* sampling, size_t* row, size_t* call);
 
-// `wanted`, or with null or "" the fastest: "avx512", "zen4" (AVX-512 in the form that suits Zen 4), "avx2" or "portable".
-// Null if `wanted` is none of these or this CPU does not support it.
+// `wanted`, or with null or "" the fastest: "avx512vnni", "zen4" (AVX-512 with VNNI in the form that suits Zen 4), "avx512",
+// "avxvnni" (AVX2 with AVX-VNNI), "avx2" or "portable". Null if `wanted` is none of these or this CPU does not support it.
 GRUVE_EXPORT const char* gruve_isa(const char* wanted);
+// 1 if the int8 products of `isa`, which gruve_isa returned, are those of plain integers. Takes some milliseconds.
+GRUVE_EXPORT int32_t gruve_multiplies_exactly(const char* isa);
 
 // Packs weights for `isa`, a name that gruve_isa returned.
 GRUVE_EXPORT int32_t gruve_model_create(

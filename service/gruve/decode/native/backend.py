@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gruve.decode import HISTORY_TOKENS, Arithmetic, Block, Logprobs, Row
+from gruve.decode import HISTORY_TOKENS, Arithmetic, Block, Logprobs, Row, int8
 from gruve.decode.native import library as abi
 from gruve.decode.stops import StopTable
 from gruve.errors import ModelBroken
@@ -43,8 +43,8 @@ class NativeBackend:
     threads, the other rows or the number of steps of a call. `close` ends its threads. After a fork it continues to
     work in the child, on the calling thread.
 
-    With `int16`, the operands of products with a state are rounded: states to 1/4096, weights to a step for each row
-    that keeps every sum of products below 2**31. Tables, biases, gates, states and the head are as in `float32`.
+    With `int8`, the operands of products with a state are rounded, those of the head included: `gruve.decode.int8`
+    states this arithmetic. It is the reference backend's too, and so is its `numerics_id`.
     """
 
     name = "native"
@@ -66,12 +66,12 @@ class NativeBackend:
         self.isa = abi.chosen_isa(isa)
         self.threads = self.workers = threads or available_cores()
         self.saturating_rows = abi.SATURATING_ROWS[self.isa]
-        whole = arithmetic == "int16"
-        self.selection_reason = f"{selection_reason} ({self.isa}, {self.threads} threads{', int16' if whole else ''})"
-        numerics = f"{self.name} {VERSION} {config.precision}{' int16' if whole else ''}"
+        whole = arithmetic == "int8"
+        self.selection_reason = f"{selection_reason} ({self.isa}, {self.threads} threads{', int8' if whole else ''})"
+        numerics = f"{self.name} {VERSION} {config.precision}"
         if config.pointers is not None:
             numerics += f" pointers {POINTERS_VERSION}"
-        self.numerics_id = hashlib.sha256(numerics.encode()).hexdigest()[:16]
+        self.numerics_id = int8.numerics_id(config) if whole else hashlib.sha256(numerics.encode()).hexdigest()[:16]
         self._config = config
         self._library = abi.library()
         self._packed = packed_weights(model, self.isa, whole=whole)
@@ -291,7 +291,7 @@ _packing = threading.Lock()
 def packed_weights(model: Model, isa: str, *, whole: bool = False) -> PackedWeights:
     """The packed weights of a model, shared by all backends with the same content while one of them lives.
 
-    `whole` packs the matrices that multiply states as int16.
+    `whole` packs the matrices that multiply states as int8.
     """
     weights = {name: _array(tensor) for name, tensor in model.weights.items()}
     key = hashlib.sha256(f"{isa} {whole} {model.config.to_json()}".encode())

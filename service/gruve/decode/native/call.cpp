@@ -98,8 +98,8 @@ int32_t Call::begin_layer() {
     return cut(model_.tiled(layer_, phase_), view_count_);
 }
 
-// Writes the inputs of this phase's int16 products to `to`.
-void Call::make_whole(RowView& view, int16_t* to) const {
+// Writes the inputs of this phase's int8 products to `to`.
+void Call::make_whole(RowView& view, uint8_t* to) const {
     const int32_t size = model_.padded_size;
     view.whole_h = to;
     view.whole_x = to + size;
@@ -118,6 +118,9 @@ int32_t Call::begin_head() {
         view.x = decoder_.h(at, 1 - decoder_.slots_[at].parity) +
                  static_cast<size_t>(model_.num_layers - 1) * model_.padded_size;
         view.out = place_.logits(row);
+        if (!model_.whole) continue;
+        view.whole_x = place_.whole(row);
+        model_.kernels->to_steps(view.x, model_.padded_size, place_.whole(row));
     }
     return view_count_ == 0 ? begin_tokens() : cut(model_.head, view_count_);
 }
@@ -150,6 +153,8 @@ void Call::run(int32_t tile, int32_t worker) {
         }
         return;
     }
+    // In int8 all devices make the same bits, and GPUs keep denormals.
+    const FloatControl control(model_.whole ? Denormals::ieee : Denormals::flush);
     const Matrix& matrix = stage_ == Stage::head ? model_.head : model_.tiled(layer_, phase_);
     const int32_t row_tiles = (view_count_ + rows_ - 1) / rows_;
     const int32_t first = tile / row_tiles * groups_, from = tile % row_tiles * rows_;

@@ -27,7 +27,7 @@ private:
 
     int32_t begin_step();
     int32_t begin_layer();
-    void make_whole(RowView& view, int16_t* to) const;
+    void make_whole(RowView& view, uint8_t* to) const;
     int32_t begin_head();
     int32_t begin_tokens();
     int32_t cut(const Matrix& matrix, int32_t rows);

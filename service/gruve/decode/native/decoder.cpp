@@ -16,14 +16,19 @@ namespace {
 // An odd number of cache lines apart, so that the same unit of many rows does not fall into one cache set.
 size_t odd_lines(size_t floats) { return floats / LANES % 2 == 0 ? floats + LANES : floats; }
 
+// The floats that two inputs of int8 products take.
+size_t whole_floats(const Model& model) {
+    return model.whole ? round_up(static_cast<size_t>(model.padded_size) * 2 / sizeof(float), LANES) : 0;
+}
+
 }  // namespace
 
 Workspace::Workspace(const Model& model, int32_t threads)
     : row_floats(odd_lines(
-          (model.whole ? 4 : 3) * static_cast<size_t>(model.padded_size) + model.logits_stride + model.input_floats())),
+          3 * static_cast<size_t>(model.padded_size) + model.logits_stride + whole_floats(model) + model.input_floats())),
       logits_offset(3 * static_cast<size_t>(model.padded_size)),
       logits_stride(model.logits_stride),
-      input_offset((model.whole ? 4 : 3) * static_cast<size_t>(model.padded_size) + model.logits_stride),
+      input_offset(logits_offset + model.logits_stride + whole_floats(model)),
       rows(row_floats * GRUVE_MAX_ROWS * sizeof(float)) {
     for (int32_t i = 0; i < threads; ++i) scratches.emplace_back(model.vocabulary_size);
     for (int32_t i = 0; i < threads; ++i) wide.emplace_back(model.wide_floats() * sizeof(float));

@@ -56,7 +56,7 @@ struct Workspace {
 
     float* scratch(int32_t row) const { return rows.at<float>(row_floats * row * sizeof(float)); }
     float* logits(int32_t row) const { return scratch(row) + logits_offset; }
-    int16_t* whole(int32_t row) const { return reinterpret_cast<int16_t*>(logits(row) + logits_stride); }
+    uint8_t* whole(int32_t row) const { return reinterpret_cast<uint8_t*>(logits(row) + logits_stride); }
 
     // Layer 0's input, for a model with pointers.
     float* input(int32_t row) const { return scratch(row) + input_offset; }
@@ -65,7 +65,7 @@ struct Workspace {
     size_t logits_offset;
     size_t logits_stride;
     size_t input_offset;
-    // Per row of a call: three of the layer's size, logits, two inputs of int16 products, and layer 0's input.
+    // Per row of a call: three of the layer's size, logits, two inputs of int8 products, and layer 0's input.
     Pages rows;
     std::vector<Scratch> scratches;  // one a thread
     std::vector<Pages> wide;         // one a thread: weights of fp16 as fp32

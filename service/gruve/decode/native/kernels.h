@@ -13,11 +13,14 @@ namespace gruve {
 
 enum class Cell : int32_t { gru_after, gru_before, lstm, elman };
 
-// How a matrix's weights stand in memory. int16 ones are whole steps of their row's own size, two of K side by side.
-enum class Number : int32_t { fp32, fp16, int16 };
+// How a matrix's weights stand in memory. int8 ones are whole steps of their row's own size, four of K side by side.
+enum class Number : int32_t { fp32, fp16, int8 };
 
-// The inputs of an int16 product, all between -1 and 1, are whole steps of 1/4096.
-constexpr int32_t INPUT_STEPS = 4096;
+// The inputs of an int8 product, all between -1 and 1, are whole steps of 1/127, stored with INPUT_OFFSET added.
+constexpr int32_t INPUT_STEPS = 127;
+constexpr int32_t INPUT_OFFSET = 128;
+// The largest int8 weight. AVX2 adds two products in int16: 2 * 255 * 63 is below 32768, so this is exact.
+constexpr int32_t WEIGHT_STEPS = 63;
 
 // A weight matrix cut into groups of `vectors` columns of vectors, each group laid out [K][vectors][width]. The last
 // group has `last_vectors`. Of a gated cell a group is one vector of units with all its gates side by side.
@@ -28,7 +31,10 @@ struct Matrix {
     int32_t groups = 0;
     int32_t last_vectors = 0;
     Number number = Number::fp32;
-    const float* steps = nullptr;  // int16: what a sum of products is worth, for each column as the groups have them
+    // int8, for each column as the groups have them: what a sum of products is worth, and what takes the inputs' offset
+    // out of the sum, -INPUT_OFFSET times the sum of the column's weights.
+    const float* steps = nullptr;
+    const int32_t* offsets = nullptr;
 };
 
 // One recurrent layer. A row's chain starts from its `start` (table row or bias) and adds x, then h, in the order of k.
@@ -45,8 +51,8 @@ struct RowView {
     const float* start;  // packed like the groups
     const float* x;
     const float* h;      // the layer's old state
-    const int16_t* whole_x;  // where the matrices are int16: x in steps,
-    const int16_t* whole_h;  // and h, or r * h for the second phase of reset=before
+    const uint8_t* whole_x;  // where the matrices are int8: x in steps,
+    const uint8_t* whole_h;  // and h, or r * h for the second phase of reset=before
     float* out;          // its new state, or the logits
     float* c;            // LSTM: read and written
     float* update;       // GRU with reset=before, between its phases: z,
@@ -71,8 +77,8 @@ struct Kernels {
     void (*fold)(const float* a, int32_t k, const float* b, int32_t n, double* sums, float* out);
     // out[i] = the sum of rows[r][i] in the order of r, at least one row; the same bits for every instruction set.
     void (*sum_rows)(const float* const* rows, int32_t count, int32_t n, float* out);
-    // out[i] = x[i] in steps, the nearest, ties to even; what is beyond -1 or 1, or NaN, becomes one of them.
-    void (*to_steps)(const float* x, int32_t n, int16_t* out);
+    // out[i] = INPUT_OFFSET + x[i] in steps, the nearest, ties to even. What is beyond -1 or 1 becomes one of them, NaN 1.
+    void (*to_steps)(const float* x, int32_t n, uint8_t* out);
     float (*highest)(const float* logits, int32_t n);
     // sampling.weights; returns their sum.
     uint64_t (*weights)(const float* logits, int32_t n, float highest, float scale, int32_t* weights);
@@ -83,9 +89,14 @@ struct Kernels {
 extern const Kernels portable_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
+extern const Kernels avxvnni_kernels;     // AVX2 with AVX-VNNI
 extern const Kernels avx512_kernels;
-extern const Kernels zen4_kernels;  // AVX-512 too
+extern const Kernels avx512vnni_kernels;  // AVX-512 with VNNI
+extern const Kernels zen4_kernels;        // likewise
 #endif
+
+// Whether int8 products of `kernels` are those of plain integers: every tile they may use, random values and the largest.
+bool multiplies_exactly(const Kernels& kernels);
 
 }  // namespace gruve
 

@@ -1,4 +1,4 @@
-// The kernels for AVX2 with FMA and F16C: 8 units a vector, 12 sums in 16 registers.
+// The kernels for AVX2 with FMA and F16C, without AVX-VNNI and with it: 8 units a vector, 12 sums in 16 registers.
 
 #include <immintrin.h>
 
@@ -16,6 +16,7 @@ struct Avx2 {
 
     using Few = Avx2;
     using Others = Avx2;
+    using Whole = Avx2;
     using Float = __m256;
     using Int = __m256i;
 
@@ -32,22 +33,33 @@ struct Avx2 {
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
-    static Int zero() { return _mm256_setzero_si256(); }
-    static Int load_pairs(const int16_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
-    static Int set_pair(const int16_t* p) {
-        int32_t pair;
-        __builtin_memcpy(&pair, p, sizeof pair);
-        return _mm256_set1_epi32(pair);
+    static Int load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static Int load_quads(const int8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+    static Int set_quad(const uint8_t* p) {
+        int32_t quad;
+        __builtin_memcpy(&quad, p, sizeof quad);
+        return _mm256_set1_epi32(quad);
     }
-    static Int add_products(Int a, Int b, Int c) {
+    static Int add_products(Int weights, Int inputs, Int c) {
+        const __m256i pairs = _mm256_maddubs_epi16(inputs, weights);
         // Not _mm256_add_epi32: GCC 12 would keep the sums in two registers each, or in memory.
-        __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)));
+        __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
         return c;
     }
     static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
     static Float power(Float shifted) {
         const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
         return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(0x3F800000)));
+    }
+};
+
+// With AVX-VNNI, one instruction for the three. Assembly, so that nothing else in this file is compiled for VNNI.
+struct AvxVnni : Avx2 {
+    using Whole = AvxVnni;
+
+    static Int add_products(Int weights, Int inputs, Int c) {
+        __asm__("%{vex%} vpdpbusd %1, %2, %0" : "+x"(c) : "x"(weights), "x"(inputs));
+        return c;
     }
 };
 
@@ -83,14 +95,18 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
     return total;
 }
 
-constexpr Kernels kernels = {
-    "avx2", Avx2::width, Avx2::half, groups_per_pass<Avx2>, Avx2::widens, run_layer<Avx2>, run_head<Avx2>,
-    fold, sum_rows<Avx2>, to_steps, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
-};
+template <class V>
+constexpr Kernels kernels(const char* name) {
+    return {
+        name, V::width, V::half, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
+        fold, sum_rows<Avx2>, to_steps, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
+    };
+}
 
 }  // namespace
 }  // namespace avx2
 
-const Kernels avx2_kernels = avx2::kernels;
+const Kernels avx2_kernels = avx2::kernels<avx2::Avx2>("avx2");
+const Kernels avxvnni_kernels = avx2::kernels<avx2::AvxVnni>("avxvnni");
 
 }  // namespace gruve

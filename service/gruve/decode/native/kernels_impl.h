@@ -1,7 +1,7 @@
 // The kernels, written once over a vector type `V` and compiled once per instruction set.
 //
 // Exact by construction: every output is one chain of fused multiply-adds in the order of k, whatever the tile, and
-// everything else is a fixed sequence of fp32 operations on one element. Where weights are int16, the chain of one
+// everything else is a fixed sequence of fp32 operations on one element. Where weights are int8, the chain of one
 // matrix is an exact sum of integers instead. Which outputs share a vector, a tile or a thread changes nothing. This file
 // is compiled with -ffp-contract=off: an operation is fused where it says fma.
 //
@@ -10,9 +10,11 @@
 // algorithms either.
 //
 // V has: Float, `width`, `accumulators` (sums held in registers), `widens`, load, load_half, store, set, add, sub, mul, div, fma,
-// min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23). For int16: Int,
-// zero, load_pairs (two of K a lane), set_pair, add_products (c + a[0] * b[0] + a[1] * b[1], exactly) and to_float.
-// V::Few takes its place in products of fp16 weights with so few rows that it holds their sums, V::Others in all others.
+// min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23). For int8: Int,
+// load_int, load_quads (four signed bytes of K a lane), set_quad (four unsigned ones), add_products (c plus the sum of the
+// four products, exactly, if no weight is beyond WEIGHT_STEPS) and to_float.
+// V::Few takes its place in products of fp16 weights with so few rows that it holds their sums, V::Whole in products of
+// int8 weights, V::Others in all others.
 
 constexpr int32_t MAX_BLOCK = 8;  // rows that one pass takes at most
 constexpr size_t AHEAD = 8192;    // bytes of weights that are asked for before they are needed
@@ -67,27 +69,27 @@ struct Arithmetic {
     using Sum = typename V::Float;
     static constexpr int together = 1;
 
-    static Sum begin(const float* acc) { return V::load(acc); }
+    static Sum begin(const float* acc, const int32_t*, int) { return V::load(acc); }
     static Sum weights(const float* p) { return V::load(p); }
     static Sum weights(const uint16_t* p) { return V::load_half(p); }
     static Sum input(const float* x) { return V::set(*x); }
     static Sum add(Sum weights, Sum input, Sum sum) { return V::fma(weights, input, sum); }
-    static void end(float* acc, Sum sum, const float*) { V::store(acc, sum); }
+    static void end(float* acc, Sum sum, const float*, int) { V::store(acc, sum); }
 };
 
-// Integers are added in any order; `Packer::whole_scale` keeps the sums below 2**31. They become fp32 once.
+// Integers are added in any order: 4,096 products of 8 and 7 bits stay far below 2**31. They become fp32 once.
 template <class V>
-struct Arithmetic<V, int16_t> {
-    using Input = int16_t;
+struct Arithmetic<V, int8_t> {
+    using Input = uint8_t;
     using Sum = typename V::Int;
-    static constexpr int together = 2;
+    static constexpr int together = 4;
 
-    static Sum begin(const float*) { return V::zero(); }
-    static Sum weights(const int16_t* p) { return V::load_pairs(p); }
-    static Sum input(const int16_t* x) { return V::set_pair(x); }
+    static Sum begin(const float*, const int32_t* offsets, int at) { return V::load_int(offsets + at); }
+    static Sum weights(const int8_t* p) { return V::load_quads(p); }
+    static Sum input(const uint8_t* x) { return V::set_quad(x); }
     static Sum add(Sum weights, Sum input, Sum sum) { return V::add_products(weights, input, sum); }
-    static void end(float* acc, Sum sum, const float* step) {
-        V::store(acc, V::fma(V::to_float(sum), V::load(step), V::load(acc)));
+    static void end(float* acc, Sum sum, const float* steps, int at) {
+        V::store(acc, V::fma(V::to_float(sum), V::load(steps + at), V::load(acc)));
     }
 };
 
@@ -96,7 +98,7 @@ struct Arithmetic<V, int16_t> {
 template <class V, class W, int MR, int NR, int P, bool Widen = false>
 void product(
     float* __restrict acc, const void* weights, size_t group, const void* const* x, int32_t depth, const float* steps,
-    float* __restrict wide) {
+    const int32_t* offsets, float* __restrict wide) {
     using A = Arithmetic<V, W>;
     constexpr int C = P * NR, width = A::together * V::width;
     typename A::Sum sum[MR][C];
@@ -105,7 +107,7 @@ void product(
     for (int r = 0; r < MR; ++r) {
         row[r] = static_cast<const typename A::Input*>(x[r]);
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) sum[r][c] = A::begin(acc + (r * C + c) * V::width);
+        for (int c = 0; c < C; ++c) sum[r][c] = A::begin(acc + (r * C + c) * V::width, offsets, c * V::width);
     }
     const W* w = static_cast<const W*>(weights);
     for (int32_t k = 0; k < depth; k += A::together, w += NR * width) {
@@ -143,11 +145,12 @@ void product(
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) A::end(acc + (r * C + c) * V::width, sum[r][c], steps + c * V::width);
+        for (int c = 0; c < C; ++c) A::end(acc + (r * C + c) * V::width, sum[r][c], steps, c * V::width);
     }
 }
 
-using Product = void (*)(float*, const void*, size_t, const void* const*, int32_t, const float*, float*);
+using Product = void (*)(
+    float*, const void*, size_t, const void* const*, int32_t, const float*, const int32_t*, float*);
 
 // The most rows a pass may take with NR vectors, and the most groups beside so many rows.
 template <class V>
@@ -175,6 +178,11 @@ struct Chosen {
 template <class V>
 struct Chosen<V, uint16_t, true> {
     using Vector = typename V::Few;
+};
+
+template <class V, bool few>
+struct Chosen<V, int8_t, few> {
+    using Vector = typename V::Whole;
 };
 
 template <class Vectors, class W, int MR, int NR>
@@ -261,13 +269,13 @@ struct Pass {
         return wide == nullptr ? nullptr : wide + static_cast<size_t>(matrix.depth) * matrix.vectors * V::width;
     }
 
-    // Adds the product with each row's `x`, or, where the matrix is int16, with its `whole`.
+    // Adds the product with each row's `x`, or, where the matrix is int8, with its `whole`.
     template <class X>
     void multiply(
-        Sums<V>& sums, const Matrix& matrix, X RowView::*x, const int16_t* RowView::*whole, float* widened) const {
+        Sums<V>& sums, const Matrix& matrix, X RowView::*x, const uint8_t* RowView::*whole, float* widened) const {
         const void* at[MAX_BLOCK];
         for (int r = 0; r < row_count; ++r)
-            at[r] = matrix.number == Number::int16 ? static_cast<const void*>(rows[r].*whole) : rows[r].*x;
+            at[r] = matrix.number == Number::int8 ? static_cast<const void*>(rows[r].*whole) : rows[r].*x;
         switch (matrix.number) {
             case Number::fp32: return multiply_as<float>(sums, matrix, at);
             case Number::fp16:
@@ -275,10 +283,10 @@ struct Pass {
                     if (widened == nullptr) return multiply_as<uint16_t>(sums, matrix, at);
                     if (begins) return multiply_as<uint16_t>(sums, matrix, at, widened);
                     find_product<V, float>(row_count, vectors, 1)(
-                        sums.at, widened, 0, at, matrix.depth, nullptr, nullptr);
+                        sums.at, widened, 0, at, matrix.depth, nullptr, nullptr, nullptr);
                 }
                 return;
-            case Number::int16: return multiply_as<int16_t>(sums, matrix, at);
+            case Number::int8: return multiply_as<int8_t>(sums, matrix, at);
         }
     }
 
@@ -290,7 +298,8 @@ struct Pass {
         const size_t group = depth * matrix.vectors * V::width;
         find_product<V, W>(row_count, vectors, groups, widened != nullptr)(
             sums.at, static_cast<const W*>(matrix.data) + first * group, group, x, matrix.depth,
-            matrix.steps == nullptr ? nullptr : matrix.steps + start_of(0), widened);
+            together == 1 ? nullptr : matrix.steps + start_of(0), together == 1 ? nullptr : matrix.offsets + start_of(0),
+            widened);
     }
 };
 
@@ -494,13 +503,13 @@ void sum_rows(const float* const* rows, int32_t count, int32_t n, float* out) {
     }
 }
 
-inline void to_steps(const float* x, int32_t n, int16_t* out) {
+inline void to_steps(const float* x, int32_t n, uint8_t* out) {
     constexpr float most = INPUT_STEPS, magic = 0x1.8p23f;
     for (int32_t i = 0; i < n; ++i) {
         float steps = x[i] * most;
         steps = steps < most ? steps : most;
         steps = steps > -most ? steps : -most;
-        out[i] = static_cast<int16_t>(static_cast<int32_t>((steps + magic) - magic));
+        out[i] = static_cast<uint8_t>(static_cast<int32_t>((steps + magic) - magic) + INPUT_OFFSET);
     }
 }
 

@@ -17,12 +17,13 @@ struct Portable {
 
     using Few = Portable;
     using Others = Portable;
+    using Whole = Portable;
 
     struct Float {
         float lane[width];
     };
     struct Int {
-        int32_t lane[2 * width];  // a sum takes the first half, pairs of int16 take it all
+        int32_t lane[4 * width];  // a sum takes the first quarter, four products a lane take it all
     };
 
     template <class Each>
@@ -50,20 +51,24 @@ struct Portable {
     static Float max(Float a, Float b) {
         return make([&](int32_t i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
     }
-    static Int zero() { return {}; }
-    static Int load_pairs(const int16_t* p) {
-        Int result;
-        for (int32_t i = 0; i < 2 * width; ++i) result.lane[i] = p[i];
+    static Int load_int(const int32_t* p) {
+        Int result{};
+        for (int32_t i = 0; i < width; ++i) result.lane[i] = p[i];
         return result;
     }
-    static Int set_pair(const int16_t* p) {
+    static Int load_quads(const int8_t* p) {
         Int result;
-        for (int32_t i = 0; i < 2 * width; ++i) result.lane[i] = p[i % 2];
+        for (int32_t i = 0; i < 4 * width; ++i) result.lane[i] = p[i];
         return result;
     }
-    static Int add_products(Int a, Int b, Int c) {
+    static Int set_quad(const uint8_t* p) {
+        Int result;
+        for (int32_t i = 0; i < 4 * width; ++i) result.lane[i] = p[i % 4];
+        return result;
+    }
+    static Int add_products(Int weights, Int inputs, Int c) {
         for (int32_t i = 0; i < width; ++i)
-            c.lane[i] += a.lane[2 * i] * b.lane[2 * i] + a.lane[2 * i + 1] * b.lane[2 * i + 1];
+            for (int32_t j = 4 * i; j < 4 * i + 4; ++j) c.lane[i] += weights.lane[j] * inputs.lane[j];
         return c;
     }
     static Float to_float(Int a) { return make([&](int32_t i) { return static_cast<float>(a.lane[i]); }); }

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import ClassVar
 
 from gruve.errors import InvalidField
 
-ABI_VERSION = 5
+log = logging.getLogger(__name__)
+
+ABI_VERSION = 6
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
-SATURATING_ROWS = {"avx512": 8, "zen4": 4, "avx2": 4, "portable": 4}
+SATURATING_ROWS = {"avx512vnni": 8, "avx512": 8, "zen4": 4, "avxvnni": 4, "avx2": 4, "portable": 4}
 """`Backend.saturating_rows` of each kernel set: the rows that one pass over a gated layer takes. For zen4, the AVX-512
 variant for Zen 4, it is half of that, because four rows cost no more there than eight in proportion."""
 ISAS = tuple(SATURATING_ROWS)
@@ -166,6 +169,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
             *_ERROR,
         ),
     ),
+    "gruve_multiplies_exactly": (c_int32, (c_char_p,)),
     "gruve_philox": (None, (POINTER(c_uint32), POINTER(c_uint32), POINTER(c_uint32))),
     "gruve_activations": (c_int32, (c_char_p, c_void_p, c_int32, c_void_p, c_void_p, *_ERROR)),
 }
@@ -214,6 +218,10 @@ class Library:
         name = self._c.gruve_isa(wanted.encode() if wanted else None)
         return None if name is None else str(name.decode())
 
+    def multiplies_exactly(self, isa: str) -> bool:
+        """Whether the int8 products of `isa`, which `isa` returned, are those of plain integers."""
+        return bool(self._c.gruve_multiplies_exactly(isa.encode()))
+
 
 @functools.cache
 def library() -> Library:
@@ -221,14 +229,25 @@ def library() -> Library:
     return Library(LIBRARY)
 
 
+@functools.cache
 def chosen_isa(wanted: str | None = None) -> str:
-    """`wanted`, or the fastest for None. Raises `InvalidField` if this CPU does not support it."""
+    """`wanted`, or for None the fastest whose int8 products are those of plain integers.
+
+    Raises `InvalidField` if this CPU does not support `wanted`, or multiplies with it otherwise.
+    """
     isa = library().isa(wanted)
     if isa is None:
         raise InvalidField(
             "isa", f"{wanted!r} is not {', '.join(ISAS[:-1])} or {ISAS[-1]}, or this CPU does not support it"
         )
-    return isa
+    if library().multiplies_exactly(isa):
+        return isa
+    if wanted is not None:
+        raise InvalidField("isa", f"{isa!r} gives int8 products other than those of plain integers on this CPU")
+    others = [other for other in ISAS if other != isa and library().isa(other) and library().multiplies_exactly(other)]
+    chosen = others[0] if others else ISAS[-1]
+    log.warning("%s gives int8 products other than those of plain integers on this CPU: %s is used", isa, chosen)
+    return chosen
 
 
 def unavailable_reason() -> str | None:

@@ -56,11 +56,12 @@ private:
 
     // Of K, so many stand side by side.
     template <class W>
-    static constexpr int32_t together = std::is_same_v<W, int16_t> ? 2 : 1;
+    static constexpr int32_t together = std::is_same_v<W, int8_t> ? 4 : 1;
 
-    // Packs rows of `weights` (rows, depth), `row(group, vector, lane)` says which, -1 for zeros. `steps` is for int16.
+    // Packs rows of `weights` (rows, depth), `row(group, vector, lane)` says which, -1 for zeros. `steps` and `offsets` are
+    // for int8.
     template <class W, class Row>
-    void fill(W* out, float* steps, const Matrix& matrix, const float* weights, Row row) {
+    void fill(W* out, float* steps, int32_t* offsets, const Matrix& matrix, const float* weights, Row row) {
         constexpr int32_t T = together<W>;
         for (int32_t g = 0; g < matrix.groups; ++g) {
             const int32_t vectors = g == matrix.groups - 1 ? matrix.last_vectors : matrix.vectors;
@@ -71,35 +72,34 @@ private:
                     const float* from = weights + static_cast<size_t>(r) * matrix.depth;
                     const size_t column = static_cast<size_t>(v) * kernels_.width + lane;
                     const double scale = T == 1 ? 1.0 : whole_scale(from, matrix.depth);
-                    if (T > 1) steps[column] = static_cast<float>(1.0 / (scale * INPUT_STEPS));
                     W* to = out + column * T;
-                    for (int32_t k = 0; k < matrix.depth; ++k)
-                        put(to[k / T * (vectors * kernels_.width * T) + k % T], from[k], scale);
+                    for (int32_t k = 0; k < matrix.depth; ++k) {
+                        W& weight = to[k / T * (vectors * kernels_.width * T) + k % T];
+                        put(weight, from[k], scale);
+                        if (T > 1) offsets[column] -= INPUT_OFFSET * static_cast<int32_t>(weight);
+                    }
+                    if (T > 1) steps[column] = static_cast<float>(1.0 / (scale * INPUT_STEPS));
                 }
             out += round_up(matrix.depth, T) * vectors * kernels_.width;
-            if (T > 1) steps += vectors * kernels_.width;
+            if (T == 1) continue;
+            steps += vectors * kernels_.width;
+            offsets += vectors * kernels_.width;
         }
     }
 
-    // How many steps 1.0 is in a row of weights: as many as leave each weight in int16 and, rounding included, the sum
-    // of the largest possible products in int32.
+    // How many steps 1.0 is in a row of weights: the largest weight has WEIGHT_STEPS of them.
     static double whole_scale(const float* row, int32_t depth) {
-        double most = 0.0, sum = 0.0;
+        double most = 0.0;
         for (int32_t k = 0; k < depth; ++k) {
             const double size = std::fabs(static_cast<double>(row[k]));
+            if (!std::isfinite(size)) throw std::invalid_argument("a weight is not finite, and int8 has no such number");
             most = size > most ? size : most;
-            sum += size;
         }
-        if (!std::isfinite(sum)) throw std::invalid_argument("a weight is not finite, and int16 has no such number");
-        if (most == 0.0) return 1.0;
-        const double room = (2147483647.0 / INPUT_STEPS - 0.5 * depth) / sum;
-        return std::fmin(32767.0 / most, room);
+        return most == 0.0 ? 1.0 : WEIGHT_STEPS / most;
     }
 
     static void put(float& to, float value, double) { to = value; }
-    static void put(int16_t& to, float value, double scale) {
-        to = static_cast<int16_t>(std::nearbyint(value * scale));
-    }
+    static void put(int8_t& to, float value, double scale) { to = static_cast<int8_t>(std::nearbyint(value * scale)); }
     static void put(uint16_t& to, float value, double) {
         if (!to_half(value, to))
             throw std::invalid_argument(
@@ -118,7 +118,7 @@ private:
         switch (result.number) {
             case Number::fp32: place<float>(result, columns, weights, row); break;
             case Number::fp16: place<uint16_t>(result, columns, weights, row); break;
-            case Number::int16: place<int16_t>(result, columns, weights, row); break;
+            case Number::int8: place<int8_t>(result, columns, weights, row); break;
         }
         return result;
     }
@@ -127,14 +127,16 @@ private:
     void place(Matrix& matrix, size_t columns, const float* weights, Row row) {
         W* out = layout_.take<W>(round_up(matrix.depth, together<W>) * columns);
         float* steps = together<W> == 1 ? nullptr : layout_.take<float>(columns);
+        int32_t* offsets = together<W> == 1 ? nullptr : layout_.take<int32_t>(columns);
         matrix.data = out;
         matrix.steps = steps;
-        if (!layout_.counting()) fill(out, steps, matrix, weights, row);
+        matrix.offsets = offsets;
+        if (!layout_.counting()) fill(out, steps, offsets, matrix, weights, row);
     }
 
     // How weights stand that are as the model says, and those among them that multiply states of the layers.
     Number stored() const { return in_.half ? Number::fp16 : Number::fp32; }
-    Number recurrent() const { return model_.whole ? Number::int16 : stored(); }
+    Number recurrent() const { return model_.whole ? Number::int8 : stored(); }
 
     Matrix gated_matrix(const float* weights, int32_t depth, int32_t first_gate, int32_t gates, Number number) {
         return matrix(
@@ -299,7 +301,8 @@ private:
             folded.insert(folded.end(), in_.pointers->gate, in_.pointers->gate + static_cast<size_t>(K) * H);
             weights = folded.data();
         }
-        model_.head = plain_matrix(weights, V + K, H, projected ? Number::fp32 : stored());
+        const Number number = projected ? Number::fp32 : stored();
+        model_.head = plain_matrix(weights, V + K, H, model_.whole ? Number::int8 : number);
         model_.logits_stride = round_up(static_cast<size_t>(vectors_of(V + K)) * kernels_.width, LANES);
         model_.head_bias = padded(in_.head_bias, V, model_.logits_stride);
     }

@@ -22,7 +22,7 @@ struct Model {
     int32_t padded_size;  // H in whole vectors
     int32_t num_layers;
     int32_t gates;
-    bool whole;           // layers multiply states in int16
+    bool whole;           // layers and head multiply states in int8
     const Kernels* kernels;
 
     Layer layers[GRUVE_MAX_LAYERS];

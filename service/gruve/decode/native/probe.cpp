@@ -119,7 +119,8 @@ __attribute__((target("avx2"))) Work read_avx2(const void* data, size_t bytes, i
 #endif
 Work read_portable(const void* data, size_t bytes, int32_t pattern) { return read_once<Quarter>(data, bytes, pattern); }
 
-bool is_avx512(const char* isa) { return std::strcmp(isa, "avx512") == 0 || std::strcmp(isa, "zen4") == 0; }
+bool is_avx512(const char* isa) { return std::strncmp(isa, "avx512", 6) == 0 || std::strcmp(isa, "zen4") == 0; }
+bool is_avx2(const char* isa) { return std::strcmp(isa, "avx2") == 0 || std::strcmp(isa, "avxvnni") == 0; }
 
 bool has(const char* isa) {
     const char* found = isa == nullptr ? nullptr : gruve_isa(isa);
@@ -132,7 +133,7 @@ double gruve_probe_fma(const char* isa, double seconds) {
     if (!has(isa)) return 0;
 #if defined(__x86_64__)
     if (is_avx512(isa)) return rate(seconds, fma_avx512);
-    if (std::strcmp(isa, "avx2") == 0) return rate(seconds, fma_avx2);
+    if (is_avx2(isa)) return rate(seconds, fma_avx2);
 #endif
     return rate(seconds, fma_portable);
 }
@@ -148,7 +149,7 @@ double gruve_probe_read(const char* isa, size_t bytes, int32_t pattern, double s
         auto* read = read_portable;
 #if defined(__x86_64__)
         if (is_avx512(isa)) read = read_avx512;
-        if (std::strcmp(isa, "avx2") == 0) read = read_avx2;
+        if (is_avx2(isa)) read = read_avx2;
 #endif
         return rate(seconds, [&] { return read(data, bytes, pattern); });
     } catch (const std::bad_alloc&) {

@@ -1,0 +1,80 @@
+// Compares an instruction set's int8 products with plain integers, before anything is decoded with them.
+
+#include <random>
+#include <vector>
+
+#include "kernels.h"
+
+namespace gruve {
+namespace {
+
+constexpr int32_t DEPTH = 44;
+constexpr int32_t MOST_ROWS = 17;  // several passes, of as many rows as each may take
+
+// A matrix of 5 full groups and one of a single vector, so that a pass may take 4, 2 or 1 groups.
+struct Product {
+    Product(int32_t vectors, int32_t width, std::mt19937& random)
+        : columns((5 * vectors + 1) * width), weights(columns * DEPTH), packed(columns * DEPTH + 64),
+          offsets(columns), steps(columns, 1.0f), start(columns) {
+        auto* data = packed.data() + 64 - reinterpret_cast<uintptr_t>(packed.data()) % 64;
+        for (int8_t& weight : weights) weight = static_cast<int8_t>(any(random, WEIGHT_STEPS));
+        for (int32_t column = 0; column < columns; ++column) {
+            const int32_t group = column / (vectors * width), lane = column % (vectors * width);
+            const int32_t lanes = group < 5 ? vectors * width : width;
+            for (int32_t k = 0; k < DEPTH; ++k) {
+                const int8_t weight = weights[column * DEPTH + k];
+                data[group * vectors * width * DEPTH + (k / 4 * lanes + lane) * 4 + k % 4] = weight;
+                offsets[column] -= INPUT_OFFSET * weight;
+            }
+            start[column] = static_cast<float>(column);
+        }
+        matrix = {data, DEPTH, vectors, 6, 1, Number::int8, steps.data(), offsets.data()};
+    }
+
+    // One of the largest values half of the time.
+    static int32_t any(std::mt19937& random, int32_t most) {
+        const auto value = static_cast<int32_t>(random() % static_cast<uint32_t>(2 * most + 1)) - most;
+        return random() % 2 ? value : value < 0 ? -most : most;
+    }
+
+    int32_t columns;
+    std::vector<int8_t> weights, packed;
+    std::vector<int32_t> offsets;
+    std::vector<float> steps, start;
+    Matrix matrix;
+};
+
+bool is_exact(const Kernels& kernels, const Product& product, int32_t rows, std::mt19937& random) {
+    std::vector<uint8_t> inputs(static_cast<size_t>(rows) * DEPTH);
+    std::vector<float> out(static_cast<size_t>(rows) * product.columns);
+    for (uint8_t& input : inputs) input = static_cast<uint8_t>(INPUT_OFFSET + Product::any(random, INPUT_STEPS));
+    RowView views[MOST_ROWS] = {};
+    for (int32_t r = 0; r < rows; ++r) {
+        views[r].start = product.start.data();
+        views[r].whole_x = inputs.data() + r * DEPTH;
+        views[r].out = out.data() + r * product.columns;
+    }
+    kernels.head(product.matrix, 0, product.matrix.groups, views, rows, nullptr);
+    for (int32_t r = 0; r < rows; ++r)
+        for (int32_t column = 0; column < product.columns; ++column) {
+            int32_t sum = column;
+            for (int32_t k = 0; k < DEPTH; ++k)
+                sum += product.weights[column * DEPTH + k] * (inputs[r * DEPTH + k] - INPUT_OFFSET);
+            if (out[r * product.columns + column] != static_cast<float>(sum)) return false;
+        }
+    return true;
+}
+
+}  // namespace
+
+bool multiplies_exactly(const Kernels& kernels) {
+    std::mt19937 random(1);
+    for (int32_t vectors = 1; vectors <= 4; ++vectors) {
+        const Product product(vectors, kernels.width, random);
+        for (int32_t rows = 1; rows <= MOST_ROWS; ++rows)
+            if (!is_exact(kernels, product, rows, random)) return false;
+    }
+    return true;
+}
+
+}  // namespace gruve
