@@ -6,6 +6,8 @@ import datetime
 import json
 import logging
 import sys
+from logging.handlers import WatchedFileHandler
+from typing import Any
 
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest was given with `extra`."""
@@ -27,6 +29,41 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             fields["trace"] = self.formatException(record.exc_info)
         return json.dumps(fields, default=str, ensure_ascii=False)
+
+
+class TextLine(logging.Formatter):
+    """A line of the access log for people: time, method and status, then the other fields as NAME=VALUE."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        fields = {name: value for name, value in vars(record).items() if name not in STANDARD}
+        method, code = fields.pop("method"), fields.pop("code")
+        rest = " ".join(f"{name}={value}" for name, value in fields.items())
+        return f"{time.replace('+00:00', 'Z')} {method} {code} {rest}"
+
+
+class AccessLog:
+    """Writes the fields of a call as a line to a file, or to standard output for "-".
+
+    A file is opened again when it was moved away, so `logrotate` needs no signal. Raises `OSError` if it cannot be
+    opened.
+    """
+
+    def __init__(self, path: str, form: str) -> None:
+        """`form` is "json" or "text"."""
+        self._handler = logging.StreamHandler(sys.stdout) if path == "-" else WatchedFileHandler(path)
+        self._handler.setFormatter(TextLine() if form == "text" else JsonLines())
+        self._log = logging.Logger("gruve.access")
+        self._log.addHandler(self._handler)
+
+    def __call__(self, fields: dict[str, Any]) -> None:
+        """Writes one line."""
+        self._log.info("call", extra=fields)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._handler.close()
 
 
 def log_to_standard_error(level: str) -> None:

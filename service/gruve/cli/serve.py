@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gruve.cli.flags import Parser, add_command, add_flag
 from gruve.cli.identity import add_identity, tls_files
-from gruve.cli.logs import log_to_standard_error
+from gruve.cli.logs import AccessLog, log_to_standard_error
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
@@ -98,6 +98,24 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_identity(parser.add_argument_group("identity"))
     _add_work(parser.add_argument_group("work"))
     _add_sessions(parser.add_argument_group("sessions"))
+    add_flag(
+        parser,
+        "--access-log",
+        str,
+        None,
+        "write a line for each call to this file; - is standard output",
+        variable="GRUVE_ACCESS_LOG",
+        metavar="FILE|-",
+    )
+    add_flag(
+        parser,
+        "--access-log-format",
+        str,
+        "json",
+        "how these lines are written",
+        variable="GRUVE_ACCESS_LOG_FORMAT",
+        choices=("json", "text"),
+    )
     add_flag(
         parser,
         "--log-level",
@@ -353,6 +371,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         drain_s=args.drain,
         session_key=session_key,
         export_key=export_key,
+        log_call=AccessLog(args.access_log, args.access_log_format) if args.access_log else None,
         sign_receipt=_signer(args.sign_receipts),
         store=store,
         store_synchronous=args.store_sync.upper(),

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 
 from gruve.engine.sequence import FinishReason
+from gruve.serve.access_log import current_call
 from gruve.serve.conversation import Conversation
 from gruve.serve.ledger import Ledger
 from gruve.serve.messages import Sign, logprobs_message
@@ -75,6 +76,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         tokenizer = host.model.tokenizer
         ids = await validate_score_content(request).tokens(tokenizer)
         window, alternatives = validate_score(request, len(ids))
+        facts = current_call()
+        facts.model, facts.prompt_tokens = host.model.name, len(ids)
         reservation = self.streams.reserve()
         try:
             reservation.reserve_tokens(len(ids), time.monotonic())

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from gruve.errors import Draining, GruveError, InvalidRequest
+from gruve.serve.access_log import LogCall, begin_call, line
 from gruve.serve.identity import anonymous, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
 from gruve.serve.status import internal_error, shorten, status_code, trailer
@@ -46,6 +47,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         self._wrapped: dict[str, Any] = {}
         """The wrapped handlers by method."""
         self._open = 0
+        self.log_call: LogCall | None = None
+        """Writes a line of the access log for each call that has ended; None for no log."""
         self.draining = False
         self.quiet = asyncio.Event()
         """Set while no call is open."""
@@ -120,6 +123,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
             self.quiet.set()
         seconds = time.monotonic() - call.started_s
         call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)
+        if self.log_call is not None:
+            self.log_call(line(call.rpc.method, code, call.facts, seconds, call.metadata()))
 
     def begin(self, rpc: _Rpc) -> None:
         """Counts a call that begins."""
@@ -136,6 +141,7 @@ class _Call:
         self.started_s = time.monotonic()
         self.received = 1
         self.sent = 0
+        self.facts = begin_call()
         self._interceptor = interceptor
         self._context = context
 
@@ -153,6 +159,10 @@ class _Call:
             self.received += 1
             self.check(request, begun=self.received > 1)
             yield request
+
+    def metadata(self) -> tuple[tuple[str, Any], ...]:
+        """The metadata that came with the call."""
+        return tuple(self._context.invocation_metadata() or ())
 
     async def __aenter__(self) -> _Call:
         self._interceptor.begin(self.rpc)

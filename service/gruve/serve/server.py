@@ -25,6 +25,7 @@ from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
 from gruve.errors import ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Broken, Model, scan
+from gruve.serve.access_log import LogCall
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
 from gruve.serve.identity import Limits
@@ -90,6 +91,8 @@ class ServeConfig:
     """Authenticates session ids. None takes the store's key, or without a store a new random one."""
     export_key: bytes | None = None
     """Signs exported sessions. None takes the session key, unless that is random."""
+    log_call: LogCall | None = None
+    """Writes the access log; None for none. See `gruve.serve.access_log`."""
     sign_receipt: Sign | None = None
     """Signs the canonical form of a receipt; None leaves receipts unsigned. See `gruve.receipt.signing`."""
     store: str = "memory"
@@ -167,6 +170,7 @@ class Server:
         self._certificates = None if config.tls is None else Certificates(config.tls)
         self.metrics = Metrics()
         self.interceptor = Interceptor(self.metrics)
+        self.interceptor.log_call = config.log_call
         store = store or open_store(config.store, synchronous=config.store_synchronous)
         key = config.session_key or _key_of(store)
         self.export_key = config.export_key or key

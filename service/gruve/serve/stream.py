@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 
 from gruve.engine.sequence import Admission, FinishReason, Progress
 from gruve.errors import Draining, EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
+from gruve.serve.access_log import current_call
 from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Reservation
 from gruve.serve.messages import (
@@ -76,6 +77,9 @@ class Stream:
         self._first_token_s: float | None = None
         self._last_token_s = self._opened_s
         self._last_message_s: float | None = None
+        self._facts = current_call()
+        self._facts.model, self._facts.session_id = host.model.name, running.session.id
+        self._facts.prompt_tokens = self.generation.start_position - self.generation.prompt_position
         running.viewer = self
 
     def begin(self) -> None:
@@ -210,6 +214,8 @@ class Stream:
             now_s, last_s = time.monotonic(), self._last_message_s
             self._last_message_s = now_s
             since_last_s = None if last_s is None else now_s - last_s
+            if last_s is None:
+                self._facts.first_token_s = now_s - self._arrived_s
             self._host.metrics.observe_message(len(message.token_ids), now_s - self._arrived_s, since_last_s)
 
     def _record(self, progress: Progress) -> None:
@@ -240,6 +246,8 @@ class Stream:
                     position=self.running.session.position,
                 )
         self.ended.set()
+        self._facts.generated_tokens = generation.generated
+        self._facts.queue_s = self.queue_s if self.sequence_id is not None else None
         if self.reservation is not None:
             self.reservation.close(self._used_tokens(), time.monotonic())
         self.running.close()

@@ -1,0 +1,80 @@
+"""The access log: what one line says about a call. No prompt, text, key or whole session id is ever in it."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gruve.serve.identity import current_identity
+
+LogCall = Callable[[dict[str, Any]], None]
+"""Takes the fields of one line."""
+SESSION_CHARACTERS = 8
+"""How much of a session id is logged: enough to find lines of one session, useless to open it."""
+REQUEST_ID_KEY = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
+
+
+@dataclasses.dataclass(slots=True)
+class CallFacts:
+    """What a method reports about the call that it serves."""
+
+    model: str = ""
+    session_id: str = ""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    """Those that the generation has by the end of the call."""
+    queue_s: float | None = None
+    first_token_s: float | None = None
+    """From the arrival of the request to its first message with tokens."""
+
+
+_current: contextvars.ContextVar[CallFacts] = contextvars.ContextVar("call_facts")
+
+
+def begin_call() -> CallFacts:
+    """New facts for the call that this task serves."""
+    facts = CallFacts()
+    _current.set(facts)
+    return facts
+
+
+def current_call() -> CallFacts:
+    """The facts of the call that this task serves; outside of one, facts that nobody reads."""
+    return _current.get(None) or CallFacts()
+
+
+def line(
+    method: str, code: str, facts: CallFacts, seconds: float, metadata: Iterable[tuple[str, Any]]
+) -> dict[str, Any]:
+    """The fields of a call's line, in their order. Times are in seconds; what a call does not have is left out."""
+    identity = current_identity()
+    fields = {
+        "method": method,
+        "code": code,
+        "tenant": identity.tenant,
+        "key": identity.key_name or None,
+        "model": facts.model or None,
+        "session": facts.session_id[:SESSION_CHARACTERS] or None,
+        "prompt_tokens": facts.prompt_tokens if facts.model else None,
+        "generated_tokens": facts.generated_tokens if facts.model else None,
+        "queue_s": _rounded(facts.queue_s),
+        "first_token_s": _rounded(facts.first_token_s),
+        "duration_s": _rounded(seconds),
+        "request_id": _request_id(metadata),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
+
+
+def _request_id(metadata: Iterable[tuple[str, Any]]) -> str:
+    """The client's `x-request-id`, if it is one that can be logged; otherwise a new id."""
+    given = next((value for key, value in metadata if key == REQUEST_ID_KEY), "")
+    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
