@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import urllib.request
+
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from gruve import __version__
-from serving import HELD, read, refusal, token, until
+from serving import HELD, PATIENCE_S, read, refusal, token, until
 
 OF_A_MODEL = {
     "gruve_requests_running",
@@ -94,3 +97,17 @@ def test_every_rpc_is_counted_with_its_status(start, code):
     assert server.metric("grpc_server_msg_received_total", **labels) == 1
     assert server.metric("grpc_server_handling_seconds_count", **labels) == 1
     assert server.metric("grpc_server_msg_sent_total", **labels) == messages
+
+
+def test_a_scraper_that_asks_for_openmetrics_gets_it_with_units(server):
+    server.read(max_tokens=2)
+    url = f"http://127.0.0.1:{server.serving.metrics_port}/metrics"
+    request = urllib.request.Request(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        kind, text = answer.headers["Content-Type"], answer.read().decode()
+    assert kind.startswith("application/openmetrics-text")
+    families = {family.name: family for family in openmetrics_families(text)}
+    timed = [name for name in families if name.endswith("_seconds") and name.startswith(("gruve_", "grpc_"))]
+    assert {"gruve_time_to_first_token_seconds", "grpc_server_handling_seconds"} <= set(timed)
+    assert {families[name].unit for name in timed} == {"seconds"}
+    assert families["gruve_session_memory_bytes"].unit == "bytes"

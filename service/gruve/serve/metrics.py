@@ -49,6 +49,7 @@ class Metrics:
             "gruve_time_to_first_token_seconds",
             "From the arrival of a request to its first message with tokens.",
             model,
+            unit="seconds",
             registry=registry,
             buckets=SHORT_S,
         )
@@ -56,6 +57,7 @@ class Metrics:
             "gruve_inter_message_seconds",
             "Between two messages with tokens.",
             model,
+            unit="seconds",
             registry=registry,
             buckets=SHORT_S,
         )
@@ -63,10 +65,15 @@ class Metrics:
             "gruve_tokens_per_message", "Tokens in a message.", model, registry=registry, buckets=COUNTS
         )
         self.queue = Histogram(
-            "gruve_queue_seconds", "From admission to a slot.", model, registry=registry, buckets=SHORT_S
+            "gruve_queue_seconds",
+            "From admission to a slot.",
+            model,
+            unit="seconds",
+            registry=registry,
+            buckets=SHORT_S,
         )
         self.step = Histogram(
-            "gruve_step_seconds", "One step of a call's rows.", model, registry=registry, buckets=STEP_S
+            "gruve_step_seconds", "One step of a call's rows.", model, unit="seconds", registry=registry, buckets=STEP_S
         )
         self.preemptions = Counter(
             "gruve_preemptions",
@@ -88,7 +95,12 @@ class Metrics:
         self._received = Counter("grpc_server_msg_received", "Messages received.", calls, registry=registry)
         self._sent = Counter("grpc_server_msg_sent", "Messages sent.", calls, registry=registry)
         self._handling = Histogram(
-            "grpc_server_handling_seconds", "How long RPCs took.", calls, registry=registry, buckets=SHORT_S
+            "grpc_server_handling_seconds",
+            "How long RPCs took.",
+            calls,
+            unit="seconds",
+            registry=registry,
+            buckets=SHORT_S,
         )
         Info("gruve_build", "The server's version.", registry=registry).info({"version": __version__})
 
@@ -152,7 +164,12 @@ class StoreMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         operation = ("operation",)
         self.seconds = Histogram(
-            "gruve_store_seconds", "Calls of the session store.", operation, registry=registry, buckets=SHORT_S
+            "gruve_store_seconds",
+            "Calls of the session store.",
+            operation,
+            unit="seconds",
+            registry=registry,
+            buckets=SHORT_S,
         )
         self.errors = Counter(
             "gruve_store_errors", "Calls in which the session store failed.", operation, registry=registry
@@ -260,7 +277,10 @@ class _SessionTable(Collector):
             )
         yield where
         yield GaugeMetricFamily(
-            "gruve_session_memory_bytes", "What idle sessions take of their budget.", self._table.idle_bytes
+            "gruve_session_memory_bytes",
+            "What idle sessions take of their budget.",
+            self._table.idle_bytes,
+            unit="bytes",
         )
         moves = CounterMetricFamily(
             "gruve_session_moves", "Sessions that left memory or came back, by reason.", labels=["reason"]
