@@ -40,6 +40,20 @@ def lengths(tune: Tune) -> list[Fraction]:
 
 
 @pytest.mark.parametrize(
+    ("chords", "notes"),
+    [
+        ("[C4-c4-] | [Cc]4", 1),  # a tie inside the chord ties its own note
+        ("[C4c4]- | [Cc]4", 1),
+        ("[C4-c4] | [Cc]4", 2),  # of a lower note, which is left out
+        ("[C4-c4-] | [CB]4", 2),  # to another top note
+    ],
+)
+def test_a_tie_inside_a_chord_is_that_of_its_top_note(chords, notes):
+    tune, _ = read(abc(f"{chords} z8 |"))
+    assert len(numbers(tune)) == notes
+
+
+@pytest.mark.parametrize(
     ("key", "music", "expected"),
     [
         ("D exp _b ^f", "cBfF", [72, 70, 78, 66]),  # these signs alone: C is natural

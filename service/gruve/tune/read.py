@@ -182,11 +182,15 @@ class _Reader(Fields):
             self.fault("a chord is not closed", "its sign is passed over")
             return start
         notes: list[tuple[Pitch, Fraction]] = []
+        tied: set[Pitch] = set()
         at, column = start, self.column
         while at < end:
             self.column = at
             found = lexer.CHORD_SKIP.match(line, at, end)
-            if found is None:
+            if found is not None:
+                if found[0] == "-" and notes:
+                    tied.add(notes[-1][0])
+            else:
                 found = lexer.CHORD_NOTE.match(line, at, end)
                 if found is None:
                     self.fault(f"cannot read {line[at : at + 10]!r} in a chord", "the first character is passed over")
@@ -203,6 +207,9 @@ class _Reader(Fields):
                 self.leave_out("chords but for their top notes")
             top = max((pitch for pitch, _ in notes), key=lambda pitch: pitch.midi)
             self.take_note(top, notes[0][1] * self.length(outer))
+            # The strict way leaves it out, as it did for the tunes that published models learned from.
+            if top in tied and self.findings is not None:
+                self.take_tie()
         return end + 1 + len(outer)
 
     def pitch(self, found: re.Match[str]) -> Pitch:
