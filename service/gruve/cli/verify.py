@@ -131,7 +131,7 @@ def _backends(model: Model) -> Iterator[Backend]:
 
     for config in (
         DecodeConfig("cpu", 1),
-        DecodeConfig("cpu", 1, arithmetic="int16"),
+        DecodeConfig("cpu", 1, arithmetic="int8"),
         DecodeConfig("cuda", 1),
         DecodeConfig("cpu", 1, native=False),
     ):
