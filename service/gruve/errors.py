@@ -11,6 +11,7 @@ GruveError
 ├── ModelError
 │   ├── ModelUnknown            the repository has no entry of that name
 │   ├── ModelBroken             the entry exists and cannot be served
+│   ├── ReloadRefused           the files cannot be loaded; what was serving continues
 │   └── CorpusError             a training corpus cannot be used
 ├── SessionError
 │   ├── SessionUnknown          the id was not minted with this server's key
@@ -25,7 +26,6 @@ GruveError
 │   ├── TranscriptFull          the transcript has reached its maximum length
 │   ├── ExportKeyMissing        the server has no key to sign or verify exported sessions with
 │   └── ExportTooLarge          the exported session would not fit into a request
-├── NotYet                      the contract has the call; this version does not implement it
 └── Unavailable
     ├── QueueFull               all slots and all places of the waiting queue are taken; retry
     ├── LimitExceeded           the tenant, or all tenants together, would exceed a limit; retry, if that can help
@@ -137,6 +137,12 @@ class ModelBroken(ModelError):
     reason = "MODEL_NOT_SERVING"
 
 
+class ReloadRefused(ModelError):
+    """A model's files cannot be loaded in place of what serves. Everything stays as it was."""
+
+    reason = "RELOAD_REFUSED"
+
+
 class CorpusError(ModelError):
     """A corpus cannot be trained on: empty, binary, of another encoding, of another hash than the card's."""
 
@@ -224,12 +230,6 @@ class TakenOver(SessionError):
     """The generation was resumed on another stream, which continues where this one ends."""
 
     reason = "TAKEN_OVER"
-
-
-class NotYet(GruveError):
-    """The contract has the call; this version does not implement it."""
-
-    reason = "NOT_YET"
 
 
 class Unavailable(GruveError):

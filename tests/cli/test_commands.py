@@ -230,6 +230,14 @@ def test_ctrl_c_in_a_chat_stops_the_answer_alone(address):
         assert process.wait(60) == 0
 
 
+def test_a_model_is_reloaded_and_described(address, capsys):
+    assert main(["models", "reload", "tiny", "--address", address]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split("\t")[:2] == ["tiny", "serving"]
+    assert main(["models", "reload", "nobody", "--address", address]) == 1
+    assert "no model is called 'nobody'" in capsys.readouterr().err
+
+
 def test_models_are_a_line_each(address, capsys):
     assert main(["models", "--address", address]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]

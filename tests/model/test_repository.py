@@ -17,7 +17,8 @@ from safetensors.torch import save as save_safetensors
 
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.config import ModelConfig
-from gruve.model.repository import CARD, CONFIG, TOKENIZER, WEIGHTS, Broken, Model, load, save, scan
+from gruve.model.repository import CARD, CONFIG, TOKENIZER, WEIGHTS, Model, load, save
+from gruve.model.versions import Broken, scan
 from nets import CELL_NAMES, CELLS, config_of, configs, pointers_of, tokenizer_of, weights_of
 
 CONFIG_OF_ALL = config_of(CELLS[0], V=5, L=1)

@@ -144,6 +144,7 @@ def test_an_unknown_model_is_refused_with_the_names_of_those_that_serve(server):
         lambda: server.generate(new_session=g.NewSession(model="nobody")),
         lambda: server.create("nobody"),
         lambda: server.models.GetModel(m.GetModelRequest(name="nobody")),
+        lambda: server.models.ReloadModel(m.ReloadModelRequest(name="nobody")),
         lambda: server.models.Tokenize(m.TokenizeRequest(model="nobody")),
         lambda: server.models.Detokenize(m.DetokenizeRequest(model="nobody")),
         lambda: server.generation.Score(g.ScoreRequest(model="nobody", text="a")),
@@ -223,16 +224,6 @@ def test_a_message_that_quotes_too_much_is_cut(server):
     failure = refusal(lambda: server.generate(session_id=session, generation_id="a", stop=stops[1:]))
     assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "GENERATION_MISMATCH")
     assert failure.message.endswith("…")
-
-
-def test_rpcs_of_later_releases_say_so(server):
-    later = {
-        "ReloadModel": lambda: server.models.ReloadModel(m.ReloadModelRequest()),
-    }
-    for name, call in later.items():
-        failure = refusal(call)
-        assert (failure.code, failure.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_YET")
-        assert name in failure.message
 
 
 def test_repeated_stops_are_one_stop(server):

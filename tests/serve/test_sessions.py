@@ -181,7 +181,9 @@ def test_a_stream_whose_reader_stands_still_is_taken_over_all_the_same(server):
             return None
 
     async def scenario():
-        servicer = GenerationServicer(server.server.models, GenerationOpener(server.server.persistence, server.host))
+        servicer = GenerationServicer(
+            server.server.models, GenerationOpener(server.server.persistence, server.server.models)
+        )
         asked = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5)
         held = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5, max_tokens_per_second=HELD)
         older = servicer.Generate(held, Context())

@@ -49,7 +49,6 @@ LASTING = {
     "NUMERICS_CHANGED": grpc.StatusCode.FAILED_PRECONDITION,
     "TAKEN_OVER": grpc.StatusCode.ABORTED,
     "ENGINE_FAILED": grpc.StatusCode.UNAVAILABLE,
-    "NOT_YET": grpc.StatusCode.UNIMPLEMENTED,
     "INTERNAL": grpc.StatusCode.INTERNAL,
     "UNKNOWN_CHARACTER": grpc.StatusCode.INVALID_ARGUMENT,
 }

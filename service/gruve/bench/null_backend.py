@@ -43,6 +43,9 @@ class NullBackend:
     def release(self, slot: int) -> None:
         """See `Backend`."""
 
+    def close(self) -> None:
+        """Frees nothing."""
+
     def snapshot(self, slot: int) -> NDArray[np.float32]:  # noqa: ARG002 - all states are the same
         """See `Backend`."""
         return self._state.copy()

@@ -148,7 +148,7 @@ def _decoding() -> Iterator[Finding]:
 
 def _models(folder: Path) -> Iterator[Finding]:
     from gruve.errors import ModelError
-    from gruve.model.repository import Broken, scan
+    from gruve.model.versions import Broken, scan
 
     try:
         found = scan(folder)

@@ -1,4 +1,4 @@
-"""`gruve models`: the models that a server has."""
+"""`gruve models`: lists the models of a server, and has it read one again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ DESCRIPTION = """List the models of a server.
 On a terminal, a table, and below each model what it was trained for or why it is broken. Elsewhere one line for each
 model with tabs between the columns, whose names and order stay the same: name, state, tokens, vocabulary, cell, size,
 parameters, backend, digest, about, temperature: the recommended one, empty if there is none. --json has every field of
-the API."""
+the API.
+
+`gruve models reload NAME` has the server read the model's files again. Running streams finish with the old model."""
 EXAMPLES = """\
 examples:
   gruve models
   gruve models --address replica:50051 | cut -f1
   gruve models --json | jq -r '.[] | select(.state == "broken") | .state_reason'
+  gruve models reload folk                       serve the files of models/folk as they are now
 """
 COLUMNS = (
     "name",
@@ -46,23 +49,44 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "models", DESCRIPTION, EXAMPLES, run)
     add_address(parser)
     add_json(parser)
+    actions = parser.add_subparsers(metavar="ACTION")
+    reload = add_command(actions, "reload", "Serve a model's files as they are now.", EXAMPLES, _reload)
+    reload.add_argument("name", metavar="NAME", help="the model's name; `gruve models` has them")
+    add_address(reload)
+    add_json(reload)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
-    import sys
-
     with connected(args.address) as client:
         models = client.models()
     if args.json:
         print_json([as_json(model) for model in models])
-        return 0
+    else:
+        _print(models)
+    return 0
+
+
+def _reload(args: argparse.Namespace) -> int:
+    """Reload a model and print what serves then."""
+    with connected(args.address) as client:
+        model = client.reload_model(args.name)
+    if args.json:
+        print_json(as_json(model))
+    else:
+        _print([model])
+    return 0
+
+
+def _print(models: list[Model]) -> None:
+    """Print models as a table, or with tabs where the output is no terminal."""
+    import sys
+
     rows = [_row(model) for model in models]
     if not sys.stdout.isatty():
         print_tabs(COLUMNS, rows)
-        return 0
+        return
     print_wide(TERMINAL_COLUMNS, [((*row[:4], f"{row[4]} {row[5]}".strip(), *row[6:8]), _note(row)) for row in rows])
-    return 0
 
 
 def _note(row: tuple[str, ...]) -> str:

@@ -33,7 +33,7 @@ that a class stands for; a class without one is chosen from the gRPC status.
     ├── DeadlineExceeded        DEADLINE_EXCEEDED                   `timeout_s` has passed
     ├── Cancelled               CANCELLED                           the client was closed
     ├── AccessDenied            UNAUTHENTICATED, PERMISSION_DENIED
-    ├── Unimplemented           [NOT_YET], UNIMPLEMENTED
+    ├── Unimplemented           UNIMPLEMENTED
     └── ServerFault             [INTERNAL, ENGINE_FAILED]           `metadata["incident"]` finds it in the server's log
         └── StreamCorrupted     tokens were lost, repeated or altered between the server and the reader
 
@@ -258,7 +258,6 @@ CLASS_OF_REASON: dict[str, type[CallFailed]] = {
     "ENGINE_FAILED": ServerFault,
     "EXPORT_KEY_MISSING": ExportRefused,
     "EXPORT_TOO_LARGE": ExportRefused,
-    "NOT_YET": Unimplemented,
     "INTERNAL": ServerFault,
 }
 """The class of every reason in proto/gruve/v1/error.proto."""

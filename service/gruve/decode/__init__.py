@@ -130,6 +130,9 @@ class Backend(Protocol):
     def release(self, slot: int) -> None:
         """Frees what the slot holds beside its state. Never raises."""
 
+    def close(self) -> None:
+        """Frees the weights and the slots. No other method may be called afterwards."""
+
 
 @runtime_checkable
 class AsyncBackend(Backend, Protocol):

@@ -86,6 +86,10 @@ class ReferenceBackend:
         """Forgets the row in the slot."""
         self._rows[slot] = None
 
+    def close(self) -> None:
+        """Frees the weights and the states."""
+        del self._tiles, self._states, self._history, self._sampler
+
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:  # noqa: ARG002
         """Runs a block of steps; see the contract."""

@@ -1,9 +1,9 @@
-"""The model repository: one folder per model. Loading trusts nothing, and saving checks that the entry can be loaded.
+"""The folder of one model. Loading trusts nothing, and saving checks that the entry can be loaded.
 
-    models/<name>/config.json  tokenizer.json  model.safetensors  README.md (the model card)
+    config.json  tokenizer.json  model.safetensors  README.md (the model card)
 
 Weights come from safetensors only. Sizes are bounded before anything is read; hashes, names, shapes, types and
-finiteness are checked before a model is returned. A broken entry is listed with its reason, and the others are served.
+finiteness are checked before a model is returned. `versions.py` finds the folders of a repository.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from gruve.errors import ModelBroken, ModelUnknown
+from gruve.errors import ModelBroken
 from gruve.model.config import ModelConfig
 from gruve.model.network import Network
 from gruve.model.tokenizer import Tokenizer
@@ -33,8 +33,6 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 16 << 20
 MAX_HEADER_BYTES = 1 << 20
 MAX_CARD_CHARACTERS = 1 << 16
-MAX_REASON_CHARACTERS = 1_000
-"""The maximum length of the reason of a broken entry, in characters. A reason may quote data of any length."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -69,54 +67,32 @@ class Model:
         return network.eval()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Broken:
-    """An entry that exists and cannot be served, with the reason."""
-
-    name: str
-    why: str
-
-
-def scan(repository: Path) -> dict[str, Model | Broken]:
-    """Loads every entry of a repository folder, in the order of their names. Broken ones have their reason.
-
-    A folder with a `config.json` of its own is one model, and the only entry. Raises `ModelUnknown` if the folder does
-    not exist.
-    """
-    if not repository.is_dir():
-        raise ModelUnknown(f"no model repository at {str(repository)!r}: not a folder")
-    folders = [Path(os.path.abspath(repository))]  # so that "." has a name as well
-    if not (repository / CONFIG).exists():
-        folders = [f for f in sorted(repository.iterdir()) if not f.is_file() and not f.name.startswith(".")]
-    entries: dict[str, Model | Broken] = {}
-    for folder in folders:
-        name = os.fsencode(folder.name).decode(errors="replace")
-        try:
-            entries[name] = load(folder)
-        except ModelBroken as error:
-            entries[name] = Broken(name, str(error)[:MAX_REASON_CHARACTERS])
-    return entries
-
-
-def load(folder: Path) -> Model:
-    """Loads one entry; raises `ModelBroken` with the file and what is wrong with it."""
-    _check_name(folder)
-    config = ModelConfig.from_json(_text(CONFIG, _read(folder / CONFIG, MAX_CONFIG_BYTES)))
-    if set(dict(config.files)) != {TOKENIZER, WEIGHTS}:
-        raise ModelBroken(f"{CONFIG}: files names {sorted(dict(config.files))}; it must name {[WEIGHTS, TOKENIZER]}")
+def load(folder: Path, name: str | None = None) -> Model:
+    """Loads a model, called `name` or as its folder; raises `ModelBroken` with the file and what is wrong with it."""
+    name = folder.name if name is None else name
+    check_name(name)
+    config = read_config(folder)
     tokenizer_bytes = _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
     weight_bytes = _read(folder / WEIGHTS, 4 * config.parameter_count() + MAX_HEADER_BYTES + 8)
-    for name, content in ((TOKENIZER, tokenizer_bytes), (WEIGHTS, weight_bytes)):
-        found, expected = hashlib.sha256(content).hexdigest(), dict(config.files)[name]
+    for file, content in ((TOKENIZER, tokenizer_bytes), (WEIGHTS, weight_bytes)):
+        found, expected = hashlib.sha256(content).hexdigest(), dict(config.files)[file]
         if found != expected:
             raise ModelBroken(
-                f"{name} has {len(content)} bytes with sha256 {found[:16]}…; {CONFIG} expects {expected[:16]}… "
+                f"{file} has {len(content)} bytes with sha256 {found[:16]}…; {CONFIG} expects {expected[:16]}… "
                 "(truncated, changed or of another model)"
             )
     tokenizer = Tokenizer.from_json(_text(TOKENIZER, tokenizer_bytes))
     _check_sizes(tokenizer, config)
-    card_license, description = _read_card(folder / CARD)
-    return Model(folder.name, config, tokenizer, _weights(weight_bytes, config), description, card_license)
+    card_license, description = read_card(folder)
+    return Model(name, config, tokenizer, _weights(weight_bytes, config), description, card_license)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The blueprint of a model, which names the sha256 of its other files. Raises `ModelBroken`."""
+    config = ModelConfig.from_json(_text(CONFIG, _read(folder / CONFIG, MAX_CONFIG_BYTES)))
+    if set(dict(config.files)) != {TOKENIZER, WEIGHTS}:
+        raise ModelBroken(f"{CONFIG}: files names {sorted(dict(config.files))}; it must name {[WEIGHTS, TOKENIZER]}")
+    return config
 
 
 def save(
@@ -129,7 +105,7 @@ def save(
     last, so that an entry that was cut off fails its hash and is never half served.
     """
     stored = torch.float16 if config.precision == "float16" else torch.float32
-    _check_name(folder)
+    check_name(folder.name)
     _check_sizes(tokenizer, config)
     tensors = {name: weights[name].detach().to("cpu", stored).contiguous() for name in config.shapes()}
     contents = {TOKENIZER: tokenizer.to_json().encode(), WEIGHTS: save_safetensors(tensors)}
@@ -146,9 +122,10 @@ def save(
     return load(folder)
 
 
-def _check_name(folder: Path) -> None:
-    if not NAME.fullmatch(folder.name):
-        raise ModelBroken(f"model name {folder.name!r} is not of the form {NAME.pattern}")
+def check_name(name: str) -> None:
+    """Refuses a name that is out of form, with `ModelBroken`."""
+    if not NAME.fullmatch(name):
+        raise ModelBroken(f"model name {name!r} is not of the form {NAME.pattern}")
 
 
 def _check_sizes(tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -210,8 +187,9 @@ def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
     return {name: tensors[name].float() for name in expected}
 
 
-def _read_card(path: Path) -> tuple[str, str]:
+def read_card(folder: Path) -> tuple[str, str]:
     """Returns (license, first paragraph) of a model card. A card that is missing or malformed raises nothing."""
+    path = folder / CARD
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "", ""

@@ -16,7 +16,7 @@ from gruve.serve.access_log import current_call
 from gruve.serve.conversation import Conversation
 from gruve.serve.ledger import Ledger
 from gruve.serve.messages import Sign, logprobs_message
-from gruve.serve.model_host import ModelHosts
+from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.scoring import score
 from gruve.serve.stream import Stream
 from gruve.serve.streams import Streams
@@ -36,7 +36,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def __init__(self, models: ModelHosts, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
         """`ledger` has what tenants use of their limits; `sign` signs receipts, None leaves them unsigned."""
-        self.streams = Streams(models, opener, ledger, sign)
+        self.streams = Streams(opener, ledger, sign)
         self._models = models
         self._max_ttl_s = opener.persistence.config.idle_ttl_s
 
@@ -72,18 +72,18 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Context) -> generation_pb2.ScoreResponse:
         """Measures how likely a text is."""
-        host = self._models.get(request.model)
-        tokenizer = host.model.tokenizer
-        ids = await validate_score_content(request).tokens(tokenizer)
-        window, alternatives = validate_score(request, len(ids))
-        facts = current_call()
-        facts.model, facts.prompt_tokens = host.model.name, len(ids)
-        reservation = self.streams.reserve()
-        try:
-            reservation.reserve_tokens(len(ids), time.monotonic())
-            scored = await score(host, ids, window, alternatives or 0)
-        finally:
-            reservation.close(reservation.tokens, time.monotonic())
+        async with self._models.use(request.model) as host:
+            tokenizer, digest = host.model.tokenizer, host.model.digest
+            ids = await validate_score_content(request).tokens(tokenizer)
+            window, alternatives = validate_score(request, len(ids))
+            facts = current_call()
+            facts.model, facts.prompt_tokens = host.model.name, len(ids)
+            reservation = self.streams.reserve()
+            try:
+                reservation.reserve_tokens(len(ids), time.monotonic())
+                scored = await score(host, ids, window, alternatives or 0)
+            finally:
+                reservation.close(reservation.tokens, time.monotonic())
         nats = -float(np.sum(np.array([entry.logprob for entry in scored], dtype=np.float64)))
         per_token = nats / len(ids)
         response = generation_pb2.ScoreResponse(
@@ -91,7 +91,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             nats=nats,
             nats_per_token=per_token,
             bits_per_token=per_token / math.log(2.0),
-            model_digest=host.model.digest,
+            model_digest=digest,
             numerics_id=host.numerics_id,
         )
         if alternatives is not None:

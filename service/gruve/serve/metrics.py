@@ -88,6 +88,7 @@ class Metrics:
             ("model", "backend", "numerics_id", "digest"),
             registry=registry,
         )
+        self._models: dict[str, ModelMetrics] = {}
         self.store = StoreMetrics(registry)
         calls = ("grpc_type", "grpc_service", "grpc_method")
         self._started = Counter("grpc_server_started", "RPCs started.", calls, registry=registry)
@@ -103,6 +104,12 @@ class Metrics:
             buckets=SHORT_S,
         )
         Info("gruve_build", "The server's version.", registry=registry).info({"version": __version__})
+
+    def model(self, name: str) -> ModelMetrics:
+        """The series of one model of the repository."""
+        if name not in self._models:
+            self._models[name] = ModelMetrics(self, name)
+        return self._models[name]
 
     def watch_sessions(self, sessions: SessionTable, persistence: PersistenceState) -> None:
         """Adds the metrics of the session table and the store, which are read at each scrape."""
@@ -208,11 +215,19 @@ class PersistenceState(Protocol):
 
 
 class ModelMetrics:
-    """The series of one model, created at the start and looked up once instead of for each message."""
+    """The series of one model, all versions together, looked up once instead of for each message.
+
+    The label is the model's name in the repository, never what a client has sent.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
         self._model = model
+        self._engines: dict[Engine, tuple[str, ...]] = {}
+        """Those of the versions that are loaded, and the labels of their backends. Replaced, never changed: scrapes
+        read it on another thread."""
+        metrics.running.labels(model).set_function(lambda: sum(engine.running for engine in self._engines))
+        metrics.waiting.labels(model).set_function(lambda: sum(engine.waiting for engine in self._engines))
         self._prompt_tokens = metrics.prompt_tokens.labels(model)
         self._tokens = metrics.tokens.labels(model)
         self._first_token = metrics.first_token.labels(model)
@@ -224,11 +239,18 @@ class ModelMetrics:
         self.preemptions = metrics.preemptions.labels(model)
 
     def watch(self, engine: Engine, digest: str) -> None:
-        """Reports the model's backend, and the engine's queues at each scrape."""
-        backend = engine.backend
-        self._metrics.backend.labels(self._model, backend.name, backend.numerics_id, digest[:16]).set(1)
-        self._metrics.running.labels(self._model).set_function(lambda: engine.running)
-        self._metrics.waiting.labels(self._model).set_function(lambda: engine.waiting)
+        """Reports the engine's backend, and its queues at each scrape."""
+        labels = (self._model, engine.backend.name, engine.backend.numerics_id, digest[:16])
+        self._engines = {**self._engines, engine: labels}
+        self._metrics.backend.labels(*labels).set(1)
+
+    def forget(self, engine: Engine) -> None:
+        """Reports an engine no longer, because it was closed."""
+        engines = dict(self._engines)
+        labels = engines.pop(engine)
+        self._engines = engines
+        if labels not in engines.values():
+            self._metrics.backend.remove(*labels)
 
     def observe_call(self, call: CallReport) -> None:
         """Counts one call of the backend."""

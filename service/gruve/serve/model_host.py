@@ -1,4 +1,4 @@
-"""Model hosts: each serving model with its backend, its engine and the listeners of its sequences.
+"""A model host: one loaded model with its backend, its engine and the listeners of its sequences.
 
 A host brings what the engine's threads deliver into the event loop, with at most one wake-up for each call of the
 backend. With many streams the engine delivers to each less often: a message costs as much as decoding several tokens,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -16,9 +17,10 @@ from typing import Protocol
 from gruve.decode import Backend
 from gruve.engine.engine import Engine, EngineConfig
 from gruve.engine.sequence import Admission, CallReport, Progress
-from gruve.errors import GruveError, ModelBroken, ModelUnknown
-from gruve.model.repository import Broken, Model
-from gruve.serve.metrics import Metrics, ModelMetrics
+from gruve.errors import GruveError
+from gruve.model.repository import Model
+from gruve.model.versions import Version
+from gruve.serve.metrics import ModelMetrics
 from gruve.serve.status import internal_error
 
 MESSAGES_PER_S = 1_000
@@ -37,23 +39,31 @@ class Listener(Protocol):
 
 
 class ModelHost:
-    """One serving model."""
+    """One loaded model."""
 
     def __init__(
         self,
         model: Model,
+        version: Version,
         backend: Backend,
         config: EngineConfig,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         loop: asyncio.AbstractEventLoop,
-        on_broken: Callable[[str], None],
+        on_broken: Callable[[ModelHost], None],
     ) -> None:
-        """`on_broken` is called in the loop with the model's name when its engine has failed for good."""
+        """`on_broken` is called in the loop when the engine has failed for good. `close` ends what this begins."""
         self.model = model
+        self.version = version
         self.backend = backend
         self.numerics_id = backend.numerics_id
         """The id of everything that can change a bit of the model's results on this backend."""
         self.load_time_s = time.time()
+        self.users = 0
+        """How many calls use the host; see `ModelHosts.use`. It is closed only while there are none."""
+        self.idle_since_s = 0.0
+        """The event loop's time since which there are none."""
+        self.failed = False
+        """Whether the engine has failed for good."""
         self.engine = Engine(
             backend,
             self._deliver,
@@ -61,8 +71,8 @@ class ModelHost:
             end_id=model.tokenizer.end_id,
             on_failure=self._report_broken,
         )
-        self.metrics = ModelMetrics(metrics, model.name)
-        self.metrics.watch(self.engine, model.digest)
+        self.metrics = metrics
+        metrics.watch(self.engine, model.digest)
         self._loop = loop
         self._on_broken = on_broken
         self._listeners: dict[int, Listener] = {}
@@ -98,8 +108,20 @@ class ModelHost:
             self._woken = True
             self._loop.call_soon_threadsafe(self._dispatch)
 
+    async def close(self) -> None:
+        """Ends the engine's threads, hands over the sequences that are left, and frees the model's memory."""
+        await asyncio.to_thread(self.engine.close)
+        self.metrics.forget(self.engine)
+        self.backend.close()
+        # The engine and its callbacks refer to each other, so the host itself may stay until a garbage collection.
+        self.model = dataclasses.replace(self.model, weights={})
+
     def _report_broken(self) -> None:
-        self._loop.call_soon_threadsafe(self._on_broken, self.model.name)
+        self._loop.call_soon_threadsafe(self._fail)
+
+    def _fail(self) -> None:
+        self.failed = True
+        self._on_broken(self)
 
     def _dispatch(self) -> None:
         self._woken = False  # first, because a report that arrives during the loop below needs another wake-up
@@ -122,30 +144,3 @@ class ModelHost:
             listeners.pop(progress.sequence_id, None)
             self.engine.cancel(progress.sequence_id)
             listener.fail(internal_error(error, model=self.model.name))
-
-
-class ModelHosts:
-    """The models of the repository by name, serving and broken."""
-
-    def __init__(self, entries: dict[str, ModelHost | Broken]) -> None:
-        self.entries = entries
-
-    @property
-    def serving(self) -> list[ModelHost]:
-        """The models that serve, in the order of their names."""
-        return [entry for entry in self.entries.values() if isinstance(entry, ModelHost)]
-
-    def entry(self, name: str) -> ModelHost | Broken:
-        """The entry of that name. Raises `ModelUnknown`."""
-        entry = self.entries.get(name)
-        if entry is None:
-            known = ", ".join(host.model.name for host in self.serving)
-            raise ModelUnknown(f"no model is called {name[:80]!r}; serving are: {known}")
-        return entry
-
-    def get(self, name: str) -> ModelHost:
-        """The serving model of that name. Raises `ModelUnknown`, or `ModelBroken` with the reason."""
-        entry = self.entry(name)
-        if isinstance(entry, Broken):
-            raise ModelBroken(f"model {name!r} is not serving: {entry.why}", state_reason=entry.why)
-        return entry

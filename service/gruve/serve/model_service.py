@@ -6,10 +6,9 @@ from typing import Any
 
 import grpc
 
-from gruve.errors import NotYet
-from gruve.model.repository import Broken
 from gruve.serve import messages, validation
-from gruve.serve.model_host import ModelHost, ModelHosts
+from gruve.serve.model_host import ModelHost
+from gruve.serve.model_hosts import ModelHosts, ServedModel
 from gruve.v1 import model_pb2, model_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,7 +28,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.ListModelsResponse:
         """Lists every entry of the repository."""
-        return model_pb2.ListModelsResponse(models=[_message(entry) for entry in self._models.entries.values()])
+        served = [self._models.served[name] for name in sorted(self._models.served)]
+        return model_pb2.ListModelsResponse(models=[self._message(model) for model in served])
 
     async def GetModel(
         self,
@@ -37,7 +37,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.GetModelResponse:
         """Shows one entry, serving or broken."""
-        return model_pb2.GetModelResponse(model=_message(self._models.entry(request.name)))
+        return model_pb2.GetModelResponse(model=self._message(self._models.model(request.name)))
 
     async def Tokenize(
         self,
@@ -45,7 +45,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.TokenizeResponse:
         """Converts a text to tokens."""
-        ids = await validation.tokenize(self._models.get(request.model).model.tokenizer, request.text)
+        async with self._models.use(request.model) as host:
+            ids = await validation.tokenize(host.model.tokenizer, request.text)
         validation.check_prompt_size("text", ids)
         return model_pb2.TokenizeResponse(token_ids=ids)
 
@@ -55,19 +56,31 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.DetokenizeResponse:
         """Converts tokens to a text."""
-        tokenizer = self._models.get(request.model).model.tokenizer
+        async with self._models.use(request.model) as host:
+            tokenizer = host.model.tokenizer
         validation.check_prompt_size("token_ids", request.token_ids)
         validation.check_ids("token_ids", request.token_ids, tokenizer)
         return model_pb2.DetokenizeResponse(text=tokenizer.decode(request.token_ids))
 
-    async def ReloadModel(self, request: Any, context: Context) -> Any:
-        """Not served by this release."""
-        raise NotYet("ReloadModel is in the contract; this release does not serve it yet. Restart the server")
+    async def ReloadModel(
+        self,
+        request: model_pb2.ReloadModelRequest,
+        context: Context,
+    ) -> model_pb2.ReloadModelResponse:
+        """Reads a model's folder again and switches to what it holds."""
+        return model_pb2.ReloadModelResponse(model=self._message(await self._models.reload(request.name)))
+
+    def _message(self, served: ServedModel) -> model_pb2.Model:
+        """Describes the newest version of a model, or says why there is none."""
+        version = served.newest
+        host = None if version is None else self._models.host(served, version)
+        if host is None:
+            reason = served.state_reason
+            return model_pb2.Model(name=served.name, state=model_pb2.MODEL_STATE_BROKEN, state_reason=reason)
+        return _host_message(host)
 
 
-def _message(entry: ModelHost | Broken) -> model_pb2.Model:
-    if isinstance(entry, Broken):
-        return model_pb2.Model(name=entry.name, state=model_pb2.MODEL_STATE_BROKEN, state_reason=entry.why)
+def _host_message(entry: ModelHost) -> model_pb2.Model:
     model, config = entry.model, entry.model.config
     message = model_pb2.Model(
         name=model.name,

@@ -23,8 +23,9 @@ from grpc_reflection.v1alpha import reflection
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
-from gruve.errors import ModelBroken, ModelUnknown, StoreUnavailable, Unavailable
-from gruve.model.repository import Broken, Model, scan
+from gruve.errors import ModelUnknown, StoreUnavailable, Unavailable
+from gruve.model.repository import Model
+from gruve.model.versions import Version, load_version
 from gruve.serve.access_log import LogCall
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
@@ -33,7 +34,8 @@ from gruve.serve.interceptor import Interceptor
 from gruve.serve.ledger import Ledger
 from gruve.serve.messages import Sign
 from gruve.serve.metrics import Metrics
-from gruve.serve.model_host import ModelHost, ModelHosts
+from gruve.serve.model_host import ModelHost
+from gruve.serve.model_hosts import ModelHosts, ServedModel
 from gruve.serve.model_service import ModelServicer
 from gruve.serve.session_service import SessionServicer
 from gruve.serve.status import shorten
@@ -56,7 +58,7 @@ from gruve.v1 import (
 log = logging.getLogger(__name__)
 MAX_LOGGED_MODELS, MAX_SHOWN_MODELS = 20, 3
 """How many entries that cannot be served are logged one by one, and named in an error."""
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 FLUSH_S = 2.0
 """How long the last messages of handed over streams may take to be sent."""
 SWITCH_S = 0.0005
@@ -178,7 +180,7 @@ class Server:
         self.persistence = Persistence(self.table, store, self.metrics.store.observer())
         self.persistence.on_failing(self._report_store)
         self.health = health_aio.HealthServicer()
-        self.models = ModelHosts({})
+        self.models = ModelHosts(config.models, self._load_host, self._report_model)
         self._grpc: GrpcServer | None = None
         self._generations: GenerationServicer | None = None
         self._reporting: set[asyncio.Future[None]] = set()
@@ -192,12 +194,8 @@ class Server:
 
     async def start(self) -> Serving:
         """Loads models, starts engines and listens."""
-        loop = asyncio.get_running_loop()
-        entries: dict[str, ModelHost | Broken] = {}
-        for name, entry in (await asyncio.to_thread(scan, self.config.models)).items():
-            entries[name] = entry if isinstance(entry, Broken) else await self._host_model(entry, loop)
-        self.models = ModelHosts(entries)
-        broken = tuple((entry.name, entry.why) for entry in entries.values() if isinstance(entry, Broken))
+        await self.models.start()
+        broken = tuple((served.name, served.state_reason) for served in self.models.broken)
         _log_broken(broken)
         if not self.models.serving:
             raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served: {_shortened(broken)}")
@@ -208,11 +206,9 @@ class Server:
         self._metrics_server, metrics_port = self.metrics.listen(
             self.config.metrics_host, self.config.metrics_port, self._certificates
         )
-        for host in self.models.serving:
-            host.engine.start()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._set_health(SERVING)
         port = await self._listen()  # last: from here on requests are answered
-        names = tuple(host.model.name for host in self.models.serving)
+        names = tuple(served.name for served in self.models.serving)
         return Serving(port, metrics_port, names, broken)
 
     async def drain(self, ending: Ending, endings: asyncio.Queue[Ending]) -> None:
@@ -237,8 +233,7 @@ class Server:
 
     async def _close(self) -> None:
         """Shuts down, the engines first: what they hand over has to be sent and stored."""
-        for host in self.models.serving:
-            await asyncio.to_thread(host.engine.close)
+        await self.models.close()
         if self._generations is not None:
             self._generations.streams.hand_over()
         if self._grpc is not None:
@@ -248,28 +243,34 @@ class Server:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
 
-    async def _host_model(self, model: Model, loop: asyncio.AbstractEventLoop) -> ModelHost | Broken:
-        """Loads a model into its backend. A model that its backend refuses is broken."""
+    async def _load_host(self, name: str, version: Version) -> ModelHost:
+        """Loads a version into its backend and starts its engine. Raises `ModelBroken`, also if no backend takes it."""
         config = self.config
-        try:
-            backend = await asyncio.to_thread(self._choose_backend, model, config.decode)
-        except ModelBroken as error:
-            return Broken(model.name, str(error))
+
+        def load() -> tuple[Model, Backend]:
+            model = load_version(name, version)
+            return model, self._choose_backend(model, config.decode)
+
+        model, backend = await asyncio.to_thread(load)
         log.info(
             "model loaded",
             extra={
-                "model": model.name,
+                "model": name,
+                "version": version.number,
                 "digest": model.digest[:16],
                 "backend": backend.name,
                 "why": backend.selection_reason,
                 "numerics_id": backend.numerics_id,
             },
         )
-        return ModelHost(model, backend, config.engine, self.metrics, loop, self._report_broken)
+        loop, metrics = asyncio.get_running_loop(), self.metrics.model(name)
+        host = ModelHost(model, version, backend, config.engine, metrics, loop, self._report_failed)
+        host.engine.start()
+        return host
 
     async def _listen(self) -> int:
         """Starts the gRPC server and returns its port."""
-        opener = GenerationOpener(self.persistence, self.models.get)
+        opener = GenerationOpener(self.persistence, self.models)
         ledger = Ledger(self.config.total_limits, self.config.tenant_limits)
         generations = GenerationServicer(self.models, opener, ledger, self.config.sign_receipt)
         sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
@@ -300,29 +301,36 @@ class Server:
         """Sets the health of the server, of each service and of each model."""
         if self.persistence.store is not None:
             self._report_store(self.persistence.failing)
-        for name in ("", *SERVICES, *(host.model.name for host in self.models.serving)):
+        for name in ("", *SERVICES, *(served.name for served in self.models.serving)):
             await self.health.set(name, status)
-        for entry in self.models.entries.values():
-            if isinstance(entry, Broken):
-                await self.health.set(entry.name, NOT_SERVING)
+        for served in self.models.broken:
+            await self.health.set(served.name, NOT_SERVING)
 
-    def _report_broken(self, model: str) -> None:
-        """Makes a model whose engine has failed unready, and the server too: only a restart helps."""
-        for name in (model, ""):
-            self._reporting.add(task := asyncio.ensure_future(self.health.set(name, NOT_SERVING)))
-            task.add_done_callback(self._reporting.discard)
+    def _report_failed(self, host: ModelHost) -> None:
+        """Makes a model whose engine has failed unready, and the server too: a reload or a restart helps."""
+        self._report(host.model.name, NOT_SERVING)
+        self._report("", NOT_SERVING)
+
+    def _report_model(self, served: ServedModel) -> None:
+        """Sets the health of a model whose versions have changed, and that of the server."""
+        if self._grpc is None or self.interceptor.draining:
+            return
+        self._report(served.name, NOT_SERVING if served.state_reason else SERVING)
+        self._report("", NOT_SERVING if self.models.failed else SERVING)
+
+    def _report(self, name: str, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        self._reporting.add(task := asyncio.ensure_future(self.health.set(name, status)))
+        task.add_done_callback(self._reporting.discard)
 
     def _can_evict(self, session: Session) -> bool:
         """Whether an idle session may leave memory: always without a store, otherwise once the store has it."""
         return self.persistence.store is None or not session.dirty
 
     def _report_store(self, failing: bool) -> None:
-        status = NOT_SERVING if failing else health_pb2.HealthCheckResponse.SERVING
-        self._reporting.add(task := asyncio.ensure_future(self.health.set(STORE_HEALTH, status)))
-        task.add_done_callback(self._reporting.discard)
+        self._report(STORE_HEALTH, NOT_SERVING if failing else SERVING)
 
     def _load(self) -> int:
-        return sum(host.engine.load for host in self.models.serving)
+        return sum(host.engine.load for host in self.models.hosts)
 
 
 def _log_broken(broken: Sequence[tuple[str, str]]) -> None:

@@ -14,7 +14,7 @@ import grpc
 
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
 from gruve.serve import messages, validation
-from gruve.serve.model_host import ModelHosts
+from gruve.serve.model_hosts import ModelHosts
 from gruve.sessions.encoding import unpack_head
 from gruve.sessions.export import export_session, import_session
 from gruve.sessions.generations import make_continuable
@@ -58,9 +58,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Creates an empty session."""
         if not request.HasField("session"):
             raise InvalidField("session", "absent; it must name a model")
-        host = self._models.get(request.session.model)
         ttl_s = validation.validate_ttl(request.session, "session.idle_ttl", self._persistence.config.idle_ttl_s)
-        session = self._persistence.create(host.model.name, host.model.digest, host.backend.numerics_id, ttl_s)
+        async with self._models.use(request.session.model) as host:
+            session = self._persistence.create(host.model.name, host.model.digest, host.numerics_id, ttl_s)
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
 
@@ -79,7 +79,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             generations, after = self._generations(session, response.session.in_use, first, after)
             tokens = session.transcript[first:after].tolist()
             response.token_ids.extend(tokens)
-            response.text = self._text(session, tokens)
+            response.text = await self._text(session, tokens)
             response.generations.extend(generations)
             if after < session.position:
                 response.next_page_token = _page_token(str(after))
@@ -134,8 +134,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if request.to_position < 1:
             raise InvalidField("to_position", "0 would take back the start token; at least 1")
         async with self._persistence.use(request.session_id) as session:
-            host = self._models.get(session.model)
-            make_continuable(session, host.model, host.backend.numerics_id)
+            async with self._models.use(session.model, session.digest) as host:
+                make_continuable(session, host.model, host.numerics_id)
             if request.to_position > session.position:
                 raise PositionMismatch(
                     f"to_position is {request.to_position}; the session stands at {session.position}",
@@ -160,13 +160,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         longest_s = self._persistence.config.idle_ttl_s
         ttl_s = validation.validate_ttl(request, "idle_ttl", longest_s)
         exported = import_session(request.blob, self._key())
-        host = self._models.get(exported.model)
-        if exported.digest != host.model.digest:
+        _, version = self._models.find(exported.model, exported.digest)
+        if exported.digest != version.digest:
             raise ModelChanged(
                 f"the session was exported from model digest {exported.digest[:16]}; "
-                f"{host.model.name!r} here has {host.model.digest[:16]}",
+                f"{exported.model!r} here has {version.digest[:16]}",
                 session_digest=exported.digest,
-                model_digest=host.model.digest,
+                model_digest=version.digest,
             )
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
         session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
@@ -236,17 +236,18 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             create_time=messages.timestamp(generation.created_s),
         )
 
-    def _text(self, session: Session, tokens: list[int]) -> str:
+    async def _text(self, session: Session, tokens: list[int]) -> str:
         """The tokens' text; empty if their model or its tokenizer is no longer served."""
         with contextlib.suppress(GruveError):
-            model = self._models.get(session.model).model
-            if session.tokenizer_digest in ("", model.tokenizer_digest):
-                return model.tokenizer.decode(tokens)
+            async with self._models.use(session.model, session.digest) as host:
+                if session.tokenizer_digest in ("", host.model.tokenizer_digest):
+                    return host.model.tokenizer.decode(tokens)
         return ""
 
     def _size(self, session: Session) -> int:
         with contextlib.suppress(GruveError):
-            return self._models.get(session.model).model.tokenizer.size
+            config = self._models.find(session.model, session.digest)[1].config
+            return WIDEST_VOCABULARY if config is None else config.vocabulary_size
         return WIDEST_VOCABULARY
 
 

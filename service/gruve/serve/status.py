@@ -27,6 +27,7 @@ STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.ModelUnknown, grpc.StatusCode.NOT_FOUND),
     (errors.ModelBroken, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.ReloadRefused, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.SessionUnknown, grpc.StatusCode.NOT_FOUND),
     (errors.SessionExpired, grpc.StatusCode.NOT_FOUND),
     (errors.SessionBusy, grpc.StatusCode.ABORTED),
@@ -36,7 +37,6 @@ STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
     (errors.QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
-    (errors.NotYet, grpc.StatusCode.UNIMPLEMENTED),
     (errors.GruveError, grpc.StatusCode.INTERNAL),
 )
 RETRIES: tuple[type[errors.GruveError], ...] = (

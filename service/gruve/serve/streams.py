@@ -9,7 +9,7 @@ from gruve.serve.conversation import Conversation
 from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Ledger, Reservation
 from gruve.serve.messages import Sign
-from gruve.serve.model_host import ModelHosts
+from gruve.serve.model_host import ModelHost
 from gruve.serve.stream import Stream
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.opening import GenerationOpener
@@ -18,9 +18,8 @@ from gruve.sessions.opening import GenerationOpener
 class Streams:
     """Opens the streams of one server."""
 
-    def __init__(self, models: ModelHosts, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
+    def __init__(self, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
         """`ledger` has what tenants use of their limits; `sign` signs receipts, None leaves them unsigned."""
-        self._models = models
         self._opener = opener
         self._ledger = ledger
         self._sign = sign
@@ -53,7 +52,8 @@ class Streams:
         running = await self._opener.open(request.open)
         stream: Stream
         try:
-            host = self._models.get(running.session.model)
+            host = running.served
+            assert isinstance(host, ModelHost)  # noqa: S101 - a server's models are hosts
             if request.credit is None:
                 stream = Stream(running, host, request, self._sign)
             else:

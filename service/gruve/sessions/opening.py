@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from gruve.errors import GruveError, SessionElsewhere
 from gruve.model.repository import Model
@@ -75,6 +74,19 @@ class ServingModel(Protocol):
     """The id of everything that can change a bit of its results."""
 
 
+class Models(Protocol):
+    """The models that are served."""
+
+    async def acquire(self, reference: str, digest: str = "") -> ServingModel:
+        """The model that `reference` means; the version of `digest` while there is one. It stays until `release`.
+
+        Raises a `ModelError`.
+        """
+
+    def release(self, served: Any) -> None:
+        """Ends the use of a model, once for each `acquire`."""
+
+
 class Viewer(Protocol):
     """The stream that shows a running generation."""
 
@@ -94,8 +106,12 @@ class Viewer(Protocol):
 class RunningGeneration:
     """An opened generation whose session is leased, until `close` or `abandon`."""
 
-    def __init__(self, opened: OpenedGeneration, opener: GenerationOpener, created: Session | None) -> None:
+    def __init__(
+        self, opened: OpenedGeneration, served: ServingModel, opener: GenerationOpener, created: Session | None
+    ) -> None:
         self.opened = opened
+        self.served = served
+        """The model that decodes it, held until then."""
         self.session, self.generation = opened.session, opened.generation
         self.viewer: Viewer | None = None
         """The stream; set before the event loop runs anything else."""
@@ -143,9 +159,9 @@ class RunningGeneration:
 
 
 class GenerationOpener:
-    """Opens the generations of one server. `models` finds a model that is served, and raises if it is not."""
+    """Opens the generations of one server."""
 
-    def __init__(self, persistence: Persistence, models: Callable[[str], ServingModel]) -> None:
+    def __init__(self, persistence: Persistence, models: Models) -> None:
         self.persistence = persistence
         self._models = models
         self._running: dict[str, RunningGeneration] = {}
@@ -160,18 +176,30 @@ class GenerationOpener:
         source = request.source
         if isinstance(source, ExistingSession):
             async with self.persistence.pin(source.session_id) as session:
-                served = self._models(session.model)
-                generation = await request.resolve(served.model.tokenizer)
-                session = await self._wait_until_free(session, generation)
-                return self._open(session, served, generation)
-        served = self._models(source.model)
-        generation = await request.resolve(served.model.tokenizer)
+                served = await self._models.acquire(session.model, _wanted_digest(session, request.generation))
+                try:
+                    generation = await request.resolve(served.model.tokenizer)
+                    session = await self._wait_until_free(session, generation)
+                    return self._open(session, served, generation)
+                except BaseException:
+                    self._models.release(served)
+                    raise
+        served = await self._models.acquire(source.model)
+        try:
+            return self._open_new(source, served, await request.resolve(served.model.tokenizer))
+        except BaseException:
+            self._models.release(served)
+            raise
+
+    def _open_new(
+        self, source: NewSession | NoSession, served: ServingModel, request: GenerationRequest
+    ) -> RunningGeneration:
         model, numerics_id = served.model, served.numerics_id
         if isinstance(source, NewSession):
             session = self.persistence.create(model.name, model.digest, numerics_id, source.idle_ttl_s)
-            return self._open(session, served, generation, created=session)
+            return self._open(session, served, request, created=session)
         now_s = time.time()
-        return self._open(Session("", model.name, model.digest, numerics_id, 0.0, now_s, now_s), served, generation)
+        return self._open(Session("", model.name, model.digest, numerics_id, 0.0, now_s, now_s), served, request)
 
     def _open(
         self, session: Session, served: ServingModel, request: GenerationRequest, created: Session | None = None
@@ -192,7 +220,7 @@ class GenerationOpener:
             if created is not None:
                 self.persistence.discard(created)
             raise
-        running = RunningGeneration(opened, self, created)
+        running = RunningGeneration(opened, served, self, created)
         if session.id:
             self._running[session.id] = running
         return running
@@ -213,13 +241,19 @@ class GenerationOpener:
         return self.persistence.table.get(session.id)
 
     def end(self, running: RunningGeneration) -> None:
-        """Ends the lease of a running generation's session."""
+        """Ends the lease of a running generation's session, and the use of its model."""
         if self._running.get(running.session.id) is running:
             del self._running[running.session.id]
         self.persistence.table.release(running.session)
+        self._models.release(running.served)
 
     def _lose(self, session: Session) -> None:
         """Ends the stream of a session that another server has taken."""
         running = self._running.get(session.id)
         if running is not None and running.session is session and running.viewer is not None:
             running.viewer.lose(SessionElsewhere(f"another server has taken session {session.id!r} over"))
+
+
+def _wanted_digest(session: Session, request: GenerationRequest) -> str:
+    """The digest of the model that continues a session: its own, unless a new generation is to be rebased."""
+    return "" if request.rebase and session.generation(request.generation_id) is None else session.digest

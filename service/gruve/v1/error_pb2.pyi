@@ -31,7 +31,6 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_EXPORT_KEY_MISSING: _ClassVar[ErrorReason]
     ERROR_REASON_EXPORT_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_BLOB_REFUSED: _ClassVar[ErrorReason]
-    ERROR_REASON_NOT_YET: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
     ERROR_REASON_LIMIT_EXCEEDED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
@@ -59,6 +58,5 @@ ERROR_REASON_ENGINE_FAILED: ErrorReason
 ERROR_REASON_EXPORT_KEY_MISSING: ErrorReason
 ERROR_REASON_EXPORT_TOO_LARGE: ErrorReason
 ERROR_REASON_BLOB_REFUSED: ErrorReason
-ERROR_REASON_NOT_YET: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason

@@ -120,14 +120,17 @@ class ModelServiceServicer:
     def ReloadModel(self, request, context):
         """Reads a model's files again and puts what they hold into service, for operators.
 
-        Running streams are finished by the model they began with. Sessions of a model whose digest has
-        changed are refused with MODEL_CHANGED from then on. Reloading unchanged files has no effect. A
-        name that is new in the repository is loaded for the first time.
+        The new weights are read, checked and packed beside the old ones. If that fails, the old ones
+        continue to serve. Running streams are finished by the model they began with, which leaves memory
+        after the last of them; new requests get the new model. A session continues with the version it was
+        made with while that is in the repository or loaded, and is refused with MODEL_CHANGED afterwards. Reloading unchanged
+        files has no effect, unless decoding has failed for good (ENGINE_FAILED): then the model is loaded
+        again. A name that is new in the repository is loaded for the first time. Calls are served one
+        after the other.
 
         Refuses with
         NOT_FOUND            MODEL_UNKNOWN
         FAILED_PRECONDITION  RELOAD_REFUSED
-        UNIMPLEMENTED        NOT_YET
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

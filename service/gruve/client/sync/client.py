@@ -187,6 +187,15 @@ class Client:
         request = model_pb2.ListModelsRequest()
         return list((self._call(lambda s: s.models.ListModels, request, timeout_s)).models)
 
+    def reload_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
+        """Has the server read a model's files again and serve what they hold now; describes the result.
+
+        Raises `ReloadRefused` if the files cannot be loaded; then the server serves what it served before.
+        """
+        request = model_pb2.ReloadModelRequest(name=name)
+        model: model_pb2.Model = (self._call(lambda s: s.models.ReloadModel, request, timeout_s)).model
+        return model
+
     def tokenize(self, text: str, *, model: str, timeout_s: float | None = None) -> list[int]:
         """Tokenizes a text as a prompt would be."""
         request = model_pb2.TokenizeRequest(model=model, text=text)

@@ -168,6 +168,10 @@ class CudaBackend:
         self._forced[slot] = _NO_TOKENS
         self._admitted.pop(slot, None)
 
+    def close(self) -> None:
+        """Frees the graphs, the weights and the states."""
+        del self._programs, self._step, self.memory, self._stops
+
     def decode(self, slots: Sequence[int], limits: Sequence[int], steps: int, *, exclusive: bool = True) -> Block:  # noqa: ARG002
         """Runs up to `steps` steps; see the contract. Raises `ValueError` for a value out of bounds."""
         return self.submit(slots, limits, steps)()

@@ -146,9 +146,10 @@ class NativeBackend:
         return logits
 
     def close(self) -> None:
-        """Ends the threads and frees the slots. No method may be called afterwards."""
+        """Ends the threads and frees the slots, and the weights unless another backend shares them."""
         self._decoder = None
         self._close()
+        del self._packed
 
     def _asked_logprobs(self, slots: Sequence[int], steps: int) -> Logprobs | None:
         asked = [most for slot in slots if 0 <= slot < self.slots and (most := self._logprobs[slot]) is not None]

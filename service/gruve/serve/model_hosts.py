@@ -1,0 +1,305 @@
+"""The models of a server: which version a request means, who uses it, and how another takes its place.
+
+Everything here runs in the event loop. Files are read and weights packed on threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from gruve.errors import ModelBroken, ModelUnknown, ReloadRefused
+from gruve.model.versions import (
+    Entry,
+    Version,
+    choose_version,
+    find_entries,
+    find_entry,
+    listed,
+    load_version,
+    shorten_reason,
+    split_reference,
+)
+from gruve.serve.model_host import ModelHost
+
+log = logging.getLogger(__name__)
+OLD_VERSION_IDLE_S = 60.0
+"""How long a version that is not the newest stays loaded without a user."""
+
+
+class ServedModel:
+    """One name of the repository: its versions when the folder was last read, and which of them could not be loaded."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.failures: dict[str, str] = {}
+        """By digest, why a version whose config could be read could not be loaded."""
+
+    @property
+    def name(self) -> str:
+        """The name by which requests ask for the model."""
+        return self.entry.name
+
+    @property
+    def newest(self) -> Version | None:
+        """The version that the name alone means: the highest that is not broken; None if all are."""
+        return next((version for version in reversed(self.entry.versions) if not self.why(version)), None)
+
+    @property
+    def state_reason(self) -> str:
+        """Why the model cannot be used; "" if it can."""
+        return "" if self.newest is not None else self.why(self.entry.versions[-1])
+
+    def why(self, version: Version) -> str:
+        """Why a version cannot be used; "" if it can, as far as is known."""
+        return version.why or self.failures.get(version.digest, "")
+
+    def with_digest(self, digest: str) -> Version | None:
+        """The last version that has this digest and is not broken."""
+        found = [version for version in self.entry.versions if version.digest == digest and not self.why(version)]
+        return found[-1] if found else None
+
+
+class ModelHosts:
+    """The models of one repository by name, and the hosts of the versions that are loaded."""
+
+    def __init__(
+        self,
+        repository: Path,
+        load: Callable[[str, Version], Awaitable[ModelHost]],
+        on_change: Callable[[ServedModel], None] = lambda _: None,
+    ) -> None:
+        """`load` makes the host of a version and starts its engine; it raises `ModelBroken`.
+
+        `on_change` is called when a model has begun or ceased to be usable.
+        """
+        self.served: dict[str, ServedModel] = {}
+        self._repository = repository
+        self._load_host = load
+        self._on_change = on_change
+        self._hosts: dict[tuple[str, str], ModelHost] = {}
+        """The loaded versions that requests can get, by name and digest."""
+        self._open: set[ModelHost] = set()
+        """These, and hosts that were replaced and still have users."""
+        self._loading: dict[tuple[str, str], asyncio.Task[ModelHost]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Reads the repository and loads the newest version of every model. Raises `ModelUnknown` without a folder."""
+        for name, entry in (await asyncio.to_thread(find_entries, self._repository)).items():
+            self.served[name] = ServedModel(entry)
+            with contextlib.suppress(ModelBroken):
+                await self._load_newest(self.served[name])
+
+    async def close(self) -> None:
+        """Closes every host; what their engines still decode is handed over."""
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        for host in list(self._open):
+            self._close(host)
+        await asyncio.gather(*self._closing)
+
+    @property
+    def hosts(self) -> list[ModelHost]:
+        """Every host that is open."""
+        return list(self._open)
+
+    @property
+    def failed(self) -> list[ModelHost]:
+        """The hosts of newest versions whose engine has failed."""
+        newest = [(served.name, served.newest) for served in self.served.values()]
+        hosts = [self._hosts.get((name, version.digest)) for name, version in newest if version is not None]
+        return [host for host in hosts if host is not None and host.failed]
+
+    @property
+    def serving(self) -> list[ServedModel]:
+        """The models that can be used, in the order of their names."""
+        return [self.served[name] for name in sorted(self.served) if not self.served[name].state_reason]
+
+    @property
+    def broken(self) -> list[ServedModel]:
+        """The models that cannot be used, in the order of their names."""
+        return [self.served[name] for name in sorted(self.served) if self.served[name].state_reason]
+
+    def get(self, name: str) -> ModelHost:
+        """The host of a model's newest version, which must be loaded. Raises `ModelUnknown` or `ModelBroken`."""
+        return self._hosts[name, self.find(name)[1].digest]
+
+    def host(self, served: ServedModel, version: Version) -> ModelHost | None:
+        """The host of a version; None if it is not loaded."""
+        return self._hosts.get((served.name, version.digest))
+
+    def model(self, name: str) -> ServedModel:
+        """The model of a name. Raises `ModelUnknown`."""
+        served = self.served.get(name)
+        if served is None:
+            known = listed(served.name for served in self.serving)
+            raise ModelUnknown(f"no model is called {name[:80]!r}; serving are: {known}")
+        return served
+
+    def find(self, reference: str, digest: str = "") -> tuple[ServedModel, Version]:
+        """The model and the version that a reference means.
+
+        With `digest`, as sessions have it, it is the version of that digest while there is one, else the newest.
+        Raises `ModelUnknown`, or `ModelBroken` with the reason.
+        """
+        name, selector = split_reference(reference)
+        served = self.model(name)
+        if digest:
+            host = self._hosts.get((name, digest))
+            version = host.version if host else served.with_digest(digest)
+            if version is not None:
+                return served, version
+        newest = choose_version(name, selector, self._versions(served)) if selector else served.newest
+        why = served.state_reason if newest is None else served.why(newest)
+        if newest is None or why:
+            raise ModelBroken(f"model {reference[:80]!r} is not serving: {why}", state_reason=why)
+        return served, newest
+
+    @contextlib.asynccontextmanager
+    async def use(self, reference: str, digest: str = "") -> AsyncIterator[ModelHost]:
+        """The host of what `find` finds, held for the time of the context."""
+        host = await self.acquire(reference, digest)
+        try:
+            yield host
+        finally:
+            self.release(host)
+
+    async def acquire(self, reference: str, digest: str = "") -> ModelHost:
+        """The host of what `find` finds, loaded if it is not. It stays until `release`. Raises what `find` raises."""
+        while True:
+            served, version = self.find(reference, digest)
+            key = served.name, version.digest
+            host = self._hosts.get(key)
+            if host is None:
+                with contextlib.suppress(ModelBroken):  # `find` chooses another version then, or raises
+                    await self._load(served, version)
+                continue  # it may have been replaced before this call ran on
+            host.users += 1
+            return host
+
+    def release(self, host: ModelHost) -> None:
+        """Ends one use of a host, and closes it if nothing needs it any more."""
+        host.users -= 1
+        self._settle(host)
+
+    async def reload(self, name: str) -> ServedModel:
+        """Reads a model's folder again, and puts its newest version into service if that is another one.
+
+        Calls are served one after the other. Raises `ModelUnknown` if neither the server nor the repository has the
+        name, and `ReloadRefused` if the newest version cannot be loaded; then everything stays as it was.
+        """
+        async with self._reloading:
+            served = self.served.get(name)
+            entry = await asyncio.to_thread(find_entry, self._repository, name)
+            if entry is None:
+                self.model(name)
+                raise _refused(name, "its folder is gone from the repository")
+            if served is None or served.newest is None:
+                await self._load_new(entry)
+            else:
+                await self._replace(served, entry)
+            return self.served[name]
+
+    async def _load_new(self, entry: Entry) -> None:
+        """Loads a model that was not there, or broken."""
+        served = self.served[entry.name] = ServedModel(entry)
+        try:
+            await self._load_newest(served)
+        except ModelBroken as error:
+            why = str(error)
+            raise ReloadRefused(f"model {entry.name!r} cannot be loaded: {why}", state_reason=why) from error
+        finally:
+            self._on_change(served)
+
+    async def _replace(self, served: ServedModel, entry: Entry) -> None:
+        """Loads the newest version beside the one that serves, and switches to it."""
+        version, name = entry.versions[-1], entry.name
+        if version.why:
+            raise _refused(name, version.why)
+        old = self._hosts.get((name, version.digest))
+        try:
+            if old is None or old.failed:
+                self._add(await self._load_host(name, version))
+            else:
+                await asyncio.to_thread(load_version, name, version)  # the other files may have been damaged
+        except ModelBroken as error:
+            raise _refused(name, str(error)) from error
+        served.entry, served.failures = entry, {}
+        self._on_change(served)
+        for other in [host for host in self._open if host.model.name == name]:
+            self._settle(other)
+
+    async def _load_newest(self, served: ServedModel) -> None:
+        """Loads the highest version that can be loaded. Raises `ModelBroken` if none can."""
+        while (version := served.newest) is not None:
+            with contextlib.suppress(ModelBroken):
+                await self._load(served, version)
+                return
+        raise ModelBroken(served.state_reason)
+
+    async def _load(self, served: ServedModel, version: Version) -> None:
+        """Loads a version, once for all who ask meanwhile. Raises `ModelBroken`, and then remembers why."""
+        key = served.name, version.digest
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.ensure_future(self._load_host(served.name, version))
+            task.add_done_callback(lambda done: self._end_loading(served, version, done))
+        await asyncio.shield(task)
+
+    def _end_loading(self, served: ServedModel, version: Version, task: asyncio.Task[ModelHost]) -> None:
+        del self._loading[served.name, version.digest]
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, ModelBroken):
+            served.failures[version.digest] = shorten_reason(error)
+            log.warning("model is broken", extra={"model": served.name, "version": version.number, "why": str(error)})
+            self._on_change(served)
+        elif error is None and not task.cancelled():
+            self._add(task.result())
+
+    def _add(self, host: ModelHost) -> None:
+        self._hosts[host.model.name, host.model.digest] = host
+        self._open.add(host)
+
+    def _versions(self, served: ServedModel) -> list[Version]:
+        """The versions that can be named: those on disk, after those that are loaded and no longer there."""
+        on_disk = {version.digest for version in served.entry.versions}
+        loaded = [host.version for (name, digest), host in self._hosts.items() if name == served.name]
+        return [version for version in loaded if version.digest not in on_disk] + list(served.entry.versions)
+
+    def _settle(self, host: ModelHost) -> None:
+        """Closes a host that nobody uses and no request can ask for; gives another version that is old some time."""
+        if host.users or host not in self._open:
+            return
+        served = self.served[host.model.name]
+        if self._hosts.get((served.name, host.model.digest)) is not host or not served.with_digest(host.model.digest):
+            self._close(host)
+        elif served.newest is None or served.newest.digest != host.model.digest:
+            loop = asyncio.get_running_loop()
+            host.idle_since_s = loop.time()
+            loop.call_later(OLD_VERSION_IDLE_S, self._unload, host, host.idle_since_s)
+
+    def _unload(self, host: ModelHost, idle_since_s: float) -> None:
+        """Closes an old version that was not used since."""
+        served = self.served[host.model.name]
+        is_newest = served.newest is not None and served.newest.digest == host.model.digest
+        if host in self._open and not host.users and not is_newest and host.idle_since_s == idle_since_s:
+            self._close(host)
+
+    def _close(self, host: ModelHost) -> None:
+        """Takes a host out of service and frees it in the background."""
+        self._open.discard(host)
+        key = host.model.name, host.model.digest
+        if self._hosts.get(key) is host:
+            del self._hosts[key]
+        log.info("model unloaded", extra={"model": key[0], "digest": key[1][:16]})
+        task = asyncio.ensure_future(host.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _refused(name: str, why: str) -> ReloadRefused:
+    return ReloadRefused(f"model {name!r} was not reloaded and serves as before: {why}", state_reason=why)
