@@ -18,9 +18,9 @@ def write_model(folder: Path, seed: int = 1, *, V: int = 13, H: int = 16, card: 
 
 def write_version(model: Path, number: int, seed: int = 1, **sizes: int) -> str:
     """A version in its folder; returns its digest. It is complete before it has its name."""
-    written = write_model(model.parent / f"writing-{number}", seed, **sizes)
+    written = write_model(model.parent / ".writing" / "net", seed, **sizes)
     model.mkdir(exist_ok=True)
-    os.replace(model.parent / f"writing-{number}", model / str(number))
+    os.replace(model.parent / ".writing" / "net", model / str(number))
     return written.digest
 
 

@@ -98,7 +98,7 @@ def _note(row: tuple[str, ...]) -> str:
 def _row(model: Model) -> tuple[str, ...]:
     from gruve.v1 import model_pb2
 
-    if model.state != model_pb2.MODEL_STATE_SERVING:
+    if model.state == model_pb2.MODEL_STATE_BROKEN:
         return (
             model.name,
             "broken",
@@ -115,7 +115,7 @@ def _row(model: Model) -> tuple[str, ...]:
     temperature = default_temperature(model)
     return (
         model.name,
-        "serving",
+        "unloaded" if model.state == model_pb2.MODEL_STATE_UNLOADED else "serving",
         model.tokenizer,
         str(model.vocabulary_size),
         model_pb2.Cell.Name(model.cell).removeprefix("CELL_").lower(),

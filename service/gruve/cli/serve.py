@@ -54,6 +54,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "drain": (0, 86_400),
     "session_ttl": (1, 315_360_000),
     "session_memory": (0, 1_048_576),
+    "watch": (0.1, 86_400),
 }
 """The minimum and maximum of each flag that takes a number."""
 
@@ -74,6 +75,15 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "the folder of models, or of one model",
         variable="GRUVE_MODELS",
         metavar="DIR",
+    )
+    add_flag(
+        where,
+        "--watch",
+        float,
+        None,
+        "seconds between two looks at the models' files; what has changed and come to rest is reloaded; absent, never",
+        variable="GRUVE_WATCH_S",
+        metavar="S",
     )
     add_flag(where, "--host", str, "127.0.0.1", "where gRPC listens", variable="GRUVE_HOST", metavar="HOST")
     add_flag(where, "--port", int, 50051, "gRPC's port, 0 for any free one", variable="GRUVE_PORT", metavar="N")
@@ -369,6 +379,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         metrics_port=args.metrics_port,
         tls=tls_files(args),
         drain_s=args.drain,
+        watch_s=args.watch,
         session_key=session_key,
         export_key=export_key,
         log_call=AccessLog(args.access_log, args.access_log_format) if args.access_log else None,

@@ -97,13 +97,13 @@ def _check_signature(file: ReceiptFile, path: Path) -> None:
 
 
 def _find_model(folder: Path, receipt: Receipt) -> Model:
-    from gruve.model.repository import Model, scan
+    from gruve.model.versions import find_entries, listed, load_version
 
-    entries = [entry for entry in scan(folder).values() if isinstance(entry, Model)]
-    for model in entries:
-        if model.digest == receipt.model_digest:
-            return model
-    known = ", ".join(f"{model.name} {model.digest[:16]}" for model in entries)
+    versions = [(entry.name, version) for entry in find_entries(folder).values() for version in entry.versions]
+    for name, version in versions:
+        if version.digest == receipt.model_digest:
+            return load_version(name, version)
+    known = listed(f"{name} {version.digest[:16]}" for name, version in versions if version.digest)
     raise Failure(
         f"it cannot be checked: {str(folder)!r} has no model with digest {receipt.model_digest[:16]}; "
         f"it has {known or 'none'}",

@@ -95,6 +95,11 @@ def read_config(folder: Path) -> ModelConfig:
     return config
 
 
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model. Raises `ModelBroken`."""
+    return Tokenizer.from_json(_text(TOKENIZER, _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)))
+
+
 def save(
     folder: Path, config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tensor], card: str | None = None
 ) -> Model:

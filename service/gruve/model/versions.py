@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.config import ModelConfig
-from gruve.model.repository import CONFIG, Model, check_name, load, read_config
+from gruve.model.repository import CONFIG, Model, check_name, load, read_card, read_config, read_tokenizer
 
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 """The name of a version's folder."""
@@ -54,6 +54,34 @@ class Version:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class About:
+    """What a model's tokenizer and card say of it."""
+
+    tokenizer: str = ""
+    """The tokenizer's kind."""
+    start_id: int = 0
+    end_id: int | None = None
+    description: str = ""
+    license: str = ""
+
+    @classmethod
+    def of(cls, model: Model) -> About:
+        """What is said of a loaded model."""
+        tokenizer = model.tokenizer
+        return cls(tokenizer.kind, tokenizer.start_id, tokenizer.end_id, model.description, model.license)
+
+    @classmethod
+    def read(cls, version: Version) -> About:
+        """What the files of a version say. Nothing of the tokenizer if it cannot be read."""
+        card_license, description = read_card(version.folder)
+        try:
+            tokenizer = read_tokenizer(version.folder)
+        except ModelBroken:
+            return cls(description=description, license=card_license)
+        return cls(tokenizer.kind, tokenizer.start_id, tokenizer.end_id, description, card_license)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """A model of the repository with its versions, at least one, in the order of their numbers."""
 
@@ -61,8 +89,8 @@ class Entry:
     versions: tuple[Version, ...]
 
 
-def find_entries(repository: Path) -> dict[str, Entry]:
-    """The entries of a repository in the order of their names.
+def entry_folders(repository: Path) -> list[Path]:
+    """The folders of a repository's entries in the order of their names.
 
     A folder that has a `config.json` itself, or nothing but folders of versions, is one model and the only entry.
     Raises `ModelUnknown` if the folder is not there.
@@ -70,10 +98,24 @@ def find_entries(repository: Path) -> dict[str, Entry]:
     if not repository.is_dir():
         raise ModelUnknown(f"no model repository at {str(repository)!r}: not a folder")
     if _is_model(repository):
-        folders = [_absolute(repository)]
-    else:
-        folders = sorted(folder for folder in repository.iterdir() if _may_be_entry(folder))
-    entries = [_entry(folder) for folder in folders]
+        return [_absolute(repository)]
+    return sorted(folder for folder in repository.iterdir() if _may_be_entry(folder))
+
+
+def version_folders(folder: Path) -> list[Path]:
+    """The folders of a model's versions in the order of their numbers. Raises `OSError` if they cannot be listed."""
+    found = [path for path in folder.iterdir() if NUMBER.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def entry_name(folder: Path) -> str:
+    """The name under which a folder is served."""
+    return os.fsencode(folder.name).decode(errors="replace")
+
+
+def find_entries(repository: Path) -> dict[str, Entry]:
+    """The entries of a repository in the order of their names. Raises `ModelUnknown` if the folder is not there."""
+    entries = [_entry(folder) for folder in entry_folders(repository)]
     return {entry.name: entry for entry in entries}
 
 
@@ -187,13 +229,13 @@ def _is_model(folder: Path) -> bool:
 
 
 def _entry(folder: Path) -> Entry:
-    name = os.fsencode(folder.name).decode(errors="replace")
+    name = entry_name(folder)
     try:
-        numbers = [path.name for path in folder.iterdir() if NUMBER.fullmatch(path.name) and path.is_dir()]
+        numbered = version_folders(folder)
     except OSError:  # a dangling link, or no right to read it
-        numbers = []
-    versions = [_version(name, int(number), folder / number) for number in sorted(numbers, key=int)]
-    if not numbers or (folder / CONFIG).exists():
+        numbered = []
+    versions = [_version(name, int(path.name), path) for path in numbered]
+    if not numbered or (folder / CONFIG).exists():
         versions.insert(0, _version(name, 0, folder))
     return Entry(name, tuple(versions))
 

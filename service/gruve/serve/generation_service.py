@@ -36,7 +36,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def __init__(self, models: ModelHosts, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
         """`ledger` has what tenants use of their limits; `sign` signs receipts, None leaves them unsigned."""
-        self.streams = Streams(opener, ledger, sign)
+        self.streams = Streams(models, opener, ledger, sign)
         self._models = models
         self._max_ttl_s = opener.persistence.config.idle_ttl_s
 

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gruve import __version__
+from gruve.decode import Backend
 from gruve.engine.engine import Engine
 from gruve.engine.sequence import CallReport, FinishReason
 from gruve.errors import CannotListen
@@ -84,7 +85,7 @@ class Metrics:
         self.rows = Histogram("gruve_batch_rows", "Rows in a call.", model, registry=registry, buckets=COUNTS)
         self.backend = Gauge(
             "gruve_backend_info",
-            "1 for the backend that decodes a model.",
+            "1 for the backend that decodes the newest version of a model, while that is loaded.",
             ("model", "backend", "numerics_id", "digest"),
             registry=registry,
         )
@@ -223,9 +224,10 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
         self._model = model
-        self._engines: dict[Engine, tuple[str, ...]] = {}
-        """Those of the versions that are loaded, and the labels of their backends. Replaced, never changed: scrapes
-        read it on another thread."""
+        self._engines: frozenset[Engine] = frozenset()
+        """Those of the versions that are loaded. Replaced, never changed: scrapes read it on another thread."""
+        self._backend: tuple[str, ...] | None = None
+        """The labels of the backend that is shown."""
         metrics.running.labels(model).set_function(lambda: sum(engine.running for engine in self._engines))
         metrics.waiting.labels(model).set_function(lambda: sum(engine.waiting for engine in self._engines))
         self._prompt_tokens = metrics.prompt_tokens.labels(model)
@@ -238,19 +240,26 @@ class ModelMetrics:
         self._rows = metrics.rows.labels(model)
         self.preemptions = metrics.preemptions.labels(model)
 
-    def watch(self, engine: Engine, digest: str) -> None:
-        """Reports the engine's backend, and its queues at each scrape."""
-        labels = (self._model, engine.backend.name, engine.backend.numerics_id, digest[:16])
-        self._engines = {**self._engines, engine: labels}
-        self._metrics.backend.labels(*labels).set(1)
+    def watch(self, engine: Engine) -> None:
+        """Reports the queues of an engine at each scrape."""
+        self._engines |= {engine}
 
     def forget(self, engine: Engine) -> None:
         """Reports an engine no longer, because it was closed."""
-        engines = dict(self._engines)
-        labels = engines.pop(engine)
-        self._engines = engines
-        if labels not in engines.values():
-            self._metrics.backend.remove(*labels)
+        self._engines -= {engine}
+
+    def show_backend(self, backend: Backend | None, digest: str) -> None:
+        """Shows the backend of the newest version in place of what was shown; None if that is not loaded."""
+        labels = None
+        if backend is not None:
+            labels = (self._model, backend.name, backend.numerics_id, digest[:16])
+        if labels == self._backend:
+            return
+        if self._backend is not None:
+            self._metrics.backend.remove(*self._backend)
+        if labels is not None:
+            self._metrics.backend.labels(*labels).set(1)
+        self._backend = labels
 
     def observe_call(self, call: CallReport) -> None:
         """Counts one call of the backend."""

@@ -72,7 +72,7 @@ class ModelHost:
             on_failure=self._report_broken,
         )
         self.metrics = metrics
-        metrics.watch(self.engine, model.digest)
+        metrics.watch(self.engine)
         self._loop = loop
         self._on_broken = on_broken
         self._listeners: dict[int, Listener] = {}

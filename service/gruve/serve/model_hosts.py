@@ -24,43 +24,11 @@ from gruve.model.versions import (
     split_reference,
 )
 from gruve.serve.model_host import ModelHost
+from gruve.serve.served_model import ServedModel
 
 log = logging.getLogger(__name__)
 OLD_VERSION_IDLE_S = 60.0
 """How long a version that is not the newest stays loaded without a user."""
-
-
-class ServedModel:
-    """One name of the repository: its versions when the folder was last read, and which of them could not be loaded."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.failures: dict[str, str] = {}
-        """By digest, why a version whose config could be read could not be loaded."""
-
-    @property
-    def name(self) -> str:
-        """The name by which requests ask for the model."""
-        return self.entry.name
-
-    @property
-    def newest(self) -> Version | None:
-        """The version that the name alone means: the highest that is not broken; None if all are."""
-        return next((version for version in reversed(self.entry.versions) if not self.why(version)), None)
-
-    @property
-    def state_reason(self) -> str:
-        """Why the model cannot be used; "" if it can."""
-        return "" if self.newest is not None else self.why(self.entry.versions[-1])
-
-    def why(self, version: Version) -> str:
-        """Why a version cannot be used; "" if it can, as far as is known."""
-        return version.why or self.failures.get(version.digest, "")
-
-    def with_digest(self, digest: str) -> Version | None:
-        """The last version that has this digest and is not broken."""
-        found = [version for version in self.entry.versions if version.digest == digest and not self.why(version)]
-        return found[-1] if found else None
 
 
 class ModelHosts:
@@ -140,24 +108,31 @@ class ModelHosts:
             raise ModelUnknown(f"no model is called {name[:80]!r}; serving are: {known}")
         return served
 
+    def look_up(self, reference: str) -> tuple[ServedModel, Version | None]:
+        """The model and the version that a reference means, broken or not; None if all versions are broken.
+
+        Raises `ModelUnknown`.
+        """
+        name, selector = split_reference(reference)
+        served = self.model(name)
+        return served, choose_version(name, selector, self._versions(served)) if selector else served.newest
+
     def find(self, reference: str, digest: str = "") -> tuple[ServedModel, Version]:
         """The model and the version that a reference means.
 
         With `digest`, as sessions have it, it is the version of that digest while there is one, else the newest.
         Raises `ModelUnknown`, or `ModelBroken` with the reason.
         """
-        name, selector = split_reference(reference)
-        served = self.model(name)
+        served, version = self.look_up(reference)
         if digest:
-            host = self._hosts.get((name, digest))
-            version = host.version if host else served.with_digest(digest)
-            if version is not None:
-                return served, version
-        newest = choose_version(name, selector, self._versions(served)) if selector else served.newest
-        why = served.state_reason if newest is None else served.why(newest)
-        if newest is None or why:
+            host = self._hosts.get((served.name, digest))
+            own = host.version if host else served.with_digest(digest)
+            if own is not None:
+                return served, own
+        why = served.state_reason if version is None else served.why(version)
+        if version is None or why:
             raise ModelBroken(f"model {reference[:80]!r} is not serving: {why}", state_reason=why)
-        return served, newest
+        return served, version
 
     @contextlib.asynccontextmanager
     async def use(self, reference: str, digest: str = "") -> AsyncIterator[ModelHost]:
@@ -230,8 +205,9 @@ class ModelHosts:
             raise _refused(name, str(error)) from error
         served.entry, served.failures = entry, {}
         self._on_change(served)
-        for other in [host for host in self._open if host.model.name == name]:
-            self._settle(other)
+        for host in [host for host in self._open if host.model.name == name]:
+            self._show(host)
+            self._settle(host)
 
     async def _load_newest(self, served: ServedModel) -> None:
         """Loads the highest version that can be loaded. Raises `ModelBroken` if none can."""
@@ -263,6 +239,16 @@ class ModelHosts:
     def _add(self, host: ModelHost) -> None:
         self._hosts[host.model.name, host.model.digest] = host
         self._open.add(host)
+        self._show(host)
+
+    def _show(self, host: ModelHost) -> None:
+        """Shows in the metrics what decodes the newest version of a host's model."""
+        newest = self.served[host.model.name].newest
+        current = None if newest is None else self._hosts.get((host.model.name, newest.digest))
+        if current is None:
+            host.metrics.show_backend(None, "")
+        else:
+            host.metrics.show_backend(current.backend, current.model.digest)
 
     def _versions(self, served: ServedModel) -> list[Version]:
         """The versions that can be named: those on disk, after those that are loaded and no longer there."""
@@ -295,6 +281,7 @@ class ModelHosts:
         key = host.model.name, host.model.digest
         if self._hosts.get(key) is host:
             del self._hosts[key]
+        self._show(host)
         log.info("model unloaded", extra={"model": key[0], "digest": key[1][:16]})
         task = asyncio.ensure_future(host.close())
         self._closing.add(task)

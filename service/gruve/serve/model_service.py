@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from typing import Any
 
 import grpc
 
+from gruve.model.config import ModelConfig
+from gruve.model.versions import About, Version
 from gruve.serve import messages, validation
 from gruve.serve.model_host import ModelHost
-from gruve.serve.model_hosts import ModelHosts, ServedModel
+from gruve.serve.model_hosts import ModelHosts
+from gruve.serve.paging import MAX_PAGE_BYTES, page_size, page_start, page_token
+from gruve.serve.served_model import ServedModel
 from gruve.v1 import model_pb2, model_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 CELLS = {"gru": model_pb2.CELL_GRU, "lstm": model_pb2.CELL_LSTM, "elman": model_pb2.CELL_ELMAN}
+DEFAULT_PAGE, MAX_PAGE = 100, 1_000
+NAME = re.compile(r"[^/]{1,255}")
 RESETS = {"before": model_pb2.RESET_CONVENTION_BEFORE, "after": model_pb2.RESET_CONVENTION_AFTER}
 
 
@@ -27,9 +35,21 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         request: model_pb2.ListModelsRequest,
         context: Context,
     ) -> model_pb2.ListModelsResponse:
-        """Lists every entry of the repository."""
-        served = [self._models.served[name] for name in sorted(self._models.served)]
-        return model_pb2.ListModelsResponse(models=[self._message(model) for model in served])
+        """Lists the entries of the repository, a page at a time."""
+        size = page_size(request, DEFAULT_PAGE, MAX_PAGE, least=1)
+        after = page_start(request.page_token, NAME)[0]
+        names = sorted(name for name in self._models.served if name > after)
+        response = model_pb2.ListModelsResponse()
+        size_bytes = 0
+        for name in names[:size]:
+            served = self._models.served[name]
+            response.models.append(await self._message(served, served.newest))
+            size_bytes += response.models[-1].ByteSize()
+            if size_bytes > MAX_PAGE_BYTES:
+                break
+        if len(response.models) < len(names):
+            response.next_page_token = page_token(name)
+        return response
 
     async def GetModel(
         self,
@@ -37,7 +57,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.GetModelResponse:
         """Shows one entry, serving or broken."""
-        return model_pb2.GetModelResponse(model=self._message(self._models.model(request.name)))
+        return model_pb2.GetModelResponse(model=await self._message(*self._models.look_up(request.name)))
 
     async def Tokenize(
         self,
@@ -68,42 +88,69 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.ReloadModelResponse:
         """Reads a model's folder again and switches to what it holds."""
-        return model_pb2.ReloadModelResponse(model=self._message(await self._models.reload(request.name)))
+        served = await self._models.reload(request.name)
+        return model_pb2.ReloadModelResponse(model=await self._message(served, served.newest))
 
-    def _message(self, served: ServedModel) -> model_pb2.Model:
-        """Describes the newest version of a model, or says why there is none."""
-        version = served.newest
+    async def _message(self, served: ServedModel, version: Version | None) -> model_pb2.Model:
+        """Describes a version of a model, or says why there is none that can be used."""
+        why = served.state_reason if version is None else served.why(version)
         host = None if version is None else self._models.host(served, version)
-        if host is None:
-            reason = served.state_reason
-            return model_pb2.Model(name=served.name, state=model_pb2.MODEL_STATE_BROKEN, state_reason=reason)
-        return _host_message(host)
+        if host is not None:
+            message = _host_message(host)
+        elif version is None or version.config is None or why:
+            message = model_pb2.Model(state=model_pb2.MODEL_STATE_BROKEN, state_reason=why)
+        else:
+            message = model_pb2.Model(state=model_pb2.MODEL_STATE_UNLOADED, digest=version.digest)
+            _add_config(message, version.config)
+            _add_about(message, await asyncio.to_thread(served.about, version))
+        message.name, message.version = served.name, 0 if version is None else version.number
+        message.versions.extend(self._version_message(served, version) for version in served.entry.versions)
+        return message
+
+    def _version_message(self, served: ServedModel, version: Version) -> model_pb2.ModelVersion:
+        why = served.why(version)
+        if why:
+            state = model_pb2.MODEL_STATE_BROKEN
+        elif self._models.host(served, version) is None:
+            state = model_pb2.MODEL_STATE_UNLOADED
+        else:
+            state = model_pb2.MODEL_STATE_SERVING
+        return model_pb2.ModelVersion(number=version.number, digest=version.digest, state=state, state_reason=why)
 
 
-def _host_message(entry: ModelHost) -> model_pb2.Model:
-    model, config = entry.model, entry.model.config
+def _host_message(host: ModelHost) -> model_pb2.Model:
+    """Describes a model that is loaded."""
     message = model_pb2.Model(
-        name=model.name,
-        digest=model.digest,
+        digest=host.model.digest,
         state=model_pb2.MODEL_STATE_SERVING,
-        load_time=messages.timestamp(entry.load_time_s),
-        cell=CELLS[config.cell],
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        embedding_size=config.embedding_size,
-        vocabulary_size=config.vocabulary_size,
-        parameter_count=config.parameter_count(),
-        tokenizer=model.tokenizer.kind,
-        start_token_id=model.tokenizer.start_id,
-        end_token_id=model.tokenizer.end_id,
-        backend=entry.backend.name,
-        backend_reason=entry.backend.selection_reason,
-        precision=config.precision,
-        numerics_id=entry.backend.numerics_id,
-        description=model.description,
-        license=model.license,
-        default_temperature=config.default_temperature,
+        load_time=messages.timestamp(host.load_time_s),
+        backend=host.backend.name,
+        backend_reason=host.backend.selection_reason,
+        numerics_id=host.numerics_id,
     )
+    _add_config(message, host.model.config)
+    _add_about(message, About.of(host.model))
+    return message
+
+
+def _add_config(message: model_pb2.Model, config: ModelConfig) -> None:
+    message.cell = CELLS[config.cell]
+    message.num_layers = config.num_layers
+    message.hidden_size = config.hidden_size
+    message.embedding_size = config.embedding_size
+    message.vocabulary_size = config.vocabulary_size
+    message.parameter_count = config.parameter_count()
+    message.precision = config.precision
     if config.reset is not None:
         message.reset_convention = RESETS[config.reset]
-    return message
+    if config.default_temperature is not None:
+        message.default_temperature = config.default_temperature
+
+
+def _add_about(message: model_pb2.Model, about: About) -> None:
+    message.tokenizer = about.tokenizer
+    message.start_token_id = about.start_id
+    if about.end_id is not None:
+        message.end_token_id = about.end_id
+    message.description = about.description
+    message.license = about.license

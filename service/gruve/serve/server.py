@@ -35,8 +35,10 @@ from gruve.serve.ledger import Ledger
 from gruve.serve.messages import Sign
 from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost
-from gruve.serve.model_hosts import ModelHosts, ServedModel
+from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.model_service import ModelServicer
+from gruve.serve.model_watch import ModelWatch
+from gruve.serve.served_model import ServedModel
 from gruve.serve.session_service import SessionServicer
 from gruve.serve.status import shorten
 from gruve.serve.tls import Certificates, TlsFiles
@@ -101,6 +103,8 @@ class ServeConfig:
     """The session store; see `gruve.sessions.store.open`."""
     store_synchronous: str = "NORMAL"
     """SQLite's synchronous mode: NORMAL survives a crash of the process, FULL also a power failure."""
+    watch_s: float | None = None
+    """How often to look for models whose files have changed, which are reloaded; None for never."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     sessions: SessionsConfig = dataclasses.field(default_factory=SessionsConfig)
@@ -185,6 +189,10 @@ class Server:
         self._generations: GenerationServicer | None = None
         self._reporting: set[asyncio.Future[None]] = set()
         self._metrics_server: Any = None
+        self._watch: ModelWatch | None = None
+        if config.watch_s is not None:
+            self._watch = ModelWatch(config.models, self.models.reload, config.watch_s)
+        self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Server:
         return self
@@ -194,6 +202,8 @@ class Server:
 
     async def start(self) -> Serving:
         """Loads models, starts engines and listens."""
+        if self._watch is not None:
+            await self._watch.begin()
         await self.models.start()
         broken = tuple((served.name, served.state_reason) for served in self.models.broken)
         _log_broken(broken)
@@ -208,6 +218,8 @@ class Server:
         )
         await self._set_health(SERVING)
         port = await self._listen()  # last: from here on requests are answered
+        if self._watch is not None:
+            self._watching = asyncio.create_task(self._watch.run())
         names = tuple(served.name for served in self.models.serving)
         return Serving(port, metrics_port, names, broken)
 
@@ -218,6 +230,7 @@ class Server:
         """
         log.info("draining", extra={"ending": ending, "running": self._load()})
         self.interceptor.draining = True
+        self._stop_watching()
         await self._set_health(NOT_SERVING)
         if ending == "drain" and self.persistence.store is None:
             second_ending, quiet = (
@@ -233,6 +246,7 @@ class Server:
 
     async def _close(self) -> None:
         """Shuts down, the engines first: what they hand over has to be sent and stored."""
+        self._stop_watching()
         await self.models.close()
         if self._generations is not None:
             self._generations.streams.hand_over()
@@ -242,6 +256,10 @@ class Server:
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def _load_host(self, name: str, version: Version) -> ModelHost:
         """Loads a version into its backend and starts its engine. Raises `ModelBroken`, also if no backend takes it."""

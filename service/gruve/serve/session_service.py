@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import re
 import secrets
@@ -15,6 +13,7 @@ import grpc
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
 from gruve.serve import messages, validation
 from gruve.serve.model_hosts import ModelHosts
+from gruve.serve.paging import MAX_PAGE_BYTES, page_size, page_start, page_token
 from gruve.sessions.encoding import unpack_head
 from gruve.sessions.export import export_session, import_session
 from gruve.sessions.generations import make_continuable
@@ -29,8 +28,6 @@ DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE = 4_096, 65_536
 TRANSCRIPT_PAGE = re.compile(r"\d{1,9}")
 LIST_PAGE = re.compile(r"0x[01]\.[0-9a-f]{1,13}p\+\d{1,2}/[a-z2-7]{1,128}")
 DEFAULT_LIST_PAGE, MAX_LIST_PAGE = 100, 1_000
-MAX_PAGE_BYTES = 1 << 20
-"""The size of the sessions or generations on a page. By default gRPC clients accept messages of 4 MiB."""
 MAX_BRANCHES = 64
 ENVELOPE_BYTES = 256
 """The maximum size of an import request without the exported session."""
@@ -70,9 +67,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.GetSessionResponse:
         """Shows a session and a page of its transcript."""
-        size = _page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, least=0)
+        size = page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, least=0)
         session, place = await self._persistence.read(request.session_id)
-        first = int(_page_start(request.page_token, TRANSCRIPT_PAGE)[0] or 0)
+        first = int(page_start(request.page_token, TRANSCRIPT_PAGE)[0] or 0)
         after = max(first, min(first + size, session.position))
         response = session_pb2.GetSessionResponse(session=self._message(session, place), position=first)
         if size:
@@ -82,7 +79,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             response.text = await self._text(session, tokens)
             response.generations.extend(generations)
             if after < session.position:
-                response.next_page_token = _page_token(str(after))
+                response.next_page_token = page_token(str(after))
         return response
 
     async def ListSessions(
@@ -91,8 +88,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.ListSessionsResponse:
         """Lists sessions, the latest created first, a page at a time."""
-        size = _page_size(request, DEFAULT_LIST_PAGE, MAX_LIST_PAGE, least=1)
-        created, last_id = (*_page_start(request.page_token, LIST_PAGE), "")[:2]
+        size = page_size(request, DEFAULT_LIST_PAGE, MAX_LIST_PAGE, least=1)
+        created, last_id = (*page_start(request.page_token, LIST_PAGE), "")[:2]
         before = (float.fromhex(created), last_id) if created else None
         found = await self._persistence.page(request.model, before, size + 1)
         response = session_pb2.ListSessionsResponse()
@@ -103,7 +100,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             if size_bytes > MAX_PAGE_BYTES:
                 break
         if len(response.sessions) < len(found):
-            response.next_page_token = _page_token(last.created_s.hex(), last.id)
+            response.next_page_token = page_token(last.created_s.hex(), last.id)
         return response
 
     async def DeleteSession(
@@ -252,29 +249,3 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
 
 LOCATIONS = {"": session_pb2.SESSION_LOCATION_MEMORY, "store": session_pb2.SESSION_LOCATION_STORE}
-
-
-def _page_size(request: Any, default: int, most: int, least: int) -> int:
-    if not request.HasField("page_size"):
-        return default
-    size: int = request.page_size
-    if size < least:
-        raise InvalidField("page_size", f"{size} is below {least}")
-    return min(size, most)
-
-
-def _page_token(*parts: str) -> str:
-    return base64.urlsafe_b64encode("/".join(parts).encode()).decode()
-
-
-def _page_start(token: str, kind: re.Pattern[str]) -> tuple[str, ...]:
-    """The parts of a page token; one empty part for the first page. Raises `InvalidField` for any other text."""
-    if not token:
-        return ("",)
-    try:
-        text = base64.urlsafe_b64decode(token.encode("ascii")).decode("ascii")
-    except (binascii.Error, UnicodeError):
-        text = ""
-    if not kind.fullmatch(text):
-        raise InvalidField("page_token", f"{token[:64]!r} is not a token that this rpc has given")
-    return tuple(text.split("/"))

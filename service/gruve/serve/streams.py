@@ -10,6 +10,7 @@ from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Ledger, Reservation
 from gruve.serve.messages import Sign
 from gruve.serve.model_host import ModelHost
+from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.stream import Stream
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.opening import GenerationOpener
@@ -18,8 +19,9 @@ from gruve.sessions.opening import GenerationOpener
 class Streams:
     """Opens the streams of one server."""
 
-    def __init__(self, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
+    def __init__(self, models: ModelHosts, opener: GenerationOpener, ledger: Ledger, sign: Sign | None = None) -> None:
         """`ledger` has what tenants use of their limits; `sign` signs receipts, None leaves them unsigned."""
+        self._models = models
         self._opener = opener
         self._ledger = ledger
         self._sign = sign
@@ -39,7 +41,7 @@ class Streams:
 
     def reserve(self) -> Reservation:
         """Counts the caller's request against its limits. Raises `LimitExceeded`."""
-        identity, engines = current_identity(), [host.engine for host in self._models.serving]
+        identity, engines = current_identity(), [host.engine for host in self._models.hosts]
         return self._ledger.begin(
             identity.tenant,
             identity.limits,

@@ -25,41 +25,43 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14gruve/v1/model.proto\x12\x08gruve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.gruve.v1.ModelState\x12\x14\n\x0cstate_reason\x18\x04 \x01(\t\x12-\n\tload_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x04\x63\x65ll\x18\x06 \x01(\x0e\x32\x0e.gruve.v1.Cell\x12\x33\n\x10reset_convention\x18\x07 \x01(\x0e\x32\x19.gruve.v1.ResetConvention\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\x13\n\x0bhidden_size\x18\t \x01(\r\x12\x16\n\x0e\x65mbedding_size\x18\n \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x0b \x01(\r\x12\x17\n\x0fparameter_count\x18\x0c \x01(\x04\x12\x11\n\ttokenizer\x18\r \x01(\t\x12\x16\n\x0estart_token_id\x18\x0e \x01(\r\x12\x19\n\x0c\x65nd_token_id\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07\x62\x61\x63kend\x18\x10 \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x11 \x01(\t\x12\x11\n\tprecision\x18\x12 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x13 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x14 \x01(\t\x12\x0f\n\x07license\x18\x15 \x01(\t\x12 \n\x13\x64\x65\x66\x61ult_temperature\x18\x16 \x01(\x02H\x01\x88\x01\x01\x42\x0f\n\r_end_token_idB\x16\n\x14_default_temperature\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.gruve.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.gruve.v1.Model\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\"\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x13ReloadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.gruve.v1.Model*Z\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_SERVING\x10\x01\x12\x16\n\x12MODEL_STATE_BROKEN\x10\x02*I\n\x04\x43\x65ll\x12\x14\n\x10\x43\x45LL_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43\x45LL_GRU\x10\x01\x12\r\n\tCELL_LSTM\x10\x02\x12\x0e\n\nCELL_ELMAN\x10\x03*l\n\x0fResetConvention\x12 \n\x1cRESET_CONVENTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESET_CONVENTION_BEFORE\x10\x01\x12\x1a\n\x16RESET_CONVENTION_AFTER\x10\x02\x32\xf2\x02\n\x0cModelService\x12G\n\nListModels\x12\x1b.gruve.v1.ListModelsRequest\x1a\x1c.gruve.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.gruve.v1.GetModelRequest\x1a\x1a.gruve.v1.GetModelResponse\x12\x41\n\x08Tokenize\x12\x19.gruve.v1.TokenizeRequest\x1a\x1a.gruve.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.gruve.v1.DetokenizeRequest\x1a\x1c.gruve.v1.DetokenizeResponse\x12J\n\x0bReloadModel\x12\x1c.gruve.v1.ReloadModelRequest\x1a\x1d.gruve.v1.ReloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14gruve/v1/model.proto\x12\x08gruve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x05\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.gruve.v1.ModelState\x12\x14\n\x0cstate_reason\x18\x04 \x01(\t\x12-\n\tload_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x04\x63\x65ll\x18\x06 \x01(\x0e\x32\x0e.gruve.v1.Cell\x12\x33\n\x10reset_convention\x18\x07 \x01(\x0e\x32\x19.gruve.v1.ResetConvention\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\x13\n\x0bhidden_size\x18\t \x01(\r\x12\x16\n\x0e\x65mbedding_size\x18\n \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x0b \x01(\r\x12\x17\n\x0fparameter_count\x18\x0c \x01(\x04\x12\x11\n\ttokenizer\x18\r \x01(\t\x12\x16\n\x0estart_token_id\x18\x0e \x01(\r\x12\x19\n\x0c\x65nd_token_id\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07\x62\x61\x63kend\x18\x10 \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x11 \x01(\t\x12\x11\n\tprecision\x18\x12 \x01(\t\x12\x13\n\x0bnumerics_id\x18\x13 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x14 \x01(\t\x12\x0f\n\x07license\x18\x15 \x01(\t\x12 \n\x13\x64\x65\x66\x61ult_temperature\x18\x16 \x01(\x02H\x01\x88\x01\x01\x12\x0f\n\x07version\x18\x17 \x01(\r\x12(\n\x08versions\x18\x18 \x03(\x0b\x32\x16.gruve.v1.ModelVersionB\x0f\n\r_end_token_idB\x16\n\x14_default_temperature\"i\n\x0cModelVersion\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.gruve.v1.ModelState\x12\x14\n\x0cstate_reason\x18\x04 \x01(\t\"M\n\x11ListModelsRequest\x12\x16\n\tpage_size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x0c\n\n_page_size\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.gruve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.gruve.v1.Model\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\"\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x13ReloadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.gruve.v1.Model*t\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_SERVING\x10\x01\x12\x16\n\x12MODEL_STATE_BROKEN\x10\x02\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x03*I\n\x04\x43\x65ll\x12\x14\n\x10\x43\x45LL_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43\x45LL_GRU\x10\x01\x12\r\n\tCELL_LSTM\x10\x02\x12\x0e\n\nCELL_ELMAN\x10\x03*l\n\x0fResetConvention\x12 \n\x1cRESET_CONVENTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESET_CONVENTION_BEFORE\x10\x01\x12\x1a\n\x16RESET_CONVENTION_AFTER\x10\x02\x32\xf2\x02\n\x0cModelService\x12G\n\nListModels\x12\x1b.gruve.v1.ListModelsRequest\x1a\x1c.gruve.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.gruve.v1.GetModelRequest\x1a\x1a.gruve.v1.GetModelResponse\x12\x41\n\x08Tokenize\x12\x19.gruve.v1.TokenizeRequest\x1a\x1a.gruve.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.gruve.v1.DetokenizeRequest\x1a\x1c.gruve.v1.DetokenizeResponse\x12J\n\x0bReloadModel\x12\x1c.gruve.v1.ReloadModelRequest\x1a\x1d.gruve.v1.ReloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gruve.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=1105
-  _globals['_MODELSTATE']._serialized_end=1195
-  _globals['_CELL']._serialized_start=1197
-  _globals['_CELL']._serialized_end=1270
-  _globals['_RESETCONVENTION']._serialized_start=1272
-  _globals['_RESETCONVENTION']._serialized_end=1380
+  _globals['_MODELSTATE']._serialized_start=1354
+  _globals['_MODELSTATE']._serialized_end=1470
+  _globals['_CELL']._serialized_start=1472
+  _globals['_CELL']._serialized_end=1545
+  _globals['_RESETCONVENTION']._serialized_start=1547
+  _globals['_RESETCONVENTION']._serialized_end=1655
   _globals['_MODEL']._serialized_start=68
-  _globals['_MODEL']._serialized_end=673
-  _globals['_LISTMODELSREQUEST']._serialized_start=675
-  _globals['_LISTMODELSREQUEST']._serialized_end=694
-  _globals['_LISTMODELSRESPONSE']._serialized_start=696
-  _globals['_LISTMODELSRESPONSE']._serialized_end=749
-  _globals['_GETMODELREQUEST']._serialized_start=751
-  _globals['_GETMODELREQUEST']._serialized_end=782
-  _globals['_GETMODELRESPONSE']._serialized_start=784
-  _globals['_GETMODELRESPONSE']._serialized_end=834
-  _globals['_TOKENIZEREQUEST']._serialized_start=836
-  _globals['_TOKENIZEREQUEST']._serialized_end=882
-  _globals['_TOKENIZERESPONSE']._serialized_start=884
-  _globals['_TOKENIZERESPONSE']._serialized_end=921
-  _globals['_DETOKENIZEREQUEST']._serialized_start=923
-  _globals['_DETOKENIZEREQUEST']._serialized_end=976
-  _globals['_DETOKENIZERESPONSE']._serialized_start=978
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1012
-  _globals['_RELOADMODELREQUEST']._serialized_start=1014
-  _globals['_RELOADMODELREQUEST']._serialized_end=1048
-  _globals['_RELOADMODELRESPONSE']._serialized_start=1050
-  _globals['_RELOADMODELRESPONSE']._serialized_end=1103
-  _globals['_MODELSERVICE']._serialized_start=1383
-  _globals['_MODELSERVICE']._serialized_end=1753
+  _globals['_MODEL']._serialized_end=732
+  _globals['_MODELVERSION']._serialized_start=734
+  _globals['_MODELVERSION']._serialized_end=839
+  _globals['_LISTMODELSREQUEST']._serialized_start=841
+  _globals['_LISTMODELSREQUEST']._serialized_end=918
+  _globals['_LISTMODELSRESPONSE']._serialized_start=920
+  _globals['_LISTMODELSRESPONSE']._serialized_end=998
+  _globals['_GETMODELREQUEST']._serialized_start=1000
+  _globals['_GETMODELREQUEST']._serialized_end=1031
+  _globals['_GETMODELRESPONSE']._serialized_start=1033
+  _globals['_GETMODELRESPONSE']._serialized_end=1083
+  _globals['_TOKENIZEREQUEST']._serialized_start=1085
+  _globals['_TOKENIZEREQUEST']._serialized_end=1131
+  _globals['_TOKENIZERESPONSE']._serialized_start=1133
+  _globals['_TOKENIZERESPONSE']._serialized_end=1170
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1172
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1225
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1227
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1261
+  _globals['_RELOADMODELREQUEST']._serialized_start=1263
+  _globals['_RELOADMODELREQUEST']._serialized_end=1297
+  _globals['_RELOADMODELRESPONSE']._serialized_start=1299
+  _globals['_RELOADMODELRESPONSE']._serialized_end=1352
+  _globals['_MODELSERVICE']._serialized_start=1658
+  _globals['_MODELSERVICE']._serialized_end=2028
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,7 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
     MODEL_STATE_SERVING: _ClassVar[ModelState]
     MODEL_STATE_BROKEN: _ClassVar[ModelState]
+    MODEL_STATE_UNLOADED: _ClassVar[ModelState]
 
 class Cell(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -31,6 +32,7 @@ class ResetConvention(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_SERVING: ModelState
 MODEL_STATE_BROKEN: ModelState
+MODEL_STATE_UNLOADED: ModelState
 CELL_UNSPECIFIED: Cell
 CELL_GRU: Cell
 CELL_LSTM: Cell
@@ -40,7 +42,7 @@ RESET_CONVENTION_BEFORE: ResetConvention
 RESET_CONVENTION_AFTER: ResetConvention
 
 class Model(_message.Message):
-    __slots__ = ("name", "digest", "state", "state_reason", "load_time", "cell", "reset_convention", "num_layers", "hidden_size", "embedding_size", "vocabulary_size", "parameter_count", "tokenizer", "start_token_id", "end_token_id", "backend", "backend_reason", "precision", "numerics_id", "description", "license", "default_temperature")
+    __slots__ = ("name", "digest", "state", "state_reason", "load_time", "cell", "reset_convention", "num_layers", "hidden_size", "embedding_size", "vocabulary_size", "parameter_count", "tokenizer", "start_token_id", "end_token_id", "backend", "backend_reason", "precision", "numerics_id", "description", "license", "default_temperature", "version", "versions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +65,8 @@ class Model(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     LICENSE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     state: ModelState
@@ -85,17 +89,37 @@ class Model(_message.Message):
     description: str
     license: str
     default_temperature: float
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cell: _Optional[_Union[Cell, str]] = ..., reset_convention: _Optional[_Union[ResetConvention, str]] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., tokenizer: _Optional[str] = ..., start_token_id: _Optional[int] = ..., end_token_id: _Optional[int] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., precision: _Optional[str] = ..., numerics_id: _Optional[str] = ..., description: _Optional[str] = ..., license: _Optional[str] = ..., default_temperature: _Optional[float] = ...) -> None: ...
+    version: int
+    versions: _containers.RepeatedCompositeFieldContainer[ModelVersion]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cell: _Optional[_Union[Cell, str]] = ..., reset_convention: _Optional[_Union[ResetConvention, str]] = ..., num_layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., embedding_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., tokenizer: _Optional[str] = ..., start_token_id: _Optional[int] = ..., end_token_id: _Optional[int] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., precision: _Optional[str] = ..., numerics_id: _Optional[str] = ..., description: _Optional[str] = ..., license: _Optional[str] = ..., default_temperature: _Optional[float] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ...) -> None: ...
+
+class ModelVersion(_message.Message):
+    __slots__ = ("number", "digest", "state", "state_reason")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    digest: str
+    state: ModelState
+    state_reason: str
+    def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "next_page_token")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name",)

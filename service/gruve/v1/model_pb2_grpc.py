@@ -77,7 +77,11 @@ class ModelServiceServicer:
     """
 
     def ListModels(self, request, context):
-        """Lists every model of the server's repository, the broken ones included, in order of name.
+        """Lists the models of the server's repository, the broken ones included, in order of name, a page at
+        a time.
+
+        Refuses with
+        INVALID_ARGUMENT     INVALID_FIELD
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

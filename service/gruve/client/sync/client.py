@@ -185,7 +185,13 @@ class Client:
     def models(self, *, timeout_s: float | None = None) -> list[model_pb2.Model]:
         """Lists the server's models in the order of their names, including those that failed their checks."""
         request = model_pb2.ListModelsRequest()
-        return list((self._call(lambda s: s.models.ListModels, request, timeout_s)).models)
+        models: list[model_pb2.Model] = []
+        while True:
+            page = self._call(lambda s: s.models.ListModels, request, timeout_s)
+            models += page.models
+            if not page.next_page_token:
+                return models
+            request.page_token = page.next_page_token
 
     def reload_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
         """Has the server read a model's files again and serve what they hold now; describes the result.
