@@ -7,6 +7,8 @@ GruveError
 │   ├── ReceiptInvalid          a file is no receipt, or one of another version
 │   ├── KeyFileRefused          a key file is readable for others, or has another kind of key
 │   └── UnknownCharacter        the tokenizer has no token for a character; says where
+├── Unauthenticated             the call has no valid credentials
+├── PermissionDenied            the caller's role does not allow the call
 ├── TuneError                   ABC notation cannot be read; says line and column
 ├── ModelError
 │   ├── ModelUnknown            the repository has no entry of that name
@@ -105,6 +107,18 @@ class ReceiptInvalid(InvalidRequest):
 
 class KeyFileRefused(InvalidRequest):
     """A key file is readable for others, or has another kind of key. No request has one."""
+
+
+class Unauthenticated(GruveError):
+    """The call has no API key or token, or one that is wrong, expired or revoked. The message never says which."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(GruveError):
+    """The caller is known, and its role does not allow the call."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class TuneError(GruveError):

@@ -187,6 +187,7 @@ def test_a_pod_serves_is_probed_keeps_sessions_and_ends_in_time(redis):
         "HOME": "/data",
         "GRUVE_MODELS": str(ROOT / "models"),
         "GRUVE_STORE": POD_ENV["GRUVE_STORE"].replace("//redis:6379", f"//127.0.0.1:{redis}"),
+        "GRUVE_INSECURE": POD_ENV["GRUVE_INSECURE"],
         "GRUVE_THREADS": CONTAINER["resources"]["requests"]["cpu"],
         "GRUVE_PORT": str(port),
         "GRUVE_METRICS_PORT": str(metrics_port),

@@ -18,6 +18,7 @@ from gruve.cli import (
     doctor,
     evaluate,
     generate,
+    keys,
     models,
     publish,
     serve,
@@ -83,6 +84,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     every = (
         serve,
+        keys,
         generate,
         verify,
         chat,

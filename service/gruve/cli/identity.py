@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from gruve.cli.flags import add_flag
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
+    from gruve.serve.access import AccessConfig
     from gruve.serve.tls import TlsFiles
 
 
@@ -43,6 +45,72 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         variable="GRUVE_TLS_CLIENT_CA",
         metavar="FILE",
     )
+    add_flag(
+        group,
+        "--keys",
+        Path,
+        None,
+        "the API keys that callers show, a file of `gruve keys`, read again on change",
+        variable="GRUVE_KEYS",
+        metavar="FILE",
+    )
+    add_flag(
+        group,
+        "--jwks",
+        Path,
+        None,
+        "accept JSON Web Tokens too, verified with the public keys of this JWKS file, read again on change",
+        variable="GRUVE_JWKS",
+        metavar="FILE",
+    )
+    add_flag(
+        group,
+        "--jwt-issuer",
+        str,
+        "",
+        "the iss that tokens must have; needed with --jwks",
+        variable="GRUVE_JWT_ISSUER",
+        metavar="ISS",
+    )
+    add_flag(
+        group,
+        "--jwt-audience",
+        str,
+        "",
+        "the aud that tokens must have; needed with --jwks",
+        variable="GRUVE_JWT_AUDIENCE",
+        metavar="AUD",
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        default=os.environ.get("GRUVE_INSECURE") == "1",
+        help="allow a --host that is not this machine alone without TLS and keys or tokens (or GRUVE_INSECURE=1)",
+    )
+
+
+def access_config(args: argparse.Namespace) -> AccessConfig:
+    """What the flags authenticate callers with."""
+    from gruve.serve.access import AccessConfig
+
+    if args.jwks is not None and not (args.jwt_issuer and args.jwt_audience):
+        raise Failure("--jwks is given without --jwt-issuer and --jwt-audience; tokens of others would be valid", USAGE)
+    if args.jwks is None and (args.jwt_issuer or args.jwt_audience):
+        raise Failure("--jwt-issuer or --jwt-audience is given without --jwks", USAGE)
+    return AccessConfig(args.keys, args.jwks, args.jwt_issuer, args.jwt_audience)
+
+
+def check_exposure(host: str, tls: TlsFiles | None, access: AccessConfig, *, insecure: bool) -> None:
+    """Raises `Failure` if other machines would reach an unprotected server, unless that is asked for."""
+    from gruve.serve.exposure import unprotected
+
+    lacks = unprotected(host, tls, access)
+    if lacks and not insecure:
+        raise Failure(
+            f"--host is {host!r}, which other machines reach, and the server has no {' and no '.join(lacks)}; "
+            "give --tls-cert, --tls-key and --keys or --jwks, or --insecure if the network protects it",
+            USAGE,
+        )
 
 
 def tls_files(args: argparse.Namespace) -> TlsFiles | None:

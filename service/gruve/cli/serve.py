@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.flags import Parser, add_command, add_flag
-from gruve.cli.identity import add_identity, tls_files
+from gruve.cli.identity import access_config, add_identity, check_exposure, tls_files
 from gruve.cli.logs import AccessLog, log_to_standard_error
 from gruve.cli.terminal import Failure
 
@@ -30,8 +30,7 @@ EXAMPLES = """\
 examples:
   gruve serve                                    ./models on localhost:50051, metrics on localhost:9464
   gruve serve --models models/folk               this model alone
-  gruve serve --host 0.0.0.0 --device cpu        for other machines too; there is no authentication, mind the network
-  gruve serve --tls-cert server.pem --tls-key server.key     TLS on both ports
+  gruve serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --keys keys.json     for other machines too
   gruve serve --port 0 --metrics-port 0          any free ports, as the line on standard output tells
   gruve serve --store redis://cache:6379/0       sessions that any server with the same --store can go on with
   gruve serve --store sqlite:/var/lib/gruve/sessions.db --store-sync full
@@ -361,6 +360,8 @@ def _config(args: argparse.Namespace) -> ServeConfig:
             raise Failure(f"--{name.replace('_', '-')} is {value}; must be {minimum} to {maximum}", exit_code=2)
     if not args.models.is_dir():
         raise Failure(f"--models is {str(args.models)!r}; there is no such folder")
+    tls, access = tls_files(args), access_config(args)
+    check_exposure(args.host, tls, access, insecure=args.insecure)
     store = default_store() if args.store == "sqlite" else args.store
     ttl_s = args.session_ttl
     if ttl_s is None:
@@ -377,7 +378,8 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         port=args.port,
         metrics_host=args.metrics_host,
         metrics_port=args.metrics_port,
-        tls=tls_files(args),
+        tls=tls,
+        access=access,
         drain_s=args.drain,
         watch_s=args.watch,
         session_key=session_key,

@@ -32,7 +32,7 @@ that a class stands for; a class without one is chosen from the gRPC status.
     │   └── ConnectionLost      no server answered, or the connection broke
     ├── DeadlineExceeded        DEADLINE_EXCEEDED                   `timeout_s` has passed
     ├── Cancelled               CANCELLED                           the client was closed
-    ├── AccessDenied            UNAUTHENTICATED, PERMISSION_DENIED
+    ├── AccessDenied            [UNAUTHENTICATED, PERMISSION_DENIED]
     ├── Unimplemented           UNIMPLEMENTED
     └── ServerFault             [INTERNAL, ENGINE_FAILED]           `metadata["incident"]` finds it in the server's log
         └── StreamCorrupted     tokens were lost, repeated or altered between the server and the reader
@@ -217,7 +217,7 @@ class Cancelled(CallFailed):
 
 
 class AccessDenied(CallFailed):
-    """The server, or a proxy before it, refused the caller."""
+    """The server, or a proxy before it, refused the caller: no credentials, wrong ones, or too small a role."""
 
 
 class Unimplemented(CallFailed):
@@ -259,6 +259,8 @@ CLASS_OF_REASON: dict[str, type[CallFailed]] = {
     "EXPORT_KEY_MISSING": ExportRefused,
     "EXPORT_TOO_LARGE": ExportRefused,
     "INTERNAL": ServerFault,
+    "UNAUTHENTICATED": AccessDenied,
+    "PERMISSION_DENIED": AccessDenied,
 }
 """The class of every reason in proto/gruve/v1/error.proto."""
 CLASS_OF_CODE: dict[grpc.StatusCode, type[CallFailed]] = {

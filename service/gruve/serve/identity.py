@@ -15,6 +15,9 @@ DEFAULT_TENANT = "default"
 """The owner of sessions that were made without authentication."""
 
 
+MAX_TENANT_LETTERS = 128
+
+
 class Role(enum.IntEnum):
     """What an identity may do. A role includes those before it."""
 
@@ -40,6 +43,9 @@ class Limits:
     requests_per_minute: int | None = None
 
 
+NO_LIMITS = Limits()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
     """The caller of a request.
@@ -54,7 +60,7 @@ class Identity:
     """The name of the API key; "" if the caller has none. It is not secret."""
     weight: float = 1.0
     """The tenant's share of the machine, relative to that of others."""
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     authenticated: bool = True
 
     @property
@@ -66,6 +72,11 @@ class Identity:
 LOCAL = Identity("local", Role.ADMIN, authenticated=False)
 """The identity outside of an rpc."""
 _current: contextvars.ContextVar[Identity] = contextvars.ContextVar("identity", default=LOCAL)
+
+
+def is_tenant(name: object) -> bool:
+    """Whether a value can name a tenant: 1 to 128 printable characters."""
+    return isinstance(name, str) and 1 <= len(name) <= MAX_TENANT_LETTERS and name.isprintable()
 
 
 def current_identity() -> Identity:

@@ -1,5 +1,5 @@
-"""The server interceptor: sets each rpc's identity, refuses malformed requests, turns errors into statuses, and counts
-gRPC's standard metrics.
+"""The server interceptor: identifies callers, refuses malformed requests, turns errors into statuses, and counts gRPC's
+standard metrics.
 
 A stack trace goes to the log under an incident's id, never to a client.
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 import grpc
 
-from gruve.errors import Draining, GruveError, InvalidRequest
+from gruve.errors import Draining, GruveError, InvalidRequest, PermissionDenied, Unauthenticated
+from gruve.serve.access import Access
 from gruve.serve.access_log import LogCall, begin_call, line
 from gruve.serve.identity import anonymous, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
@@ -40,10 +41,15 @@ class _Rpc:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in its stubs alone
-    """Wraps the methods of gruve's own services; refuses their calls once `draining` is set."""
+    """Checks the credentials of every call, and wraps the methods of gruve's own services; refuses their calls once
+    `draining` is set.
+    """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, access: Access | None = None) -> None:
+        """Without `access` nobody is authenticated."""
         self._metrics = metrics
+        self._access = access
+        self._rpcs: dict[str, _Rpc] = {}
         self._wrapped: dict[str, Any] = {}
         """The wrapped handlers by method."""
         self._open = 0
@@ -59,23 +65,49 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Returns the method's wrapped handler."""
+        """Returns the method's wrapped handler, or one that refuses the call.
+
+        The credentials are checked here, before the request is read. gRPC calls this in the task that serves the rpc,
+        so the identity is set for the method.
+        """
         method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        if wrapped is not None:
-            return wrapped
-        handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(OWN_SERVICES):
+        handler = self._wrapped.get(method)
+        if handler is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            if method.startswith(OWN_SERVICES):
+                handler = self._wrap(handler, method)
+            self._wrapped[method] = handler
+        if self._access is None:
             return handler
-        wrapped = self._wrapped[method] = self._wrap(handler, method)
-        return wrapped
+        try:
+            identity = self._access.check(method, handler_call_details.invocation_metadata)
+        except (Unauthenticated, PermissionDenied) as error:
+            return self._refuse(method, error)
+        if identity is not None:
+            set_identity(identity)
+        return handler
+
+    def _refuse(self, method: str, error: GruveError) -> Any:
+        """A handler that ends a call of any kind with an error, without reading a request."""
+
+        async def refuse(_: Any, context: Any) -> None:
+            rpc = self._rpcs.get(method)
+            if rpc is None:
+                await _abort(context, error)
+                return
+            async with _Call(self, rpc, context):
+                raise error
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrap(self, handler: Any, method: str) -> Any:
         _, service, name = method.split("/", 2)
         kind = ("unary", "client_stream", "server_stream", "bidi_stream")[
             2 * handler.response_streaming + handler.request_streaming
         ]
-        rpc = _Rpc(f"{service}/{name}", self._metrics.rpc(kind, service, name))
+        rpc = self._rpcs[method] = _Rpc(f"{service}/{name}", self._metrics.rpc(kind, service, name))
         deserializer = _safe(handler.request_deserializer)
         if handler.response_streaming:
             streaming = handler.request_streaming
@@ -126,11 +158,13 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         if self.log_call is not None:
             self.log_call(line(call.rpc.method, code, call.facts, seconds, call.metadata()))
 
-    def begin(self, rpc: _Rpc) -> None:
-        """Counts a call that begins."""
+    def begin(self, call: _Call) -> None:
+        """Counts a call that begins; without authentication, its identity is where it comes from."""
         self._open += 1
         self.quiet.clear()
-        rpc.metrics.started.inc()
+        call.rpc.metrics.started.inc()
+        if self._access is None:
+            set_identity(anonymous(call.context.peer()))
 
 
 class _Call:
@@ -143,7 +177,7 @@ class _Call:
         self.sent = 0
         self.facts = begin_call()
         self._interceptor = interceptor
-        self._context = context
+        self.context = context
 
     def check(self, request: Any, *, begun: bool = False) -> None:
         """Raises `InvalidRequest` for a malformed request, and `Draining` unless the call has `begun` already."""
@@ -162,11 +196,10 @@ class _Call:
 
     def metadata(self) -> tuple[tuple[str, Any], ...]:
         """The metadata that came with the call."""
-        return tuple(self._context.invocation_metadata() or ())
+        return tuple(self.context.invocation_metadata() or ())
 
     async def __aenter__(self) -> _Call:
-        self._interceptor.begin(self.rpc)
-        set_identity(anonymous(self._context.peer()))  # gRPC serves each rpc in a task of its own
+        self._interceptor.begin(self)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -174,19 +207,20 @@ class _Call:
         try:
             if isinstance(error, GruveError):
                 code = status_code(error).name
-                await self._abort(error)
+                await _abort(self.context, error)
             elif isinstance(error, grpc.aio.AbortError):
-                code = self._context.code().name
+                code = self.context.code().name
             elif isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):  # the client is gone
                 code = "CANCELLED"
             elif error is not None:
                 code = "INTERNAL"
-                await self._abort(internal_error(error, method=self.rpc.method))
+                await _abort(self.context, internal_error(error, method=self.rpc.method))
         finally:
             self._interceptor.observe(self, code)
 
-    async def _abort(self, error: GruveError) -> None:
-        await self._context.abort(status_code(error), shorten(str(error)), (trailer(error),))
+
+async def _abort(context: Any, error: GruveError) -> None:
+    await context.abort(status_code(error), shorten(str(error)), (trailer(error),))
 
 
 def _safe(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

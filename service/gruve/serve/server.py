@@ -26,7 +26,9 @@ from gruve.engine.engine import EngineConfig
 from gruve.errors import ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Model
 from gruve.model.versions import Version, load_version
+from gruve.serve.access import Access, AccessConfig
 from gruve.serve.access_log import LogCall
+from gruve.serve.exposure import warn_if_unprotected
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
 from gruve.serve.identity import Limits
@@ -89,6 +91,8 @@ class ServeConfig:
     """The port of `/metrics`; 0 takes any free one."""
     tls: TlsFiles | None = None
     """The certificates of both ports. None serves without TLS."""
+    access: AccessConfig = dataclasses.field(default_factory=AccessConfig)
+    """What callers are identified by. By default the server does not authenticate."""
     drain_s: float = 30.0
     """How long running streams may continue after SIGTERM before they are handed over."""
     session_key: bytes | None = None
@@ -175,7 +179,8 @@ class Server:
         self._choose_backend = choose or choose_backend
         self._certificates = None if config.tls is None else Certificates(config.tls)
         self.metrics = Metrics()
-        self.interceptor = Interceptor(self.metrics)
+        access = Access(config.access, clock=clock) if config.access.authenticates else None
+        self.interceptor = Interceptor(self.metrics, access)
         self.interceptor.log_call = config.log_call
         store = store or open_store(config.store, synchronous=config.store_synchronous)
         key = config.session_key or _key_of(store)
@@ -217,6 +222,7 @@ class Server:
             self.config.metrics_host, self.config.metrics_port, self._certificates
         )
         await self._set_health(SERVING)
+        warn_if_unprotected(self.config.host, self.config.tls, self.config.access)
         port = await self._listen()  # last: from here on requests are answered
         if self._watch is not None:
             self._watching = asyncio.create_task(self._watch.run())

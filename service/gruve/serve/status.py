@@ -25,6 +25,8 @@ above 8 KiB; a message is in them three times, once with up to three bytes for e
 # Subclasses come before their bases: the first class that matches decides.
 STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (errors.ModelUnknown, grpc.StatusCode.NOT_FOUND),
     (errors.ModelBroken, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.ReloadRefused, grpc.StatusCode.FAILED_PRECONDITION),

@@ -17,6 +17,7 @@ from wsgiref.simple_server import WSGIServer
 import grpc
 
 from gruve.errors import CredentialsBroken
+from gruve.serve.watched_file import Signature, signature
 
 log = logging.getLogger(__name__)
 
@@ -84,27 +85,19 @@ class Certificates:
         """Reads the files again if they have changed."""
         with self._lock:
             try:
-                signature = self._signature()
-                if signature == self._seen:
+                found = self._signature()
+                if found == self._seen:
                     return
-                self._seen = signature
+                self._seen = found
                 self._context, self._grpc = self._read_context(), self._read_grpc()
             except CredentialsBroken as error:
                 log.error("the changed certificates cannot be used; the last good ones stay", extra={"why": str(error)})
                 return
         log.info("certificates were read again", extra={"file": str(self.files.cert)})
 
-    def _signature(self) -> tuple[tuple[int, int, int], ...]:
-        """What changes when a file is replaced or written to."""
+    def _signature(self) -> tuple[Signature, ...]:
         paths = [self.files.cert, self.files.key, *([self.files.client_ca] if self.files.client_ca else [])]
-        found = []
-        for path in paths:
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
-            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        return tuple(found)
+        return tuple(signature(path) for path in paths)
 
     def _read_context(self) -> ssl.SSLContext:
         """The context of an HTTPS server; it also checks that the files are certificates and belong together."""

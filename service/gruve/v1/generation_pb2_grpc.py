@@ -42,6 +42,7 @@ class GenerationServiceStub:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """
@@ -86,6 +87,7 @@ class GenerationServiceServicer:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """
@@ -199,6 +201,7 @@ class GenerationService:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """

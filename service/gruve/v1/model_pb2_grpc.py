@@ -30,6 +30,7 @@ class ModelServiceStub:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """
@@ -72,6 +73,7 @@ class ModelServiceServicer:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """
@@ -133,6 +135,7 @@ class ModelServiceServicer:
         after the other.
 
         Refuses with
+        PERMISSION_DENIED    PERMISSION_DENIED
         NOT_FOUND            MODEL_UNKNOWN
         FAILED_PRECONDITION  RELOAD_REFUSED
         """
@@ -181,6 +184,7 @@ class ModelService:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """

@@ -38,6 +38,7 @@ class SessionServiceStub:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """
@@ -103,6 +104,7 @@ class SessionServiceServicer:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """
@@ -291,6 +293,7 @@ class SessionService:
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
+    UNAUTHENTICATED      UNAUTHENTICATED
     UNAVAILABLE          DRAINING
     INTERNAL             INTERNAL
     """

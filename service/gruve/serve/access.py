@@ -1,0 +1,111 @@
+"""Who may call which method: one table, and the check of a call's credentials against it.
+
+A method without an entry is refused to everybody. Knows API keys and JSON Web Tokens by what they yield, an identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from gruve.errors import PermissionDenied, Unauthenticated
+from gruve.serve.api_keys import KEY_PREFIX, ApiKeys
+from gruve.serve.identity import Identity, Role
+from gruve.serve.tokens import Tokens
+
+OPEN = None
+"""No credentials are needed."""
+METHODS: Mapping[str, Mapping[str, Role | None]] = {
+    "grpc.health.v1.Health": {"Check": OPEN, "List": OPEN, "Watch": OPEN},
+    "gruve.v1.GenerationService": {
+        "Generate": Role.USE,
+        "Converse": Role.USE,
+        "Score": Role.USE,
+    },
+    "gruve.v1.SessionService": {
+        "CreateSession": Role.USE,
+        "GetSession": Role.USE,
+        "ListSessions": Role.USE,
+        "DeleteSession": Role.USE,
+        "ForkSession": Role.USE,
+        "RewindSession": Role.USE,
+        "ExportSession": Role.USE,
+        "ImportSession": Role.USE,
+    },
+    "gruve.v1.ModelService": {
+        "ListModels": Role.USE,
+        "GetModel": Role.USE,
+        "Tokenize": Role.USE,
+        "Detokenize": Role.USE,
+        "ReloadModel": Role.ADMIN,
+    },
+    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Role.USE},
+    "grpc.channelz.v1.Channelz": {
+        "GetTopChannels": Role.ADMIN,
+        "GetServers": Role.ADMIN,
+        "GetServer": Role.ADMIN,
+        "GetServerSockets": Role.ADMIN,
+        "GetChannel": Role.ADMIN,
+        "GetSubchannel": Role.ADMIN,
+        "GetSocket": Role.ADMIN,
+    },
+}
+"""The role that each method needs, by service."""
+ROLES: Mapping[str, Role | None] = {
+    f"/{service}/{name}": role for service, methods in METHODS.items() for name, role in methods.items()
+}
+SCHEME = "bearer "
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """What callers are identified by. With neither file the server does not authenticate."""
+
+    keys: Path | None = None
+    """The file of API keys."""
+    jwks: Path | None = None
+    """The public keys of the tokens' issuer; needs `jwt_issuer` and `jwt_audience`."""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether calls need credentials."""
+        return self.keys is not None or self.jwks is not None
+
+
+class Access:
+    """Identifies callers by the API keys and the tokens that a server accepts."""
+
+    def __init__(self, config: AccessConfig, *, clock: Callable[[], float] = time.time) -> None:
+        """Reads the files. `clock` gives the Unix time. Raises `CredentialsBroken`."""
+        self._keys = None if config.keys is None else ApiKeys(config.keys, clock=clock)
+        self._tokens = (
+            None if config.jwks is None else Tokens(config.jwks, config.jwt_issuer, config.jwt_audience, clock=clock)
+        )
+
+    def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | None:
+        """The identity of a call; None if the method is open to everybody.
+
+        Raises `Unauthenticated`, which never says what is wrong with the credentials, and `PermissionDenied`.
+        """
+        needed = ROLES.get(method)
+        if method in ROLES and needed is OPEN:
+            return None
+        identity = self._identify(metadata)
+        if identity is None:
+            raise Unauthenticated("the call has no valid credentials; send an API key or a token as authorization")
+        if needed is None or identity.role < needed:
+            raise PermissionDenied("the caller's role does not allow this call")
+        return identity
+
+    def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | None:
+        given = [value for name, value in metadata if name == "authorization"]
+        if len(given) != 1 or not isinstance(given[0], str) or given[0][: len(SCHEME)].lower() != SCHEME:
+            return None
+        credential = given[0][len(SCHEME) :].strip()
+        if credential.startswith(KEY_PREFIX):
+            return self._keys.identify(credential) if self._keys is not None else None
+        return self._tokens.identify(credential) if self._tokens is not None else None

@@ -1,0 +1,99 @@
+"""JSON Web Tokens (RFC 7519) of an identity provider, verified with the public keys of a JWKS file.
+
+Only asymmetric signatures are accepted: with a shared secret every server could make tokens, and a public key must
+never be taken for a secret. Issuer, audience and expiry are required and checked. The tenant is the claim
+`gruve_tenant`, or `sub` without it; the claim `gruve_role` is `use`, the default, or `admin`.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from gruve.errors import CredentialsBroken
+from gruve.serve.identity import Identity, Role, is_tenant
+from gruve.serve.watched_file import WatchedFile
+
+log = logging.getLogger(__name__)
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+REQUIRED = ("exp", "iss", "aud")
+MAX_TOKEN_BYTES = 8_192
+MAX_KNOWN = 1_024
+"""Verified tokens that are remembered: a signature takes longer to verify than a small request to serve."""
+ROLES = {"use": Role.USE, "admin": Role.ADMIN}
+
+
+class Tokens:
+    """Verifies the tokens of one issuer for one audience. `clock` gives the Unix time."""
+
+    def __init__(self, jwks: Path, issuer: str, audience: str, *, clock: Callable[[], float] = time.time) -> None:
+        """Reads the JWKS file. Raises `CredentialsBroken`."""
+        self._file = WatchedFile(jwks, lambda data: _parse(jwks, data))
+        self._issuer = issuer
+        self._audience = audience
+        self._clock = clock
+        self._known: collections.OrderedDict[str, tuple[Identity, float]] = collections.OrderedDict()
+        """The identity and expiry of tokens that `_known_keys` have verified."""
+        self._known_keys: object = None
+
+    def identify(self, token: str) -> Identity | None:
+        """The identity that a token yields; None if it is not valid now."""
+        keys = self._file.current()
+        if keys is not self._known_keys:
+            self._known.clear()
+            self._known_keys = keys
+        found = self._known.get(token)
+        if found is None:
+            found = self._verify(token, keys)
+            if found is None:
+                return None
+            self._known[token] = found
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        identity, expires_s = found
+        return identity if self._clock() < expires_s else None
+
+    def _verify(self, token: str, keys: list[jwt.PyJWK]) -> tuple[Identity, float] | None:
+        if len(token) > MAX_TOKEN_BYTES:
+            return None
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid")
+            candidates = [key for key in keys if key_id is None or key.key_id == key_id]
+            if len(candidates) != 1:
+                return None
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                candidates[0],
+                algorithms=ALGORITHMS,
+                issuer=self._issuer,
+                audience=self._audience,
+                options={"require": list(REQUIRED)},
+            )
+        except jwt.PyJWTError:
+            return None
+        tenant: Any = claims.get("gruve_tenant", claims.get("sub"))
+        role: Any = claims.get("gruve_role", "use")
+        if not is_tenant(tenant) or not isinstance(role, str) or role not in ROLES:
+            return None
+        return Identity(tenant, ROLES[role]), float(claims["exp"])
+
+
+def _parse(path: Path, data: bytes) -> list[jwt.PyJWK]:
+    """The keys of a JWKS file that sign. Raises `CredentialsBroken`, also for a secret key."""
+    try:
+        given = [key for key in json.loads(data)["keys"] if key.get("use", "sig") == "sig"]
+        if any(key.get("kty") == "oct" or "d" in key for key in given):
+            raise CredentialsBroken(f"{str(path)!r} has a secret or private key; only public keys are accepted")
+        keys = [jwt.PyJWK(key) for key in given]
+    except (AttributeError, KeyError, TypeError, ValueError, jwt.PyJWTError) as error:
+        raise CredentialsBroken(f"{str(path)!r} is not a JWKS file: {error}") from error
+    if not keys:
+        raise CredentialsBroken(f"{str(path)!r} has no key that signs")
+    return keys

@@ -1,0 +1,67 @@
+"""`gruve keys`, and what `gruve serve` demands before it listens to other machines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from commands import gruve
+from gruve.cli import main
+
+
+def refused(arguments, file, capsys):
+    """What a command that does not run says; in this process, because each start of another takes a second."""
+    try:
+        code = main([str(file) if argument == "FILE" else argument for argument in arguments])
+    except SystemExit as error:
+        code = error.code
+    assert code in (1, 2)
+    return capsys.readouterr().err
+
+
+def test_keys_are_added_listed_and_revoked(tmp_path):
+    file = str(tmp_path / "keys.json")
+    added = gruve("keys", "add", "ann", "--keys", file, "--tenant", "acme", "--streams", "4", "--expires", "90d")
+    key = added.stdout.strip()
+    assert (added.returncode, key[:6], len(key)) == (0, "gruve_", 32)
+    listed = gruve("keys", "list", "--json", GRUVE_KEYS=file)
+    assert key not in listed.stdout
+    (entry,) = json.loads(listed.stdout)
+    assert (entry["name"], entry["tenant"], entry["role"], entry["expired"]) == ("ann", "acme", "use", False)
+    assert entry["limits"] == {"streams": 4}
+    assert "ann\tgruve_" in gruve("keys", "list", "--keys", file).stdout
+    assert gruve("keys", "revoke", "ann", "--keys", file).returncode == 0
+    again = gruve("keys", "revoke", "ann", "--keys", file)
+    assert (again.returncode, "no key named 'ann'" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["add", "a b", "--keys", "FILE"], "'a b' must be 1 to 64"),
+        (["add", "a", "--keys", "FILE", "--expires", "soon"], "such as 90d"),
+        (["add", "a", "--keys", "FILE", "--expires", "2001-01-01"], "must be in the future"),
+        (["add", "a", "--keys", "FILE", "--weight", "0"], "must be 0.001 to 1000"),
+        (["add", "a"], "--keys is absent"),
+        (["list", "--keys", "absent.json"], "'absent.json' cannot be read"),
+    ],
+)
+def test_a_wrong_argument_is_explained(tmp_path, arguments, complaint, capsys, monkeypatch):
+    monkeypatch.delenv("GRUVE_KEYS", raising=False)
+    assert complaint in refused(["keys", *arguments], tmp_path / "keys.json", capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--host", "0.0.0.0"], "has no TLS and no authentication"),
+        (["--host", "0.0.0.0", "--keys", "FILE"], "has no TLS;"),
+        (["--host", "0.0.0.0", "--tls-cert", "a", "--tls-key", "b"], "has no authentication;"),
+        (["--tls-cert", "a"], "--tls-cert is given without --tls-key"),
+        (["--tls-client-ca", "a"], "without --tls-cert and --tls-key"),
+        (["--jwks", "FILE"], "without --jwt-issuer and --jwt-audience"),
+    ],
+)
+def test_a_server_does_not_start_with_what_would_not_protect_it(tmp_path, arguments, complaint, capsys):
+    assert complaint in refused(["serve", "--models", str(tmp_path), *arguments], tmp_path / "keys.json", capsys)
