@@ -51,8 +51,13 @@ def fake() -> Iterator[FakeServer]:
 def test_the_modules_are_those_of_the_distributions_that_pyproject_names() -> None:
     distributions = packages_distributions()
     for extra, required in (("serve", ["serve"]), ("draw", ["draw"]), ("train", ["serve", "draw", "train"])):
-        names = {line.split(">")[0] for key in required for line in extras()[key] if not line.startswith("gruve[")}
-        assert {distributions[module][0].replace("_", "-") for module in MODULES[extra]} == names
+        names = {
+            line.split(">")[0].partition("[")[0]
+            for key in required
+            for line in extras()[key]
+            if not line.startswith("gruve[")
+        }
+        assert {distributions[module][0].replace("_", "-").lower() for module in MODULES[extra]} == names
 
 
 def test_the_commands_of_a_client_need_no_extra(fake: FakeServer, tmp_path: Path) -> None:
@@ -73,6 +78,7 @@ def test_doctor_says_how_to_get_what_serving_needs() -> None:
     ("command", "extra"),
     [
         (["serve"], "serve"),
+        (["keys", "list"], "serve"),
         (["demo"], "serve,draw"),
         (["train", "--config", "a", "--corpus", "b", "--out", "c"], "train"),
         (["evaluate", "a", "b"], "train"),

@@ -94,7 +94,7 @@ def test_the_details_say_what_the_error_knows():
 def test_what_fails_inside_is_answered_with_an_incident_and_nothing_else(start, monkeypatch, caplog):
     server = start()
 
-    def fail(session_id):
+    def fail(session_id, tenant):
         raise RuntimeError("secret of the house")
 
     monkeypatch.setattr(server.server.table, "find", fail)

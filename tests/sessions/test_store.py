@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from gruve.engine.sequence import FinishReason
 from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
 from gruve.model.sampling import SamplingParameters
-from gruve.sessions.encoding import prepare_write, unpack_head, unpack_session
+from gruve.sessions.encoding import pack_head, prepare_write, unpack_head, unpack_session
 from gruve.sessions.record import Change
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.redis import RedisStore
-from gruve.sessions.store.sqlite import SqliteStore
+from gruve.sessions.store.sqlite import MIGRATIONS, SqliteStore
 from redis_server import RedisServer
 from session_records import NOW, generation_of, grow, load, save, session_of
 
@@ -186,13 +186,30 @@ def test_sessions_are_listed_the_latest_first_from_anywhere_on(make):
     sessions = [session_of(f"s{i:03}", NOW + i // 3, "ab"[i % 2]) for i in range(600)]
     save(store, *sessions)
     everybody = [(s.created_s, s.id) for s in reversed(sessions)]
-    assert [i.id for i in store.page("", None, 1_000, NOW)] == [i for _, i in everybody]
+    assert [i.id for i in store.page("default", "", None, 1_000, NOW)] == [i for _, i in everybody]
     for at in (0, 1, 2, 300, 598):
-        assert [i.id for i in store.page("", everybody[at], 4, NOW)] == [i for _, i in everybody[at + 1 : at + 5]]
-    assert [i.id for i in store.page("b", everybody[0], 2, NOW)] == ["s597", "s595"]
-    assert store.page("c", None, 5, NOW) == []
+        assert [i.id for i in store.page("default", "", everybody[at], 4, NOW)] == [
+            i for _, i in everybody[at + 1 : at + 5]
+        ]
+    assert [i.id for i in store.page("default", "b", everybody[0], 2, NOW)] == ["s597", "s595"]
+    assert store.page("default", "c", None, 5, NOW) == []
     assert store.count() == 600
-    assert unpack_head(store.page("", None, 1, NOW)[0]).model == "b"
+    assert unpack_head(store.page("default", "", None, 1, NOW)[0]).model == "b"
+
+
+@all_stores
+def test_a_tenant_is_kept_and_lists_its_own_sessions_alone(make):
+    store, tenants = make(), ("default", "ann", "a:b", "a%3Ab", "\u00e9")
+    for at, tenant in enumerate(tenants):
+        session = session_of(f"s{at}", NOW + at, "b")
+        session.tenant = tenant
+        save(store, session, release=True)
+    for at, tenant in enumerate(tenants):
+        assert [(i.id, i.tenant) for i in store.page(tenant, "", None, 9, NOW)] == [(f"s{at}", tenant)]
+        assert [i.id for i in store.page(tenant, "b", None, 9, NOW)] == [f"s{at}"]
+        assert load(store, f"s{at}").tenant == tenant
+    assert store.page("a", "", None, 9, NOW) == store.page("nobody", "", None, 9, NOW) == []
+    assert store.count() == len(tenants)
 
 
 @pytest.mark.parametrize("make", ["memory", "sqlite"], indirect=True)
@@ -201,7 +218,7 @@ def test_sessions_expire_when_they_have_lain_idle_so_many_a_pass_and_none_that_i
     save(store, *(session_of(f"s{i}", ttl_s=10.0 + i) for i in range(5)), release=True)
     assert load(store, "s0", NOW + 9.9).id == "s0"
     assert load(store, "s0", NOW + 10.0) is None
-    assert [i.id for i in store.page("", None, 9, NOW + 12.0)] == ["s4", "s3"]
+    assert [i.id for i in store.page("default", "", None, 9, NOW + 12.0)] == ["s4", "s3"]
     assert store.expire(NOW + 13.5, 2, {"s1"}) == 2
     assert store.expire(NOW + 13.5, 2, {"s1"}) == 1
     assert (store.expire(NOW + 13.5, 2, {"s1"}), store.count()) == (0, 2)
@@ -210,12 +227,14 @@ def test_sessions_expire_when_they_have_lain_idle_so_many_a_pass_and_none_that_i
 def test_redis_expires_by_itself_and_the_indexes_are_swept(redis_server):
     store = RedisStore(redis_server.url)
     store._redis.flushall()
-    kept, gone = session_of("kept"), session_of("gone", ttl_s=0.001)
-    save(store, kept, gone, release=True)
-    while store.read("gone", NOW):
+    kept, gone, other = session_of("kept"), session_of("gone", ttl_s=0.001), session_of("other", ttl_s=0.001)
+    other.tenant = "ann"
+    save(store, kept, gone, other, release=True)
+    while store.read("gone", NOW) or store.read("other", NOW):
         time.sleep(0.005)
-    assert [i.id for i in store.page("", None, 9, NOW)] == ["kept"]
-    assert (store.count(), store.expire(NOW, 100, ()), store.count()) == (2, 1, 1)
+    assert [i.id for i in store.page("default", "", None, 9, NOW)] == ["kept"]
+    assert sorted(store.expire(NOW, 100, ()) for _ in range(3)) == [0, 1, 1]
+    assert store.count() == 1
     store.close()
 
 
@@ -226,7 +245,7 @@ def test_a_deleted_session_leaves_nothing(make):
     assert store.delete("a", "me", 1)
     assert not store.delete("a", "me", 1)
     assert load(store) is None
-    assert [i.id for i in store.page("", None, 9, NOW)] == ["b"]
+    assert [i.id for i in store.page("default", "", None, 9, NOW)] == ["b"]
 
 
 @shared_stores
@@ -305,7 +324,7 @@ def test_a_killed_servers_file_is_free_at_once_and_whole(tmp_path):
     code = f"""
 import os
 from pathlib import Path
-from gruve.sessions.store.sqlite import SqliteStore
+from gruve.sessions.store.sqlite import MIGRATIONS, SqliteStore
 from session_records import save, session_of
 store = SqliteStore(Path({str(tmp_path / "s.db")!r}))
 for i in range(20):
@@ -340,6 +359,34 @@ def test_a_file_of_a_later_version_is_refused_by_name(tmp_path):
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(StoreBroken, match="schema 9"):
         SqliteStore(tmp_path / "s.db")
+
+
+def test_a_file_from_before_there_were_tenants_belongs_to_the_default_tenant(tmp_path):
+    path = tmp_path / "s.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"BEGIN; {MIGRATIONS[0]}; PRAGMA user_version = 1; COMMIT;")
+        head = pack_head(session_of("old", NOW, "b"))
+        row = ("old", "b", NOW, NOW, NOW + 100.0, 1, head)
+        query = "INSERT INTO session (id, model, created_s, used_s, expires_s, position, head) VALUES (?,?,?,?,?,?,?)"
+        db.execute(query, row)
+        db.execute("INSERT INTO chunk SELECT number, 0, x'0000' FROM session")
+        db.commit()
+    store = SqliteStore(path)
+    assert [(i.id, i.tenant) for i in store.page("default", "b", None, 9, NOW)] == [("old", "default")]
+    assert load(store, "old").tenant == "default"
+    store.close()
+
+
+def test_a_session_in_redis_from_before_there_were_tenants_belongs_to_the_default_tenant(redis_server):
+    store = RedisStore(redis_server.url)
+    store._redis.flushall()
+    save(store, session_of("old"), release=True)
+    store._redis.hdel("gruve:{old}", "tenant")
+    store._redis.delete("gruve:tenants")
+    assert store._redis.zrange("gruve:sessions", 0, -1) == [b"old"]
+    assert [(i.id, i.tenant) for i in store.page("default", "", None, 9, NOW)] == [("old", "default")]
+    assert (store.count(), load(store, "old").tenant) == (1, "default")
+    store.close()
 
 
 def test_a_full_disk_refuses_a_write_whole_and_takes_it_later(tmp_path):

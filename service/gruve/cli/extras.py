@@ -10,7 +10,7 @@ from gruve.cli.terminal import Failure
 _SERVE: Final = (
     *("torch", "numpy", "safetensors"),
     *("grpc_channelz", "grpc_health", "grpc_reflection"),
-    *("prometheus_client", "redis"),
+    *("prometheus_client", "redis", "jwt"),
 )
 _DRAW: Final = ("verovio",)
 MODULES: Final = {

@@ -44,9 +44,9 @@ UNITS_S = {"m": 60, "h": 3_600, "d": 86_400}
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
-    parser = add_command(commands, "keys", DESCRIPTION, EXAMPLES, run_list)
+    parser = add_command(commands, "keys", DESCRIPTION, EXAMPLES, run_list, extra="serve")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    making = add_command(actions, "add", "Make a key and print it, once.", EXAMPLES, run_add)
+    making = add_command(actions, "add", "Make a key and print it, once.", EXAMPLES, run_add, extra="serve")
     making.add_argument("name", metavar="NAME", help="the key's name, for the list and for logs")
     add_flag(making, "--tenant", str, None, "who uses it and owns its sessions; absent, the key's name", metavar="NAME")
     add_flag(making, "--role", str, "use", "what it may do", choices=("use", "admin"))
@@ -57,11 +57,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     for name, meaning in LIMITS.items():
         add_flag(limits, f"--{name.replace('_', '-')}", bounded(int, 0, None), None, meaning, metavar="N")
     _add_file(making)
-    listing = add_command(actions, "list", "List the keys, without what is secret.", EXAMPLES, run_list)
+    listing = add_command(actions, "list", "List the keys, without what is secret.", EXAMPLES, run_list, extra="serve")
     _add_file(listing)
     add_json(listing)
     revoking = add_command(
-        actions, "revoke", "Revoke a key. Streams that run go on to their ends.", EXAMPLES, run_revoke
+        actions, "revoke", "Revoke a key. Streams that run go on to their ends.", EXAMPLES, run_revoke, extra="serve"
     )
     revoking.add_argument("name", metavar="NAME")
     _add_file(revoking)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gruve.errors import PermissionDenied, Unauthenticated
 from gruve.serve.api_keys import KEY_PREFIX, ApiKeys
-from gruve.serve.identity import Identity, Role
+from gruve.serve.identity import Identity, Role, is_tenant
 from gruve.serve.tokens import Tokens
 
 OPEN = None
@@ -57,6 +57,8 @@ ROLES: Mapping[str, Role | None] = {
     f"/{service}/{name}": role for service, methods in METHODS.items() for name, role in methods.items()
 }
 SCHEME = "bearer "
+ACTS_FOR = "gruve-tenant"
+"""The metadata in which an admin names the tenant whose sessions the call is to use."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Access:
 
         Raises `Unauthenticated`, which never says what is wrong with the credentials, and `PermissionDenied`.
         """
+        metadata = tuple(metadata)
         needed = ROLES.get(method)
         if method in ROLES and needed is OPEN:
             return None
@@ -99,7 +102,7 @@ class Access:
             raise Unauthenticated("the call has no valid credentials; send an API key or a token as authorization")
         if needed is None or identity.role < needed:
             raise PermissionDenied("the caller's role does not allow this call")
-        return identity
+        return _acting(identity, [value for name, value in metadata if name == ACTS_FOR])
 
     def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | None:
         given = [value for name, value in metadata if name == "authorization"]
@@ -109,3 +112,15 @@ class Access:
         if credential.startswith(KEY_PREFIX):
             return self._keys.identify(credential) if self._keys is not None else None
         return self._tokens.identify(credential) if self._tokens is not None else None
+
+
+def _acting(identity: Identity, tenants: list[str | bytes]) -> Identity:
+    """The identity for the tenant that the call names; only an admin may name another than its own."""
+    if not tenants:
+        return identity
+    tenant = tenants[0]
+    if len(tenants) > 1 or not isinstance(tenant, str) or not is_tenant(tenant):
+        raise PermissionDenied(f"{ACTS_FOR} must name one tenant")
+    if tenant != identity.tenant and identity.role < Role.ADMIN:
+        raise PermissionDenied("the caller's role does not allow this call")
+    return dataclasses.replace(identity, acts_for=tenant)

@@ -11,9 +11,7 @@ import dataclasses
 import enum
 import urllib.parse
 
-DEFAULT_TENANT = "default"
-"""The owner of sessions that were made without authentication."""
-
+from gruve.sessions.record import DEFAULT_TENANT
 
 MAX_TENANT_LETTERS = 128
 
@@ -62,11 +60,13 @@ class Identity:
     """The tenant's share of the machine, relative to that of others."""
     limits: Limits = NO_LIMITS
     authenticated: bool = True
+    acts_for: str = ""
+    """The tenant whose sessions an admin has asked to use; "" for its own."""
 
     @property
     def owner(self) -> str:
         """The tenant that sessions are kept under: `DEFAULT_TENANT` for everybody without authentication."""
-        return self.tenant if self.authenticated else DEFAULT_TENANT
+        return (self.acts_for or self.tenant) if self.authenticated else DEFAULT_TENANT
 
 
 LOCAL = Identity("local", Role.ADMIN, authenticated=False)

@@ -12,6 +12,7 @@ import grpc
 
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
 from gruve.serve import messages, validation
+from gruve.serve.identity import current_identity
 from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.paging import MAX_PAGE_BYTES, page_size, page_start, page_token
 from gruve.sessions.encoding import unpack_head
@@ -57,7 +58,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidField("session", "absent; it must name a model")
         ttl_s = validation.validate_ttl(request.session, "session.idle_ttl", self._persistence.config.idle_ttl_s)
         async with self._models.use(request.session.model) as host:
-            session = self._persistence.create(host.model.name, host.model.digest, host.numerics_id, ttl_s)
+            session = self._persistence.create(host.model.name, host.model.digest, host.numerics_id, ttl_s, _owner())
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
 
@@ -68,7 +69,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.GetSessionResponse:
         """Shows a session and a page of its transcript."""
         size = page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, least=0)
-        session, place = await self._persistence.read(request.session_id)
+        session, place = await self._persistence.read(request.session_id, _owner())
         first = int(page_start(request.page_token, TRANSCRIPT_PAGE)[0] or 0)
         after = max(first, min(first + size, session.position))
         response = session_pb2.GetSessionResponse(session=self._message(session, place), position=first)
@@ -91,7 +92,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         size = page_size(request, DEFAULT_LIST_PAGE, MAX_LIST_PAGE, least=1)
         created, last_id = (*page_start(request.page_token, LIST_PAGE), "")[:2]
         before = (float.fromhex(created), last_id) if created else None
-        found = await self._persistence.page(request.model, before, size + 1)
+        found = await self._persistence.page(request.model, before, size + 1, _owner())
         response = session_pb2.ListSessionsResponse()
         size_bytes = 0
         for last, place in found[:size]:
@@ -109,7 +110,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.DeleteSessionResponse:
         """Deletes a session."""
-        await self._persistence.delete(request.session_id)
+        await self._persistence.delete(request.session_id, _owner())
         return session_pb2.DeleteSessionResponse()
 
     async def ForkSession(
@@ -119,7 +120,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         if not 1 <= len(request.branches) <= MAX_BRANCHES:
             raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
         seeds = [branch.seed if branch.HasField("seed") else secrets.randbits(64) for branch in request.branches]
-        async with self._persistence.use(request.session_id) as session:
+        async with self._persistence.use(request.session_id, _owner()) as session:
             branches = self._persistence.fork(session, seeds)
         await asyncio.gather(*(self._persistence.wait_durable(branch, NEW_SESSION_WAIT_S) for branch in branches))
         return session_pb2.ForkSessionResponse(sessions=[self._message(branch) for branch in branches])
@@ -130,7 +131,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Rewinds a session."""
         if request.to_position < 1:
             raise InvalidField("to_position", "0 would take back the start token; at least 1")
-        async with self._persistence.use(request.session_id) as session:
+        async with self._persistence.use(request.session_id, _owner()) as session:
             async with self._models.use(session.model, session.digest) as host:
                 make_continuable(session, host.model, host.numerics_id)
             if request.to_position > session.position:
@@ -147,7 +148,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ExportSessionResponse:
         """Exports a session as one signed blob."""
         key = self._key()
-        async with self._persistence.use(request.session_id) as session:
+        async with self._persistence.use(request.session_id, _owner()) as session:
             return session_pb2.ExportSessionResponse(blob=export_session(session, key, self._most_blob_bytes))
 
     async def ImportSession(
@@ -166,7 +167,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 model_digest=version.digest,
             )
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
-        session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s)
+        session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s, _owner())
         session.copy_from(exported)
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.ImportSessionResponse(session=self._message(session))
@@ -249,3 +250,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
 
 LOCATIONS = {"": session_pb2.SESSION_LOCATION_MEMORY, "store": session_pb2.SESSION_LOCATION_STORE}
+
+
+def _owner() -> str:
+    """The tenant whose sessions the request may use."""
+    return current_identity().owner

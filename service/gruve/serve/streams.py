@@ -51,7 +51,7 @@ class Streams:
         )
 
     async def _open(self, request: ValidatedGenerate, reservation: Reservation) -> Stream:
-        running = await self._opener.open(request.open)
+        running = await self._opener.open(request.open, current_identity().owner)
         stream: Stream
         try:
             host = running.served

@@ -70,6 +70,7 @@ def prepare_write(session: Session, *, release: bool = False) -> PendingWrite:
         id=session.id,
         version=progress.version,
         model=session.model,
+        tenant=session.tenant,
         created_s=session.created_s,
         used_s=session.used_s,
         ttl_s=session.idle_ttl_s,
@@ -119,6 +120,7 @@ def unpack_head(summary: SessionSummary) -> Session:
         idle_ttl_s=head["idle_ttl_s"],
         created_s=head["created_s"],
         used_s=summary.used_s,
+        tenant=summary.tenant,
         tokenizer_digest=head["tokenizer_digest"],
         next_sampling=sampling,
     )

@@ -13,7 +13,7 @@ import struct
 
 from gruve.errors import BlobRefused, ExportTooLarge
 from gruve.sessions.encoding import pack_generation, pack_head, pack_state, pack_tokens, unpack_session
-from gruve.sessions.record import Session
+from gruve.sessions.record import DEFAULT_TENANT, Session
 from gruve.sessions.store import SessionSummary, StoredSession
 
 MAGIC = b"gruve session\n"
@@ -51,7 +51,7 @@ def import_session(blob: bytes, key: bytes) -> Session:
         at += length
     head, generations, transcript, state = parts
     states = ((struct.unpack_from("<I", state)[0], state[4:]),) if state else ()
-    summary = SessionSummary("", head.decode(), len(transcript) // 2, 0.0, 0.0, "")
+    summary = SessionSummary("", head.decode(), len(transcript) // 2, 0.0, 0.0, "", DEFAULT_TENANT)
     return unpack_session(StoredSession(summary, transcript, tuple(json.loads(generations)), states), 0)
 
 

@@ -16,7 +16,7 @@ from gruve.model.tokenizer import Tokenizer
 from gruve.sessions.generation_request import GenerationRequest, check_same_request, limit_top_k
 from gruve.sessions.generations import OpenedGeneration, abandon, open_generation
 from gruve.sessions.persistence import Persistence
-from gruve.sessions.record import Session
+from gruve.sessions.record import DEFAULT_TENANT, Session
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,14 +168,14 @@ class GenerationOpener:
         """By session id."""
         persistence.on_lost(self._lose)
 
-    async def open(self, request: OpenRequest) -> RunningGeneration:
-        """Opens a generation; all of it or nothing.
+    async def open(self, request: OpenRequest, tenant: str = DEFAULT_TENANT) -> RunningGeneration:
+        """Opens a generation in a session of the tenant; all of it or nothing.
 
         Raises `InvalidField`, `UnknownCharacter`, a `ModelError`, a `SessionError` or `StoreUnavailable`.
         """
         source = request.source
         if isinstance(source, ExistingSession):
-            async with self.persistence.pin(source.session_id) as session:
+            async with self.persistence.pin(source.session_id, tenant) as session:
                 served = await self._models.acquire(session.model, _wanted_digest(session, request.generation))
                 try:
                     generation = await request.resolve(served.model.tokenizer)
@@ -186,17 +186,17 @@ class GenerationOpener:
                     raise
         served = await self._models.acquire(source.model)
         try:
-            return self._open_new(source, served, await request.resolve(served.model.tokenizer))
+            return self._open_new(source, served, await request.resolve(served.model.tokenizer), tenant)
         except BaseException:
             self._models.release(served)
             raise
 
     def _open_new(
-        self, source: NewSession | NoSession, served: ServingModel, request: GenerationRequest
+        self, source: NewSession | NoSession, served: ServingModel, request: GenerationRequest, tenant: str
     ) -> RunningGeneration:
         model, numerics_id = served.model, served.numerics_id
         if isinstance(source, NewSession):
-            session = self.persistence.create(model.name, model.digest, numerics_id, source.idle_ttl_s)
+            session = self.persistence.create(model.name, model.digest, numerics_id, source.idle_ttl_s, tenant)
             return self._open(session, served, request, created=session)
         now_s = time.time()
         return self._open(Session("", model.name, model.digest, numerics_id, 0.0, now_s, now_s), served, request)
@@ -238,7 +238,7 @@ class GenerationOpener:
             elif not running.viewer.leaving:
                 break
             await running.viewer.wait_ended()
-        return self.persistence.table.get(session.id)
+        return self.persistence.table.get(session.id, session.tenant)
 
     def end(self, running: RunningGeneration) -> None:
         """Ends the lease of a running generation's session, and the use of its model."""

@@ -23,6 +23,8 @@ from gruve.model.sampling import SamplingParameters
 from gruve.receipt.token_hash import TokenHash
 
 START_TOKEN = 0
+DEFAULT_TENANT = "default"
+"""The tenant of sessions that were made without authentication, or before sessions had tenants."""
 SESSION_OVERHEAD_BYTES = 1_024
 """Memory of a session without its states, transcript and generations: objects and the table's entries."""
 GENERATION_OVERHEAD_BYTES = 768
@@ -182,6 +184,8 @@ class Session:
     """Unix time."""
     used_s: float
     """Unix time of the last use."""
+    tenant: str = DEFAULT_TENANT
+    """Whose session it is; no other tenant's requests reach it."""
     transcript: array.array[int] = dataclasses.field(default_factory=lambda: array.array("H", (START_TOKEN,)))
     state: NDArray[np.float32] | None = None
     consumed: int = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from gruve.errors import SessionBusy, SessionExpired, SessionUnknown
 from gruve.model.sampling import SamplingParameters
-from gruve.sessions.record import Session
+from gruve.sessions.record import DEFAULT_TENANT, Session
 
 NAME_BYTES = 15
 """Random bytes in a session id; a multiple of 5, so that base32 has one spelling of it."""
@@ -87,17 +87,24 @@ class SessionTable:
         """How many bytes of the budget idle sessions take."""
         return self._idle_bytes
 
-    def create(self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None = None) -> Session:
-        """A new, empty, idle session under a freshly minted id."""
+    def create(
+        self,
+        model: str,
+        digest: str,
+        numerics_id: str,
+        idle_ttl_s: float | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Session:
+        """A new, empty, idle session under a freshly minted id, which is valid for its tenant alone."""
         now = self.clock()
         ttl = self.config.idle_ttl_s if idle_ttl_s is None else idle_ttl_s
-        session = Session(self._mint(), model, digest, numerics_id, ttl, now, now)
+        session = Session(self._mint(tenant), model, digest, numerics_id, ttl, now, now, tenant)
         self.insert(session)
         return session
 
     def fork(self, session: Session, seed: int) -> Session:
         """A copy of a session under a new id. Its next generation inherits `seed`."""
-        branch = self.create(session.model, session.digest, session.numerics_id, session.idle_ttl_s)
+        branch = self.create(session.model, session.digest, session.numerics_id, session.idle_ttl_s, session.tenant)
         branch.copy_from(session)
         branch.next_sampling = dataclasses.replace(session.sampling or SamplingParameters(), seed=seed)
         self._account(branch)
@@ -111,16 +118,20 @@ class SessionTable:
         heapq.heappush(self._expiries, (session.used_s + session.idle_ttl_s, session.id))
         self._account(session)
 
-    def get(self, session_id: str) -> Session:
-        """The session. Raises `SessionUnknown` for an id of another key, `SessionExpired` if the session is gone."""
-        session = self.find(session_id)
+    def get(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session:
+        """The session. Raises what `find` raises, and `SessionExpired` if the session is gone."""
+        session = self.find(session_id, tenant)
         if session is None:
             raise SessionExpired(f"session {session_id!r} has expired or was deleted")
         return session
 
-    def find(self, session_id: str) -> Session | None:
-        """The session, or None if it is not in memory. Raises `SessionUnknown` for an id that this key did not mint."""
-        if not self._authentic(session_id):
+    def find(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session | None:
+        """The session, or None if it is not in memory.
+
+        Raises `SessionUnknown` for an id that this key did not mint for the tenant, whether another tenant has it or
+        nobody.
+        """
+        if not self._authentic(session_id, tenant):
             raise SessionUnknown(f"session {session_id[:64]!r} was not minted by this server")
         self.expire()
         return self._table.get(session_id)
@@ -207,18 +218,23 @@ class SessionTable:
             self._expiries = [entry for entry in self._expiries if entry[1] in self._table]
             heapq.heapify(self._expiries)
 
-    def _mint(self) -> str:
-        return self._id(secrets.token_bytes(NAME_BYTES))
+    def _mint(self, tenant: str) -> str:
+        return self._id(secrets.token_bytes(NAME_BYTES), tenant)
 
-    def _authentic(self, session_id: str) -> bool:
-        """Whether this key minted the id."""
+    def _authentic(self, session_id: str, tenant: str) -> bool:
+        """Whether this key minted the id for the tenant."""
         try:
             name = base64.b32decode(session_id[:NAME_LETTERS], casefold=True)
         except ValueError:
             return False
-        return hmac.compare_digest(self._id(name).encode(), session_id.encode(errors="replace"))
+        return hmac.compare_digest(self._id(name, tenant).encode(), session_id.encode(errors="replace"))
 
-    def _id(self, name: bytes) -> str:
-        """The name and its authentication tag, 15 bytes each, in base32: 48 letters and digits."""
-        tag = hmac.digest(self._key, b"gruve session" + name, "sha256")[:NAME_BYTES]
+    def _id(self, name: bytes, tenant: str) -> str:
+        """The name and its authentication tag, 15 bytes each, in base32: 48 letters and digits.
+
+        The tag covers the tenant, so an id of another tenant is not authentic and no lookup is needed to refuse it.
+        Ids of the default tenant are those that were minted before there were tenants.
+        """
+        whose = b"gruve session" if tenant == DEFAULT_TENANT else b"gruve session of " + tenant.encode() + b"\0"
+        tag = hmac.digest(self._key, whose + name, "sha256")[:NAME_BYTES]
         return base64.b32encode(name + tag).decode().lower()

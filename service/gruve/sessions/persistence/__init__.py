@@ -19,7 +19,7 @@ from gruve.sessions.persistence.leases import Leases
 from gruve.sessions.persistence.reader import Reader
 from gruve.sessions.persistence.sweeper import Sweeper
 from gruve.sessions.persistence.writer import Writer
-from gruve.sessions.record import Session
+from gruve.sessions.record import DEFAULT_TENANT, Session
 from gruve.sessions.store import SessionSummary, Store
 from gruve.sessions.table import SessionsConfig, SessionTable
 
@@ -101,10 +101,12 @@ class Persistence:
         await self._writer.flush()
         self._async_store.close()
 
-    def create(self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None) -> Session:
+    def create(
+        self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None, tenant: str = DEFAULT_TENANT
+    ) -> Session:
         """A new session. Raises `StoreUnavailable` while the store fails and memory is full of unwritten sessions."""
         self._refuse_without_room()
-        session = self.table.create(model, digest, numerics_id, idle_ttl_s)
+        session = self.table.create(model, digest, numerics_id, idle_ttl_s, tenant)
         self._register(session)
         return session
 
@@ -121,21 +123,21 @@ class Persistence:
         session.store_progress.lost = True
         self._writer.drop(session)
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: str, tenant: str = DEFAULT_TENANT) -> None:
         """Deletes a session. Raises what `pin` and `SessionTable.lease` raise."""
-        async with self.use(session_id) as session:
+        async with self.use(session_id, tenant) as session:
             store, progress = self._async_store, session.store_progress
             if store is not None and (progress.stored or self._writer.is_in_flight(session.id)):
                 await asyncio.shield(asyncio.ensure_future(store.delete(session.id, progress.version)))
             self.discard(session)
 
     @contextlib.asynccontextmanager
-    async def pin(self, session_id: str) -> AsyncIterator[Session]:
-        """The session, in memory and leased from the other servers, for as long as it is pinned or in use.
+    async def pin(self, session_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[Session]:
+        """The tenant's session, in memory and leased from the other servers, for as long as it is pinned or in use.
 
         Raises `SessionUnknown`, `SessionExpired`, `SessionElsewhere` or `StoreUnavailable`.
         """
-        session = await self._leases.load(session_id)
+        session = await self._leases.load(session_id, tenant)
         session.pins += 1
         try:
             yield session
@@ -144,24 +146,24 @@ class Persistence:
             self._writer.mark_dirty(session)
 
     @contextlib.asynccontextmanager
-    async def use(self, session_id: str) -> AsyncIterator[Session]:
+    async def use(self, session_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[Session]:
         """The session, pinned and used by nothing else meanwhile; also raises `SessionBusy`."""
-        async with self.pin(session_id) as session:
+        async with self.pin(session_id, tenant) as session:
             self.table.lease(session)
             try:
                 yield session
             finally:
                 self.table.release(session)
 
-    async def read(self, session_id: str) -> tuple[Session, str]:
+    async def read(self, session_id: str, tenant: str = DEFAULT_TENANT) -> tuple[Session, str]:
         """See `Reader.read`."""
-        return await self._reader.read(session_id)
+        return await self._reader.read(session_id, tenant)
 
     async def page(
-        self, model: str, before: tuple[float, str] | None, size: int
+        self, model: str, before: tuple[float, str] | None, size: int, tenant: str = DEFAULT_TENANT
     ) -> list[tuple[SessionSummary | Session, str]]:
         """See `Reader.page`."""
-        return await self._reader.page(model, before, size)
+        return await self._reader.page(model, before, size, tenant)
 
     def mark_dirty(self, session: Session) -> None:
         """See `Writer.mark_dirty`."""

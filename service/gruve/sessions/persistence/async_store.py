@@ -78,9 +78,11 @@ class AsyncStore:
         """See `Store.read`."""
         return await self._run("read", "read", self.store.read, session_id, now_s)
 
-    async def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
+    async def page(
+        self, tenant: str, model: str, before: tuple[float, str] | None, size: int, now_s: float
+    ) -> list[SessionSummary]:
         """See `Store.page`."""
-        return await self._run("read", "page", self.store.page, model, before, size, now_s)
+        return await self._run("read", "page", self.store.page, tenant, model, before, size, now_s)
 
     async def write(self, writes: Sequence[Write]) -> set[str]:
         """See `Store.write`."""

@@ -50,12 +50,12 @@ class Leases:
         """Starts the lease of a new session, which the store grants with the first write."""
         session.store_progress.lease_until_s = lease_clock() + LEASE_S
 
-    async def load(self, session_id: str) -> Session:
-        """The session, in memory and leased.
+    async def load(self, session_id: str, tenant: str) -> Session:
+        """The tenant's session, in memory and leased.
 
         Raises `SessionUnknown`, `SessionExpired`, `SessionElsewhere` or `StoreUnavailable`.
         """
-        session = self._table.find(session_id)
+        session = self._table.find(session_id, tenant)
         if session is not None and self.is_held(session):
             return session
         if self._store is None:
@@ -63,7 +63,7 @@ class Leases:
         # Requests for the same session share one load, and a request that is cancelled does not cancel it.
         loading = self._loading.get(session_id)
         if loading is None:
-            loading = self._loading[session_id] = asyncio.create_task(self._load(self._store, session_id))
+            loading = self._loading[session_id] = asyncio.create_task(self._load(self._store, session_id, tenant))
             loading.add_done_callback(lambda _: self._loading.pop(session_id, None))
             loading.add_done_callback(_retrieve_exception)
         try:
@@ -71,15 +71,15 @@ class Leases:
         except asyncio.CancelledError:
             loading.add_done_callback(self._release_if_idle)
             raise
-        if self._table.find(session_id) is session and self.is_held(session):
+        if self._table.find(session_id, tenant) is session and self.is_held(session):
             return session
-        return await self.load(session_id)  # it was released in the meantime
+        return await self.load(session_id, tenant)  # it was released in the meantime
 
-    async def _load(self, store: AsyncStore, session_id: str) -> Session:
+    async def _load(self, store: AsyncStore, session_id: str, tenant: str) -> Session:
         """Leases a session, and reads it unless the copy in memory is current."""
         while self._writer.is_in_flight(session_id) or (self._writer.is_dirty(session_id) and not store.failing):
             await self._writer.wait_written()  # its lease is being released
-        session = self._table.find(session_id)
+        session = self._table.find(session_id, tenant)
         if session is not None and self.is_held(session):
             return session
         known_version = None if session is None else session.store_progress.version

@@ -21,12 +21,12 @@ class Reader:
         self._store = store
         self._leases = leases
 
-    async def read(self, session_id: str) -> tuple[Session, str]:
-        """A session, to be read and not to be changed, and its location.
+    async def read(self, session_id: str, tenant: str) -> tuple[Session, str]:
+        """A session of the tenant, to be read and not to be changed, and its location.
 
         Raises `SessionUnknown`, `SessionExpired` or `StoreUnavailable`.
         """
-        session = self._table.find(session_id)
+        session = self._table.find(session_id, tenant)
         if session is not None and self._is_current(session):
             return session, ""
         stored = None if self._store is None else await self._store.read(session_id, self._table.clock())
@@ -35,21 +35,23 @@ class Reader:
         return unpack_session(stored, 0), self._location(stored.summary, session)
 
     async def page(
-        self, model: str, before: tuple[float, str] | None, size: int
+        self, model: str, before: tuple[float, str] | None, size: int, tenant: str
     ) -> list[tuple[SessionSummary | Session, str]]:
-        """At most `size` sessions with their locations, the latest created first.
+        """At most `size` sessions of the tenant with their locations, the latest created first.
 
         `model` "" means all models; `before` is the (creation time, id) of the last session of the page before.
         """
         matching = {
             session.id: session
             for session in self._table
-            if model in ("", session.model) and (before is None or (session.created_s, session.id) < before)
+            if session.tenant == tenant
+            and model in ("", session.model)
+            and (before is None or (session.created_s, session.id) < before)
         }
         current = {session_id: session for session_id, session in matching.items() if self._is_current(session)}
         found: list[tuple[SessionSummary | Session, str]] = [(session, "") for session in current.values()]
         if self._store is not None:
-            stored = await self._store.page(model, before, size, self._table.clock())
+            stored = await self._store.page(tenant, model, before, size, self._table.clock())
             others = (summary for summary in stored if summary.id not in current)
             found += [(summary, self._location(summary, matching.get(summary.id))) for summary in others]
         found.sort(key=lambda entry: (entry[0].created_s, entry[0].id), reverse=True)

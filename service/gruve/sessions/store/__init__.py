@@ -26,6 +26,8 @@ class Write:
     version: int
     """Of the lease; stores that are not shared ignore it."""
     model: str
+    tenant: str
+    """Whose session it is; it never changes."""
     created_s: float
     used_s: float
     ttl_s: float
@@ -59,6 +61,8 @@ class SessionSummary:
     used_s: float
     owner: str
     """The server that has the lease; "" for none."""
+    tenant: str
+    """Whose session it is; `default` for one that was written before sessions had tenants."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,8 +115,10 @@ class Store(Protocol):
     def delete(self, session_id: str, owner: str, version: int) -> bool:
         """Deletes a leased session; False if the lease is lost or the session is gone."""
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
-        """At most `size` sessions of a model, or of all models if it is "", the latest created first.
+    def page(
+        self, tenant: str, model: str, before: tuple[float, str] | None, size: int, now_s: float
+    ) -> list[SessionSummary]:
+        """At most `size` of a tenant's sessions of a model, or of all models if it is "", the latest created first.
 
         `before` is a (creation time, id): only sessions that come after it in this order are listed.
         """

@@ -20,6 +20,7 @@ CHUNK_BYTES = 2 * CHUNK_TOKENS
 @dataclasses.dataclass(slots=True)
 class _Entry:
     model: str
+    tenant: str
     created_s: float
     used_s: float = 0.0
     ttl_s: float = 0.0
@@ -32,7 +33,8 @@ class _Entry:
     until_s: float = 0.0
 
     def stored(self, session_id: str, holder: str) -> StoredSession:
-        summary = SessionSummary(session_id, self.head, len(self.transcript) // 2, self.created_s, self.used_s, holder)
+        position = len(self.transcript) // 2
+        summary = SessionSummary(session_id, self.head, position, self.created_s, self.used_s, holder, self.tenant)
         return StoredSession(summary, self.transcript, tuple(self.generations), tuple(self.states.items()))
 
 
@@ -78,7 +80,9 @@ class MemoryStore:
     def _write(self, owner: str, write: Write) -> bool:
         entry = self._entries.get(write.id)
         if entry is None and write.create:
-            entry = self._entries[write.id] = _Entry(write.model, write.created_s, owner=owner, version=write.version)
+            entry = self._entries[write.id] = _Entry(
+                write.model, write.tenant, write.created_s, owner=owner, version=write.version
+            )
         if entry is None or (entry.owner, entry.version) != (owner, write.version):
             return False
         entry.used_s, entry.ttl_s, entry.head = write.used_s, write.ttl_s, write.head or entry.head
@@ -112,13 +116,16 @@ class MemoryStore:
             del self._entries[session_id]
             return True
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
+    def page(
+        self, tenant: str, model: str, before: tuple[float, str] | None, size: int, now_s: float
+    ) -> list[SessionSummary]:
         """See `Store`."""
         with self._lock:
             found = [
                 (entry.created_s, session_id)
                 for session_id, entry in self._entries.items()
-                if model in ("", entry.model)
+                if entry.tenant == tenant
+                and model in ("", entry.model)
                 and (before is None or (entry.created_s, session_id) < before)
                 and self._entry(session_id, now_s)
             ]

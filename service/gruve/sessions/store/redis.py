@@ -1,9 +1,10 @@
 """The Redis store: several servers share it, so that each of them can serve every session.
 
 A session is one hash, so it is on one node of a cluster and expires as a whole. Its fields are `head`, `created`,
-`used`, `ttl`, `position`; the lease's `owner`, `version` and `until`; and, by number, `t:` chunks, `g:` generations and
-`s:` states. Operations that must be atomic are Lua scripts. Leases are measured by Redis's own clock. Session ids are
-in sorted sets by time of creation, one for all models and one for each; `expire` removes expired ids from them.
+`used`, `ttl`, `position`, `tenant`; the lease's `owner`, `version` and `until`; and, by number, `t:` chunks, `g:`
+generations and `s:` states. Operations that must be atomic are Lua scripts. Leases are measured by Redis's own clock.
+Session ids are in sorted sets by time of creation, for each tenant one of all models and one of each; `expire` removes
+expired ids from them.
 
 Whether a write survives a crash of Redis depends on its `appendfsync`: `always` loses nothing, `everysec` may lose a
 second.
@@ -15,13 +16,14 @@ import contextlib
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
+from gruve.sessions.record import DEFAULT_TENANT
 from gruve.sessions.store import LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
 
 ANSWER_S = 2.0
@@ -32,8 +34,9 @@ LEAST_TTL_MS = 2 * LEASE_MS
 PREFIX = "gruve:"
 INDEX = PREFIX + "sessions"
 MODELS = PREFIX + "models"
+TENANTS = PREFIX + "tenants"
 PAGE = 256
-LISTED = (b"head", b"position", b"created", b"used", b"owner", b"until")
+LISTED = (b"head", b"position", b"created", b"used", b"owner", b"until", b"tenant")
 
 NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
 MINE = """
@@ -62,9 +65,9 @@ WRITE = (
 local at = 2
 local function given() at = at + 1 return ARGV[at] end
 local create, release, lease, least = given() == '1', given() == '1', given(), given()
-local created, used, ttl, position, head = given(), given(), given(), given(), given()
+local tenant, created, used, ttl, position, head = given(), given(), given(), given(), given(), given()
 if create and redis.call('EXISTS', KEYS[1]) == 0 then
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'version', ARGV[2], 'created', created)
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'version', ARGV[2], 'created', created, 'tenant', tenant)
 end
 """
     + MINE
@@ -121,7 +124,8 @@ class RedisStore:
             raise StoreBroken(f"the session store {self.name} cannot be used: {error}") from None
         register: Callable[[str], Any] = self._redis.register_script
         self._acquire, self._write, self._renew, self._delete = map(register, (ACQUIRE, WRITE, RENEW, DELETE))
-        self._swept = 0
+        self._sweeping, self._swept = DEFAULT_TENANT, 0
+        """Whose sessions `expire` looks at next, and how many of them it has looked at."""
 
     def key(self) -> bytes:
         """See `Store`."""
@@ -156,8 +160,9 @@ class RedisStore:
             for write in writes:
                 if write.create:
                     pipeline.sadd(MODELS, write.model)
-                    for index in (INDEX, _index(write.model)):
-                        pipeline.zadd(index, {write.id: write.created_s})
+                    pipeline.sadd(TENANTS, write.tenant)
+                    for model in ("", write.model):
+                        pipeline.zadd(_index(write.tenant, model), {write.id: write.created_s})
             for write in writes:
                 self._write(keys=[_name(write.id)], args=_arguments(owner, write), client=pipeline)
             answers = pipeline.execute()[-len(writes) :] if writes else []
@@ -176,10 +181,12 @@ class RedisStore:
         with _failing():
             return bool(self._delete(keys=[_name(session_id)], args=[owner, version]))
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
+    def page(
+        self, tenant: str, model: str, before: tuple[float, str] | None, size: int, now_s: float
+    ) -> list[SessionSummary]:
         """See `Store`."""
         found: list[SessionSummary] = []
-        index, offset = _index(model), 0
+        index, offset = _index(tenant, model), 0
         highest = "+inf" if before is None else repr(before[0])
         with _failing():
             now_ms = self._now_ms()
@@ -205,22 +212,36 @@ class RedisStore:
 
     def count(self) -> int:
         """See `Store`."""
-        with _failing():
-            return int(self._redis.zcard(INDEX))
+        with _failing(), self._redis.pipeline(transaction=False) as pipeline:
+            for tenant in self._tenants():
+                pipeline.zcard(_index(tenant, ""))
+            return sum(map(int, pipeline.execute()))
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
-        """See `Store`. Redis removes expired sessions itself; this removes their ids, some more with each call."""
+        """See `Store`. Redis removes expired sessions itself; this removes their ids, some more with each call.
+
+        A call looks at one tenant; the next one goes on with it, or with the tenant after it.
+        """
+        tenant, first = self._sweeping, self._swept
         with _failing():
-            ids = [i.decode() for i in self._redis.zrange(INDEX, self._swept, self._swept + max_count - 1)]
+            ids = [i.decode() for i in self._redis.zrange(_index(tenant, ""), first, first + max_count - 1)]
             with self._redis.pipeline(transaction=False) as pipeline:
                 for session_id in ids:
                     pipeline.exists(_name(session_id))
                 gone = [i for i, there in zip(ids, pipeline.execute(), strict=True) if not there]
             models = [""] + [model.decode() for model in self._redis.smembers(MODELS)] if gone else []
             for model in models:
-                self._redis.zrem(_index(model), *gone)
-        self._swept = self._swept + len(ids) - len(gone) if len(ids) == max_count else 0
+                self._redis.zrem(_index(tenant, model), *gone)
+            if len(ids) == max_count:
+                self._swept = first + len(ids) - len(gone)
+            else:
+                tenants = self._tenants()
+                self._sweeping = next((other for other in tenants if other > tenant), tenants[0])
+                self._swept = 0
         return len(gone)
+
+    def _tenants(self) -> list[str]:
+        return sorted({DEFAULT_TENANT, *(tenant.decode() for tenant in self._redis.smembers(TENANTS))})
 
     def close(self) -> None:
         """See `Store`."""
@@ -236,15 +257,24 @@ def _name(session_id: str) -> str:
     return f"{PREFIX}{{{session_id}}}"
 
 
-def _index(model: str) -> str:
-    return f"{INDEX}:{model}" if model else INDEX
+def _index(tenant: str, model: str) -> str:
+    """The sorted set of a tenant's ids. The default tenant has those that were written before there were tenants."""
+    index = INDEX if tenant == DEFAULT_TENANT else f"{PREFIX}sessions of {quote(tenant, safe='')}"
+    return f"{index}:{model}" if model else index
 
 
 def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
     """The arguments of `WRITE`, in order."""
     arguments: list[str | bytes | int] = [owner, write.version, int(write.create), int(write.release)]
-    arguments += [LEASE_MS, LEAST_TTL_MS, repr(write.created_s), repr(write.used_s), int(write.ttl_s * 1e3)]
-    arguments += [write.position, write.head, write.first_chunk, len(write.chunks), *write.chunks]
+    arguments += [LEASE_MS, LEAST_TTL_MS, write.tenant, repr(write.created_s), repr(write.used_s)]
+    arguments += [
+        int(write.ttl_s * 1e3),
+        write.position,
+        write.head,
+        write.first_chunk,
+        len(write.chunks),
+        *write.chunks,
+    ]
     if write.head:
         arguments += [write.first_generation, len(write.generations), *write.generations]
     arguments += [len(write.dropped_states), *write.dropped_states, len(write.states)]
@@ -267,7 +297,8 @@ def _stored(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> StoredS
 def _listed(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> SessionSummary:
     owner = fields[b"owner"].decode() if int(fields[b"until"]) > now_ms else ""
     created_s, used_s = float(fields[b"created"]), float(fields[b"used"])
-    return SessionSummary(session_id, fields[b"head"].decode(), int(fields[b"position"]), created_s, used_s, owner)
+    position, tenant = int(fields[b"position"]), (fields.get(b"tenant") or DEFAULT_TENANT.encode()).decode()
+    return SessionSummary(session_id, fields[b"head"].decode(), position, created_s, used_s, owner, tenant)
 
 
 def _without_password(url: str) -> str:

@@ -35,6 +35,13 @@ MIGRATIONS = (
     CREATE TABLE generation (session INTEGER, at INTEGER, record TEXT NOT NULL, PRIMARY KEY (session, at));
     CREATE TABLE state (session INTEGER, at INTEGER, state BLOB NOT NULL, PRIMARY KEY (session, at));
     """,
+    """
+    ALTER TABLE session ADD COLUMN tenant TEXT NOT NULL DEFAULT 'default';
+    DROP INDEX session_created;
+    DROP INDEX session_of_model;
+    CREATE INDEX session_of_tenant ON session (tenant, created_s, id);
+    CREATE INDEX session_of_model ON session (tenant, model, created_s, id);
+    """,
 )
 """Each takes the schema from one version to the next; PRAGMA user_version counts those that were applied."""
 NUMBER = "(SELECT number FROM session WHERE id = ?)"
@@ -79,7 +86,7 @@ class SqliteStore:
         """See `Store`."""
         with self._read() as db:
             row = db.execute(
-                "SELECT number, head, position, created_s, used_s FROM session WHERE id = ? AND expires_s > ?",
+                "SELECT number, head, position, created_s, used_s, tenant FROM session WHERE id = ? AND expires_s > ?",
                 (session_id, now_s),
             ).fetchone()
             if row is None:
@@ -89,17 +96,17 @@ class SqliteStore:
             generations = db.execute("SELECT record FROM generation WHERE session = ? ORDER BY at", of).fetchall()
             states = db.execute("SELECT at, state FROM state WHERE session = ?", of).fetchall()
         transcript = b"".join(chunk for (chunk,) in chunks)
-        _, head, position, created_s, used_s = row
-        summary = SessionSummary(session_id, head, position, created_s, used_s, "")
+        _, head, position, created_s, used_s, tenant = row
+        summary = SessionSummary(session_id, head, position, created_s, used_s, "", tenant)
         return StoredSession(summary, transcript, tuple(record for (record,) in generations), tuple(states))
 
     def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
         """See `Store`; all writes are one transaction."""
         with self._transaction() as db:
             db.executemany(
-                "INSERT OR IGNORE INTO session (id, model, created_s, used_s, expires_s, position, head) "
-                "VALUES (?, ?, ?, 0, 0, 0, '')",
-                [(w.id, w.model, w.created_s) for w in writes if w.create],
+                "INSERT OR IGNORE INTO session (id, model, tenant, created_s, used_s, expires_s, position, head) "
+                "VALUES (?, ?, ?, ?, 0, 0, 0, '')",
+                [(w.id, w.model, w.tenant, w.created_s) for w in writes if w.create],
             )
             numbers = {w.id: self._number(db, w) for w in writes}
             known = [(number, w) for w in writes if (number := numbers[w.id]) is not None]
@@ -125,10 +132,12 @@ class SqliteStore:
         with self._transaction() as db:
             return _delete(db, [session_id]) == 1
 
-    def page(self, model: str, before: tuple[float, str] | None, size: int, now_s: float) -> list[SessionSummary]:
+    def page(
+        self, tenant: str, model: str, before: tuple[float, str] | None, size: int, now_s: float
+    ) -> list[SessionSummary]:
         """See `Store`."""
-        where: list[str] = ["expires_s > ?"]
-        values: list[float | str] = [now_s]
+        where: list[str] = ["expires_s > ?", "tenant = ?"]
+        values: list[float | str] = [now_s, tenant]
         if model:
             where, values = [*where, "model = ?"], [*values, model]
         if before is not None:
@@ -140,7 +149,8 @@ class SqliteStore:
         with self._read() as db:
             rows = db.execute(query, (*values, size)).fetchall()
         return [
-            SessionSummary(i, head, position, created_s, used_s, "") for i, head, position, created_s, used_s in rows
+            SessionSummary(i, head, position, created_s, used_s, "", tenant)
+            for i, head, position, created_s, used_s in rows
         ]
 
     def count(self) -> int:
