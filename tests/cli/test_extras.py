@@ -87,7 +87,7 @@ def test_doctor_says_how_to_get_what_serving_needs() -> None:
 )
 def test_a_command_names_the_extra_that_it_needs(command: list[str], extra: str) -> None:
     ran = without(extra, *command)
-    words = " ".join(word for word in command[:2] if command[0] == "bench") or command[0]
+    words = " ".join(word for word in command[:2] if command[0] in ("bench", "keys")) or command[0]
     verb = "is" if len(MODULES[extra]) == 1 else "are"
     needed = f"`gruve {words}` needs {', '.join(MODULES[extra])}, which {verb} not installed"
     assert (ran.returncode, ran.stderr) == (1, f"gruve: {needed}: pip install 'gruve[{extra}]'\n")

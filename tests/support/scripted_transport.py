@@ -50,7 +50,7 @@ class Script:
         """Requests, delays and cancelled calls, in order."""
         self.begun: list[Call] = []
 
-    def connect(self, address: str, options: Any) -> Script:
+    def connect(self, address: str, *_: Any) -> Script:
         return self
 
     def unary_unary(self, path: str, **_: Any) -> Any:
@@ -58,7 +58,7 @@ class Script:
 
     unary_stream = stream_stream = unary_unary
 
-    def _begin(self, request: Any, timeout: float | None) -> Call:
+    def _begin(self, request: Any, timeout: float | None, metadata: Any) -> Call:
         if request is not None:
             self.log.append(request.SerializeToString(deterministic=True))
         self.begun.append(Call(next(self._calls, ())))
@@ -69,8 +69,8 @@ class Script:
 
 
 class ThreadsTransport(Script):
-    def call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
-        return rpc(request, timeout=timeout_s).response()
+    def call(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Any) -> Any:
+        return rpc(request, timeout=timeout_s, metadata=metadata).response()
 
     def read(self, call: Call) -> Any:
         return call.step()
@@ -83,8 +83,8 @@ class ThreadsTransport(Script):
 
 
 class AsyncioTransport(Script):
-    async def call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
-        return rpc(request, timeout=timeout_s).response()
+    async def call(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Any) -> Any:
+        return rpc(request, timeout=timeout_s, metadata=metadata).response()
 
     async def read(self, call: Call) -> Any:
         return call.step()

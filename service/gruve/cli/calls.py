@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from gruve.cli.exit_codes import FAILED, USAGE
 from gruve.cli.terminal import Failure
@@ -23,18 +23,22 @@ PORT_HINT = 'HOST:PORT, such as "{}:50051"'
 
 @contextlib.contextmanager
 def connected(
-    addresses: str, *, timeout_s: float | None = None, on_reconnect: ReconnectNotes | None = None
+    addresses: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float | None = None,
+    on_reconnect: ReconnectNotes | None = None,
 ) -> Iterator[Client]:
     """A client of the servers at `addresses`, separated by commas. A failed call becomes a `Failure`.
 
-    `timeout_s` is the timeout of the calls, for the message.
+    `options` are those of `client_options`. `timeout_s` is the timeout of the calls, for the message.
     """
     from gruve.client import CallFailed, Client
 
     targets = [address.strip() for address in addresses.split(",") if address.strip()]
     if not targets:
         raise Failure(f"--address is {addresses!r}; must be HOST:PORT, or several with commas between", USAGE)
-    with Client(targets, on_reconnect=on_reconnect) as client:
+    with Client(targets, on_reconnect=on_reconnect, **(options or {})) as client:
         try:
             yield client
         except CallFailed as error:
@@ -62,6 +66,8 @@ def explain(error: CallFailed, addresses: str, timeout_s: float | None = None) -
         return "; ".join(f"{_flag(wrong.field)}: {wrong.description}" for wrong in error.violations)
     if error.code.name == "DEADLINE_EXCEEDED" and not error.reason:
         return f"no answer within {timeout_s:g} s from {addresses}" if timeout_s else f"no answer from {addresses}"
+    if error.code.name == "UNAUTHENTICATED":
+        return f"{error}: set GRUVE_API_KEY, or give --api-key-file"
     if error.connection_lost:
         hints = "".join(_port_hints(addresses))
         return f"no server answers at {addresses} ({_cause(error.message)}){hints or '; `gruve serve` starts one'}"

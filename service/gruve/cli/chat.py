@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from gruve.cli.calls import ReconnectNotes, connected, default_temperature, explain, failure_of, find_model
-from gruve.cli.flags import Parser, add_address, add_command
+from gruve.cli.credentials import add_address, client_options
+from gruve.cli.flags import Parser, add_command
 from gruve.cli.generate import add_sampling, sampling_options
 from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` a history and editing
     reconnects = ReconnectNotes(say_note)
-    with connected(args.address, on_reconnect=reconnects) as client:
+    with connected(args.address, client_options(args), on_reconnect=reconnects) as client:
         chat = Chat(client, args, standard_output())
         reconnects.established()
         if sys.stdin.isatty():

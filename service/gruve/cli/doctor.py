@@ -9,14 +9,15 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from gruve.cli.credentials import add_address, client_options
 from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import missing_modules
-from gruve.cli.flags import Parser, add_address, add_command, add_flag, add_json
+from gruve.cli.flags import Parser, add_command, add_flag, add_json
 from gruve.cli.json_output import print_json
 from gruve.cli.serve import default_store
 from gruve.cli.terminal import print_tabs, print_wrapped
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         *_versions(),
         *(_serving(args) if not missing_modules("serve") else ()),
         *_ports(),
-        _server(args.address),
+        _server(args.address, client_options(args)),
         *_optional(),
     ]
     well = all(finding.state != "missing" for finding in findings)
@@ -211,12 +212,15 @@ def _ports() -> Iterator[Finding]:
             yield Finding("port", f"{name} {host}:{port}", "ok", "free")
 
 
-def _server(addresses: str) -> Finding:
-    from gruve.client import CallFailed, Client, Reconnect
+def _server(addresses: str, options: Mapping[str, Any]) -> Finding:
+    from gruve.client import AccessDenied, CallFailed, Client, Reconnect
 
-    with Client(addresses.split(","), reconnect=Reconnect(max_reconnects=0, first_reconnects=0)) as client:
+    once = Reconnect(max_reconnects=0, first_reconnects=0)
+    with Client(addresses.split(","), reconnect=once, **options) as client:
         try:
             models = client.models(timeout_s=PORT_ANSWER_S)
+        except AccessDenied as error:
+            return Finding("server", addresses, "optional", str(error), "set GRUVE_API_KEY, or give --api-key-file")
         except CallFailed:
             return Finding("server", addresses, "optional", "no server answers", "`gruve serve` starts one")
     return Finding("server", addresses, "ok", f"serves {', '.join(model.name for model in models)}")

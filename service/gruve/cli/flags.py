@@ -128,19 +128,6 @@ def add_flag(
         action.complete = FILES  # type: ignore[attr-defined] # where shtab looks
 
 
-def add_address(parser: argparse._ActionsContainer) -> None:
-    """Add the flag of every command that calls a server."""
-    add_flag(
-        parser,
-        "--address",
-        str,
-        "localhost:50051",
-        "the server as HOST:PORT, or several of them with commas between",
-        variable="GRUVE_ADDRESS",
-        metavar="HOST:PORT",
-    )
-
-
 def add_json(parser: argparse._ActionsContainer, help: str = "print JSON instead") -> None:  # noqa: A002
     """Add the flag of every command that lists or describes something."""
     parser.add_argument("--json", action="store_true", help=help)

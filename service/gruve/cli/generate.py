@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from gruve.cli.calls import ReconnectNotes, connected, default_temperature, find_model
 from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, writes_tunes
-from gruve.cli.flags import Parser, add_address, add_command, add_flag, bounded
+from gruve.cli.credentials import add_address, client_options
+from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.terminal import Failure, piped_text, say_note, say_nothing, standard_output
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(f"--n is {args.n}; --receipt is for one generation", exit_code=2)
     prompt = piped_text(args.prompt) if args.prompt in (None, "-") else args.prompt
     reconnects = ReconnectNotes(note)
-    with connected(args.address, timeout_s=args.timeout, on_reconnect=reconnects) as client:
+    with connected(args.address, client_options(args), timeout_s=args.timeout, on_reconnect=reconnects) as client:
         model = find_model(client, args.model)
         reconnects.established()
         if args.temperature is None and args.session in (None, "new"):

@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from gruve.cli.calls import connected, default_temperature
-from gruve.cli.flags import Parser, add_address, add_command, add_json
+from gruve.cli.credentials import add_address, client_options
+from gruve.cli.flags import Parser, add_command, add_json
 from gruve.cli.json_output import as_json, print_json
 from gruve.cli.terminal import print_tabs, print_wide
 
@@ -58,7 +59,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         models = client.models()
     if args.json:
         print_json([as_json(model) for model in models])
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _reload(args: argparse.Namespace) -> int:
     """Reload a model and print what serves then."""
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         model = client.reload_model(args.name)
     if args.json:
         print_json(as_json(model))

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gruve.cli.calls import connected
+from gruve.cli.credentials import add_address, client_options
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import Parser, add_address, add_command, add_flag, add_json, bounded, checked
+from gruve.cli.flags import Parser, add_command, add_flag, add_json, bounded, checked
 from gruve.cli.json_output import as_json, print_json
 from gruve.cli.terminal import Failure, print_table, print_tabs, print_wide, say_note, standard_output
 
@@ -86,7 +87,7 @@ def _action(actions: Any, name: str, description: str, run: Any, *, session: boo
 
 
 def _list(args: argparse.Namespace) -> int:
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         sessions = list(client.list_sessions(args.model or ""))
     if args.json:
         print_json([as_json(session) for session in sessions])
@@ -99,7 +100,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         whole = client.get_session(args.session, transcript=args.text or args.json)
     if args.json:
         print_json(as_json(whole))
@@ -129,7 +130,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _rewind(args: argparse.Namespace) -> int:
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         session = client.rewind_session(args.session, args.position, seed=args.seed)
     if args.json:
         print_json(as_json(session))
@@ -139,7 +140,7 @@ def _rewind(args: argparse.Namespace) -> int:
 
 
 def _fork(args: argparse.Namespace) -> int:
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         sessions = client.fork_session(args.session, args.seed or (None,))
     _print_created(sessions, as_list=True, json=args.json)
     return 0
@@ -148,7 +149,7 @@ def _fork(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     if args.file == "-" and sys.stdout.isatty():
         raise Failure("FILE is '-'; an exported session is binary, and standard output is a terminal", USAGE)
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         blob = client.export_session(args.session)
     if args.file == "-":
         sys.stdout.buffer.write(blob)
@@ -161,14 +162,14 @@ def _export(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     blob = sys.stdin.buffer.read() if args.file == "-" else Path(args.file).read_bytes()
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         session = client.import_session(blob)
     _print_created([session], as_list=False, json=args.json)
     return 0
 
 
 def _delete(args: argparse.Namespace) -> int:
-    with connected(args.address) as client:
+    with connected(args.address, client_options(args)) as client:
         for session in args.sessions:
             client.delete_session(session)
             say_note(f"deleted {session}")

@@ -15,6 +15,7 @@ that fails raises a subclass of `CallFailed`; `gruve.client.errors` draws the tr
 """
 
 from gruve.client.aio import AsyncClient, AsyncConversation, AsyncTokenStream
+from gruve.client.credentials import Tls
 from gruve.client.errors import (
     AccessDenied,
     BlobRefused,
@@ -100,6 +101,7 @@ __all__ = [
     "StoreUnavailable",
     "StreamCorrupted",
     "TakenOver",
+    "Tls",
     "TokenStream",
     "TranscriptFull",
     "Unavailable",

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from gruve.client.credentials import Access, Metadata
 from gruve.client.errors import CallFailed, Cancelled, DeadlineExceeded
 from gruve.client.retry import Attempts, OnReconnect, Reconnect, Reconnected, Reconnecting
 from gruve.v1 import generation_pb2_grpc, model_pb2_grpc, session_pb2_grpc
@@ -29,8 +30,10 @@ LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
 class Stubs:
     """The services behind one channel, sync or async."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, signature: tuple[Any, ...] = ()) -> None:
+        """`signature` is that of the credentials that the channel was made with."""
         self.channel = channel
+        self.signature = signature
         self.generations = generation_pb2_grpc.GenerationServiceStub(channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
@@ -67,16 +70,17 @@ def channel_options(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
 class Connections:
     """One channel for each address, created by `connect` at its first use.
 
-    `connect` takes an address and channel options. It is the one place where credentials and interceptors belong.
+    `connect` takes an address, channel options, credentials and interceptors.
     """
 
     def __init__(
         self,
         addresses: str | Sequence[str],
-        connect: Callable[[str, list[tuple[str, Any]]], Any],
+        connect: Callable[[str, list[tuple[str, Any]], grpc.ChannelCredentials | None, Sequence[Any]], Any],
         reconnect: Reconnect | None,
         keepalive_s: float,
         on_reconnect: OnReconnect | None,
+        access: Access,
     ) -> None:
         self.reconnect = reconnect or Reconnect()
         self.on_reconnect = on_reconnect
@@ -86,10 +90,13 @@ class Connections:
         self.preferred = 0
         """The index of the address that answered last."""
         self.addresses = addresses_of(addresses)
+        self.access = access
         self._connect = connect
         self._keepalive_s = keepalive_s
         self._opening = threading.Lock()
         self._stubs: dict[int, Stubs] = {}
+        self._replaced: list[Stubs] = []
+        """Those whose credentials have changed; calls on them may still run."""
 
     def stubs(self, index: int) -> Stubs:
         """The stubs of an address; raises `Cancelled` once the client is closed."""
@@ -97,14 +104,26 @@ class Connections:
             raise Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
         with self._opening:
             if index not in self._stubs:
-                address = self.addresses[index]
-                self._stubs[index] = Stubs(self._connect(address, channel_options(address, self._keepalive_s)))
+                address, access = self.addresses[index], self.access
+                options, signature = channel_options(address, self._keepalive_s), access.signature()
+                channel = self._connect(address, options, access.channel_credentials(), access.interceptors)
+                self._stubs[index] = Stubs(channel, signature)
             return self._stubs[index]
+
+    def lost(self, index: int) -> None:
+        """Has the next call to an address make a new channel if the files of the credentials have changed.
+
+        gRPC reads no files again by itself. Calls that run on the old channel continue.
+        """
+        with self._opening:
+            stubs = self._stubs.get(index)
+            if stubs is not None and stubs.signature != self.access.signature():
+                self._replaced.append(self._stubs.pop(index))
 
     def close(self) -> list[Any]:
         """Forbids further calls, and returns the channels for the caller to close."""
         self.closed = True
-        return [stubs.channel for stubs in self._stubs.values()]
+        return [stubs.channel for stubs in (*self._stubs.values(), *self._replaced)]
 
 
 class Attempt:
@@ -127,6 +146,10 @@ class Attempt:
         """How long the next call may take; None without a deadline."""
         return None if self._deadline_s is None else max(0.0, self._deadline_s - time.monotonic())
 
+    def metadata(self) -> Metadata:
+        """What the next call sends."""
+        return self._connections.access.call_metadata()
+
     def succeeded(self) -> None:
         """Records that a call made progress."""
         retries = self._attempts.failed_in_a_row
@@ -142,7 +165,9 @@ class Attempt:
             raise Cancelled(grpc.StatusCode.CANCELLED, "the client was closed during the call")
         if isinstance(failure, DeadlineExceeded) and not failure.reason and self._timeout_s is not None:
             failure.message = f"the call did not finish within timeout_s={self._timeout_s:g}"
-        self.lost = self.lost or failure.connection_lost
+        if failure.connection_lost:
+            self.lost = True
+            self._connections.lost(self._index)
         delay_s = self._attempts.failed(failure)
         remaining_s = self.remaining_s()
         if remaining_s is not None and remaining_s <= delay_s:

@@ -110,8 +110,8 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
 
     def _open(self) -> Any:
         """Starts the call that continues the generation."""
-        generate = self._attempt.stubs().generations.Generate
-        return generate(self._resumption.next_request(), timeout=self._attempt.remaining_s())
+        generate, metadata = self._attempt.stubs().generations.Generate, self._attempt.metadata()
+        return generate(self._resumption.next_request(), timeout=self._attempt.remaining_s(), metadata=metadata)
 
     def _take(self, response: Any) -> Chunk | None:
         return self._resumption.receive(response)
@@ -200,13 +200,13 @@ class AsyncConversation(AsyncTokenStream):
             self._outbox.put(self._steering.outgoing.popleft())
 
     def _open(self) -> Any:
-        converse = self._attempt.stubs().generations.Converse
+        converse, metadata = self._attempt.stubs().generations.Converse, self._attempt.metadata()
         outbox = Outbox()
         with self._lock:
             for request in self._steering.first_messages():
                 outbox.put(request)
             self._outbox = outbox
-        return converse(outbox.messages(), timeout=self._attempt.remaining_s())
+        return converse(outbox.messages(), timeout=self._attempt.remaining_s(), metadata=metadata)
 
     def _take(self, response: Any) -> Chunk | None:
         with self._lock:

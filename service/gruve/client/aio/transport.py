@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from gruve.client.credentials import Metadata
 from gruve.client.errors import CallFailed, ConnectionLost, failure_of
 from gruve.v1 import generation_pb2
 
@@ -27,14 +28,22 @@ class Transport:
     def __init__(self) -> None:
         self._closed = asyncio.Event()
 
-    def connect(self, address: str, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+    def connect(
+        self,
+        address: str,
+        options: list[tuple[str, Any]],
+        credentials: grpc.ChannelCredentials | None,
+        interceptors: Sequence[Any],
+    ) -> grpc.aio.Channel:
         """Creates a channel; it connects at its first call."""
-        return grpc.aio.insecure_channel(address, options=options)
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+        return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
 
-    async def call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
+    async def call(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Metadata) -> Any:
         """Calls an rpc with one response."""
         try:
-            return await rpc(request, timeout=timeout_s)
+            return await rpc(request, timeout=timeout_s, metadata=metadata)
         except (grpc.RpcError, asyncio.CancelledError) as error:
             raise _failure_of(error) from error
 

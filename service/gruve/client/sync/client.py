@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
+from gruve.client.credentials import Access, Credentials, Metadata
 from gruve.client.errors import CallFailed
 from gruve.client.messages import (
     GenerateOptions,
@@ -38,6 +39,11 @@ class Client:
     retry and a `Reconnected` event when the call makes progress again. `keepalive_s` is the silence after which a
     connection is pinged.
 
+    `credentials` is a `Tls` or gRPC's own; without it the connections are not encrypted. A `Tls` is read again if its
+    files have changed when a connection is lost. `metadata` is sent with each call, such as
+    `[("authorization", "Bearer gruve_...")]`; a function is called for each call, for tokens that expire.
+    `interceptors` are gRPC's, for this kind of client.
+
     Every method takes `timeout_s`, which bounds its retries as well, and raises a subclass of `CallFailed`.
     """
 
@@ -48,9 +54,15 @@ class Client:
         reconnect: Reconnect | None = None,
         keepalive_s: float = KEEPALIVE_S,
         on_reconnect: OnReconnect | None = None,
+        credentials: Credentials | None = None,
+        metadata: Metadata | Callable[[], Metadata] = (),
+        interceptors: Sequence[Any] = (),
     ) -> None:
         self._transport = Transport()
-        self._connections = Connections(addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect)
+        access = Access(credentials, metadata, interceptors)
+        self._connections = Connections(
+            addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect, access
+        )
 
     @lists_options(GenerateOptions)
     def generate(
@@ -242,7 +254,9 @@ class Client:
         attempt = Attempt(self._connections, timeout_s)
         while True:
             try:
-                response = self._transport.call(rpc(attempt.stubs()), request, attempt.remaining_s())
+                response = self._transport.call(
+                    rpc(attempt.stubs()), request, attempt.remaining_s(), attempt.metadata()
+                )
             except CallFailed as failure:
                 if attempt.lost and failure.reason == done_before:
                     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from gruve.client.credentials import Metadata
 from gruve.client.errors import failure_of
 from gruve.v1 import generation_pb2
 
@@ -26,14 +27,24 @@ class Transport:
     def __init__(self) -> None:
         self._closed = threading.Event()
 
-    def connect(self, address: str, options: list[tuple[str, Any]]) -> grpc.Channel:
+    def connect(
+        self,
+        address: str,
+        options: list[tuple[str, Any]],
+        credentials: grpc.ChannelCredentials | None,
+        interceptors: Sequence[Any],
+    ) -> grpc.Channel:
         """Creates a channel; it connects at its first call."""
-        return grpc.insecure_channel(address, options=options)
+        if credentials is None:
+            channel = grpc.insecure_channel(address, options=options)
+        else:
+            channel = grpc.secure_channel(address, credentials, options=options)
+        return grpc.intercept_channel(channel, *interceptors) if interceptors else channel
 
-    def call(self, rpc: Any, request: Any, timeout_s: float | None) -> Any:
+    def call(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Metadata) -> Any:
         """Calls an rpc with one response."""
         try:
-            return rpc(request, timeout=timeout_s)
+            return rpc(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise failure_of(error) from error
 

@@ -1,0 +1,98 @@
+"""The flags with which a command connects to a server, and what a client is made with from them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from gruve.cli.exit_codes import USAGE
+from gruve.cli.flags import add_flag
+from gruve.cli.terminal import Failure
+
+API_KEY = "GRUVE_API_KEY"
+
+
+def add_address(parser: argparse._ActionsContainer) -> None:
+    """Declare the flags of every command that calls a server."""
+    add_flag(
+        parser,
+        "--address",
+        str,
+        "localhost:50051",
+        "the server as HOST:PORT, or several of them with commas between",
+        variable="GRUVE_ADDRESS",
+        metavar="HOST:PORT",
+    )
+    parser.add_argument(
+        "--tls",
+        action="store_true",
+        default=os.environ.get("GRUVE_TLS") == "1",
+        help="connect with TLS; the flags below do so too (or GRUVE_TLS=1)",
+    )
+    add_flag(
+        parser,
+        "--ca",
+        Path,
+        None,
+        "the authorities of the server's certificate, PEM",
+        variable="GRUVE_CA",
+        metavar="FILE",
+    )
+    add_flag(
+        parser,
+        "--cert",
+        Path,
+        None,
+        "a client certificate, PEM; needs --cert-key",
+        variable="GRUVE_CERT",
+        metavar="FILE",
+    )
+    add_flag(parser, "--cert-key", Path, None, "its private key, PEM", variable="GRUVE_CERT_KEY", metavar="FILE")
+    add_flag(
+        parser,
+        "--api-key-file",
+        Path,
+        None,
+        f"a file with the API key or token; {API_KEY} holds one itself",
+        variable="GRUVE_API_KEY_FILE",
+        metavar="FILE",
+    )
+    add_flag(
+        parser,
+        "--tenant",
+        str,
+        None,
+        "use the sessions of this tenant; for admins",
+        variable="GRUVE_TENANT",
+        metavar="NAME",
+    )
+
+
+def client_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `Client` takes beside its addresses, from the flags of `add_address`. Raises `Failure` or `OSError`."""
+    from gruve.client import Tls
+
+    if (args.cert is None) != (args.cert_key is None):
+        given, absent = ("--cert", "--cert-key") if args.cert_key is None else ("--cert-key", "--cert")
+        raise Failure(f"{given} is given without {absent}; a client certificate needs both", USAGE)
+    credentials = Tls(args.ca, args.cert, args.cert_key) if args.tls or args.ca or args.cert else None
+    if credentials is not None:
+        credentials.channel_credentials()  # a file that cannot be read is told of now
+    metadata = []
+    if key := _api_key(args.api_key_file):
+        metadata.append(("authorization", f"Bearer {key}"))
+    if args.tenant is not None:
+        metadata.append(("gruve-tenant", args.tenant))
+    return {"credentials": credentials, "metadata": metadata}
+
+
+def _api_key(file: Path | None) -> str:
+    """The key of the file or the variable; never a flag, because every user of a machine can read flags."""
+    key = os.environ.get(API_KEY, "") if file is None else file.read_text(errors="replace").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key or (file is not None and not key):
+        raise Failure(
+            f"{API_KEY if file is None else str(file)!r} holds no API key: one word of ASCII characters", USAGE
+        )
+    return key

@@ -1,0 +1,71 @@
+"""What a client shows to a server: TLS files and call metadata, such as an API key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+Metadata = Sequence[tuple[str, str]]
+"""Names in lower case, and values. gRPC calls carry them as HTTP/2 headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Connects with TLS. The files are PEM, and are read again after a lost connection if they have changed."""
+
+    ca: str | os.PathLike[str] | None = None
+    """The authorities that sign server certificates; None for those that gRPC brings."""
+    cert: str | os.PathLike[str] | None = None
+    """The client's own certificate, for servers that ask for one; needs `key`."""
+    key: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` if only one of `cert` and `key` is given."""
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("Tls has one of cert and key; a client certificate needs both")
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files. Raises `OSError`."""
+        ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (self.ca, self.key, self.cert))
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+    def signature(self) -> tuple[Any, ...]:
+        """What changes when a file is replaced or written to."""
+        found: list[Any] = []
+        for path in (self.ca, self.cert, self.key):
+            with contextlib.suppress(OSError):
+                if path is not None:
+                    status = os.stat(path)
+                    found.append((os.fspath(path), status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
+
+Credentials = Tls | grpc.ChannelCredentials
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a client connects and what it sends with each call."""
+
+    credentials: Credentials | None = None
+    """None connects without TLS."""
+    metadata: Metadata | Callable[[], Metadata] = ()
+    interceptors: Sequence[Any] = ()
+
+    def call_metadata(self) -> Metadata:
+        """The metadata of the next call."""
+        return self.metadata() if callable(self.metadata) else self.metadata
+
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """The credentials of a new channel. Raises `OSError` if a file cannot be read."""
+        return self.credentials.channel_credentials() if isinstance(self.credentials, Tls) else self.credentials
+
+    def signature(self) -> tuple[Any, ...]:
+        """What changes when a new channel would have other credentials."""
+        return self.credentials.signature() if isinstance(self.credentials, Tls) else ()
