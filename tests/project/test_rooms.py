@@ -53,7 +53,7 @@ ALONE_MAY_KNOW = {
     "rich": ("cli",),
     "safetensors": ("model", "training"),
     "sqlite3": ("sessions/store", "bench/chaos/fault_injection"),
-    "threading": ("decode", "engine", "sessions/store", "serve/tls", "bench", "cli", "client"),
+    "threading": ("decode", "engine", "sessions/store", "serve/metrics_server", "serve/tls", "bench", "cli", "client"),
     "torch": ("model", "training", "decode", "bench"),
     "triton": ("decode",),
     "verovio": ("tune/draw",),

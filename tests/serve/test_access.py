@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gruve.client.errors import failure_of
 from gruve.errors import CredentialsBroken, InvalidField
+from gruve.serve import watched_file
 from gruve.serve.access import METHODS, ROLES, AccessConfig
 from gruve.serve.api_keys import ApiKeys, add_key, read_keys, revoke_key
 from gruve.serve.exposure import unprotected
@@ -33,6 +34,11 @@ from serving import until
 ISSUER, AUDIENCE = "https://login.example.com", "gruve"
 RSA_KEY, EC_KEY = rsa.generate_private_key(65_537, 2_048), ec.generate_private_key(ec.SECP256R1())
 LIST = "/gruve.v1.ModelService/ListModels"
+
+
+@pytest.fixture(autouse=True)
+def _looking_each_time(monkeypatch):
+    monkeypatch.setattr(watched_file, "LOOK_S", 0.0)
 
 
 class Clock:
@@ -171,6 +177,13 @@ def test_keys_are_added_and_revoked_while_the_server_runs(keyed):
     assert codes(call(keyed.server, metadata=bearer(added)))[0] == "UNAUTHENTICATED"
     assert call(keyed.server, metadata=bearer(keyed.use)) is None
     assert list(stream)[-1].end.usage.generated_tokens == 30
+
+
+def test_a_revoked_key_is_refused_soon_without_a_look_for_each_call(keyed, monkeypatch):
+    monkeypatch.setattr(watched_file, "LOOK_S", 0.05)
+    assert call(keyed.server, metadata=bearer(keyed.use)) is None
+    revoke_key(keyed.path, "ann-laptop")
+    until(lambda: codes(call(keyed.server, metadata=bearer(keyed.use)))[0] == "UNAUTHENTICATED")
 
 
 def test_a_broken_change_leaves_the_last_good_keys(keyed, caplog):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import urllib.error
 import urllib.request
 
 import pytest
@@ -34,6 +36,23 @@ def test_every_series_of_a_model_is_there_before_its_first_request(start):
     assert metrics["gruve_sessions"] == {(("where", "memory"),): 0}
     assert metrics["gruve_build_info"] == {(("version", __version__),): 1}
     assert not [name for name in metrics if name.endswith("_created") or name.startswith("gruve_store")]
+
+
+def healthz(server):
+    url = f"http://127.0.0.1:{server.serving.metrics_port}/healthz"
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_probe_without_grpc_learns_whether_the_server_serves(start):
+    server = start()
+    assert healthz(server) == 200
+    server.run(server.server.drain("hand_over", asyncio.Queue()))
+    assert healthz(server) == 503
 
 
 def test_what_was_served_is_counted(start):

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Make, list and revoke the API keys of a server.
 
-The keys are in a file that `gruve serve --keys FILE` reads, and reads again when it changes, so a new key works at once
-and a revoked one is refused from the next call on. The file has only hashes: a key is printed once, when it is made."""
+The keys are in a file that `gruve serve --keys FILE` reads, and reads again when it changes, so a new key works, and
+a revoked one is refused, a quarter of a second later. The file has only hashes: a key is printed once, when it
+is made."""
 EXAMPLES = """\
 examples:
   gruve keys add ann --keys keys.json                                a key of the tenant ann

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
-from wsgiref.simple_server import WSGIServer
+from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -17,9 +16,6 @@ from gruve import __version__
 from gruve.decode import Backend
 from gruve.engine.engine import Engine
 from gruve.engine.sequence import CallReport, FinishReason
-from gruve.errors import CannotListen
-from gruve.serve.listening import explain_listen_failure
-from gruve.serve.tls import Certificates
 from gruve.sessions.persistence import StoreObserver
 from gruve.sessions.table import SessionTable
 
@@ -126,25 +122,6 @@ class Metrics:
             self._handling.labels(*labels),
             functools.cache(lambda code: self._handled.labels(*labels, code)),
         )
-
-    def listen(self, host: str, port: int, certificates: Certificates | None = None) -> tuple[WSGIServer, int]:
-        """Serves `/metrics` on a thread; returns the server and its port. Port 0 takes any free one.
-
-        With `certificates` it speaks HTTPS. Raises `CannotListen`.
-        """
-        tls: dict[str, Any] = {}
-        if certificates is not None:
-            files = certificates.files
-            tls = {"certfile": files.cert, "keyfile": files.key, "client_cafile": files.client_ca}
-            tls["client_auth_required"] = files.client_ca is not None
-        try:
-            server, _ = prometheus_client.start_http_server(port, host, self.registry, **tls)
-        except (OSError, OverflowError) as error:
-            why = explain_listen_failure(host, port)
-            raise CannotListen(f"cannot serve metrics on {host}:{port}: {why}") from error
-        if certificates is not None:
-            certificates.keep_current(server)
-        return server, server.server_port
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from gruve.engine.engine import EngineConfig
 from gruve.errors import ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Model
 from gruve.model.versions import Version, load_version
+from gruve.serve import metrics_server
 from gruve.serve.access import Access, AccessConfig
 from gruve.serve.access_log import LogCall
 from gruve.serve.exposure import warn_if_unprotected
@@ -194,6 +195,8 @@ class Server:
         self._generations: GenerationServicer | None = None
         self._reporting: set[asyncio.Future[None]] = set()
         self._metrics_server: Any = None
+        self._is_serving = False
+        """What the health service says of the whole server."""
         self._watch: ModelWatch | None = None
         if config.watch_s is not None:
             self._watch = ModelWatch(config.models, self.models.reload, config.watch_s)
@@ -218,8 +221,12 @@ class Server:
             log.info("sessions are stored", extra={"store": self.persistence.store.name})
         await self.persistence.start()
         self.metrics.watch_sessions(self.table, self.persistence)
-        self._metrics_server, metrics_port = self.metrics.listen(
-            self.config.metrics_host, self.config.metrics_port, self._certificates
+        self._metrics_server, metrics_port = metrics_server.listen(
+            self.config.metrics_host,
+            self.config.metrics_port,
+            self.metrics.registry,
+            lambda: self._is_serving,
+            self._certificates,
         )
         await self._set_health(SERVING)
         warn_if_unprotected(self.config.host, self.config.tls, self.config.access)
@@ -323,6 +330,7 @@ class Server:
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Sets the health of the server, of each service and of each model."""
+        self._is_serving = status == SERVING
         if self.persistence.store is not None:
             self._report_store(self.persistence.failing)
         for name in ("", *SERVICES, *(served.name for served in self.models.serving)):
@@ -343,6 +351,8 @@ class Server:
         self._report("", NOT_SERVING if self.models.failed else SERVING)
 
     def _report(self, name: str, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        if not name:
+            self._is_serving = status == SERVING
         self._reporting.add(task := asyncio.ensure_future(self.health.set(name, status)))
         task.add_done_callback(self._reporting.discard)
 

@@ -62,10 +62,10 @@ class Certificates:
         )
         return credentials
 
-    def keep_current(self, server: WSGIServer) -> None:
-        """Makes an HTTPS server that was started with the files use their current content.
+    def wrap(self, server: WSGIServer) -> None:
+        """Makes an HTTP server, which listens and does not accept yet, speak TLS.
 
-        The handshakes move to the connections' own threads: on the thread that accepts, one silent client would block
+        The handshakes happen on the connections' own threads: on the thread that accepts, one silent client would block
         all others.
         """
 
@@ -73,13 +73,9 @@ class Certificates:
             self._refresh()
             connection.context = self._context
 
-        def report(*_: object) -> None:
-            log.debug("a connection to the metrics port failed", exc_info=True)
-
-        listening: Any = server.socket
-        listening.do_handshake_on_connect = False
-        listening.context.sni_callback = use_current  # called for clients that name no server, too
-        server.handle_error = report  # type: ignore[method-assign,assignment] # it would print the trace of a failed handshake
+        listening = self._read_context()
+        listening.sni_callback = use_current  # called for clients that name no server, too
+        server.socket = listening.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 
     def _refresh(self) -> None:
         """Reads the files again if they have changed."""

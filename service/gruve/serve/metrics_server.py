@@ -1,0 +1,70 @@
+"""The HTTP port beside gRPC's: `/metrics` for Prometheus, and `/healthz` for probes that do not speak gRPC with TLS."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from gruve.errors import CannotListen
+from gruve.serve.listening import explain_listen_failure
+from gruve.serve.tls import Certificates
+
+log = logging.getLogger(__name__)
+SILENCE_S = 30.0
+"""How long a connection may be silent before its thread closes it."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SILENCE_S
+
+    def log_message(self, *_: object) -> None:
+        """Logs no request: probes and scrapes come every few seconds."""
+
+
+class _Server(ThreadingWSGIServer):
+    def handle_error(self, *_: object) -> None:
+        """Reports a connection that failed, such as a handshake, without the trace that the base class prints."""
+        log.debug("a connection to the metrics port failed", exc_info=True)
+
+
+def listen(
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    is_serving: Callable[[], bool],
+    certificates: Certificates | None = None,
+) -> tuple[WSGIServer, int]:
+    """Serves on a thread; returns the server and its port. Port 0 takes any free one.
+
+    `/healthz` answers 200 while `is_serving`, and 503 otherwise. With `certificates` it speaks HTTPS. Raises
+    `CannotListen`.
+    """
+    metrics: Any = prometheus_client.make_wsgi_app(registry)
+
+    def app(request: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if request.get("PATH_INFO") != "/healthz":
+            answer: Iterable[bytes] = metrics(request, start_response)
+            return answer
+        status, text = ("200 OK", b"serving\n") if is_serving() else ("503 Service Unavailable", b"not serving\n")
+        start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
+        return [text]
+
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        kind = type("Server", (_Server,), {"address_family": family})
+        server: WSGIServer = make_server(str(address[0]), port, app, kind, handler_class=_Handler)
+    except (OSError, OverflowError) as error:
+        why = explain_listen_failure(host, port)
+        raise CannotListen(f"cannot serve metrics on {host}:{port}: {why}") from error
+    if certificates is not None:
+        certificates.wrap(server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, server.server_port
