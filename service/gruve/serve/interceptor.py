@@ -93,6 +93,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         """A handler that ends a call of any kind with an error, without reading a request."""
 
         async def refuse(_: Any, context: Any) -> None:
+            set_identity(anonymous(context.peer()))  # for the access log
             rpc = self._rpcs.get(method)
             if rpc is None:
                 await _abort(context, error)
