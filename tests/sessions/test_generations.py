@@ -20,6 +20,7 @@ from gruve.errors import (
     TranscriptFull,
 )
 from gruve.model.sampling import MAX_SEED, SamplingParameters
+from gruve.sessions.encoding import pack_generation, unpack_generation
 from gruve.sessions.generations import abandon, apply_progress
 from nets import CELL_NAMES, CELLS, config_of, model_of
 
@@ -229,3 +230,18 @@ def test_the_history_holds_the_last_thousand_and_the_rest_is_forced():
     admission = open_(session, ask(prompt=[5]), limit=1 << 20).admission
     assert (len(admission.history), admission.position) == (1_024, 2_900)
     assert admission.forced.tolist() == [2] * 100 + [5]
+
+
+def test_a_generation_that_goes_on_under_other_numerics_says_from_where_and_reads_its_transcript_again():
+    session = session_of()
+    Stream(open_(session, ask("a", [2], max_tokens=50, ignore_eos=True)), FakeBackend(), steps=5)
+    generation, at = session.generations[0], session.position
+    assert generation.computed_from == 0
+    abandon(open_(session, ask("a", allow_numerics_change=True), numerics="other"))
+    assert (generation.computed_from, generation.numerics_id) == (0, session.numerics_id)
+    opened = open_(session, ask("a", allow_numerics_change=True), numerics="other")
+    assert (generation.computed_from, generation.numerics_id) == (at, "other")
+    assert (opened.admission.position, opened.admission.state) == (0, None)
+    assert unpack_generation(pack_generation(generation)) == generation
+    generation.cut(at - 1)
+    assert generation.computed_from == at - 1
