@@ -282,7 +282,7 @@ class ModelHosts:
         if self._hosts.get(key) is host:
             del self._hosts[key]
         self._show(host)
-        log.info("model unloaded", extra={"model": key[0], "digest": key[1][:16]})
+        log.debug("model unloaded", extra={"model": key[0], "digest": key[1][:16]})
         task = asyncio.ensure_future(host.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
