@@ -116,7 +116,7 @@ def test_every_exit_code_stands_in_the_help(capsys):
     with pytest.raises(SystemExit):
         make_parser().parse_args(["--help"])
     told = capsys.readouterr().out.partition("exit codes:")[2]
-    assert re.findall(r"(?m)^  (\d+) ", told) == ["0", "1", "2", "130", "141", "143"]
+    assert re.findall(r"(?m)^  (\d+) ", told) == ["0", "1", "2", "3", "130", "141", "143"]
 
 
 def test_a_lost_connection_is_noted_and_that_it_goes_on(fake, tmp_path):

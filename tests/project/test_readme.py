@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from certificates import Authority
 from requiring import need, need_program
 
 ROOT = Path(__file__).parents[2]
@@ -36,13 +38,21 @@ def commands() -> list[str]:
     return list(dict.fromkeys(line for line in lines if line))
 
 
-def guide_examples() -> list[str]:
-    return [code for name in GUIDES for code in blocks("python", guide(name))]
+def guide_examples(*, tls: bool = False) -> list[str]:
+    """The examples in Python; those that connect with TLS, or the others."""
+    return [code for name in GUIDES for code in blocks("python", guide(name)) if ("Tls(" in code) == tls]
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    command = [str(GRUVE), "serve", "--port", "0", "--metrics-port", "0", "--models", str(ROOT / "models")]
+    with serving() as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[str]:
+    """The address of a server of the models in models/."""
+    command = [str(GRUVE), "serve", "--port", "0", "--metrics-port", "0", "--models", str(ROOT / "models"), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         yield f"localhost:{json.loads(server.stdout.readline())['port']}"
         server.send_signal(signal.SIGTERM)
@@ -88,6 +98,19 @@ def test_the_python_example_steers_and_forks(address, tmp_path):
 @pytest.mark.parametrize("code", guide_examples(), ids=lambda code: code.strip().splitlines()[0][:40])
 def test_the_examples_of_the_guides_run(code, address, tmp_path):
     assert run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path).strip()
+
+
+def test_the_example_with_tls_and_a_key_runs(tmp_path):
+    (code,) = guide_examples(tls=True)
+    authority = Authority(tmp_path)
+    authority.issue("client")
+    cert, key = authority.issue("server")
+    added = subprocess.run([GRUVE, "keys", "add", "ann", "--keys", "keys.json"], cwd=tmp_path, capture_output=True)
+    (tmp_path / "api-key").write_bytes(added.stdout)
+    secured = ["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", authority.ca, "--keys", tmp_path / "keys.json"]
+    with serving(*map(str, secured)) as address:
+        example = code.replace("gruve.example.com:50051", address)
+        assert "shakespeare" in run([sys.executable, "-c", example], address, tmp_path)
 
 
 def test_the_example_that_imports_weights_computes_the_same(address, tmp_path):

@@ -34,8 +34,6 @@ examples:
 LIMITS = {
     "streams": "streams that run or wait",
     "waiting": "requests that wait for a slot",
-    "sessions": "sessions that exist",
-    "stored_bytes": "bytes of its sessions",
     "tokens_per_minute": "tokens a minute",
     "requests_per_minute": "requests a minute",
 }

@@ -33,10 +33,6 @@ class Limits:
     """Streams that run or wait."""
     waiting: int | None = None
     """Requests that wait for a slot."""
-    sessions: int | None = None
-    """Sessions that exist."""
-    stored_bytes: int | None = None
-    """Bytes that the tenant's sessions take."""
     tokens_per_minute: int | None = None
     requests_per_minute: int | None = None
 
