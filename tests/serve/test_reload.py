@@ -224,7 +224,7 @@ def test_memory_and_threads_return_after_reloads(start, tmp_path):
     replace_model(models / "net", tmp_path / "1")
     server = start(models=models)
     resident, threads = [], []
-    for turn in range(20):
+    for turn in range(40):
         replace_model(models / "net", tmp_path / str(2 - turn % 2))
         reload(server)
         server.read(**{**ASK, "max_tokens": 3})
@@ -232,5 +232,6 @@ def test_memory_and_threads_return_after_reloads(start, tmp_path):
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
         threads.append(engine_threads())
     one_model = 2 * 4 * server.host("net").model.config.parameter_count()
-    assert max(resident[10:]) - max(resident[:10]) < 2 * one_model
-    assert max(threads[10:]) <= max(threads[:10])
+    # The allocator moves by a model or two; half of each model's weights, kept 20 times, would be more.
+    assert max(resident[20:]) - max(resident[:20]) < 4 * one_model
+    assert max(threads[20:]) <= max(threads[:20])

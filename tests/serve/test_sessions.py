@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gruve.serve.generation_service import GenerationServicer
+from gruve.serve.ledger import Ledger
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.record import Session
 from gruve.v1 import generation_pb2 as g
@@ -181,9 +182,8 @@ def test_a_stream_whose_reader_stands_still_is_taken_over_all_the_same(server):
             return None
 
     async def scenario():
-        servicer = GenerationServicer(
-            server.server.models, GenerationOpener(server.server.persistence, server.server.models)
-        )
+        opener = GenerationOpener(server.server.persistence, server.server.models)
+        servicer = GenerationServicer(server.server.models, opener, Ledger())
         asked = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5)
         held = g.GenerateRequest(session_id=session, generation_id="a", max_tokens=5, max_tokens_per_second=HELD)
         older = servicer.Generate(held, Context())
