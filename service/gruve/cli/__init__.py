@@ -84,12 +84,12 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     every = (
         serve,
-        keys,
         generate,
         verify,
         chat,
         models,
         sessions,
+        keys,
         train,
         evaluate,
         publish,
