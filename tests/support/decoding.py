@@ -100,6 +100,9 @@ class FakeBackend:
         assert slot not in self.in_use
         del self.rows[slot]
 
+    def close(self):
+        pass
+
 
 class AheadBackend(FakeBackend):
     """Accepts one more call before the earlier one has returned. It computes when a call is submitted."""

@@ -74,9 +74,10 @@ class NativeBackend:
         self.numerics_id = int8.numerics_id(config) if whole else hashlib.sha256(numerics.encode()).hexdigest()[:16]
         self._config = config
         self._library = abi.library()
-        self._packed = packed_weights(model, self.isa, whole=whole)
+        packed = packed_weights(model, self.isa, whole=whole)
+        self._packed: PackedWeights | None = packed
         decoder = ctypes.c_void_p()
-        self._library.call("gruve_decoder_create", self._packed.model, slots, self.threads, ctypes.byref(decoder))
+        self._library.call("gruve_decoder_create", packed.model, slots, self.threads, ctypes.byref(decoder))
         self._decoder: ctypes.c_void_p | None = decoder
         self._close = weakref.finalize(self, self._library.plain, "gruve_decoder_destroy", decoder)
         self._close.atexit = False  # at exit a thread may still be decoding; the system frees everything
@@ -149,7 +150,7 @@ class NativeBackend:
         """Ends the threads and frees the slots, and the weights unless another backend shares them."""
         self._decoder = None
         self._close()
-        del self._packed
+        self._packed = None
 
     def _asked_logprobs(self, slots: Sequence[int], steps: int) -> Logprobs | None:
         asked = [most for slot in slots if 0 <= slot < self.slots and (most := self._logprobs[slot]) is not None]
