@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.terminal import Failure, print_table
 
 if TYPE_CHECKING:
@@ -40,9 +40,21 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--part", choices=PARTS, help="which part of the corpus (default: test for tunes, validation for a text)"
     )
-    add_flag(parser, "--samples", int, 200, "of a model of tunes: free tunes whose form is counted", metavar="N")
-    parser.add_argument(
-        "--temperature", type=float, metavar="T", help="of the free tunes (default: the model's default temperature)"
+    add_flag(
+        parser,
+        "--samples",
+        bounded(int, 0, None),
+        200,
+        "of a model of tunes: free tunes whose form is counted",
+        metavar="N",
+    )
+    add_flag(
+        parser,
+        "--temperature",
+        bounded(float, 0, 100),
+        None,
+        "of the free tunes, 0 to 100; absent, the model's default temperature",
+        metavar="T",
     )
 
 
@@ -105,7 +117,9 @@ def _print_form(model: Model, kept: Sequence[Kept], args: argparse.Namespace) ->
     parts: dict[str, list[tuple[int, ...]]] = {"train": [], "validation": [], "test": []}
     for tune in kept:
         parts[tune.part].append(tuple(model.tokenizer.encode(join(tune.tokens))))
-    temperature = args.temperature or model.config.default_temperature or 1.0
+    temperature = args.temperature
+    if temperature is None:
+        temperature = model.config.default_temperature or 1.0
     corpus = TuneParts(model.tokenizer.vocabulary, **parts)
     samples = draw_samples(model, args.samples, temperature=temperature)
     figures = model_form(model, samples, corpus, temperature)
