@@ -233,7 +233,8 @@ def cancels(server, count):
     for i in range(count):
         streams.append(server.generate(max_tokens=60_000, max_tokens_per_second=HELD))
         if i % 3 == 0:
-            next(streams[-1])
+            with contextlib.suppress(grpc.RpcError):  # gRPC cancels calls that come while too many others wait
+                next(streams[-1])
         if len(streams) == 50:
             for stream in streams:
                 stream.cancel()
