@@ -104,7 +104,13 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
         (["bench", "chaos", "--scenarios", "flood"], {}, 2, "--scenarios is 'flood'; must be of sqlite-kill"),
         (["completion", "tcsh"], {}, 2, "SHELL is 'tcsh'; must be one of bash, zsh, fish"),
         (["evaluate", "runs/nope", "models/tiny"], {}, 1, "there is no model at 'runs/nope'"),
-        (["evaluate", "models/tiny", "models", "--samples", "-1"], {}, 2, "--samples is -1; allowed: 0 or more"),
+        (
+            ["evaluate", "models/tiny", "models", "--temperature", "-1"],
+            {},
+            2,
+            "--temperature is '-1'; must be 0 to 100",
+        ),
+        (["evaluate", "models/tiny", "models", "--samples", "-1"], {}, 2, "--samples is '-1'; must be 0 or more"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code, line, capsys, monkeypatch):

@@ -66,8 +66,6 @@ def run(args: argparse.Namespace) -> int:
         raise Failure(f"there is no corpus at {str(args.corpus)!r}")
     if not args.model.is_dir():
         raise Failure(f"there is no model at {str(args.model)!r}")
-    if args.samples < 0:
-        raise Failure(f"--samples is {args.samples}; allowed: 0 or more", exit_code=2)
     model = load(args.model)
     if args.corpus.is_dir():
         _tunes(model, args)
