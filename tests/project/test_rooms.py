@@ -45,6 +45,7 @@ ALONE_MAY_KNOW = {
     "argparse": ("cli",),
     "asyncio": ("sessions/persistence", "serve", "client", "bench", "cli"),
     "cryptography": ("receipt/signing",),
+    "rfc8785": ("receipt/signing",),
     "ctypes": ("decode",),
     "grpc": ("serve", "client", "bench"),
     "matplotlib": ("training", "bench"),

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gruve.errors import KeyFileRefused, ReceiptInvalid
 from gruve.receipt import token_hash
-from gruve.receipt.canonical import canonical, canonical_json, receipt_json
 from gruve.receipt.file import ReceiptFile
-from gruve.receipt.signing import is_signed_by, read_private_key, read_public_key
+from gruve.receipt.json_form import receipt_json
+from gruve.receipt.signing import canonical, canonical_json, is_signed_by, read_private_key, read_public_key
 from gruve.receipt.token_hash import TokenHash
 from gruve.sessions import receipts
 from gruve.v1 import generation_pb2
@@ -79,7 +79,7 @@ def test_a_message_has_the_canonical_form_of_the_page():
     receipt = json.loads(CANONICAL)
     message = message_of(receipt)
     assert canonical(message).decode() == CANONICAL
-    assert canonical_json(receipt) == CANONICAL
+    assert canonical_json(receipt).decode() == CANONICAL
     assert receipt_json(message) == receipt
 
 
@@ -103,7 +103,13 @@ def test_a_message_has_the_canonical_form_of_the_page():
     ],
 )
 def test_numbers_are_written_as_javascript_writes_them(number, written):
-    assert canonical_json(number) == written
+    assert canonical_json(number).decode() == written
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 2**53, "\ud800"])
+def test_what_json_cannot_say_has_no_canonical_form(value):
+    with pytest.raises(ReceiptInvalid, match="no canonical form"):
+        canonical_json({"stop": [value]})
 
 
 def test_the_signature_of_the_page_is_that_of_its_key(tmp_path):

@@ -10,7 +10,8 @@ from gruve.cli.terminal import Failure
 _SERVE: Final = (
     *("torch", "numpy", "safetensors"),
     *("grpc_channelz", "grpc_health", "grpc_reflection"),
-    *("prometheus_client", "redis", "jwt"),
+    *("prometheus_client", "redis"),
+    *("cryptography", "jwt", "rfc8785"),
 )
 _DRAW: Final = ("verovio",)
 MODULES: Final = {

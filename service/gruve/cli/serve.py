@@ -14,7 +14,7 @@ from gruve.cli.logs import AccessLog, log_to_standard_error
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
-    from gruve.serve.messages import Sign
+    from gruve.receipt.signing import Sign
     from gruve.serve.server import ServeConfig, Serving
 
 DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
@@ -343,12 +343,8 @@ def _signer(path: Path | None) -> Sign | None:
     """The signing function of --sign-receipts; None without it."""
     if path is None:
         return None
-    try:
-        from gruve.receipt.signing import read_private_key
-    except ImportError as error:
-        raise Failure(
-            "--sign-receipts needs cryptography, which is not installed: pip install 'gruve[sign]'"
-        ) from error
+    from gruve.receipt.signing import read_private_key
+
     return read_private_key(path)
 
 

@@ -83,15 +83,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_signature(file: ReceiptFile, path: Path) -> None:
     """Raises `Failure` unless the receipt is signed with the key whose public half is in the file."""
-    from gruve.receipt.canonical import canonical_json
+    from gruve.receipt.signing import canonical_json, is_signed_by, read_public_key
 
     if not file.signature:
         raise Failure("the receipt is not signed; `gruve serve --sign-receipts KEYFILE` signs them")
-    try:
-        from gruve.receipt.signing import is_signed_by, read_public_key
-    except ImportError as error:
-        raise Failure("--public-key needs cryptography, which is not installed: pip install 'gruve[sign]'") from error
-    if not is_signed_by(read_public_key(path), file.signature, canonical_json(file.receipt).encode()):
+    if not is_signed_by(read_public_key(path), file.signature, canonical_json(file.receipt)):
         raise Failure(f"the signature is not that of {path}, or the receipt was altered after it was signed")
     say_note(f"signed with the key of {path}")
 

@@ -11,8 +11,8 @@ import grpc
 
 from gruve.client.errors import CallFailed, ConnectionLost, ModelChanged, NumericsChanged, ServerFault
 from gruve.client.received import ReceivedTokens, corrupted
-from gruve.receipt.canonical import receipt_json
 from gruve.receipt.file import ReceiptFile
+from gruve.receipt.json_form import receipt_json
 from gruve.v1 import generation_pb2, sampling_pb2
 
 

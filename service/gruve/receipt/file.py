@@ -9,9 +9,9 @@ import json
 from typing import Any, NoReturn
 
 from gruve.errors import ReceiptInvalid
-from gruve.receipt.canonical import VERSION
+from gruve.receipt.json_form import VERSION
 
-MAX_INTEGER = 2**53
+MAX_INTEGER = 2**53 - 1
 """Above this, JSON's numbers are not exact in every language."""
 
 

@@ -1,20 +1,43 @@
-"""Signs receipts with Ed25519 (RFC 8032), and checks signatures. Keys are PEM files."""
+"""The canonical form of a receipt, and its signature by Ed25519 (RFC 8032). Keys are PEM files.
+
+The canonical form is JSON by RFC 8785, which every language can write.
+"""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import rfc8785
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from gruve.errors import KeyFileRefused
+from gruve.errors import KeyFileRefused, ReceiptInvalid
+from gruve.receipt.json_form import receipt_json
+from gruve.v1 import generation_pb2
 
 Sign = Callable[[bytes], bytes]
-"""From the canonical JSON of a receipt to its signature, 64 bytes."""
+"""From the canonical form of a receipt to its signature, 64 bytes."""
 MAKE_KEY = "`openssl genpkey -algorithm ed25519` makes one"
+
+
+def canonical(receipt: generation_pb2.Receipt) -> bytes:
+    """The bytes that are signed: the canonical JSON of a receipt without its signature."""
+    return canonical_json(receipt_json(receipt))
+
+
+def canonical_json(value: Any) -> bytes:
+    """The JSON of a value by RFC 8785: keys sorted, no spaces, numbers as ECMAScript writes them.
+
+    Raises `ReceiptInvalid` for a number or a text that it cannot have.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise ReceiptInvalid(f"it has no canonical form: {error}") from error
 
 
 def read_private_key(path: Path) -> Sign:

@@ -20,8 +20,8 @@ import grpc
 
 from gruve.engine.sequence import FinishReason, Progress
 from gruve.errors import Draining, GruveError, HandedOver, InvalidField, PositionMismatch, TranscriptFull
+from gruve.receipt.signing import Sign
 from gruve.serve.control_queue import ControlQueue
-from gruve.serve.messages import Sign
 from gruve.serve.model_host import ModelHost
 from gruve.serve.status import internal_error
 from gruve.serve.stream import Stream

@@ -12,10 +12,11 @@ import grpc
 import numpy as np
 
 from gruve.engine.sequence import FinishReason
+from gruve.receipt.signing import Sign
 from gruve.serve.access_log import current_call
 from gruve.serve.conversation import Conversation
 from gruve.serve.ledger import Ledger
-from gruve.serve.messages import Sign, logprobs_message
+from gruve.serve.messages import logprobs_message
 from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.scoring import score
 from gruve.serve.stream import Stream

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from gruve.engine.sequence import FinishReason, TokenLogprobs
 from gruve.model.sampling import SamplingParameters
-from gruve.receipt.canonical import VERSION, canonical
+from gruve.receipt.json_form import VERSION
+from gruve.receipt.signing import Sign, canonical
 from gruve.sessions.receipts import Receipt
 from gruve.v1 import generation_pb2, sampling_pb2
-
-Sign = Callable[[bytes], bytes]
-"""From the canonical form of a receipt to its signature."""
 
 FINISH_REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,

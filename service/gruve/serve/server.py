@@ -26,6 +26,7 @@ from gruve.engine.engine import EngineConfig
 from gruve.errors import ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Model
 from gruve.model.versions import Version, load_version
+from gruve.receipt.signing import Sign
 from gruve.serve import metrics_server
 from gruve.serve.access import Access, AccessConfig
 from gruve.serve.access_log import LogCall
@@ -35,7 +36,6 @@ from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
 from gruve.serve.identity import Limits
 from gruve.serve.interceptor import Interceptor
 from gruve.serve.ledger import Ledger
-from gruve.serve.messages import Sign
 from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost
 from gruve.serve.model_hosts import ModelHosts

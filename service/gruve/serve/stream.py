@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator
 
 from gruve.engine.sequence import Admission, FinishReason, Progress
 from gruve.errors import Draining, EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
+from gruve.receipt.signing import Sign
 from gruve.serve.access_log import current_call
 from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Reservation
 from gruve.serve.messages import (
     FINISH_REASONS,
-    Sign,
     duration,
     logprobs_message,
     receipt_message,

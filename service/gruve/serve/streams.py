@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from gruve.engine.sequence import FinishReason
+from gruve.receipt.signing import Sign
 from gruve.serve.conversation import Conversation
 from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Ledger, Reservation
-from gruve.serve.messages import Sign
 from gruve.serve.model_host import ModelHost
 from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.stream import Stream
