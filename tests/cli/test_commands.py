@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from commands import GRUVE, generate, gruve, in_a_terminal, read_until, started
-from fake_server import FakeServer
 from gruve.cli import main
 from gruve.cli.interrupts import deferred_interrupt
 from gruve.client import Client
@@ -32,13 +31,6 @@ ANY_PORTS = ("--port", "0", "--metrics-port", "0")
 @pytest.fixture
 def address(server):
     return server.address
-
-
-@pytest.fixture
-def fake():
-    server = FakeServer()
-    yield server
-    server.stop()
 
 
 def test_serve_logs_lines_of_json(tiny_repository):

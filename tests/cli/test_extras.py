@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 import venv
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from server_process import Process
 
 ROOT = Path(__file__).parents[2]
 MAX_CLIENT_BYTES = 60_000_000
-TUNE = "L:1/8\nM:4/4\nK:Cmaj\n|: CDEF GABc | c4 z4 :|\n"
 WITHOUT = """
 import sys
 sys.modules |= dict.fromkeys(sys.argv[1].split(","))  # such a module is found by no import
@@ -39,15 +37,6 @@ def without(extra: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    server = FakeServer()
-    server.reset(text=TUNE)
-    server.tokenizer = "abc"
-    yield server
-    server.stop()
-
-
 def test_the_modules_are_those_of_the_distributions_that_pyproject_names() -> None:
     distributions = packages_distributions()
     for extra, required in (("serve", ["serve"]), ("draw", ["draw"]), ("train", ["serve", "draw", "train"])):
@@ -60,12 +49,16 @@ def test_the_modules_are_those_of_the_distributions_that_pyproject_names() -> No
         assert {distributions[module][0].replace("_", "-").lower() for module in MODULES[extra]} == names
 
 
-def test_the_commands_of_a_client_need_no_extra(fake: FakeServer, tmp_path: Path) -> None:
+def test_the_commands_of_a_client_need_no_extra(tunes: FakeServer, tmp_path: Path) -> None:
     book, midi = tmp_path / "tune.abc", tmp_path / "tune.mid"
-    ran = without("train", "generate", "made-up", "--address", fake.address, "--out", str(book), "--out", str(midi))
+    ran = without("train", "generate", "made-up", "--address", tunes.address, "--out", str(book), "--out", str(midi))
     assert (ran.returncode, ran.stderr.count("wrote")) == (0, 2), ran.stderr
     assert midi.read_bytes().startswith(b"MThd")
-    for arguments in (["models", "--address", fake.address], ["tune", "check", str(book)], ["completion", "bash"]):
+    for arguments in (
+        ["models", "--address", tunes.address],
+        ["tune", "check", str(book)],
+        ["completion", "bash"],
+    ):
         assert (ran := without("train", *arguments)).returncode == 0, ran.stderr
 
 
@@ -93,9 +86,9 @@ def test_a_command_names_the_extra_that_it_needs(command: list[str], extra: str)
     assert (ran.returncode, ran.stderr) == (1, f"gruve: {needed}: pip install 'gruve[{extra}]'\n")
 
 
-def test_a_picture_is_refused_before_the_tune_is_generated(fake: FakeServer, tmp_path: Path) -> None:
+def test_a_picture_is_refused_before_the_tune_is_generated(tunes: FakeServer, tmp_path: Path) -> None:
     picture = str(tmp_path / "tune.svg")
-    ran = without("draw", "generate", "made-up", "--address", fake.address, "--out", picture)
+    ran = without("draw", "generate", "made-up", "--address", tunes.address, "--out", picture)
     why = f"gruve: --out {picture} needs verovio, which is not installed: pip install 'gruve[draw]'\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", why)
 

@@ -13,20 +13,12 @@ from pathlib import Path
 import pytest
 
 from commands import gruve, in_a_terminal, read_all, started
-from fake_server import FakeServer
 from gruve.cli import make_parser
 from gruve.cli.progress_bar import progress_line
 from gruve.training.trainer import Progress
 from server_process import Process
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def fake():
-    server = FakeServer()
-    yield server
-    server.stop()
 
 
 def shown_by(*arguments: str, columns: int = 80, **environment: str) -> str:

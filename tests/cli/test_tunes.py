@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from fake_server import FakeServer
+from fake_server import TUNE, FakeServer
 from gruve.cli import main
 from gruve.tune.parse import parse_tune
 
-TUNE = "L:1/8\nM:4/4\nK:Cmaj\n|: CDEF GABc | c4 z4 :|\n"
 Generate = Callable[..., int]
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    server = FakeServer()
-    server.reset(text=TUNE)
-    server.tokenizer = "abc"
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def generate(fake: FakeServer) -> Generate:
-    return lambda *arguments: main(["generate", "made-up", "--address", fake.address, *arguments])
+def generate(tunes: FakeServer) -> Generate:
+    return lambda *arguments: main(["generate", "made-up", "--address", tunes.address, *arguments])
 
 
 def test_standard_output_is_complete_abc_with_the_key_last(
@@ -58,13 +48,13 @@ def test_standard_output_is_complete_abc_with_the_key_last(
     ],
 )
 def test_the_temperature_that_the_model_recommends_is_sent_unless_another_one_holds(
-    generate: Generate, fake: FakeServer, flags: list[str], recommended: float | None, sent: float | None
+    generate: Generate, tunes: FakeServer, flags: list[str], recommended: float | None, sent: float | None
 ) -> None:
-    fake.default_temperature = recommended
+    tunes.default_temperature = recommended
     if "s1" in flags:
-        fake.tokenizer = "characters"  # a fake transcript spells no tune
+        tunes.tokenizer = "characters"  # a tunes transcript spells no tune
     assert generate("--quiet", *flags) == 0
-    sampling = next(request for request in fake.requests if hasattr(request, "sampling")).sampling
+    sampling = next(request for request in tunes.requests if hasattr(request, "sampling")).sampling
     assert (sampling.temperature if sampling.HasField("temperature") else None) == (sent and pytest.approx(sent))
 
 
@@ -74,14 +64,14 @@ def test_raw_prints_the_tokens_and_nothing_else(generate: Generate, capsys: pyte
 
 
 def test_several_tunes_are_a_book_and_have_a_seed_each(
-    generate: Generate, fake: FakeServer, tmp_path, capsys: pytest.CaptureFixture[str]
+    generate: Generate, tunes: FakeServer, tmp_path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outs = [argument for name in ("a.abc", "a.mid", "a.svg") for argument in ("--out", str(tmp_path / name))]
     assert generate("--n", "2", "--seed", "7", "--title", "Mine", "--quiet", *outs) == 0
     book = capsys.readouterr().out
     assert [line for line in book.splitlines() if line[:2] in ("X:", "T:")] == ["X:1", "T:Mine 1", "X:2", "T:Mine 2"]
     assert book.count("\n\n") == 1
-    assert [request.sampling.seed for request in fake.requests if hasattr(request, "sampling")] == [7, 8]
+    assert [request.sampling.seed for request in tunes.requests if hasattr(request, "sampling")] == [7, 8]
     assert {path.name for path in tmp_path.iterdir()} == {"a.abc", "a-1.mid", "a-2.mid", "a-1.svg", "a-2.svg"}
     assert (tmp_path / "a.abc").read_text() == book
 
@@ -112,24 +102,24 @@ def test_the_key_is_the_root_asked_for_and_said(
     assert told in err.splitlines()
 
 
-def test_a_mode_that_is_asked_for_is_the_only_one_that_may_be_drawn(generate: Generate, fake: FakeServer) -> None:
+def test_a_mode_that_is_asked_for_is_the_only_one_that_may_be_drawn(generate: Generate, tunes: FakeServer) -> None:
     assert generate("--key", "Am", "--quiet") == 0
-    assert dict(fake.requests[-1].sampling.logit_bias.biases) == {5: -100, 7: -100}
+    assert dict(tunes.requests[-1].sampling.logit_bias.biases) == {5: -100, 7: -100}
 
 
 def test_a_mode_that_the_model_lacks_is_refused_before_anything_is_generated(
-    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str]
+    generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate("--key", "Clyd") == 2
     assert capsys.readouterr().err == "gruve: --key asks for lyd; made-up writes maj, min, dor\n"
-    assert not [request for request in fake.requests if hasattr(request, "sampling")]
+    assert not [request for request in tunes.requests if hasattr(request, "sampling")]
 
 
 def test_a_tune_that_breaks_the_rules_is_repaired_and_said_to_be(
-    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str]
+    generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake.text = TUNE.replace("c4 z4", "c4 (3z4").encode()
-    fake.length = len(fake.text)
+    tunes.text = TUNE.replace("c4 z4", "c4 (3z4").encode()
+    tunes.length = len(tunes.text)
     assert generate() == 0
     out, err = capsys.readouterr()
     assert "the notation was repaired: " in err
@@ -137,19 +127,19 @@ def test_a_tune_that_breaks_the_rules_is_repaired_and_said_to_be(
 
 
 def test_a_text_that_is_no_tune_is_a_failure(
-    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str]
+    generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake.text = b"L:1/8\n"
-    fake.length = len(fake.text)
+    tunes.text = b"L:1/8\n"
+    tunes.length = len(tunes.text)
     assert generate("--quiet") == 1
     assert "no tune was written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--out", "/no/where/a.abc"), ("--key", "G"), ("--n", "2"), ("--raw",)])
 def test_a_model_of_text_takes_no_flags_of_tunes(
-    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+    generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
-    fake.tokenizer = "characters"
+    tunes.tokenizer = "characters"
     assert generate(*arguments) == 2
     assert f"{arguments[0]} is for models of tunes; 'made-up' writes other text" in capsys.readouterr().err
 
@@ -196,13 +186,13 @@ def test_fix_says_what_it_could_not_write(tmp_path, capsys: pytest.CaptureFixtur
 
 
 def test_a_beginning_in_another_key_goes_to_the_model_on_c_and_comes_back(
-    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str]
+    generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake.text = b"c4 z4:|"
-    fake.length = len(fake.text)
+    tunes.text = b"c4 z4:|"
+    tunes.length = len(tunes.text)
     prompt = 'X:3\nT:Mine\nM:4/4\nL:1/8\nK:G\n|: "G"GABc defg | '
     assert generate(prompt) == 0
-    assert fake.requests[-1].text == "L:1/8\nM:4/4\nK:Cmaj\n|: CDEFGABc| "
+    assert tunes.requests[-1].text == "L:1/8\nM:4/4\nK:Cmaj\n|: CDEFGABc| "
     out, err = capsys.readouterr()
     assert "T:Mine" in out.splitlines()
     assert out.splitlines()[-2:] == ["K:G", "|: GABc defg | g4 z4 :|"]
@@ -210,13 +200,13 @@ def test_a_beginning_in_another_key_goes_to_the_model_on_c_and_comes_back(
 
 
 def test_a_beginning_in_another_mode_than_the_key_asked_for_is_refused(
-    generate: Generate, fake: FakeServer, capsys: pytest.CaptureFixture[str]
+    generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate("M:4/4\nL:1/8\nK:G\nGABc", "--key", "Am") == 2
     assert "--key asks for A minor; the beginning is in G major" in capsys.readouterr().err
-    assert not [request for request in fake.requests if hasattr(request, "sampling")]
+    assert not [request for request in tunes.requests if hasattr(request, "sampling")]
 
 
-def test_a_raw_beginning_is_passed_on_as_it_is(generate: Generate, fake: FakeServer) -> None:
+def test_a_raw_beginning_is_passed_on_as_it_is(generate: Generate, tunes: FakeServer) -> None:
     assert generate("K:G\nG", "--raw", "--quiet") == 0
-    assert fake.requests[-1].text == "K:G\nG"
+    assert tunes.requests[-1].text == "K:G\nG"

@@ -26,6 +26,7 @@ from gruve.v1 import (
 
 ALPHABET = "aö日𝄞\n"
 SERVER_SEED = 4_711
+TUNE = "L:1/8\nM:4/4\nK:Cmaj\n|: CDEF GABc | c4 z4 :|\n"
 Fault = tuple[str, int]
 """The fault of a call, and the number of tokens after which it happens."""
 

@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
-from grpc_health.v1 import _async as health_aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gruve.decode import Backend
@@ -33,6 +32,7 @@ from gruve.serve.access_log import LogCall
 from gruve.serve.exposure import warn_if_unprotected
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
+from gruve.serve.health import SERVER, STORE, Health
 from gruve.serve.identity import Limits
 from gruve.serve.interceptor import Interceptor
 from gruve.serve.ledger import Ledger
@@ -63,12 +63,9 @@ from gruve.v1 import (
 log = logging.getLogger(__name__)
 MAX_LOGGED_MODELS, MAX_SHOWN_MODELS = 20, 3
 """How many entries that cannot be served are logged one by one, and named in an error."""
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 FLUSH_S = 2.0
 """How long the last messages of handed over streams may take to be sent."""
 SWITCH_S = 0.0005
-STORE_HEALTH = "gruve.store"
-"""The health service's name for the session store. The server stays ready when the store fails."""
 SERVICES = (
     generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
@@ -189,14 +186,11 @@ class Server:
         self.table = SessionTable(config.sessions, key=key, clock=clock, can_evict=self._can_evict)
         self.persistence = Persistence(self.table, store, self.metrics.store.observer())
         self.persistence.on_failing(self._report_store)
-        self.health = health_aio.HealthServicer()
+        self.health = Health()
         self.models = ModelHosts(config.models, self._load_host, self._report_model)
         self._grpc: GrpcServer | None = None
         self._generations: GenerationServicer | None = None
-        self._reporting: set[asyncio.Future[None]] = set()
         self._metrics_server: Any = None
-        self._is_serving = False
-        """What the health service says of the whole server."""
         self._watch: ModelWatch | None = None
         if config.watch_s is not None:
             self._watch = ModelWatch(config.models, self.models.reload, config.watch_s)
@@ -225,10 +219,10 @@ class Server:
             self.config.metrics_host,
             self.config.metrics_port,
             self.metrics.registry,
-            lambda: self._is_serving,
+            lambda: self.health.is_serving,
             self._certificates,
         )
-        await self._set_health(SERVING)
+        await self._set_health(True)
         warn_if_unprotected(self.config.host, self.config.tls, self.config.access)
         port = await self._listen()  # last: from here on requests are answered
         if self._watch is not None:
@@ -244,7 +238,7 @@ class Server:
         log.info("draining", extra={"ending": ending, "running": self._load()})
         self.interceptor.draining = True
         self._stop_watching()
-        await self._set_health(NOT_SERVING)
+        await self._set_health(False)
         if ending == "drain" and self.persistence.store is None:
             second_ending, quiet = (
                 asyncio.ensure_future(endings.get()),
@@ -311,7 +305,7 @@ class Server:
             generation_pb2_grpc.add_GenerationServiceServicer_to_server(generations, server)
             session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
             model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-            health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
             channelz.add_channelz_servicer(server)  # type: ignore[arg-type] # its stubs know the sync server alone
             reflection.enable_server_reflection(
                 (
@@ -328,40 +322,33 @@ class Server:
         self._grpc, self._generations = grpc_server, generations
         return port
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _set_health(self, serving: bool) -> None:
         """Sets the health of the server, of each service and of each model."""
-        self._is_serving = status == SERVING
         if self.persistence.store is not None:
             self._report_store(self.persistence.failing)
-        for name in ("", *SERVICES, *(served.name for served in self.models.serving)):
-            await self.health.set(name, status)
+        for name in (SERVER, *SERVICES, *(served.name for served in self.models.serving)):
+            await self.health.set(name, serving)
         for served in self.models.broken:
-            await self.health.set(served.name, NOT_SERVING)
+            await self.health.set(served.name, False)
 
     def _report_failed(self, host: ModelHost) -> None:
         """Makes a model whose engine has failed unready, and the server too: a reload or a restart helps."""
-        self._report(host.model.name, NOT_SERVING)
-        self._report("", NOT_SERVING)
+        self.health.set_soon(host.model.name, False)
+        self.health.set_soon(SERVER, False)
 
     def _report_model(self, served: ServedModel) -> None:
         """Sets the health of a model whose versions have changed, and that of the server."""
         if self._grpc is None or self.interceptor.draining:
             return
-        self._report(served.name, NOT_SERVING if served.state_reason else SERVING)
-        self._report("", NOT_SERVING if self.models.failed else SERVING)
-
-    def _report(self, name: str, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        if not name:
-            self._is_serving = status == SERVING
-        self._reporting.add(task := asyncio.ensure_future(self.health.set(name, status)))
-        task.add_done_callback(self._reporting.discard)
+        self.health.set_soon(served.name, not served.state_reason)
+        self.health.set_soon(SERVER, not self.models.failed)
 
     def _can_evict(self, session: Session) -> bool:
         """Whether an idle session may leave memory: always without a store, otherwise once the store has it."""
         return self.persistence.store is None or not session.dirty
 
     def _report_store(self, failing: bool) -> None:
-        self._report(STORE_HEALTH, NOT_SERVING if failing else SERVING)
+        self.health.set_soon(STORE, not failing)
 
     def _load(self) -> int:
         return sum(host.engine.load for host in self.models.hosts)
