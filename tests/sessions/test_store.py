@@ -1,12 +1,8 @@
-"""Every store keeps what it is given and refuses fenced writes; then the special properties of each."""
+"""Every store keeps what it is given and refuses fenced writes; then the special properties of Redis."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sqlite3
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gruve.engine.sequence import FinishReason
-from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
+from gruve.errors import SessionElsewhere, StoreUnavailable
 from gruve.model.sampling import SamplingParameters
-from gruve.sessions.encoding import pack_head, prepare_write, unpack_head, unpack_session
+from gruve.sessions.encoding import prepare_write, unpack_head, unpack_session
 from gruve.sessions.record import Change
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.redis import RedisStore
-from gruve.sessions.store.sqlite import MIGRATIONS, SqliteStore
+from gruve.sessions.store.sqlite import SqliteStore
 from redis_server import RedisServer
 from session_records import NOW, generation_of, grow, load, save, session_of
 
@@ -312,71 +308,6 @@ class iter_clock:  # noqa: N801 - used as a function
         return self.now
 
 
-def test_a_second_server_is_kept_off_the_file(tmp_path):
-    store = SqliteStore(tmp_path / "s.db")
-    with pytest.raises(StoreBroken, match="in use by another server"):
-        SqliteStore(tmp_path / "s.db")
-    store.close()
-    SqliteStore(tmp_path / "s.db").close()
-
-
-def test_a_killed_servers_file_is_free_at_once_and_whole(tmp_path):
-    code = f"""
-import os
-from pathlib import Path
-from gruve.sessions.store.sqlite import MIGRATIONS, SqliteStore
-from session_records import save, session_of
-store = SqliteStore(Path({str(tmp_path / "s.db")!r}))
-for i in range(20):
-    save(store, session_of(f"s{{i}}", tokens=900))
-os.kill(os.getpid(), 9)
-"""
-    path = [*sys.path, str(pytest.__file__)]
-    subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {path!r}\n{code}"], check=False)
-    store = SqliteStore(tmp_path / "s.db")
-    assert [load(store, f"s{i}").position for i in range(20)] == [901] * 20
-    store.close()
-
-
-@pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(b"not a database" * 99), lambda p: other_database(p)])
-def test_a_file_that_is_no_store_is_left_alone(tmp_path, spoil):
-    path = tmp_path / "s.db"
-    spoil(path)
-    before = path.read_bytes()
-    with pytest.raises(StoreBroken, match="sqlite:"):
-        SqliteStore(path)
-    assert path.read_bytes() == before
-
-
-def other_database(path):
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE plants (name TEXT)")
-
-
-def test_a_file_of_a_later_version_is_refused_by_name(tmp_path):
-    SqliteStore(tmp_path / "s.db").close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as db:
-        db.execute("PRAGMA user_version = 9")
-    with pytest.raises(StoreBroken, match="schema 9"):
-        SqliteStore(tmp_path / "s.db")
-
-
-def test_a_file_from_before_there_were_tenants_belongs_to_the_default_tenant(tmp_path):
-    path = tmp_path / "s.db"
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.executescript(f"BEGIN; {MIGRATIONS[0]}; PRAGMA user_version = 1; COMMIT;")
-        head = pack_head(session_of("old", NOW, "b"))
-        row = ("old", "b", NOW, NOW, NOW + 100.0, 1, head)
-        query = "INSERT INTO session (id, model, created_s, used_s, expires_s, position, head) VALUES (?,?,?,?,?,?,?)"
-        db.execute(query, row)
-        db.execute("INSERT INTO chunk SELECT number, 0, x'0000' FROM session")
-        db.commit()
-    store = SqliteStore(path)
-    assert [(i.id, i.tenant) for i in store.page("default", "b", None, 9, NOW)] == [("old", "default")]
-    assert load(store, "old").tenant == "default"
-    store.close()
-
-
 def test_a_session_in_redis_from_before_there_were_tenants_belongs_to_the_default_tenant(redis_server):
     store = RedisStore(redis_server.url)
     store._redis.flushall()
@@ -386,34 +317,6 @@ def test_a_session_in_redis_from_before_there_were_tenants_belongs_to_the_defaul
     assert store._redis.zrange("gruve:sessions", 0, -1) == [b"old"]
     assert [(i.id, i.tenant) for i in store.page("default", "", None, 9, NOW)] == [("old", "default")]
     assert (store.count(), load(store, "old").tenant) == (1, "default")
-    store.close()
-
-
-def test_a_full_disk_refuses_a_write_whole_and_takes_it_later(tmp_path):
-    store, session = SqliteStore(tmp_path / "s.db"), session_of(tokens=5)
-    save(store, session)
-    store._writer.execute("PRAGMA max_page_count = 1")
-    session.transcript.extend([5] * 50_000)
-    handed = prepare_write(session)
-    with pytest.raises(StoreUnavailable):
-        store.write("me", [handed.write])
-    handed.fail()
-    assert load(store).position == 6
-    store._writer.execute("PRAGMA max_page_count = 100000")
-    save(store, session)
-    assert load(store).transcript == session.transcript
-    store.close()
-
-
-def test_a_locked_database_is_waited_for_and_no_longer(tmp_path):
-    store = SqliteStore(tmp_path / "s.db", busy_ms=30)
-    with contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as db:
-        db.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreUnavailable):
-            save(store, session_of())
-        db.execute("ROLLBACK")
-    save(store, session_of())
-    assert load(store) is not None
     store.close()
 
 

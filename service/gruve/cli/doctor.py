@@ -19,7 +19,7 @@ from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import missing_modules
 from gruve.cli.flags import Parser, add_command, add_flag, add_json
 from gruve.cli.json_output import print_json
-from gruve.cli.serve import default_store
+from gruve.cli.serve_flags import default_store
 from gruve.cli.terminal import print_tabs, print_wrapped
 
 DESCRIPTION = """Check this machine: versions, what decodes and why, models, session store, ports, optional programs.
