@@ -63,6 +63,21 @@ def test_raw_prints_the_tokens_and_nothing_else(generate: Generate, capsys: pyte
     assert capsys.readouterr() == (TUNE, "")
 
 
+def test_a_tune_that_cannot_be_read_does_not_cost_the_others(
+    generate: Generate, tunes: FakeServer, tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tunes.blank_seeds = {8}
+    book = tmp_path / "book.abc"
+    assert generate("--n", "3", "--seed", "7", "--quiet", "--out", str(book)) == 1
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if line.startswith("X:")] == ["X:1", "X:3"]
+    assert book.read_text().count("X:") == 2
+    assert err.startswith("gruve: tune 2: no tune was written")
+    tunes.blank_seeds = {7, 8}
+    assert generate("--n", "2", "--seed", "7", "--quiet") == 1
+    assert capsys.readouterr().err.count("no tune was written") == 2
+
+
 def test_several_tunes_are_a_book_and_have_a_seed_each(
     generate: Generate, tunes: FakeServer, tmp_path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,8 @@ class FakeServer(
         self.digest, self.numerics_id = "digest", "numerics"
         self.tokenizer = "characters"
         self.default_temperature: float | None = None
+        self.blank_seeds: set[int] = set()
+        """Seeds whose tokens are all spaces."""
         self.shift = 0
         """Added to the position of every message after the first: a server that breaks the contract."""
         self.hold = False
@@ -126,7 +128,7 @@ class FakeServer(
         if fault in PASSING and fault != "HANDED_OVER":
             abort(context, PASSING[fault], fault, 0)
         seed = request.sampling.seed if request.sampling.HasField("seed") else SERVER_SEED
-        tokens = self.text or transcript(seed, self.length)
+        tokens = b" " * self.length if seed in self.blank_seeds else self.text or transcript(seed, self.length)
         first = max(1, request.from_position) - 1
         gone = threading.Event()
         if self.hold:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeGuard, get_args
 
+from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_flag
-from gruve.cli.terminal import Failure, TextOut, standard_output
+from gruve.cli.terminal import Failure, TextOut, say_error, standard_output
 from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_files
 
 if TYPE_CHECKING:
@@ -110,7 +111,11 @@ class Composer:
     note: Note
 
     def run(self, prompt: str | None, before: str, seed: int | None) -> int:
-        """Returns the exit code. `before` is what a session that is continued already has of the tune."""
+        """Returns the exit code. `before` is what a session that is continued already has of the tune.
+
+        Of several tunes, one that cannot be read is told of and left out, and the exit code is 1. Raises `Failure` if
+        none can be read.
+        """
         out = standard_output()
         beginning = self._beginning(prompt, before)
         prompt = beginning.text or None
@@ -118,9 +123,14 @@ class Composer:
         abcs: list[str] = []
         for number in range(1, self.options.n + 1):
             stream = self.start(prompt, None if seed is None else (seed + number - 1) % 2**64, bias)
-            abcs.append(self._one(stream, before + beginning.text, beginning, number, out))
+            try:
+                abcs.append(self._one(stream, before + beginning.text, beginning, number, out))
+            except Failure as error:
+                if not abcs and number == self.options.n:
+                    raise
+                say_error(f"tune {number}: {error}")
         write_tune_files(abcs, self.options.paths, self.note)
-        return 0
+        return DONE if len(abcs) == self.options.n else FAILED
 
     def _beginning(self, prompt: str | None, before: str) -> Beginning:
         """The prompt as the model reads it; raises `Failure` if it contradicts --key."""
