@@ -54,7 +54,7 @@ def add_tune_flags(parser: Parser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
-    """What the flags of `add_tune_flags` say, checked."""
+    """The checked values of the flags of `add_tune_flags`."""
 
     paths: tuple[Path, ...]
     key: KeyRequest | None

@@ -218,7 +218,7 @@ class Session:
 
     @property
     def dirty(self) -> bool:
-        """Whether something of it is not in the store."""
+        """Whether the session has changes that the store does not have."""
         kept = self.store_progress
         return kept.durable_position < self.position or kept.durable_events < kept.events or kept.changed
 
