@@ -1,4 +1,4 @@
-"""Repairs bar lines and rests where only one reading makes every bar right. Changes no note."""
+"""Repairs bar lines and rests where only one reading makes every bar right. Never changes a note."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gruve.tune.score import Bar, Event, MeterChange, Tune, Tuplet
 def repaired(tune: Tune) -> Tune:
     """The tune with its bar lines repaired if that makes every bar right, else the tune as it is.
 
-    - A `|:` in front of a pick-up that the part's last bar already holds moves behind it.
-    - A line that cuts a bar in two goes; where a stretch is too long, a line comes in at the end of each bar in it.
-    - Rests at the ends of parts complete what no pick-up does, or give way to one (`pickups.py`).
-    - Endings begin with their bar: what stands before them in it goes into both.
+    - A `|:` before a pick-up moves after it, if the part's last bar is already full.
+    - A bar line that cuts a bar in two is removed. A stretch that is too long gets a bar line at the end of each bar.
+    - Rests at the ends of parts fill bars that no pick-up completes, or make room for a pick-up (`pickups.py`).
+    - An ending begins with its bar: notes of that bar before the ending are copied into both endings.
     """
     for events in _attempts(tune):
         attempt = replace(tune, events=_endings_on_bars(events, tune.meter.ticks))
@@ -25,7 +25,7 @@ def repaired(tune: Tune) -> Tune:
 
 
 def _attempts(tune: Tune) -> list[tuple[Event, ...]]:
-    """The tune as it is, then with ever more repairs; where the meter changes, none."""
+    """The tune as it is, then with more and more repairs; only the tune as it is if its meter changes."""
     if not wrong_bars(tune) or any(isinstance(event, MeterChange) for event in tune.events):
         return [tune.events]
     bar = tune.meter.ticks
@@ -35,10 +35,10 @@ def _attempts(tune: Tune) -> list[tuple[Event, ...]]:
 
 
 def _divided(events: tuple[Event, ...], bar: int) -> tuple[Event, ...]:
-    """The events with a line at each bar's end in a stretch that is too long, and none between two parts of a bar."""
+    """The events with a bar line at each bar's end in a stretch that is too long, and none inside a bar."""
     out: list[Event] = []
     filled = short = 0
-    removable: int | None = None  # the place of a line behind a short bar
+    removable: int | None = None  # the index of a line after a short bar
     ends: list[int] = []  # the places since the last line where a bar was just full
     behind_line = False
     in_tuplet = 0
@@ -63,10 +63,10 @@ def _divided(events: tuple[Event, ...], bar: int) -> tuple[Event, ...]:
 
 
 def _repeats_behind_pickups(events: tuple[Event, ...], bar: int) -> tuple[Event, ...]:
-    """The events with each `|:` moved behind its pick-up where the part's last bar is full without it."""
+    """The events with each `|:` moved after its pick-up if the part's last bar is full without the pick-up."""
     out: list[Event | None] = list(events)
     opened: int | None = None
-    line: int | None = None  # the first bar line behind it
+    line: int | None = None  # the first bar line after it
     pickup = filled = 0
     for place, (event, length) in enumerate(sounding(events)):
         if not isinstance(event, Bar):
@@ -86,9 +86,9 @@ def _repeats_behind_pickups(events: tuple[Event, ...], bar: int) -> tuple[Event,
 
 
 def _endings_on_bars(events: tuple[Event, ...], bar: int) -> tuple[Event, ...]:
-    """The events with each `|1` that splits a bar moved to the bar's start, the notes between in both endings."""
+    """The events with each `|1` that splits a bar moved to the bar's start; both endings get the notes in between."""
     out: list[Event] = []
-    start = 0  # the place in `out` behind the last line
+    start = 0  # the index in `out` after the last line
     filled = 0
     shared: list[Event] = []
     for event, length in sounding(events):

@@ -1,9 +1,9 @@
-"""Judges the bars of a tune: which are wrong, and why. Knows nothing of ABC's spelling.
+"""Finds the bars of a tune that are too short or too long. Independent of ABC's notation.
 
-The rule is the musician's. A tune is walked in the order in which it is played, repeats and endings taken. A single bar
-line ends a bar, which must then be full. Any other bar line (double, repeat, ending) may stand inside a bar, which goes
-on behind it: a repeat may thus split a bar, and each of its ways on must complete it. Only the first bar may be short
-(the pick-up), and the last, if it completes the pick-up of the tune or of a later part.
+A tune is checked in the order in which it is played, with repeats and endings. A single bar line ends a bar, and the
+bar must then be full. Any other bar line (double, repeat, ending) may be inside a bar, which continues after it. So a
+repeat may split a bar, and every continuation must complete the bar. Only the first bar may be short (the pick-up), and
+the last bar, if it completes the pick-up of the tune or of a later part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gruve.tune.score import Bar, BarKind, Event, Meter, MeterChange, Note, Tune
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What stands between two bar lines: its length, and the kinds of the lines (None at the tune's edges)."""
+    """The music between two bar lines: its length, and the kinds of the lines (None at the tune's start and end)."""
 
     ticks: int
     before: BarKind | None
@@ -29,7 +29,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class WrongBar:
-    """A bar of another length than the meter's: its segments, counted from 0, their sum, and what it should be."""
+    """A bar whose length is not the meter's: its segments, counted from 0, their total length, and the right length."""
 
     segments: tuple[int, ...]
     ticks: int
@@ -42,7 +42,7 @@ class WrongBar:
 
 
 def sounding(events: Iterable[Event]) -> Iterator[tuple[Event, int]]:
-    """Each event with the ticks it takes: tuplets squeezed, bar lines and tuplet marks none."""
+    """Each event with its duration in ticks, tuplets taken into account; bar lines and tuplet marks take 0 ticks."""
     left, into, count = 0, 1, 1
     for event in events:
         if isinstance(event, Note):
@@ -55,7 +55,7 @@ def sounding(events: Iterable[Event]) -> Iterator[tuple[Event, int]]:
 
 
 def segments(events: Iterable[Event]) -> list[Segment]:
-    """The stretches of music between bar lines; two lines with nothing between them make an empty one."""
+    """The segments of music between bar lines; two adjacent bar lines enclose an empty segment."""
     found: list[Segment] = []
     ticks = 0
     before: BarKind | None = None
@@ -77,7 +77,7 @@ def segments(events: Iterable[Event]) -> list[Segment]:
 
 
 def play_order(parts: list[Segment]) -> list[int]:
-    """The segments that are not empty, as they are played: each repeat twice, first and second endings in turn."""
+    """The segments that are not empty, in playing order: repeats twice, with the first and then the second ending."""
     order: list[int] = []
     start = first_ending = 0
     for at, part in enumerate(parts):
@@ -96,7 +96,7 @@ def play_order(parts: list[Segment]) -> list[int]:
 
 
 def wrong_bars(tune: Tune) -> list[WrongBar]:
-    """The bars that are not as long as the meter says, each once, in the order in which they are first played.
+    """The bars whose length is not the meter's, each once, in the order in which they are first played.
 
     In free meter none is wrong.
     """
@@ -114,7 +114,7 @@ def wrong_bars(tune: Tune) -> list[WrongBar]:
         group.append(at)
         wanted = (parts[group[0]].meter or tune.meter).ticks
         filled += part.ticks
-        # A bar that goes on behind its line, unless it is a pick-up in front of a repeat whose first bar is whole.
+        # The bar continues after this line, unless it is a pick-up before a repeat whose first bar is full.
         goes_on = not last and part.after != "|" and not (first and parts[order[place + 1]].ticks == wanted)
         if filled < wanted and goes_on:
             continue

@@ -1,4 +1,4 @@
-"""Reads anybody's ABC as the beginning of a tune: tokens on C, and the way back to the key it stands in."""
+"""Reads any ABC text as the beginning of a tune: its tokens transposed to C, and how to transpose back."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FINAL: Final = re.compile(r"\|\]\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A beginning that a model can read, and what the finished tune takes over from it.
+    """A beginning that a model can read, and what the finished tune keeps from it.
 
-    `key` is the one it stands in, or None where it names none. `back` moves a tune on C to where the beginning stands,
-    in steps of the staff and semitones; None where it has no note, so that the octave is free.
+    `key` is the beginning's key, or None if it names none. `back` is the interval from C back to that key, in staff
+    steps and semitones. It is None if the beginning has no note; the octave is then free.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Beginning:
     findings: tuple[Finding, ...] = ()
 
     def finish(self, tune: Tune) -> Tune:
-        """The finished tune, generated on C, in the beginning's key and octave, with its title, rhythm and tempo."""
+        """Transpose a tune generated on C to the beginning's key and octave, and add its title, rhythm and tempo."""
         tune = replace(tune, title=self.title, rhythm=self.rhythm, tempo=self.tempo)
         if self.key is None:
             return tune
@@ -46,11 +46,11 @@ class Beginning:
 
 
 def read_beginning(text: str) -> Beginning:
-    """Read a tune or a part of one, in any key; its headers may stand in any order, and be only some of them.
+    """Read a tune or a part of one, in any key, with any headers in any order.
 
-    A model's own text passes as it is: L:, M: and K: in this order, as far as it goes, on C. A missing `L:` follows
-    from the meter, a missing `M:` from `R:`; music without a meter is taken for 4/4 and without a key for C major.
-    Headers alone leave out what comes behind the first that is missing. Raises TuneError where the meter changes.
+    Text in a model's own form is used unchanged: L:, M: and K: in this order, or the first of them, on C. A missing
+    `L:` is derived from the meter, a missing `M:` from `R:`. Music without a meter is read as 4/4, without a key as C
+    major. A text of headers alone is cut before the first missing header. Raises TuneError if the meter changes.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if _is_model_text(text):
@@ -76,7 +76,7 @@ def read_beginning(text: str) -> Beginning:
 
 
 def _is_model_text(text: str) -> bool:
-    """Whether a text is what a model of tunes has tokens for: its headers, or more, on C."""
+    """Whether a text already has the form of a model's own text: headers first, on C."""
     try:
         tokens = split(text)
     except UnknownCharacter:
@@ -99,7 +99,7 @@ def _key(text: str) -> Key | None:
 
 
 def _headers(tune: Tune, has_meter: bool, key: Key | None, given: dict[str, str]) -> str:
-    """The header tokens that are known, up to the first that is not."""
+    """The header tokens up to the first header that is missing."""
     unit = given.get("L", "")
     if unit not in ("1/8", "1/16"):
         unit = ("1/16" if tune.meter.ticks * 4 < WHOLE * 3 else "1/8") if has_meter else ""

@@ -1,6 +1,6 @@
-"""Whole corpora: a folder of ABC books read into tunes to learn from, and every drop with its reason.
+"""Reads a corpus: a folder of ABC books becomes a list of tunes to train on and a list of dropped tunes with reasons.
 
-Knows nothing of training. What one reader refuses another may repair: nothing is left out in silence.
+Independent of training. No tune is dropped without a recorded reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DropKind = Literal["not read", "wrong bars", "too long", "copy", "rare token"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a tune stands: its book (a path within the folder), its `X:` and its first title."""
+    """The place of a tune: its book (a path within the folder), its `X:` and its first title."""
 
     book: str
     number: str
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A tune to learn from: who transcribed it (`Z:`), its tokens, and the part of the split it falls in."""
+    """A tune to train on: its transcriber (`Z:`), its tokens, and its part of the split."""
 
     source: Source
     transcriber: str
@@ -51,7 +51,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A tune that is not kept, and why: `kind` for counting, `reason` in full."""
+    """A dropped tune: `kind` groups drops for counting, `reason` is the full reason."""
 
     source: Source
     kind: DropKind
@@ -60,7 +60,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a folder of books gives; every `X:` line is in exactly one of the two."""
+    """The kept and the dropped tunes of a folder; every `X:` line is in exactly one of the two lists."""
 
     kept: tuple[Kept, ...]
     drops: tuple[Drop, ...]
@@ -73,8 +73,8 @@ class Corpus:
 def read_books(folder: Path) -> Corpus:
     """Read every `.abc` file under a folder, as UTF-8 or else Latin-1.
 
-    Kept tunes stand on the root C, all their bars are right, and no two are the same. Raises CorpusError where there is
-    no tune, or where a file is binary or too large.
+    Kept tunes are transposed to the root C, all their bars are right, and no two are the same. Raises CorpusError if
+    there is no tune, or if a file is binary or too large.
     """
     drops: list[Drop] = []
     found: list[_Found] = []
@@ -135,7 +135,7 @@ def _tunes(book: str, text: str) -> Iterator[tuple[Source, str]]:
 
 
 def _unwrapped(lines: list[str]) -> list[str]:
-    """The lines, with music joined that a mail program cut at 72 columns, in the middle of bars and notes."""
+    """The lines, with music rejoined that a mail program wrapped at 72 columns, even inside bars and notes."""
     music = [n for n, line in enumerate(lines) if not re.match(r"[A-Za-z]:[^|:]|%", line)]
     cut = {n for n in music[:-1] if len(lines[n]) in (71, 72)}
     if len(music) < 3 or len(cut) < 0.7 * (len(music) - 1):
@@ -169,7 +169,7 @@ def _without_copies(found: list[_Found], drops: list[Drop]) -> list[_Found]:
 
 
 def _without_rare(found: list[_Found], drops: list[Drop]) -> list[_Found]:
-    """The tunes without a rare token; dropping one may make another token rare, so this goes on until none is."""
+    """The tunes without a rare token. Dropping a tune may make another token rare, so this repeats until none is."""
     while True:
         counts = Counter(token for one in found for token in one.tokens)
         rare = {token for token, count in counts.items() if count < MIN_TOKEN_COUNT}

@@ -1,4 +1,4 @@
-"""Checks a book of tunes: what is wrong with each, where, and the tune written right. Knows nothing of files."""
+"""Checks a book of tunes: the errors of each tune with line and column, and a corrected tune. Does no file access."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gruve.tune.write import write_tune
 
 @dataclass(frozen=True, slots=True)
 class CheckedTune:
-    """A tune of a book: its `X:`, its first line in the book, what was found, and it written right.
+    """A checked tune: its `X:`, its first line in the book, the findings, and the corrected tune.
 
-    `fixed` is None where the tune cannot be read. Bars that are wrong and cannot be repaired for certain stay so.
+    `fixed` is None if the tune cannot be read. A wrong bar that has no single certain repair is left as it is.
     """
 
     number: str
@@ -28,12 +28,12 @@ class CheckedTune:
 
     @property
     def is_right(self) -> bool:
-        """Whether nothing is wrong; what is left out by rule is not."""
+        """Whether there is no error and no warning; notes about what the reader leaves out do not count."""
         return all(finding.level == "note" for finding in self.findings)
 
 
 def check_book(text: str) -> Iterator[CheckedTune]:
-    """Check each tune of a book; lines and columns are the book's. A text without `X:` is one tune."""
+    """Check each tune of a book; lines and columns count in the book. A text without `X:` is one tune."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     for line, tune in _tunes(text):
         yield _checked(line, tune)
@@ -72,7 +72,7 @@ def _checked(line: int, text: str) -> CheckedTune:
 
 
 def _fixed(read: AnyTune, number: str, found: Findings) -> str:
-    """The tune as ABC with its bars repaired; says of each wrong bar whether it could be."""
+    """The tune as ABC with its bars repaired; adds a finding for each wrong bar that says whether it was repaired."""
     tune: Tune = read.tune
     before = wrong_bars(tune)
     tune = repaired(tune)

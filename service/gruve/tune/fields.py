@@ -1,4 +1,4 @@
-"""The fields of a tune (`M:6/8`, `K:G` and their like), in its header and inside the music. Knows nothing of notes."""
+"""Reads the fields of a tune (such as `M:6/8` and `K:G`), in its header and inside the music. Does not read notes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEFT_OUT_FIELDS: Final = {"w": "lines of lyrics", "W": "lines of lyrics", "m": 
 
 
 class Fields:
-    """What fields have set. Without findings it is strict: what it does not know raises TuneError."""
+    """The values that fields have set. Without `findings` it is strict: an unknown value raises TuneError."""
 
     def __init__(self, findings: Findings | None) -> None:
         self.findings = findings  # None: strict
@@ -46,7 +46,7 @@ class Fields:
         return TuneError(why, self.line, self.column + 1)
 
     def fault(self, why: str, taken_for: str) -> None:
-        """Refuse what is wrong, or say what it is taken for."""
+        """Raise TuneError if strict, else record a finding that says how the text is read."""
         if self.findings is None:
             raise self.fail(why)
         self.findings.warn(self.line, self.column + 1, f"{why}; {taken_for}")
@@ -141,7 +141,7 @@ class Fields:
         self.unit = self.unit or (Fraction(1, 16) if short else Fraction(1, 8))
 
     def take_voice(self, value: str) -> None:
-        """Read the voice that the music names first, and skip the others."""
+        """Select the first voice that the music names, and skip the others."""
         name = value.split()[0] if value.split() else ""
         if shift := parse_shift(value):
             self.voice_shifts[name] = shift

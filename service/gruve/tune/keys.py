@@ -1,4 +1,4 @@
-"""Keys: their names, their signatures, and the intervals between them. Knows nothing of tunes."""
+"""Keys: their names, their signatures, and the intervals between them. Independent of tunes."""
 
 from __future__ import annotations
 
@@ -48,11 +48,10 @@ def signature(key: Key) -> tuple[int, ...]:
 
 
 def parse_key(text: str) -> tuple[Key, tuple[int, ...]] | None:
-    """The key that a `K:` field names and the signature in force under it, or None where it names none.
+    """The key that a `K:` field names, with its signature; None if it names no key.
 
-    Modes are read by their first three letters, whatever their case. Explicit accidentals change the signature, not the
-    key; behind `exp` they are the whole signature. The highland pipes' `HP` and `Hp` are A mixolydian, which is what
-    the chanter plays.
+    Modes are read by their first three letters, in any case. Explicit accidentals change the signature but not the key;
+    after `exp` they are the whole signature. `HP` and `Hp` (highland pipes) are A mixolydian, the scale of the chanter.
     """
     if _PIPES.match(text):
         key = Key(5, 0, "mix")
@@ -75,16 +74,16 @@ def parse_key(text: str) -> tuple[Key, tuple[int, ...]] | None:
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
-    """A key that a person asks for; `mode` is None where only the root is named, and `key` is then its major."""
+    """A key that a user asks for; `mode` is None if only the root is given, and `key` is then its major key."""
 
     key: Key
     mode: Mode | None
 
 
 def parse_key_request(text: str) -> KeyRequest | None:
-    """The key that `G`, `Bb`, `Am`, `A minor` or `Ddor` asks for, or None; the whole text must be a key.
+    """The key that a text such as `G`, `Bb`, `Am`, `A minor` or `Ddor` names; None unless the whole text is a key.
 
-    A key of more than seven sharps or flats is one too: see `within_seven_signs`.
+    Keys of more than seven sharps or flats are accepted: see `within_seven_signs`.
     """
     found = re.fullmatch(r"([A-G])([#b]?)\s*(m|[A-Za-z]{3,10})?", text.strip())
     if not found:
@@ -97,12 +96,12 @@ def parse_key_request(text: str) -> KeyRequest | None:
 
 
 def within_seven_signs(key: Key) -> Key:
-    """The key, or the one that sounds the same where it would need more than seven sharps or flats."""
+    """The key, or its enharmonic equivalent if it would need more than seven sharps or flats."""
     return key if abs(fifths(key)) <= _MOST_SHARPS else key_above(key, 0)
 
 
 def key_name(key: Key, *, short: bool = False) -> str:
-    """The key as ABC writes it: `Cmaj`, `F#min`; in short as musicians write it: `C`, `F#m`."""
+    """The key as ABC writes it (`Cmaj`, `F#min`), or with `short` as musicians write it (`C`, `F#m`)."""
     root = LETTERS[key.letter] + {0: "", 1: "#", -1: "b"}[key.alter]
     return root + (_SHORT_NAMES.get(key.mode, key.mode) if short else key.mode)
 
@@ -113,9 +112,9 @@ def key_words(key: Key) -> str:
 
 
 def moved(pitch: Pitch, steps: int, semitones: int) -> Pitch:
-    """The pitch an interval away: so many steps of the staff, so many semitones.
+    """The pitch moved by an interval: a number of staff steps and a number of semitones.
 
-    What would need more than a double sharp or flat is spelled on the next letter instead.
+    A pitch that would need more than a double sharp or flat is spelled on the next letter instead.
     """
     target = pitch.midi + semitones
     staff = pitch.staff + steps
@@ -127,21 +126,21 @@ def moved(pitch: Pitch, steps: int, semitones: int) -> Pitch:
 
 
 def nearest(midi: int) -> Pitch:
-    """A MIDI number spelled with a natural or one sharp."""
+    """The pitch of a MIDI number, spelled with a natural or one sharp."""
     octave, semitone = divmod(midi - 60, 12)
     letter = max(n for n, natural in enumerate(SEMITONES) if natural <= semitone)
     return Pitch(7 * octave + letter, semitone - SEMITONES[letter])
 
 
 def interval(start: Key, end: Key) -> tuple[int, int]:
-    """Steps and semitones from one root up to another, less than an octave."""
+    """The staff steps and semitones from one root up to another, less than an octave."""
     steps = (end.letter - start.letter) % 7
     semitones = SEMITONES[end.letter] + end.alter - SEMITONES[start.letter] - start.alter
     return steps, semitones + (12 if end.letter < start.letter else 0)
 
 
 def key_above(key: Key, semitones: int) -> Key:
-    """The key of the same mode whose root is so many semitones higher, spelled with the fewest sharps or flats."""
+    """The key of the same mode on the root that is `semitones` higher, spelled with the fewest sharps or flats."""
     root = (SEMITONES[key.letter] + key.alter + semitones) % 12
     spellings = [
         Key(letter, alter, key.mode)

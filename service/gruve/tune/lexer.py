@@ -1,6 +1,6 @@
-"""The lexer of ABC: its tokens as patterns, and the values of meters, lengths and accidentals. Keeps no state.
+"""The lexer of ABC: patterns for its tokens, and the values of meters, lengths and accidentals. Stateless.
 
-Every pattern takes time in proportion to the line it reads: what may repeat is bounded or ends at one character.
+Every pattern takes time linear in the line: each repetition is bounded or ends at a single character.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BROKEN: Final = {1: (3, 1, 2), 2: (7, 1, 4), 3: (15, 1, 8)}
 
 
 def parse_meter(text: str) -> Meter | None:
-    """The meter an `M:` field names; None for free meter or one that cannot be read."""
+    """The meter that an `M:` field names; None for free meter and for a text that is not a meter."""
     text = text.strip()
     if text.startswith("C"):
         return Meter(2, 2) if text.startswith("C|") else Meter(4, 4)
@@ -61,7 +61,7 @@ def parse_meter(text: str) -> Meter | None:
 
 
 def parse_length(text: str) -> Fraction | None:
-    """A note's length in units: `3`, `/2`, `/`, `//`, `3/2`, or nothing for one; None if it is zero or no length."""
+    """A note's length in units (`3`, `/2`, `/`, `//`, `3/2`; empty means 1); None if it is zero or not a length."""
     found = re.fullmatch(r"(\d{0,4})(?:(/{1,6})(\d{0,4}))?", text)
     if not found:
         return None
@@ -71,7 +71,7 @@ def parse_length(text: str) -> Fraction | None:
 
 
 def parse_alteration(accidental: str, microtone: str | None) -> int:
-    """The semitones of an accidental; a part of a semitone goes to the nearest one, a half to the sign's side."""
+    """The semitones of an accidental; a microtone is rounded to the nearest semitone, a half away from the natural."""
     alter = ALTER[accidental]
     if not microtone:
         return alter
@@ -81,17 +81,17 @@ def parse_alteration(accidental: str, microtone: str | None) -> int:
 
 
 def length_at(line: str, at: int) -> str:
-    """The text of the length that stands at a place of a line; may be empty."""
+    """The text of the length at a position of a line; may be empty."""
     found = _LENGTH_ALONE.match(line, at)
     return found[0] if found else ""
 
 
 def exact_ticks(length: Fraction) -> int | None:
-    """The ticks of a length that already counts ticks, or None if it is no multiple of the shortest written length."""
+    """A length in ticks as an integer, or None if it is not a multiple of the shortest length that can be written."""
     ticks = length / SHORTEST
     return int(length) if ticks.denominator == 1 else None
 
 
 def parse_staff(letter: str, octave: str) -> int:
-    """The place on the staff of a letter with its octave marks."""
+    """The staff position of a letter with its octave marks."""
     return LETTERS.index(letter.upper()) + 7 * (letter.islower() + octave.count("'") - octave.count(","))

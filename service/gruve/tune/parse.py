@@ -1,4 +1,4 @@
-"""Parses one ABC tune into its normal form, which everything else works on."""
+"""Parses one ABC tune into its normal form, which all other modules use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ COMMON_MODE: Final[dict[Mode, Mode]] = {"lyd": "maj", "phr": "min", "loc": "min"
 
 
 def parse_tune(text: str) -> Tune:
-    """One ABC tune in normal form, in its own key; raises TuneError where there is none.
+    """One ABC tune in normal form, in its own key; raises TuneError if the text is not a tune.
 
-    Strict: for corpora, and for what a model writes.
+    Strict: meant for corpora and for the text of a model.
     """
     raw = read_tune(text)
     return _tune(raw, fold_repeats(raw.events))
@@ -26,17 +26,17 @@ def parse_tune(text: str) -> Tune:
 
 @dataclass(frozen=True, slots=True)
 class AnyTune:
-    """A tune that was read tolerantly, and its other header fields as names and values."""
+    """A tune that was read tolerantly, and its remaining header fields as names and values."""
 
     tune: Tune
     fields: tuple[tuple[str, str], ...]
 
 
 def parse_any_tune(text: str, findings: Findings, *, open_end: bool = False) -> AnyTune:
-    """Anybody's ABC tune in normal form; `findings` gets what was read otherwise than it stands, and what was left out.
+    """Any ABC tune in normal form, read tolerantly; `findings` receives every correction and everything left out.
 
-    With `open_end` the text is a beginning: it may end anywhere, and need have no note. Raises TuneError where there is
-    no tune.
+    With `open_end` the text is a beginning: it may end anywhere and may have no note. Raises TuneError if the text is
+    not a tune.
     """
     raw = read_any_tune(text, findings)
     events: list[RawEvent] = written_out(raw.events, raw.order, findings, open_end=open_end)

@@ -1,4 +1,4 @@
-"""Completes the bars that parts of a tune begin and end with, by rests alone. Knows bars, and no other repair."""
+"""Completes the first and last bars of a tune's parts by adding or shortening rests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Edge = tuple[Literal["start", "end"], int]
 
 
 def completed(events: tuple[Event, ...], bar: int) -> tuple[Event, ...]:
-    """The events with rests added or shortened at the edges of parts, so that each end fits every start it goes to.
+    """The events with rests added or shortened at the edges of parts, so that each end fits every start after it.
 
-    An end followed by a start must leave no gap: rest(end) + rest(start) = what the two lack of a bar. Edges that
-    follow one another form chains with one unknown each; the solution with the fewest rests is taken. A rest that
-    stands there already may be shortened; a note never. The last bar gets what it lacks of completing a pick-up.
-    Events that cannot be completed so come back as they are.
+    An end and the start that follows it must fill a bar: rest(end) + rest(start) = the length that the two lack. Edges
+    that follow one another form chains, each with one unknown; the solution with the fewest rests is taken. An existing
+    rest may be shortened, a note never. The last bar is filled so that it completes the pick-up. Events that cannot be
+    completed in this way are returned unchanged.
     """
     parts = segments(events)
     order = play_order(parts)
@@ -48,7 +48,7 @@ def completed(events: tuple[Event, ...], bar: int) -> tuple[Event, ...]:
 
 
 def _rests_at_edges(events: tuple[Event, ...]) -> dict[Edge, int]:
-    """The ticks of the rests that segments begin and end with."""
+    """The ticks of the rests at the start and end of each segment."""
     edges: dict[Edge, int] = {}
     for number, inside in enumerate(_insides(events)):
         # In a tuplet, or alone, a rest is left as it is.
@@ -62,7 +62,7 @@ def _rests_at_edges(events: tuple[Event, ...]) -> dict[Edge, int]:
 
 
 def _insides(events: tuple[Event, ...]) -> list[list[Event]]:
-    """What stands in each segment, numbered as `segments` does."""
+    """The events of each segment, numbered as `segments` does."""
     insides: list[list[Event]] = [[]]
     for place, event in enumerate(events):
         if not isinstance(event, Bar):
@@ -74,14 +74,14 @@ def _insides(events: tuple[Event, ...]) -> list[list[Event]]:
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A rest on a chain: `sign` times the unknown, plus `constant`."""
+    """The length of a rest in a chain: `sign` times the unknown, plus `constant`."""
 
     sign: int
     constant: int
 
 
 def _solved(gaps: Mapping[tuple[int, int], int], edges: Mapping[Edge, int]) -> dict[Edge, int] | None:
-    """The rests (negative: shortened by) that close every gap, or None where there are none."""
+    """The change of each rest in ticks (negative: shortened) that fills every bar, or None if there is no solution."""
     near: dict[Edge, list[tuple[Edge, int]]] = defaultdict(list)
     for (end, start), gap in gaps.items():
         near["end", end].append((("start", start), gap))
@@ -99,7 +99,7 @@ def _solved(gaps: Mapping[tuple[int, int], int], edges: Mapping[Edge, int]) -> d
 
 
 def _chain(root: Edge, near: Mapping[Edge, list[tuple[Edge, int]]]) -> dict[Edge, _Term] | None:
-    """Every edge that the root's rest decides, or None where they contradict each other."""
+    """Every edge that depends on the root's rest, or None if they contradict each other."""
     chain = {root: _Term(1, 0)}
     todo = [root]
     while todo:
@@ -115,7 +115,7 @@ def _chain(root: Edge, near: Mapping[Edge, list[tuple[Edge, int]]]) -> dict[Edge
 
 
 def _fewest(chain: Mapping[Edge, _Term], edges: Mapping[Edge, int]) -> dict[Edge, int] | None:
-    """The solution of a chain with the fewest and shortest rests, or None if each would shorten a note."""
+    """The solution of a chain with the fewest and shortest rests, or None if every solution would shorten a note."""
     best: tuple[tuple[int, int], dict[Edge, int]] | None = None
     zeros = Counter(-term.sign * term.constant for term in chain.values())
     for unknown, _ in zeros.most_common(_MAX_TRIALS):
@@ -128,7 +128,7 @@ def _fewest(chain: Mapping[Edge, _Term], edges: Mapping[Edge, int]) -> dict[Edge
 
 
 def _with_rests(events: tuple[Event, ...], bar: int, rests: Mapping[Edge, int]) -> tuple[Event, ...]:
-    """The events with the rests at the edges of segments made longer or shorter."""
+    """The events with the rests at the edges of segments lengthened or shortened."""
     parts = segments(events)
     out: list[Event] = []
     insides = iter(enumerate(_insides(events)))

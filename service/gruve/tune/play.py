@@ -1,7 +1,7 @@
-"""Plays a tune: its notes in the order and at the times they sound, and a Standard MIDI File of them.
+"""Plays a tune: its notes with the times at which they sound, and a Standard MIDI File of them.
 
-The order is the one that bars are judged by, so a repeat or an ending sounds as it is counted. verovio would play MIDI
-too, but passes over endings.
+The playing order is the one that `bars` uses, so repeats and endings sound as they are counted. verovio can write MIDI,
+too, but ignores endings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VELOCITY: Final = 90
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """A note that sounds: from `start` to `end` in the ticks of the score, tied notes as one."""
+    """A sounding note from `start` to `end`, in score ticks; tied notes are one sound."""
 
     start: int
     end: int
@@ -31,7 +31,7 @@ class Sound:
 
 
 def played(tune: Tune) -> list[Sound]:
-    """The notes as they sound, repeats and endings taken."""
+    """The notes as they sound, with repeats and endings."""
     sounds: list[Sound] = []
     time = 0
     tied = False
@@ -50,7 +50,7 @@ def _in_play_order(tune: Tune) -> Iterator[tuple[Event, int]]:
 
 
 def _stretches_in_play_order(tune: Tune) -> Iterator[tuple[Meter, list[tuple[Event, int]]]]:
-    """What stands between bar lines, as it is played, each with its meter."""
+    """The music between bar lines in playing order, each piece with its meter."""
     parts = segments(tune.events)
     stretches: list[list[tuple[Event, int]]] = [[]]
     for place, (event, ticks) in enumerate(sounding(tune.events)):
@@ -75,29 +75,29 @@ def midi_file(tune: Tune) -> bytes:
 
 
 def _tempo(tune: Tune) -> bytes:
-    """Meta event 51: microseconds of a quarter note, in three bytes."""
+    """Meta event 51: microseconds per quarter note, in three bytes."""
     microseconds = min(int(60_000_000 / suited_tempo(tune).quarters_per_minute), 0xFFFFFF)
     return b"\0\xff\x51\x03" + microseconds.to_bytes(3, "big")
 
 
 def _time_signature(meter: Meter) -> bytes:
-    """Meta event 58: beats, the power of two of their unit, MIDI clocks of a click, 32nds of a quarter note."""
+    """Meta event 58: beats, log2 of the beat unit, MIDI clocks per click, 32nd notes per quarter note."""
     clocks = 96 // meter.unit * (3 if meter.compound else 1)
     return b"\xff\x58\x04" + bytes([meter.beats, meter.unit.bit_length() - 1, clocks, 8])
 
 
 def _key_signature(key: Key) -> bytes:
-    """Meta event 59: sharps, negative for flats, and 1 for minor.
+    """Meta event 59: the number of sharps (negative for flats), and 1 for minor.
 
-    MIDI knows major and minor alone, so another mode is written as the major of its signature; and up to seven signs,
-    so a signature with more is written as its enharmonic equivalent.
+    MIDI has major and minor only, so another mode is written as the major key of its signature. MIDI allows up to seven
+    signs, so a signature with more is written as its enharmonic equivalent.
     """
     sharps = (fifths(key) + 7) % 12 - 7 if abs(fifths(key)) > 7 else fifths(key)
     return b"\0\xff\x59\x02" + sharps.to_bytes(1, "big", signed=True) + bytes([key.mode == "min"])
 
 
 def _meter_changes(tune: Tune) -> Iterator[tuple[int, int, bytes]]:
-    """Every change of meter as it is played, between the notes that end and those that start then."""
+    """Every change of meter in playing order, sorted after notes that end and before notes that start at that time."""
     time, now = 0, tune.meter
     for meter, stretch in _stretches_in_play_order(tune):
         if meter != now:
@@ -107,7 +107,7 @@ def _meter_changes(tune: Tune) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _switches(tune: Tune) -> Iterator[tuple[int, int, bytes]]:
-    """Every note's start and end: MIDI time, 0 for an end and 2 for a start (ends first), MIDI message."""
+    """Every note's start and end as (MIDI time, 0 for an end or 2 for a start, MIDI message); ends sort first."""
     for sound in played(tune):
         if 0 <= sound.midi <= 127:
             yield _midi_time(sound.start), 2, bytes([0x90, sound.midi, _VELOCITY])
@@ -119,7 +119,7 @@ def _midi_time(ticks: int) -> int:
 
 
 def _variable(number: int) -> bytes:
-    """A number in MIDI's groups of seven bits."""
+    """A MIDI variable-length quantity: a number in groups of seven bits."""
     groups = [number & 0x7F]
     while number := number >> 7:
         groups.append(number & 0x7F | 0x80)

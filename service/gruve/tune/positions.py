@@ -1,6 +1,6 @@
-"""Where in its bar each token leaves the music: what a model may be asked to learn beside the next token.
+"""The position in the bar after each token, as a class: an auxiliary training target beside the next token.
 
-Works on tokens as they come, whatever their order: a text that is only begun, or a model's worst.
+Accepts tokens in any order, so also unfinished or malformed text.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _STEP: Final = WHOLE // POSITIONS_PER_WHOLE
 
 
 def bar_positions(tokens: Sequence[str]) -> list[int]:
-    """For each token, how much of its bar would be filled if the music ended right behind it.
+    """For each token, how much of its bar is filled after it.
 
-    0 to 119 count 96ths of a whole note; 120 is a header, 121 a bar of more than 119, 122 a place between two of them.
-    A note counts one unit, or what a pair's sign or tuplet before it makes of one, until a length or sign behind it
-    says otherwise: so the class behind a pitch is the one that holds if nothing follows to change it. A single bar line
-    empties the bar. Any other line empties it if it is full, and else leaves it, because it may stand inside a bar; a
-    second ending begins with what the first began with.
+    Classes 0 to 119 count 96ths of a whole note; 120 is a header, 121 more than 119/96, 122 a position between two
+    96ths. A note counts as one unit, changed by a dotted pair's sign or a tuplet before it, until a length or sign
+    after it changes that: the class after a pitch is right if no length follows. A single bar line sets the position to
+    0. Any other bar line sets it to 0 only if the bar is full, because such a line may be inside a bar. A second ending
+    begins at the position where the first one began.
     """
     walk = _Walk()
     return [walk.take(token) for token in tokens]

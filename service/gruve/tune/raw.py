@@ -1,4 +1,4 @@
-"""What the reader finds, before repeats are brought to their normal form: the values between `read` and `parse`."""
+"""The reader's output, before repeats are brought to their normal form: the values between `read` and `parse`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_FINDINGS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class RawBar:
-    """A bar line as it stands: what it closes, what it opens, whether it is a single line, and its ending's numbers."""
+    """A bar line as written: what it closes, what it opens, whether it is a single line, and its ending's numbers."""
 
     closes: bool = False
     opens: bool = False
@@ -25,7 +25,7 @@ class RawBar:
 
 @dataclass(frozen=True, slots=True)
 class RawPart:
-    """The start of a part that `P:` in the body names."""
+    """The start of a part that a `P:` in the music names."""
 
     name: str
     line: int = 0
@@ -36,10 +36,10 @@ RawEvent = Note | Tuplet | MeterChange | RawBar | RawPart
 
 @dataclass(frozen=True, slots=True)
 class RawTune:
-    """What the reader found: headers, and events with bar lines as written.
+    """A tune as read: headers, and events with bar lines as written.
 
-    `fields` are the headers that say something about the tune and change nothing in it, such as `C:`, in their order.
-    `order` is the `P:` of the header, in which the parts are played.
+    `fields` are the headers that do not change the music, such as `C:`, in their order. `order` is the header's `P:`,
+    the order in which the parts are played.
     """
 
     title: str
@@ -59,9 +59,9 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about a text. An error ends its reading; a warning tells a fault, a note what was left out.
+    """A message about a text. An error ends reading, a warning reports a fault, a note reports what was left out.
 
-    `line` and `column` count from 1; 0 means the tune as a whole.
+    `line` and `column` count from 1; 0 means the whole tune.
     """
 
     level: Level
@@ -75,7 +75,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Findings:
-    """Collects findings: of warnings the first hundred, of what is left out one note for each kind."""
+    """Collects findings: the first hundred warnings, and one note for each kind of thing that is left out."""
 
     warnings: list[Finding] = field(default_factory=list)
     unlisted: int = 0
@@ -89,7 +89,7 @@ class Findings:
             self.unlisted += 1
 
     def leave_out(self, kind: str, line: int, column: int) -> None:
-        """Counts one more of a kind that is left out; `kind` is a plural noun."""
+        """Counts one more thing of `kind`, a plural noun, as left out."""
         count, first_line, first_column = self.left_out.get(kind, (0, line, column))
         self.left_out[kind] = (count + 1, first_line, first_column)
 

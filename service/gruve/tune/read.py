@@ -1,13 +1,13 @@
-"""Reads ABC (abcnotation.com's standard 2.1) into events. Knows nothing of what is right or wrong music.
+"""Reads ABC (abcnotation.com's standard 2.1) into events. Does not judge the bars.
 
-What a single line of melody does not need is left out by rule: grace notes, decorations, chord symbols and annotations,
-slurs, lyrics, layout. A chord is read as its top note, which is where these books put the melody; of several voices and
-of overlays (`&`) the first is read.
+Everything that is not part of a single melody line is left out: grace notes, decorations, chord symbols and
+annotations, slurs, lyrics, layout. A chord is read as its top note, which has the melody in most books. Of several
+voices and of overlays (`&`), the first is read.
 
-There are two ways to read. The strict one is for corpora and for what a model writes: it raises TuneError, with line
-and column, for whatever it does not know, for a meter that changes or is free, and plays nothing twice for `P:`. The
-tolerant one is for anybody's ABC: it reads on, and records in findings what it took a fault for and what it left out.
-Hostile input costs time in proportion to its length in both.
+There are two modes. The strict mode is for corpora and for the text of a model. It raises TuneError, with line and
+column, for anything unknown and for a meter that changes or is free, and it ignores the playing order of `P:`. The
+tolerant mode is for any ABC. It continues after a fault and records in findings how it read the fault and what it left
+out. In both modes the time is linear in the length of the input, also for hostile input.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SKIPPED: Final = {
 
 
 def read_tune(text: str) -> RawTune:
-    """Read one tune strictly: headers up to and with `K:`, then music. Raises TuneError at the first fault."""
+    """Read one tune strictly: headers up to and including `K:`, then music. Raises TuneError at the first fault."""
     return _read(text, None)
 
 
@@ -56,12 +56,12 @@ def _read(text: str, findings: Findings | None) -> RawTune:
 
 
 class _Reader(Fields):
-    """What is in force at the place that is read."""
+    """The state of the reader at its position in the text."""
 
     def __init__(self, findings: Findings | None) -> None:
         super().__init__(findings)
         self.overlay = self.overlay_group = False
-        self.last: Note | None = None  # the last note, and where it stands
+        self.last: Note | None = None  # the last note, and its position
         self.last_place = -1
         self.broken: Fraction | None = None  # what the next note's length is multiplied by
         self.tuplets = Tuplets(self.events)
@@ -121,7 +121,7 @@ class _Reader(Fields):
                 self.take_token(found)
 
     def pass_overlay(self, found: re.Match[str] | None, at: int) -> int:
-        """Pass over the second voice of an overlay, which ends with the bar, or with its `&)`."""
+        """Skip the second voice of an overlay, which ends with the bar or with its `&)`."""
         if found is None:
             return at + 1
         if (found["bar"] and not self.overlay_group) or found["overlay"] == "&)":
@@ -176,7 +176,7 @@ class _Reader(Fields):
             self.add_note(None, self.meter_now.ticks)
 
     def take_chord(self, line: str, start: int, close: str) -> int:
-        """Read a chord up to its closing sign and the length behind that; return where it ends."""
+        """Read a chord with its closing sign and the length after it; return where it ends."""
         end = line.find(close, start)
         if end < 0:
             self.fault("a chord is not closed", "its sign is passed over")
@@ -256,7 +256,7 @@ class _Reader(Fields):
         self.last = self.events[self.last_place] = note
 
     def drop_false_tie(self, pitch: Pitch | None) -> None:
-        """A tie to another pitch is a slur, and left out."""
+        """Remove a tie to another pitch, which is a slur."""
         if self.last and self.last.tied and pitch != self.last.pitch:
             self.change_last(replace(self.last, tied=False))
 
@@ -309,7 +309,7 @@ class _Reader(Fields):
         self.events.append(RawBar(closes, opens, text == "|" and not ending, ending, self.line, self.column + 1))
 
     def take_dots(self) -> None:
-        """Two dots behind a bar line that a line break tore off belong to it."""
+        """Add two dots to a bar line that a line break separated from them."""
         last = self.events[-1] if self.events else None
         if isinstance(last, RawBar):
             self.events[-1] = replace(last, opens=True, thin=False)

@@ -1,6 +1,6 @@
-"""Error recovery: a tune from any sequence of tokens, a model's worst included. Never raises, and invents no note.
+"""Error recovery: makes a tune from any sequence of tokens, also malformed ones. Never raises and never adds a note.
 
-It serves display and playback. Whether the tokens were right is judged by `detokenize` and `wrong_bars`.
+Meant for display and playback. `detokenize` and `wrong_bars` tell whether the tokens are valid.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _LONGEST: Final = 64  # units; any pairing keeps such a note within what is read
 
 
 def recovered(tokens: Iterable[str]) -> Tune:
-    """The tune that tokens spell, read as far as they make sense; of sound tokens, what `detokenize` gives.
+    """The tune that tokens spell, as far as they are valid; for valid tokens the result of `detokenize`.
 
-    Headers count where they first stand; eighths, 4/4 and C major where they don't. A length, a tie or a pair's sign
-    that belongs to no note is passed over, and so is the mark of a tuplet whose notes don't all follow. Endings that
-    are not paired become plain lines. Of two lengths or signs in a row one counts. Without a note there are no events.
+    The first header of each name counts; a missing one is L:1/8, M:4/4 or K:Cmaj. A length, a tie or a dotted pair's
+    sign that belongs to no note is skipped, and so is the mark of a tuplet that lacks notes. Unpaired endings become
+    plain bar lines. Of two adjacent lengths or signs one counts. Without a note there are no events.
     """
     headers, body = _headers(tokens)
     body = _with_whole_tuplets(_with_true_pairs(_with_own_lengths(body)))
@@ -43,7 +43,7 @@ def recovered(tokens: Iterable[str]) -> Tune:
 
 
 def _headers(tokens: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The first sound header of each name, or its default, and the tokens that are none."""
+    """The first valid header of each name, or its default, and the remaining tokens."""
     found: dict[str, str] = {}
     body: list[str] = []
     for text in tokens:
@@ -63,7 +63,7 @@ def _is_sound(name: str, value: str) -> bool:
 
 
 def _with_own_lengths(tokens: Sequence[str]) -> list[str]:
-    """The tokens without lengths that follow no pitch, ties that follow no note, and what is no token at all."""
+    """The tokens without lengths that follow no pitch, ties that follow no note, and unknown tokens."""
     out: list[str] = []
     before = ""
     for text in tokens:
@@ -84,7 +84,7 @@ def _with_own_lengths(tokens: Sequence[str]) -> list[str]:
 
 
 def _with_true_pairs(tokens: Sequence[str]) -> list[str]:
-    """The tokens without a pair's sign that does not stand between two notes."""
+    """The tokens without a dotted pair's sign that is not between two notes."""
     out: list[str] = []
     for place, text in enumerate(tokens):
         if text in ("<", ">"):
@@ -97,7 +97,7 @@ def _with_true_pairs(tokens: Sequence[str]) -> list[str]:
 
 
 def _with_whole_tuplets(tokens: Sequence[str]) -> list[str]:
-    """The tokens without the mark of a tuplet that lacks notes up to the next line or mark."""
+    """The tokens without the mark of a tuplet that lacks notes before the next bar line or mark."""
     out: list[str] = []
     notes = 0  # that follow before the next line or mark
     for text in reversed(tokens):

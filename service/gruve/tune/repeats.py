@@ -1,6 +1,6 @@
 """Brings bar lines to their canonical form: every repeat opened and closed, endings one and two, one final bar line.
 
-Repairs what is certainly meant, refuses what is not, and touches no note.
+Repairs unambiguous faults, refuses others, and never changes a note.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gruve.tune.score import Bar, Event, Note
 def fold_repeats(raw: Iterable[RawEvent], *, open_end: bool = False) -> tuple[Event, ...]:
     """The events with canonical bar lines.
 
-    Repairs: a `:|` without its `|:` gets it at the last double bar, repeat or start; a `|:` that nothing closes is a
-    double bar, and is played once either way; a `|` or `||` before a second ending is a `:|`, and a `:|` behind one a
-    double bar; the end gets `|]`. Raises TuneError for endings other than one and two, and for an ending without its
-    partner.
+    Repairs: a `:|` without its `|:` gets one at the last double bar, repeat or start. A `|:` that is never closed
+    becomes a double bar, which plays the same. A `|` or `||` before a second ending becomes a `:|`, and a `:|` after
+    one a double bar. The end gets `|]`. Raises TuneError for endings other than one and two, and for an ending without
+    its partner.
 
-    With `open_end` the music may go on: there need be no note, what is open at the end stays so, and the final bar line
-    is a double one.
+    With `open_end` the music may continue: no note is needed, an open repeat stays open, and the final bar line is a
+    double one.
     """
     fold = _Fold()
     pending: RawBar | None = None
@@ -45,7 +45,7 @@ def fold_repeats(raw: Iterable[RawEvent], *, open_end: bool = False) -> tuple[Ev
 
 
 def _joined(first: RawBar, second: RawBar) -> RawBar:
-    """Two bar lines with nothing between them, as one."""
+    """Two adjacent bar lines as one."""
     return replace(
         first,
         closes=first.closes or second.closes,
@@ -109,7 +109,7 @@ class _Fold:
             self.open_here()
 
     def divide(self, bar: RawBar) -> None:
-        """A double bar or the start of a repeat; both end a second ending."""
+        """Write a double bar or the start of a repeat; both end a second ending."""
         self.ending = 0
         if bar.opens:
             if self.is_open:
@@ -126,7 +126,7 @@ class _Fold:
         self.is_open = True
 
     def open_at_start(self) -> None:
-        """Open the repeat where it must have begun: a double bar there becomes `|:`."""
+        """Open the repeat at the place where it must begin: a double bar there becomes `|:`."""
         if self.start < len(self.out) and self.out[self.start] == Bar("||"):
             self.out[self.start] = Bar("|:")
         else:

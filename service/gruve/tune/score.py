@@ -1,8 +1,8 @@
-"""The values a tune is made of. Knows nothing of ABC's spelling, nor of tokens.
+"""The data types of a tune. Independent of ABC's notation and of tokens.
 
-Lengths are whole numbers of ticks and exact: every written length is a multiple of 1/1024 of a whole note, and every
-tuplet of up to nine notes squeezes such a length to a whole number of ticks. A pitch is a line or space of the staff
-plus an alteration, so that F sharp and G flat stay two pitches.
+Lengths are integers in ticks and exact: every written length is a multiple of 1/1024 of a whole note, and a tuplet of
+up to nine notes scales such a length to a whole number of ticks. A pitch is a line or space of the staff plus an
+alteration, so that F sharp and G flat stay two pitches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WHOLE: Final = 1_024 * SHORTEST
 
 @dataclass(frozen=True, slots=True)
 class Pitch:
-    """A note of the staff: `staff` counts lines and spaces from middle C, `alter` is in semitones, -2 to 2."""
+    """A pitch on the staff: `staff` counts lines and spaces from middle C, `alter` is in semitones, -2 to 2."""
 
     staff: int
     alter: int
@@ -40,9 +40,9 @@ class Pitch:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A note, or a rest where `pitch` is None. `ticks` is the length as written: before a tuplet squeezes it.
+    """A note, or a rest if `pitch` is None. `ticks` is the written length, before a tuplet scales it.
 
-    `place` is the line and column that it was read at, for messages; (0, 0) if it was not read from a text.
+    `place` is its line and column in the text, for messages; (0, 0) if it was not read from a text.
     """
 
     pitch: Pitch | None
@@ -53,7 +53,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Tuplet:
-    """The next `notes` notes last `into` / `count` of what is written: `count` in the time of `into`."""
+    """The next `notes` notes last `into` / `count` of their written length: `count` in the time of `into`."""
 
     count: int
     into: int
@@ -65,7 +65,7 @@ BarKind = Literal["|", "||", "|]", "|:", ":|", "|1", ":|2"]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar line. Only `|` ends a bar for certain; the others may stand inside one that they split."""
+    """A bar line. Only `|` always ends a bar; the others may be inside a bar."""
 
     kind: BarKind
 
@@ -90,7 +90,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class MeterChange:
-    """Another meter from here on. Tunes to learn from have none, and no token says it."""
+    """A change of meter. Tunes to train on have none, and no token stands for it."""
 
     meter: Meter
 
@@ -112,7 +112,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Tempo:
-    """So many notes of a length, which is a part of a whole note, in a minute."""
+    """A tempo: a number of notes per minute, and their length as a fraction of a whole note."""
 
     note: Fraction
     per_minute: int
@@ -127,7 +127,7 @@ class Tempo:
 class Tune:
     """One tune in normal form: one voice, one key, every repeat opened and closed. `meter` is the first.
 
-    In free meter (`M:none`) bars have no length that is right; `meter` is then 4/4 and counts for tuplets alone.
+    In free meter (`M:none`) any bar length is right; `meter` is then 4/4 and matters for tuplets only.
     """
 
     meter: Meter
@@ -141,10 +141,10 @@ class Tune:
 
 
 def whole_notes(ticks: int) -> Fraction:
-    """A length as people say it: a fraction of a whole note."""
+    """A length in words, as a fraction of a whole note."""
     return Fraction(ticks, WHOLE)
 
 
 def default_into(count: int, meter: Meter | None) -> int:
-    """How many notes' time a tuplet takes where its mark does not say: ABC 2.1, section 4.13."""
+    """The time of a tuplet, in notes, if its mark does not give it: ABC 2.1, section 4.13."""
     return {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}.get(count, 3 if meter and meter.compound else 2)

@@ -1,4 +1,4 @@
-"""Notes that sound elsewhere than they are written: `octave=`, `transpose=` and clefs with an 8, in `K:` and `V:`."""
+"""Notes that sound higher or lower than written: `octave=`, `transpose=` and clefs with an 8, in `K:` and `V:`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_OCTAVES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """By how much notes sound higher than they are written."""
+    """The interval by which notes sound higher than written."""
 
     octaves: int
     semitones: int
 
 
 def parse_shift(text: str) -> Shift | None:
-    """The shift that the value of a `K:` or `V:` field asks for, or None where it says nothing of one."""
+    """The shift that the value of a `K:` or `V:` field asks for, or None if it asks for none."""
     octave, transpose, clef = _OCTAVE.search(text), _TRANSPOSE.search(text), _CLEF.search(text)
     if not (octave or transpose or clef):
         return None
@@ -35,7 +35,7 @@ def parse_shift(text: str) -> Shift | None:
 
 
 def shifted(key: Key, events: Sequence[RawEvent], shifts: Sequence[tuple[int, Shift]]) -> tuple[Key, list[RawEvent]]:
-    """The key and the events as they sound; each shift holds from the event of its number up to the next shift."""
+    """The key and the events as they sound; each shift applies from the event at its index to the next shift."""
     if not shifts:
         return key, list(events)
     out: list[RawEvent] = []

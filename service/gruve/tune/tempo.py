@@ -1,4 +1,4 @@
-"""Tempos: what a `Q:` field says, and what suits a tune without one. Knows the dances, and nothing of MIDI."""
+"""Tempos: the meaning of a `Q:` field, and a suitable tempo for a tune without one, by its dance and meter."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ _PER_MINUTE: Final = re.compile(r'(?:"[^"]*"\s*)?(\d{1,3})(?!\d)')
 
 
 def suited_rhythm(tune: Tune) -> str:
-    """The dance that a tune's `R:` names, else the one that its meter and its dotted pairs suggest; empty for none."""
+    """The dance that a tune's `R:` names, else the one that its meter and dotted pairs suggest; empty for none."""
     dance = tune.rhythm or ("" if tune.free_meter else _METER_DANCES.get(tune.meter, ""))
     return "hornpipe" if not tune.rhythm and tune.meter == Meter(4, 4) and _is_dotted(tune) else dance
 
 
 def rhythm_meter(rhythm: str) -> Meter | None:
-    """The meter of a dance that an `R:` field names, or None for one that is unknown or danced in several."""
+    """The meter of the dance that an `R:` field names, or None if the dance is unknown or has several meters."""
     named = sorted(((dance, meter) for meter, dance in _METER_DANCES.items()), key=lambda one: -len(one[0]))
     return next((meter for dance, meter in [*named, ("hornpipe", Meter(4, 4))] if dance in rhythm.lower()), None)
 
 
 def suited_tempo(tune: Tune) -> Tempo:
-    """The tune's own tempo, else its dance's, counted in the beat of the meter."""
+    """The tune's own tempo, else that of its dance, counted in beats of the meter."""
     if tune.tempo:
         return tune.tempo
     rhythm = suited_rhythm(tune).lower()
@@ -67,9 +67,9 @@ def suited_tempo(tune: Tune) -> Tempo:
 
 
 def parse_tempo(text: str) -> Tempo | None:
-    """The tempo of a `Q:` field: `3/8=116`, `1/4 1/8=90`, `"Slow" 1/4=60`; a bare number counts quarter notes.
+    """The tempo of a `Q:` field such as `3/8=116`, `1/4 1/8=90` or `"Slow" 1/4=60`; a bare number counts quarter notes.
 
-    None where it has words alone, or where a note or the count is zero.
+    None if the field has only words, or if a length or the number is zero.
     """
     text = text.strip()
     if found := _BEATS.match(text):

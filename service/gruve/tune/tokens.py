@@ -2,10 +2,10 @@
 
 Three header tokens, each a line (`L:1/8`, `M:6/8`, `K:Cmaj`), then the music: pitches with accidental and octave, `z`,
 lengths (`2`, `/2`, `3/2`; none means one unit), `>` and `<` between the two notes of a dotted pair, `(3` before a
-tuplet, `-` behind a tied note, and seven bar lines. A bar line's text ends in a space, or in a line feed where a part
-ends, so that two lines in a row cannot be mistaken for a third. An accidental is written whenever the pitch is not the
-key's, and again where an earlier one in the bar stands on that letter: the text then means the same under every
-convention about how far accidentals reach. Whitespace between the tokens of the music carries nothing.
+tuplet, `-` after a tied note, and seven bar lines. A bar line's text ends in a space, or in a line feed where a part
+ends, so that two adjacent bar lines cannot be read as a third one. An accidental is written if the pitch is not in the
+key, and also if an earlier accidental in the bar has the same letter: the text then means the same under every
+convention about the range of accidentals. Whitespace between the tokens of the music has no meaning.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _TOKEN: Final = re.compile(
 
 
 def detokenize(tokens: Iterable[str]) -> Tune:
-    """The tune that tokens spell; raises TuneError where they spell none."""
+    """The tune that tokens spell; raises TuneError if they are not a tune."""
     return parse_tune("X:1\n" + join(tokens))
 
 
 def tokenize(tune: Tune) -> list[str]:
-    """The tune's tokens, in the unit length that takes the fewest of them.
+    """The tune's tokens, in the unit length that needs the fewest tokens.
 
-    Raises TuneError where the meter changes, which no token says.
+    Raises TuneError if the meter changes, because no token stands for that.
     """
     if any(isinstance(event, MeterChange) for event in tune.events):
         raise TuneError("the meter changes; tokens have one meter for a tune")
@@ -65,20 +65,20 @@ def tokenize(tune: Tune) -> list[str]:
 
 
 def shortest_unit(tune: Tune) -> int:
-    """The unit length, in ticks, in which the tune takes the fewest tokens."""
+    """The unit length, in ticks, in which the tune needs the fewest tokens."""
     spellings = [(unit, [token for _, tokens in spelled(tune, unit) for token in tokens]) for unit in UNITS]
     return min(spellings, key=lambda one: len(one[1]))[0]
 
 
 def join(tokens: Iterable[str]) -> str:
-    """The text of tokens: their concatenation."""
+    """The concatenated text of tokens."""
     return "".join(tokens)
 
 
 def split(text: str) -> list[str]:
-    """The tokens of a text, whole or only begun: whitespace between them is passed over, nothing else is.
+    """The tokens of a complete or unfinished text; whitespace between them is skipped.
 
-    Raises UnknownCharacter where no token begins. The text may be empty and may stop behind any token.
+    Raises UnknownCharacter at a position where no token begins. The text may be empty and may end after any token.
     """
     return [token for token, _ in locate(text)]
 
@@ -99,7 +99,7 @@ def locate(text: str) -> Iterator[tuple[str, int]]:
 
 
 def spelled(tune: Tune, unit: int) -> Iterator[tuple[Event, list[str]]]:
-    """Each event with its tokens, in units of so many ticks."""
+    """Each event with its tokens, for a unit length of `unit` ticks."""
     key = signature(tune.key)
     altered: set[int] = set()
     clock = _Clock()
@@ -128,7 +128,7 @@ def spelled(tune: Tune, unit: int) -> Iterator[tuple[Event, list[str]]]:
 
 
 class _Clock:
-    """Where a note begins, in ticks: from the bar line, or as written from the start of a tuplet."""
+    """The start of the next note, in ticks from the bar line, or in written ticks from the start of a tuplet."""
 
     def __init__(self) -> None:
         self.restart()
@@ -150,7 +150,7 @@ class _Clock:
 
 
 def _pair(event: Note, following: Event | None, unit: int, clock: _Clock) -> str:
-    """The sign that joins this note and the next, where they are a dotted pair that begins on a whole unit."""
+    """The sign between this note and the next, if they are a dotted pair that begins on a whole unit."""
     if not isinstance(following, Note) or event.pitch is None or following.pitch is None or event.tied:
         return ""
     if event.ticks + following.ticks != 2 * unit or clock.onset % unit or clock.left == 1:

@@ -1,4 +1,4 @@
-"""Moves tunes from key to key. Knows nothing of text."""
+"""Transposes tunes. Independent of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gruve.tune.keys import interval, key_above, moved
 from gruve.tune.score import Event, Key, Note, Tune
 
 LOWEST_MEAN: Final = 60
-"""A tune on C stands in the octave where its mean MIDI pitch is at least this and less than 12 above."""
+"""A tune on C is in the octave in which its mean MIDI pitch is at least this and less than 12 above it."""
 
 STAFF_MEAN: Final = 72
 """The mean MIDI pitch that a tune written for people is put near: the C in the middle of the treble staff."""
@@ -20,28 +20,27 @@ WHISTLE: Final = (62, 83)
 
 
 def to_root_c(tune: Tune) -> Tune:
-    """The tune on the root C, mode kept, in the octave that its mean pitch names."""
+    """The tune transposed to the root C in the same mode, in the octave that its mean pitch determines."""
     return moved_by(tune, Key(0, 0, tune.key.mode), *root_c_interval(tune))
 
 
 def root_c_interval(tune: Tune) -> tuple[int, int]:
-    """The steps of the staff and the semitones that `to_root_c` moves a tune by."""
+    """The interval by which `to_root_c` transposes a tune: staff steps and semitones."""
     steps, semitones = interval(tune.key, Key(0, 0, tune.key.mode))
     octaves = (_mean_pitch(tune) + semitones - LOWEST_MEAN) // 12
     return steps - 7 * octaves, semitones - 12 * octaves
 
 
 def moved_by(tune: Tune, key: Key, steps: int, semitones: int) -> Tune:
-    """The tune in a key, its notes an interval away."""
+    """The tune in `key`, with its notes moved by an interval."""
     return replace(tune, key=key, events=_moved(tune.events, steps, semitones))
 
 
 def to_key(tune: Tune, key: Key) -> Tune:
-    """The tune on another root, in the octave that is the best to play.
+    """The tune on the root of `key`, in the octave that is easiest to play. The tune keeps its mode.
 
-    That is the octave with the least music outside a fiddle's first position; of several the one with the least outside
-    a whistle's range, then the one nearest to the middle of the treble staff. The mode stays the tune's own, whatever
-    `key` says.
+    The octave is the one with the least music outside a fiddle's first position; among equals the one with the least
+    outside a whistle's range, then the one nearest to the middle of the treble staff.
     """
     target = replace(key, mode=tune.key.mode)
     steps, semitones = interval(tune.key, target)
@@ -58,7 +57,7 @@ def to_key(tune: Tune, key: Key) -> Tune:
 
 
 def transposed(tune: Tune, semitones: int) -> Tune:
-    """The tune so many semitones higher, in the key with the fewest sharps or flats there."""
+    """The tune moved up by `semitones`, in the key with the fewest sharps or flats."""
     target = key_above(tune.key, semitones)
     steps, up = interval(tune.key, target)
     octaves = (semitones - up) // 12
@@ -66,7 +65,7 @@ def transposed(tune: Tune, semitones: int) -> Tune:
 
 
 def _outside(tune: Tune, bounds: tuple[int, int], semitones: int) -> int:
-    """How far, and for how long, notes lie outside of a range once the tune is moved: semitones times ticks."""
+    """The sum over notes outside a range, after moving the tune, of semitones outside times ticks."""
     lowest, highest = bounds
     return sum(
         event.ticks * max(lowest - number, number - highest, 0)

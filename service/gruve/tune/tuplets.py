@@ -1,4 +1,4 @@
-"""Keeps the tuplets that are open while a tune is read: nested ones, and those that a bar line interrupts."""
+"""Tracks the open tuplets while a tune is read, including nested ones and ones that a bar line interrupts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MAX_NUMBER: Final = 9
 
 
 class Tuplets:
-    """The tuplet in force. It writes marks into the events that it is given, and changes its own there.
+    """The open tuplet. It writes tuplet marks into the events that it is given, and updates its own marks there.
 
-    A tuplet inside another lasts what both say, and takes as many notes' time of the outer one as its sign says: in
-    `(3A(3BcdE` the inner three stand for the last two of the outer. The same sign twice in a row is one.
+    The scales of nested tuplets multiply, and the inner tuplet counts in the outer one for as many notes as its sign
+    says: in `(3A(3BcdE` the inner three stand for the last two of the outer. The same sign twice in a row counts once.
     """
 
     def __init__(self, events: list[RawEvent]) -> None:
@@ -29,7 +29,7 @@ class Tuplets:
         self._again: Tuplet | None = None  # a mark to be written before the next note
 
     def begin(self, p: str, q: str | None, r: str | None, meter: Meter | None) -> bool:
-        """Open a tuplet by the numbers of its sign; False, and nothing done, where it cannot be said inside another."""
+        """Open a tuplet by the numbers of its sign; False, without a change, if the open one cannot hold it."""
         count = int(p)
         into = int(q or default_into(count, meter))
         notes = int(r or count)
@@ -53,7 +53,7 @@ class Tuplets:
         return True
 
     def before_note(self) -> None:
-        """Write the mark of a tuplet that goes on."""
+        """Write the mark of a tuplet that continues after an interruption."""
         if self._again:
             self._write(self._again)
             self._again = None
@@ -70,14 +70,14 @@ class Tuplets:
                 self.left, self._again = left, replace(outer, notes=left)
 
     def interrupt(self) -> None:
-        """End the tuplet at a bar line, and have it go on with the next note."""
+        """End the tuplet at a bar line, to continue it with the next note."""
         if self._again is None:
             mark, left = self._mark(), self.left
             self.cut()
             self.left, self._again = left, replace(mark, notes=left)
 
     def cut(self) -> None:
-        """End the tuplet with its last note; a mark without one goes."""
+        """End the tuplet with its last note; a mark without notes is removed."""
         if self._again is None:
             if self._taken:
                 self.events[self._place] = replace(self._mark(), notes=self._taken)

@@ -1,6 +1,6 @@
 """Finds variants of one tune and splits a corpus so that they stay together.
 
-Knows nothing of books. The split is a function of the tunes alone: the same tunes give the same split everywhere.
+Independent of books. The split depends only on the tunes: the same tunes give the same split everywhere.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SHORTEST_TITLE: Final = 6  # letters; what is shorter names nothing
 
 
 def split_by_variant(tunes: Sequence[tuple[Tune, Sequence[str]]]) -> list[Part]:
-    """The part of the split that each tune, given with its tokens, falls in; variants fall in the same.
+    """The part of the split of each tune, given with its tokens; variants get the same part.
 
-    Two tunes are variants if their titles are the same (case, articles and kind of dance aside) or if at least half of
-    the eight-note runs of the shorter are also in the other; and so are variants of variants. A group's part comes from
-    the SHA-256 of its music: of 20 groups about 18 train, 1 validates, 1 tests.
+    Two tunes are variants if their titles are equal (ignoring case, articles and the kind of dance) or if at least half
+    of the eight-note runs of the shorter tune are also in the other. Variants of variants are variants. The SHA-256 of
+    a group's music determines its part: of 20 groups about 18 are for training, 1 for validation, 1 for testing.
     """
     groups = variant_groups([tune for tune, _ in tunes])
     least: dict[int, str] = {}
@@ -49,7 +49,7 @@ def _part(digest: str) -> Part:
 
 
 def variant_groups(tunes: Sequence[Tune]) -> list[int]:
-    """For each tune the number of the tune that stands for its group."""
+    """For each tune, the index of the tune that represents its group."""
     leader = list(range(len(tunes)))
 
     def find(one: int) -> int:
@@ -69,7 +69,7 @@ def variant_groups(tunes: Sequence[Tune]) -> list[int]:
 
 
 def plain_title(title: str) -> str:
-    """The letters of a title that tell tunes apart."""
+    """The significant letters of a title, for comparison."""
     title = re.sub(r"[\[({][^\])}]*[\])}]", "", title.lower())
     title = re.sub(r"^([^,]*), (the|a|an)\b", r"\2 \1", title).replace("'", "")
     return re.sub(r"[^a-z0-9]", "", _TITLE_NOISE.sub("", title))

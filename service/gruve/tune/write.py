@@ -1,4 +1,4 @@
-"""Writes a tune as a musician would: ABC with a title, beams by the beat, four bars a line."""
+"""Writes a tune as ABC with a title, notes beamed by the beat, and four bars on a line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PART_ENDS: Final = frozenset({"||", "|]", ":|"})
 def write_tune(tune: Tune, *, title: str = "", number: int = 1, fields: Iterable[tuple[str, str]] = ()) -> str:
     """The tune as ABC: `X:`, `T:`, `R:`, `fields`, `M:`, `L:`, `Q:`, `K:`, then its music, ending in a line feed.
 
-    `R:` and `Q:` are written where the tune has a rhythm and a tempo; `fields` are more headers, each a letter and its
-    text. The bar lines are the tune's own: a wrong bar stays as wrong as it is. A text is kept to one line of 200
-    characters; a tune without a title is "Untitled", because engravers complain of none.
+    `R:` and `Q:` are written if the tune has a rhythm and a tempo; `fields` are more headers, each a letter and its
+    text. Bar lines are written as they are, also around wrong bars. A text is cut to one line of 200 characters. A tune
+    without a title is "Untitled", because notation programs warn about a missing title.
     """
     unit = shortest_unit(tune)
     head = [f"X:{number}", f"T:{_one_line(title or tune.title) or 'Untitled'}"]
@@ -36,7 +36,7 @@ def write_tune(tune: Tune, *, title: str = "", number: int = 1, fields: Iterable
 
 
 def complete(tune: Tune) -> Tune:
-    """The tune with the rhythm and the tempo that suit it, where it has none of its own."""
+    """The tune with a suitable rhythm and tempo, if it has none of its own."""
     return replace(tune, rhythm=suited_rhythm(tune), tempo=suited_tempo(tune))
 
 
@@ -49,7 +49,7 @@ def _one_line(text: str) -> str:
 
 
 def group_ticks(meter: Meter) -> int:
-    """What notes are beamed by: three units in compound time and 3/8, a half note in 4/4 and 2/2, else a quarter."""
+    """The length of a beam group: three units in compound time and 3/8, a half note in 4/4 and 2/2, else a quarter."""
     if meter.compound or meter == Meter(3, 8):
         return 3 * WHOLE // meter.unit
     return WHOLE // 2 if meter in (Meter(4, 4), Meter(2, 2)) else WHOLE // 4
@@ -75,7 +75,7 @@ def _lines(tune: Tune, unit: int) -> Iterator[str]:
 
 
 def _measures(tune: Tune, unit: int) -> Iterator[tuple[str, str, bool]]:
-    """Each stretch of music with the bar line behind it and whether it counts as a bar."""
+    """Each piece of music with the bar line after it, and whether it counts as a bar."""
     lengths = iter(segments(tune.events))
     group = group_ticks(tune.meter)
     music, onset, in_tuplet = "", 0, 0
@@ -95,7 +95,7 @@ def _measures(tune: Tune, unit: int) -> Iterator[tuple[str, str, bool]]:
             group = group_ticks(event.meter)
             music += (" " if music else "") + "".join(tokens) + " "
             continue
-        # A tuplet stands alone: verovio 6 takes what is beamed to it for part of it.
+        # A tuplet is beamed by itself: verovio 6 takes notes beamed to it for part of it.
         apart = after_tuplet or isinstance(event, Tuplet) or (onset + pickup) % group == 0
         if music and apart and not in_tuplet and not music.endswith(" "):
             music += " "

@@ -1,6 +1,6 @@
-"""Writes out what two endings cannot say: third endings and lists of them, and parts in the order that `P:` names.
+"""Writes out third endings, lists of endings, and parts in the order of `P:`, so that only two endings remain.
 
-Works on what the reader found, before repeats are brought to their normal form. What is played stays the same.
+Works on the reader's output, before repeats are brought to their normal form. The music as played does not change.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def written_out(
 ) -> list[RawEvent]:
     """The events with parts in the order played, and with no endings but pairs of a first and a second.
 
-    `open_end` says that the music may go on: a first ending at its end is then not a fault. Raises TuneError where the
-    result would be too long.
+    With `open_end` the music may continue, so a first ending at its end is not a fault. Raises TuneError if the result
+    would be too long.
     """
     return _Endings(findings, open_end).write(_in_order(events, order, findings))
 
 
 def expanded_order(order: str) -> list[str]:
-    """The names of the parts that a `P:` field lists: `A2(BC)2` is A A B C B C; at most 64, the rest is cut."""
+    """The names of the parts that a `P:` field lists, at most the first 64: `A2(BC)2` is A A B C B C."""
     found = re.match(r"[A-Z0-9().\s]*", order)
     stack: list[list[str]] = [[]]
     last: list[str] = []
@@ -57,7 +57,7 @@ def expanded_order(order: str) -> list[str]:
 
 
 def _in_order(events: Sequence[RawEvent], order: str, findings: Findings) -> list[RawEvent]:
-    """The parts one behind the other as they are played."""
+    """The parts one after the other in playing order."""
     before: list[RawEvent] = []
     parts: dict[str, list[RawEvent]] = {}
     part = before
@@ -81,7 +81,7 @@ def _in_order(events: Sequence[RawEvent], order: str, findings: Findings) -> lis
 
 
 def _played(part: list[RawEvent], times: int) -> list[RawEvent]:
-    """A part so many times: with a repeat for each two of them, if it has none of its own."""
+    """A part `times` times; each pair is written as a repeat if the part has none of its own."""
     if any(isinstance(event, RawBar) and (event.closes or event.opens or event.ending) for event in part):
         return [_DOUBLE, *part] * times
     end = next((n + 1 for n in reversed(range(len(part))) if not isinstance(part[n], RawBar)), 0)
@@ -96,7 +96,7 @@ def _ask_for_room(out: Sequence[RawEvent]) -> None:
 
 @dataclass(slots=True)
 class _Ending:
-    """An ending: the passes it is for, its bar line, and its music."""
+    """An ending: its pass numbers, its bar line, and its music."""
 
     passes: list[int]
     bar: RawBar
@@ -143,7 +143,7 @@ class _Endings:
             self.start, self.is_open = len(self.out), False
 
     def report_unpaired(self, bar: RawBar) -> None:
-        """Warn of a repeat that lacks its other end; a first part needs no opening."""
+        """Warn about a repeat that is not opened or not closed; the first part needs no opening."""
         if bar.closes and not self.is_open and any(isinstance(event, Note) for event in self.out[: self.start]):
             self.findings.warn(
                 bar.line, bar.column, "a repeat closed that was not opened; it opens at the last double bar"
@@ -152,7 +152,7 @@ class _Endings:
             self.findings.warn(bar.line, bar.column, "a repeat opened before the last was closed; that is not played")
 
     def take_group(self, events: Sequence[RawEvent], place: int, first: RawBar) -> int:
-        """Take the endings that begin at a bar line; return the place behind them."""
+        """Read the endings that begin at a bar line; return the index after them."""
         if first.closes:
             self.take_bar(replace(first, ending=""))
         if not self.is_open:
@@ -170,7 +170,7 @@ class _Endings:
         return after
 
     def gather(self, events: Sequence[RawEvent], place: int) -> tuple[list[_Ending], RawBar | None, int]:
-        """The endings, the bar line that ends the last one, if there is one, and the place behind that."""
+        """The endings, the bar line that ends the last one, if any, and the index after it."""
         endings: list[_Ending] = []
         while place < len(events):
             event = events[place]
@@ -215,7 +215,7 @@ class _Endings:
 
     @staticmethod
     def pair(body: list[RawEvent], music: list[list[RawEvent]], both: bool) -> list[RawEvent]:
-        """The body with two endings, or with the last one alone."""
+        """The music with two endings, or with the last one alone."""
         if not both:
             return [*body, RawBar(thin=True), *music[0], _DOUBLE]
         if not (music[0] and music[1]):
@@ -232,7 +232,7 @@ class _Endings:
 
 
 def _numbers(ending: str) -> list[int]:
-    """The passes that an ending is for: `1,3` and `1-3` name more than one."""
+    """The pass numbers of an ending; `1,3` and `1-3` name several."""
     passes: list[int] = []
     for first, last in re.findall(r"(\d{1,2})(?:-(\d{1,2}))?", ending):
         passes += range(int(first), min(int(last or first), MAX_PASSES) + 1)

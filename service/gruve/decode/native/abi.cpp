@@ -41,7 +41,7 @@ int32_t fail(int32_t status, const char* why, char* error, size_t error_size) {
     return status;
 }
 
-// Runs `body`; whatever it throws becomes a status and a sentence.
+// Runs `body` and turns an exception into a status and a message.
 template <class Body>
 int32_t guarded(char* error, size_t error_size, Body body) {
     try {
@@ -164,7 +164,7 @@ int32_t gruve_decoder_create(
 
 void gruve_decoder_destroy(gruve_decoder* decoder) {
     if (decoder == nullptr) return;
-    // In a forked child a call that was under way in the parent will never end, and nobody is in it.
+    // In a forked child, a call that was under way in the parent never ends, and no thread is in it.
     while (!decoder->decoder.forked() && decoder->callers.load(std::memory_order_acquire) > 0)
         std::this_thread::sleep_for(std::chrono::microseconds(100));
     delete decoder;

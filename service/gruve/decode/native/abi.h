@@ -1,10 +1,11 @@
 // The C ABI between gruve.decode.native and its shared library. Plain structs, plain functions, no global state.
 //
-// Every function that can fail returns a Status and, unless it is OK, writes a sentence into `error` (at most
+// Every function that can fail returns a Status and, unless it is OK, writes a message into `error` (at most
 // `error_size` bytes with the final 0). Nothing is read past the sizes given; every index is checked before it is used.
-// A model is immutable and may be shared by any number of decoders and threads. A decoder may be shared by threads if each
-// slot is used by one caller at a time and at most as many calls of decode are under way as it has threads. Otherwise the
-// function returns BUSY and changes nothing. Array arguments are read during the call only, unless stated otherwise.
+// A model is immutable and may be shared by any number of decoders and threads. A decoder may be shared by threads if
+// each slot is used by one caller at a time and at most as many calls of decode are under way as it has threads.
+// Otherwise the function returns BUSY and changes nothing. Array arguments are read during the call only, unless stated
+// otherwise.
 
 #ifndef GRUVE_NATIVE_ABI_H
 #define GRUVE_NATIVE_ABI_H
@@ -30,11 +31,11 @@ extern "C" {
 enum gruve_status { GRUVE_OK = 0, GRUVE_INVALID = 1, GRUVE_FAILED = 2, GRUVE_BUSY = 3 };
 enum gruve_cell { GRUVE_GRU_AFTER = 0, GRUVE_GRU_BEFORE = 1, GRUVE_LSTM = 2, GRUVE_ELMAN = 3 };
 
-// What a token does to the bars of gruve.model.pointers: nothing; close a bar and open the next; begin a part as well.
+// The effect of a token on the bars of gruve.model.pointers: none; closes a bar and opens the next; also begins a part.
 enum gruve_token_kind { GRUVE_PLAIN_TOKEN = 0, GRUVE_BAR_TOKEN = 1, GRUVE_PART_TOKEN = 2 };
 
-// gruve.model.pointers.PointerConfig and the weights of pointers, row-major fp32; K = bars_size + followers_size. `weight`,
-// `match`, `place` and `count` must outlive the model.
+// gruve.model.pointers.PointerConfig and the weights of pointers, row-major fp32; K = bars_size + followers_size.
+// `weight`, `match`, `place` and `count` must outlive the model.
 typedef struct {
     int32_t bars_size;
     int32_t followers_size;
@@ -75,7 +76,7 @@ typedef struct {
     const gruve_pointers* pointers;              // null for a model without pointers
 } gruve_weights;
 
-// gruve.model.sampling's parameters as its own functions turn them into integers and fp32.
+// The parameters of gruve.model.sampling, converted to integers and fp32 by its functions.
 typedef struct {
     uint64_t seed;
     int32_t greedy;
@@ -91,7 +92,7 @@ typedef struct {
     const float* bias;
 } gruve_sampling;
 
-// gruve.decode.Row. `stop_table` is kept until the slot is admitted again or released; the rest is copied.
+// gruve.decode.Row. `stop_table` must stay valid until the slot is admitted again or released; the rest is copied.
 typedef struct {
     int64_t position;
     const int32_t* history;
@@ -131,13 +132,14 @@ typedef struct {
 typedef struct gruve_model gruve_model;
 typedef struct gruve_decoder gruve_decoder;
 
-// What the loader compares before it calls anything else.
+// The version that the loader compares before it calls anything else.
 GRUVE_EXPORT int32_t gruve_abi_version(void);
 GRUVE_EXPORT void gruve_struct_sizes(
     size_t* weights, size_t* pointers, size_t* sampling, size_t* row, size_t* call);
 
-// `wanted`, or with null or "" the fastest: "avx512vnni", "zen4" (AVX-512 with VNNI in the form that suits Zen 4), "avx512",
-// "avxvnni" (AVX2 with AVX-VNNI), "avx2" or "portable". Null if `wanted` is none of these or this CPU does not support it.
+// `wanted`, or with null or "" the fastest: "avx512vnni", "zen4" (AVX-512 with VNNI in the form that suits Zen 4),
+// "avx512", "avxvnni" (AVX2 with AVX-VNNI), "avx2" or "portable". Null if `wanted` is none of these or this CPU does
+// not support it.
 GRUVE_EXPORT const char* gruve_isa(const char* wanted);
 // 1 if the int8 products of `isa`, which gruve_isa returned, are those of plain integers. Takes some milliseconds.
 GRUVE_EXPORT int32_t gruve_multiplies_exactly(const char* isa);

@@ -7,9 +7,9 @@
 namespace gruve {
 namespace {
 
-// The maximum rows of a tile: enough to pay for reading the weights, few enough that tiles divide a phase evenly.
+// The maximum rows of a tile: enough to amortise reading the weights, few enough to divide a phase evenly.
 constexpr int32_t TILE_ROWS = 32;
-// More tiles balance the threads better, but a pass over fewer groups reads fewer streams of weights at once.
+// More tiles balance the threads better, but a pass over fewer groups reads fewer weight streams at once.
 constexpr int32_t TILES_PER_THREAD = 2;
 constexpr int32_t TOKEN_ROWS = 4;
 // The number of multiply-adds that take about as long as waking a thread.
@@ -57,7 +57,7 @@ int32_t Call::begin_step() {
     }
     layer_ = 0;
     phase_ = 0;
-    if (model_.pointers.size > 0 && step_ == 0) {  // later inputs are computed at the end of the step before
+    if (model_.pointers.size > 0 && step_ == 0) {  // inputs of later steps are computed at the end of the step before
         stage_ = Stage::inputs;
         return (active_count_ + TOKEN_ROWS - 1) / TOKEN_ROWS;
     }
@@ -153,7 +153,7 @@ void Call::run(int32_t tile, int32_t worker) {
         }
         return;
     }
-    // In int8 all devices make the same bits, and GPUs keep denormals.
+    // int8 gives the same bits on all devices, and GPUs keep denormals.
     const FloatControl control(model_.whole ? Denormals::ieee : Denormals::flush);
     const Matrix& matrix = stage_ == Stage::head ? model_.head : model_.tiled(layer_, phase_);
     const int32_t row_tiles = (view_count_ + rows_ - 1) / rows_;
@@ -176,7 +176,7 @@ void Call::make_input(int32_t row) {
     model_.kernels->sum_rows(rows, count, static_cast<int32_t>(floats), place_.input(row));
 }
 
-// Adds each pointer's gate, which stands behind the logits, to the logit of the token that it names.
+// Adds each pointer's gate, stored after the logits, to the logit of the token that the pointer names.
 void Call::add_gates(int32_t row) {
     const Pointed& pointed = decoder_.slots_[call_.slots[row]].pointers.pointed();
     const int32_t V = model_.vocabulary_size, biases = std::max(model_.pointers.matches, 1);
@@ -205,7 +205,7 @@ void Call::take_token(int32_t row, Scratch& scratch) {
     advance(row, token, draws(row));
 }
 
-// Moves a row past `token`: position, counts, history, stops, and whether it freezes.
+// Advances a row past `token`: updates position, counts, history and stops, and decides whether the row freezes.
 void Call::advance(int32_t row, int32_t token, bool sampled) {
     Slot& slot = decoder_.slots_[call_.slots[row]];
     call_.tokens[static_cast<size_t>(step_) * call_.rows + row] = token;

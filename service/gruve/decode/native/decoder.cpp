@@ -13,10 +13,10 @@
 namespace gruve {
 namespace {
 
-// An odd number of cache lines apart, so that the same unit of many rows does not fall into one cache set.
+// Rows are an odd number of cache lines apart, so that the same unit of many rows does not map to one cache set.
 size_t odd_lines(size_t floats) { return floats / LANES % 2 == 0 ? floats + LANES : floats; }
 
-// The floats that two inputs of int8 products take.
+// The number of floats that hold two inputs of int8 products.
 size_t whole_floats(const Model& model) {
     return model.whole ? round_up(static_cast<size_t>(model.padded_size) * 2 / sizeof(float), LANES) : 0;
 }
@@ -107,7 +107,7 @@ void Decoder::check_row(const gruve_row& row) const {
     check("stop_states", row.stop_states, 1, MATCHED);
     check("stop_state", row.stop_state, 0, row.stop_states - 1);
     const int64_t entries = int64_t{row.stop_states} * model_->vocabulary_size;
-    int32_t worst = 0;  // a negative entry, seen as unsigned, is beyond all states
+    int32_t worst = 0;  // a negative entry, read as unsigned, exceeds every state
     for (int64_t i = 0; i < entries; ++i) {
         const int32_t entry = row.stop_table[i];
         const int32_t state = entry < 0 ? std::numeric_limits<int32_t>::max() : entry & (MATCHED - 1);
@@ -192,7 +192,7 @@ void Decoder::check_call(const gruve_call& call) const {
             throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " is given twice");
 }
 
-// What depends on what the slots hold, which the caller has to hold against other threads.
+// The checks that depend on the content of the slots. The caller must have reserved the slots.
 void Decoder::check_slots(const gruve_call& call) const {
     for (int32_t i = 0; i < call.rows; ++i) {
         const Slot& slot = slots_[call.slots[i]];

@@ -25,7 +25,7 @@ enum class RowStatus : int32_t { running = 0, stop = 1, end_of_sequence = 2, len
 
 struct Slot {
     bool occupied = false;
-    int32_t parity = 0;  // which of the two copies of the state is the present one
+    int32_t parity = 0;  // which of the two copies of the state is current
     int32_t pending = 0;
     int64_t position = 0;
     int32_t generated = 0;
@@ -39,13 +39,13 @@ struct Slot {
     int32_t logprobs = -1;
     SamplingParameters sampling;
     std::vector<int32_t> masked;        // never sampled
-    std::vector<int32_t> masked_early;  // nor before `min_tokens` are generated
+    std::vector<int32_t> masked_early;  // not sampled before `min_tokens` are generated
     std::vector<int32_t> history;       // by position modulo 1024
-    int32_t known = 0;                  // how many of the last tokens `history` has
-    PointerTracker pointers;            // for a model with pointers: what they say at the pending token
+    int32_t known = 0;                  // the number of tokens in `history`
+    PointerTracker pointers;            // for a model with pointers: their state at the pending token
 };
 
-// Thrown when a slot, or every workspace, is in use by other threads.
+// Thrown if a slot or all workspaces are in use by other threads.
 struct Busy : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -65,10 +65,10 @@ struct Workspace {
     size_t logits_offset;
     size_t logits_stride;
     size_t input_offset;
-    // Per row of a call: three of the layer's size, logits, two inputs of int8 products, and layer 0's input.
+    // Per row of a call: three buffers of the layer's size, logits, two inputs of int8 products, and layer 0's input.
     Pages rows;
-    std::vector<Scratch> scratches;  // one a thread
-    std::vector<Pages> wide;         // one a thread: weights of fp16 as fp32
+    std::vector<Scratch> scratches;  // one per thread
+    std::vector<Pages> wide;         // one per thread: fp16 weights as fp32
     std::atomic<bool> taken{false};
     int32_t last_rows = 0;
 };
@@ -81,7 +81,7 @@ public:
     Decoder& operator=(const Decoder&) = delete;
 
     // Several threads may call these at once. They throw std::invalid_argument, or Busy if another thread uses the
-    // slot, and then have changed nothing.
+    // slot. If they throw, they have changed nothing.
     void admit(int32_t slot, const gruve_row& row, const float* state);
     void decode(const gruve_call& call);
     void snapshot(int32_t slot, float* state);
@@ -89,13 +89,13 @@ public:
     void last_logits(int32_t row, float* logits) const;
 
     const Model& model() const { return *model_; }
-    // Whether this process is a forked child of the one that made the decoder.
+    // Whether this process is a forked child of the process that made the decoder.
     bool forked() const { return pool_->forked(); }
 
 private:
     friend class Call;
 
-    // Holds slots against other threads.
+    // Reserves slots for the calling thread.
     class Hold {
     public:
         Hold(Decoder& decoder, const int32_t* slots, int32_t count);
@@ -110,7 +110,7 @@ private:
         int32_t count_;
     };
 
-    // Takes a free workspace; an exclusive call takes the one that the pool's threads share, if it is free.
+    // Takes a free workspace. An exclusive call takes the one that the pool's threads share, if it is free.
     class Taken {
     public:
         Taken(Decoder& decoder, bool exclusive);
@@ -131,11 +131,11 @@ private:
     void check_slots(const gruve_call& call) const;
 
     const std::shared_ptr<const Model> model_;
-    const size_t layer_floats_;  // of one state tensor
+    const size_t layer_floats_;  // the floats of one layer of one state tensor
     const size_t slot_floats_;
     std::vector<Slot> slots_;
     Pages states_;
-    std::unique_ptr<std::atomic<bool>[]> held_;  // one a slot
+    std::unique_ptr<std::atomic<bool>[]> held_;  // one per slot
     // A call in the first one is split over the pool's threads; calls in the others run on their caller's thread.
     std::vector<std::unique_ptr<Workspace>> workspaces_;
     std::atomic<const Workspace*> last_{nullptr};

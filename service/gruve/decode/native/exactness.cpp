@@ -1,4 +1,4 @@
-// Compares an instruction set's int8 products with plain integers, before anything is decoded with them.
+// Compares an instruction set's int8 products with plain integer products before the first use.
 
 #include <random>
 #include <vector>
@@ -9,9 +9,9 @@ namespace gruve {
 namespace {
 
 constexpr int32_t DEPTH = 44;
-constexpr int32_t MOST_ROWS = 17;  // several passes, of as many rows as each may take
+constexpr int32_t MOST_ROWS = 17;  // enough for several full passes
 
-// A matrix of 5 full groups and one of a single vector, so that a pass may take 4, 2 or 1 groups.
+// A matrix of 5 full groups and a last group of one vector, so that passes take 4, 2 and 1 groups.
 struct Product {
     Product(int32_t vectors, int32_t width, std::mt19937& random)
         : columns((5 * vectors + 1) * width), weights(columns * DEPTH), packed(columns * DEPTH + 64),
@@ -31,7 +31,7 @@ struct Product {
         matrix = {data, DEPTH, vectors, 6, 1, Number::int8, steps.data(), offsets.data()};
     }
 
-    // One of the largest values half of the time.
+    // Half of the values are the largest ones.
     static int32_t any(std::mt19937& random, int32_t most) {
         const auto value = static_cast<int32_t>(random() % static_cast<uint32_t>(2 * most + 1)) - most;
         return random() % 2 ? value : value < 0 ? -most : most;

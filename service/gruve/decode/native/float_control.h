@@ -1,4 +1,4 @@
-// The CPU's floating-point control register: set for a scope, restored behind it.
+// Sets the CPU's floating-point control register for a scope and restores it afterwards.
 
 #ifndef GRUVE_NATIVE_FLOAT_CONTROL_H
 #define GRUVE_NATIVE_FLOAT_CONTROL_H
@@ -11,8 +11,9 @@
 
 namespace gruve {
 
-// Round to nearest and no traps, whatever the caller had. `flush` makes denormals zero: states that decay would
-// otherwise slow every product. `ieee` keeps them: sampling's arithmetic is stated without exceptions.
+// Rounds to nearest and disables traps, whatever the caller had set. `flush` makes denormals zero, because decaying
+// states would otherwise slow every product down. `ieee` keeps them, because sampling is defined in plain IEEE
+// arithmetic.
 enum class Denormals { flush, ieee };
 
 class FloatControl {

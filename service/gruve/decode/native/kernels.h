@@ -13,17 +13,18 @@ namespace gruve {
 
 enum class Cell : int32_t { gru_after, gru_before, lstm, elman };
 
-// How a matrix's weights stand in memory. int8 ones are whole steps of their row's own size, four of K side by side.
+// How a matrix stores its weights. int8 weights are multiples of their row's step, with four consecutive k side by
+// side.
 enum class Number : int32_t { fp32, fp16, int8 };
 
-// The inputs of an int8 product, all between -1 and 1, are whole steps of 1/127, stored with INPUT_OFFSET added.
+// The inputs of an int8 product are between -1 and 1, as multiples of 1/127, stored with INPUT_OFFSET added.
 constexpr int32_t INPUT_STEPS = 127;
 constexpr int32_t INPUT_OFFSET = 128;
 // The largest int8 weight. AVX2 adds two products in int16: 2 * 255 * 63 is below 32768, so this is exact.
 constexpr int32_t WEIGHT_STEPS = 63;
 
-// A weight matrix cut into groups of `vectors` columns of vectors, each group laid out [K][vectors][width]. The last
-// group has `last_vectors`. Of a gated cell a group is one vector of units with all its gates side by side.
+// A weight matrix cut into groups of `vectors` vectors of columns, each group stored as [K][vectors][width]. The last
+// group has `last_vectors`. In a gated cell, a group is one vector of units with all gates of these units side by side.
 struct Matrix {
     const void* data = nullptr;
     int32_t depth = 0;
@@ -31,8 +32,8 @@ struct Matrix {
     int32_t groups = 0;
     int32_t last_vectors = 0;
     Number number = Number::fp32;
-    // int8, for each column as the groups have them: what a sum of products is worth, and what takes the inputs' offset
-    // out of the sum, -INPUT_OFFSET times the sum of the column's weights.
+    // For int8, one value per column in the order of the groups: the factor from integer sum to fp32, and the
+    // correction for the inputs' offset, which is -INPUT_OFFSET times the sum of the column's weights.
     const float* steps = nullptr;
     const int32_t* offsets = nullptr;
 };
@@ -40,8 +41,8 @@ struct Matrix {
 // One recurrent layer. A row's chain starts from its `start` (table row or bias) and adds x, then h, in the order of k.
 struct Layer {
     Cell cell = Cell::gru_after;
-    Matrix x;                        // depth 0: the input's share stands in `start`
-    Matrix h;                        // GRU with reset=before: r and z alone
+    Matrix x;                        // depth 0: `start` already has the input's part
+    Matrix h;                        // GRU with reset=before: r and z only
     Matrix n;                        // GRU with reset=before: the new gate's recurrent product, second phase
     const float* bias_hn = nullptr;  // GRU with reset=after
 };
@@ -51,24 +52,24 @@ struct RowView {
     const float* start;  // packed like the groups
     const float* x;
     const float* h;      // the layer's old state
-    const uint8_t* whole_x;  // where the matrices are int8: x in steps,
+    const uint8_t* whole_x;  // for int8 matrices: x in steps,
     const uint8_t* whole_h;  // and h, or r * h for the second phase of reset=before
     float* out;          // its new state, or the logits
     float* c;            // LSTM: read and written
     float* update;       // GRU with reset=before, between its phases: z,
     float* reset;        // r * h,
-    float* fresh;        // and the new gate's input share
+    float* fresh;        // and the new gate's input part
 };
 
 struct Kernels {
     const char* name;
     int32_t width;
     bool half;  // stores fp16 matrices as they are
-    // How many groups one pass over so many rows takes together, to have enough sums in flight.
+    // The number of groups in one pass over `rows` rows: enough to keep the multiply-add units busy.
     int32_t (*groups_per_pass)(int32_t rows, const Matrix& matrix);
-    bool widens;  // where rows need several passes, the first one leaves fp16 weights as fp32 for the others
-    // Groups [first, first + count) of a layer for all `rows`; `phase` is 1 for the second half of reset=before. `wide` is
-    // scratch of one thread, as much as `wide_floats` of the layer or the head, or null where nothing is widened.
+    bool widens;  // if rows need several passes, the first one stores fp16 weights as fp32 for the others
+    // Groups [first, first + count) of a layer for all `rows`; `phase` is 1 for the second half of reset=before. `wide`
+    // is scratch memory of one thread, `wide_floats` of the layer or the head, or null if nothing is widened.
     void (*layer)(
         const Layer&, int32_t phase, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide);
     void (*head)(
@@ -77,7 +78,8 @@ struct Kernels {
     void (*fold)(const float* a, int32_t k, const float* b, int32_t n, double* sums, float* out);
     // out[i] = the sum of rows[r][i] in the order of r, at least one row; the same bits for every instruction set.
     void (*sum_rows)(const float* const* rows, int32_t count, int32_t n, float* out);
-    // out[i] = INPUT_OFFSET + x[i] in steps, the nearest, ties to even. What is beyond -1 or 1 becomes one of them, NaN 1.
+    // out[i] = INPUT_OFFSET + x[i] in steps, rounded to the nearest, ties to even. x is clamped to [-1, 1]; NaN becomes
+    // 1.
     void (*to_steps)(const float* x, int32_t n, uint8_t* out);
     float (*highest)(const float* logits, int32_t n);
     // sampling.weights; returns their sum.
@@ -95,7 +97,7 @@ extern const Kernels avx512vnni_kernels;  // AVX-512 with VNNI
 extern const Kernels zen4_kernels;        // likewise
 #endif
 
-// Whether int8 products of `kernels` are those of plain integers: every tile they may use, random values and the largest.
+// Whether the int8 products of `kernels` equal plain integer products, for every tile shape, random and extreme values.
 bool multiplies_exactly(const Kernels& kernels);
 
 }  // namespace gruve

@@ -8,8 +8,8 @@ namespace gruve {
 namespace avx512 {
 namespace {
 
-// What products of few rows need, in halves. Zen 4 carries out 512 bits in two of them anyway, and converts fp16 faster like
-// this: a step of a single row takes a third less time.
+// The operations of products with few rows, on 256-bit halves. Zen 4 executes 512 bits as two halves anyway, and
+// converts fp16 faster in this form: a step of a single row takes a third less time.
 struct InHalves {
     static constexpr int32_t width = 16;
     static constexpr int32_t accumulators = 12;
@@ -37,7 +37,7 @@ struct Avx512 {
     static constexpr int32_t width = 16;
     static constexpr int32_t accumulators = 24;
     static constexpr bool half = true;
-    static constexpr bool widens = true;  // a conversion takes both units that multiply, on Intel
+    static constexpr bool widens = true;  // on Intel, a conversion occupies both multiply units
 
     using Few = Avx512;
     using Others = Avx512;

@@ -1,28 +1,28 @@
 // The kernels, written once over a vector type `V` and compiled once per instruction set.
 //
-// Exact by construction: every output is one chain of fused multiply-adds in the order of k, whatever the tile, and
-// everything else is a fixed sequence of fp32 operations on one element. Where weights are int8, the chain of one
-// matrix is an exact sum of integers instead. Which outputs share a vector, a tile or a thread changes nothing. This file
-// is compiled with -ffp-contract=off: an operation is fused where it says fma.
+// Results do not depend on tiling: every output is one chain of fused multiply-adds in the order of k, and everything
+// else is a fixed sequence of fp32 operations on one element. With int8 weights, the chain of one matrix is an exact
+// sum of integers instead. It does not matter which outputs share a vector, a tile or a thread. This file is compiled
+// with -ffp-contract=off, so only the operations written as fma are fused.
 //
-// Included by one source file per instruction set, inside an anonymous namespace in one of its own name, so that the
-// linker can never take a function compiled for a wide CPU where a narrow one needs it. Hence no standard containers or
-// algorithms either.
+// Each instruction set has one source file that includes this one, inside an anonymous namespace within a namespace
+// named after it. So the linker can never use a function compiled for AVX-512 on a CPU that has AVX2 only. For the same
+// reason this file uses no standard containers or algorithms.
 //
-// V has: Float, `width`, `accumulators` (sums held in registers), `widens`, load, load_half, store, set, add, sub, mul, div, fma,
-// min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23). For int8: Int,
-// load_int, load_quads (four signed bytes of K a lane), set_quad (four unsigned ones), add_products (c plus the sum of the
-// four products, exactly, if no weight is beyond WEIGHT_STEPS) and to_float.
-// V::Few takes its place in products of fp16 weights with so few rows that it holds their sums, V::Whole in products of
-// int8 weights, V::Others in all others.
+// V provides: Float, `width`, `accumulators` (sums kept in registers), `widens`, load, load_half, store, set, add, sub,
+// mul, div, fma, min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23).
+// For int8: Int, load_int, load_quads (four signed bytes of K per lane), set_quad (four unsigned ones), add_products (c
+// plus the exact sum of the four products, if no weight exceeds WEIGHT_STEPS) and to_float.
+// Three variants of V may replace it: V::Few in products of fp16 weights with so few rows that all sums fit in its
+// registers, V::Whole in products of int8 weights, V::Others in all other products.
 
-constexpr int32_t MAX_BLOCK = 8;  // rows that one pass takes at most
-constexpr size_t AHEAD = 8192;    // bytes of weights that are asked for before they are needed
+constexpr int32_t MAX_BLOCK = 8;  // the maximum number of rows in one pass
+constexpr size_t AHEAD = 8192;    // prefetch distance in bytes of weights
 
 // ---- elementwise functions
 
-// 2**t - 1 and 2**n, n the integer nearest t: a polynomial of degree 6 in t - n, relative error below 1e-8 before
-// rounding. |t| <= 126.
+// 2**(t - n) - 1 and 2**n, where n is the integer nearest t: a polynomial of degree 6 in t - n, with a relative error
+// below 1e-8 before rounding. |t| <= 126.
 template <class V>
 struct Exponential {
     typename V::Float power;     // 2**n
@@ -53,7 +53,7 @@ inline typename V::Float sigmoid(typename V::Float x) {
 
 template <class V>
 inline typename V::Float tanh(typename V::Float x) {
-    // tanh(x) = (e**2x - 1) / (e**2x + 1), without cancellation near 0; beyond 9.01 it is 1 in fp32.
+    // tanh(x) = (e**2x - 1) / (e**2x + 1), without cancellation near 0. For |x| > 9.01 it is +-1 in fp32.
     const auto t = V::max(V::min(V::mul(x, V::set(0x1.715476p1f)), V::set(26.0f)), V::set(-26.0f));
     const auto e = exponential<V>(t);
     const auto m = V::fma(e.power, e.fraction, V::sub(e.power, V::set(1.0f)));
@@ -62,7 +62,7 @@ inline typename V::Float tanh(typename V::Float x) {
 
 // ---- products
 
-// What a product does with weights of type W: `together` of K side by side, summed as `Sum`.
+// How a product uses weights of type W: `together` consecutive values of K per lane, summed as `Sum`.
 template <class V, class W>
 struct Arithmetic {
     using Input = float;
@@ -77,7 +77,8 @@ struct Arithmetic {
     static void end(float* acc, Sum sum, const float*, int) { V::store(acc, sum); }
 };
 
-// Integers are added in any order: 4,096 products of 8 and 7 bits stay far below 2**31. They become fp32 once.
+// Integer sums are exact in any order: 4,096 products of 8 and 7 bits stay far below 2**31. They are converted to fp32
+// once.
 template <class V>
 struct Arithmetic<V, int8_t> {
     using Input = uint8_t;
@@ -93,8 +94,8 @@ struct Arithmetic<V, int8_t> {
     }
 };
 
-// acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart. `Widen` also leaves the weights
-// as fp32 in `wide`, in the same order.
+// acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart. `Widen` also leaves the
+// weights as fp32 in `wide`, in the same order.
 template <class V, class W, int MR, int NR, int P, bool Widen = false>
 void product(
     float* __restrict acc, const void* weights, size_t group, const void* const* x, int32_t depth, const float* steps,
@@ -111,7 +112,7 @@ void product(
     }
     const W* w = static_cast<const W*>(weights);
     for (int32_t k = 0; k < depth; k += A::together, w += NR * width) {
-        if constexpr (MR > 1) {  // a single row reads as fast as it can, and more instructions only hold it up
+        if constexpr (MR > 1) {  // a single row already reads at full speed; prefetch instructions would slow it down
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(w + p * group) + AHEAD);
         }
@@ -152,7 +153,7 @@ void product(
 using Product = void (*)(
     float*, const void*, size_t, const void* const*, int32_t, const float*, const int32_t*, float*);
 
-// The most rows a pass may take with NR vectors, and the most groups beside so many rows.
+// The maximum number of rows in a pass with NR vectors, and the maximum number of groups for a number of rows.
 template <class V>
 constexpr int max_rows(int vectors) {
     return V::accumulators / vectors < MAX_BLOCK ? V::accumulators / vectors : MAX_BLOCK;
@@ -247,8 +248,8 @@ struct Pass {
     int32_t groups;
     int32_t vectors;
     int32_t stride;  // vectors of a full group: where group g starts in `start` and in a plain matrix's output
-    bool begins;     // whether it is the first of several through these groups
-    float* wide;     // where that one leaves fp16 weights as fp32 for the others; null where there are no others
+    bool begins;     // whether it is the first of several passes through these groups
+    float* wide;     // where the first pass stores fp16 weights as fp32 for the other passes; null for a single pass
 
     int32_t cell(int r, int p) const { return (r * groups + p) * vectors * V::width; }
     size_t start_of(int p) const { return static_cast<size_t>(first + p) * stride * V::width; }
@@ -259,17 +260,17 @@ struct Pass {
                 for (int c = 0; c < vectors; ++c) {
                     const float* start = rows[r].start + start_of(p) + c * V::width;
                     V::store(sums.at + cell(r, p) + c * V::width, V::load(start));
-                    // Every row has another place in the table; the next pass goes on beside this one.
+                    // Each row starts from its own row of the table; prefetch the part that the next pass needs.
                     __builtin_prefetch(start + groups * stride * V::width);
                 }
     }
 
-    // Where a layer's second matrix has its wide weights, behind those of `matrix`.
+    // Where the widened weights of a layer's second matrix are stored: after those of `matrix`.
     float* wide_behind(const Matrix& matrix) const {
         return wide == nullptr ? nullptr : wide + static_cast<size_t>(matrix.depth) * matrix.vectors * V::width;
     }
 
-    // Adds the product with each row's `x`, or, where the matrix is int8, with its `whole`.
+    // Adds the product with each row's `x`, or with its `whole` if the matrix is int8.
     template <class X>
     void multiply(
         Sums<V>& sums, const Matrix& matrix, X RowView::*x, const uint8_t* RowView::*whole, float* widened) const {
@@ -303,8 +304,8 @@ struct Pass {
     }
 };
 
-// Calls `pass` for groups [first, first + count) and all rows, blocks of rows as even as they can be: several groups a
-// pass where there is but one block, else one group for all blocks while its weights are near.
+// Calls `pass` for groups [first, first + count) and all rows, in blocks of rows of nearly equal size. A single block
+// takes several groups in each pass. Several blocks go through one group at a time, while its weights are in the cache.
 template <class V, class Body>
 inline void for_each_pass(
     const Matrix& matrix, int32_t first, int32_t count, const RowView* rows, int32_t row_count, float* wide, Body body) {
@@ -479,7 +480,7 @@ void run_head(
 // ---- loading and sampling
 
 inline void fold(const float* a, int32_t k, const float* b, int32_t n, double* sums, float* out) {
-    // A product of two fp32 values is exact in float64, so it makes no difference whether this is fused.
+    // A product of two fp32 values is exact in float64, so fusing this would not change the result.
     for (int32_t j = 0; j < k; ++j) {
         const double factor = a[j];
         const float* row = b + static_cast<size_t>(j) * n;
@@ -527,7 +528,7 @@ float highest(const float* logits, int32_t n) {
     return result;
 }
 
-// gruve.model.sampling.weights of one logit: truncated steps of 2**-20 of an exponent of 2, then 2**x by EXP2.
+// gruve.model.sampling.weights for one logit: the exponent of 2, truncated to steps of 2**-20, then 2**x from EXP2.
 constexpr float LOWEST_STEPS = -33554432.0f;  // LOWEST_EXPONENT << EXPONENT_BITS
 constexpr int64_t EXP2[6] = {1073741824, 744265554, 257874613, 59914704, 9681959, 2004817};
 

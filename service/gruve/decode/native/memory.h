@@ -1,4 +1,4 @@
-// Memory from the system in whole pages: zeroed, aligned to 64 bytes and more, in huge pages where it is large.
+// Memory from the system in whole pages: zeroed, aligned to at least 64 bytes, in huge pages if it is large.
 
 #ifndef GRUVE_NATIVE_MEMORY_H
 #define GRUVE_NATIVE_MEMORY_H

@@ -13,16 +13,16 @@
 namespace gruve {
 namespace {
 
-// Beyond so many entries (64 MiB) the input projection is computed, not looked up.
+// A table of input projections with more entries than this (64 MiB) is not made; the projection is computed instead.
 constexpr int64_t MAX_TABLE_ENTRIES = int64_t{1} << 24;
-constexpr int32_t PLAIN_VECTORS = 3;  // in a group of a matrix without gates: beside 8 rows they fill the registers
+constexpr int32_t PLAIN_VECTORS = 3;  // in a group of a matrix without gates: with 8 rows they fill the registers
 
 class Packer {
 public:
     Packer(const gruve_weights& weights, const Kernels& kernels, Model& model, const Pages* pages)
         : in_(weights), kernels_(kernels), model_(model), layout_(pages) {}
 
-    // Lays everything out; writes it where there are pages.
+    // Lays out all arrays, and writes them if there are pages.
     size_t run() {
         const bool table = needs_table();
         model_.table_stride = static_cast<size_t>(groups()) * layer_vectors() * kernels_.width;
@@ -48,18 +48,18 @@ private:
         return rows * model_.gates * model_.hidden_size <= MAX_TABLE_ENTRIES;
     }
 
-    // The row of a (G*H, K) matrix that stands in lane `lane` of vector `vector` of group `group`; -1 for padding.
+    // The row of a (G*H, K) matrix that is stored in lane `lane` of vector `vector` of group `group`; -1 for padding.
     int32_t gated_row(int32_t first_gate, int32_t group, int32_t vector, int32_t lane) const {
         const int32_t unit = group * kernels_.width + lane;
         return unit < model_.hidden_size ? (first_gate + vector) * model_.hidden_size + unit : -1;
     }
 
-    // Of K, so many stand side by side.
+    // The number of consecutive k that are stored side by side.
     template <class W>
     static constexpr int32_t together = std::is_same_v<W, int8_t> ? 4 : 1;
 
-    // Packs rows of `weights` (rows, depth), `row(group, vector, lane)` says which, -1 for zeros. `steps` and `offsets` are
-    // for int8.
+    // Packs rows of `weights` (rows, depth). `row(group, vector, lane)` returns the row, or -1 for zeros. `steps` and
+    // `offsets` are for int8.
     template <class W, class Row>
     void fill(W* out, float* steps, int32_t* offsets, const Matrix& matrix, const float* weights, Row row) {
         constexpr int32_t T = together<W>;
@@ -87,7 +87,7 @@ private:
         }
     }
 
-    // How many steps 1.0 is in a row of weights: the largest weight has WEIGHT_STEPS of them.
+    // The number of steps in 1.0 for a row of weights: its largest weight is WEIGHT_STEPS steps.
     static double whole_scale(const float* row, int32_t depth) {
         double most = 0.0;
         for (int32_t k = 0; k < depth; ++k) {
@@ -134,7 +134,7 @@ private:
         if (!layout_.counting()) fill(out, steps, offsets, matrix, weights, row);
     }
 
-    // How weights stand that are as the model says, and those among them that multiply states of the layers.
+    // How weights are stored: those kept in the model's precision, and those that multiply states of the layers.
     Number stored() const { return in_.half ? Number::fp16 : Number::fp32; }
     Number recurrent() const { return model_.whole ? Number::int8 : stored(); }
 
@@ -157,7 +157,7 @@ private:
                        : plain_matrix(weights, model_.hidden_size, depth, number);
     }
 
-    // Where row r of (G*H,) stands in a packed row of `table_stride`.
+    // The index of row r of (G*H,) in a packed row of `table_stride`.
     size_t packed_at(int32_t row) const {
         if (!gated()) return static_cast<size_t>(row);
         const int32_t gate = row / model_.hidden_size, unit = row % model_.hidden_size;
@@ -182,8 +182,8 @@ private:
         Layer& layer = model_.layers[l];
         const int32_t H = model_.hidden_size;
         layer.cell = model_.cell;
-        // A layer that starts from a table has no product with x: depth 0, which still says how it is tiled.
-        // Embeddings may be beyond 1, and stay as they are.
+        // A layer that starts from a table has no product with x. Its depth is 0, and the matrix still defines the
+        // tiles. Embeddings may exceed 1 and are not quantised.
         layer.x = layer_matrix(
             in_.weight_ih[l], has_table ? 0 : l == 0 ? model_.embedding_size : H, l == 0 ? stored() : recurrent());
         if (!has_table) model_.bias[l] = packed_bias(in_.bias[l]);
@@ -211,10 +211,10 @@ private:
         model_.table = folded_rows(in_.embedding, V, [&](int32_t) { return none; });
     }
 
-    // The row of the tables (K, rows, E) that pointer k has for `row`.
+    // Row `row` of pointer k in tables (K, rows, E).
     static size_t row_of(int32_t k, int32_t rows, int32_t row) { return static_cast<size_t>(k) * rows + row; }
 
-    // sums += x (E,) times W of layer 0, in float64; as fp32 in `rounded_`.
+    // sums += x (E,) times W of layer 0, in float64. `rounded_` gets the sums as fp32.
     void add_product(const float* x, std::vector<double>& sums) {
         const auto n = static_cast<int32_t>(sums.size());
         rounded_.resize(sums.size());
@@ -256,7 +256,7 @@ private:
         model_.gate_bias = padded(in.gate_bias, biases, biases);
     }
 
-    // A table (K, count, E) folded, each pointer's rows less its row `base`.
+    // Folds a table (K, count, E) into packed rows, with each pointer's row `base` subtracted from its rows.
     const float* differences(const float* rows, int32_t count, int32_t base) {
         std::vector<double> negative;
         return folded_rows(rows, model_.pointers.size * count, [&](int32_t row) {
@@ -312,7 +312,7 @@ private:
     Model& model_;
     Layout layout_;
     std::vector<float> folded_input_;  // W of layer 0, (E, G*H)
-    std::vector<float> rounded_;       // what `add_product` made last
+    std::vector<float> rounded_;       // the last result of `add_product`
 };
 
 }  // namespace
@@ -340,7 +340,7 @@ int32_t Model::input_rows(int32_t token, const Pointed& pointed, const float** r
     rows[count++] = (folded ? table : embedding) + stride * token;
     for (int32_t k = 0; k < pointers.size; ++k) {
         const int32_t named = pointed.tokens[k], matched = pointed.matches[k];
-        // A folded table holds differences to these: nothing to add.
+        // A folded table holds differences to these rows, so there is nothing to add.
         if (!folded || named != vocabulary_size)
             rows[count++] = pointer_rows + stride * (static_cast<size_t>(k) * (vocabulary_size + 1) + named);
         if (pointers.matches > 0 && (!folded || matched != 0))

@@ -22,17 +22,17 @@ struct Model {
     int32_t padded_size;  // H in whole vectors
     int32_t num_layers;
     int32_t gates;
-    bool whole;           // layers and head multiply states in int8
+    bool whole;           // whether layers and head multiply states in int8
     const Kernels* kernels;
 
     Layer layers[GRUVE_MAX_LAYERS];
-    const float* bias[GRUVE_MAX_LAYERS] = {};  // packed like the layer's groups; of layer 0 only without a table
+    const float* bias[GRUVE_MAX_LAYERS] = {};  // packed like the layer's groups; for layer 0 only without a table
     const float* table = nullptr;         // layer 0: embedding times W plus bias, (V, table_stride), packed likewise
     size_t table_stride = 0;
-    const float* embedding = nullptr;     // the caller's (V, E), where there is no table
+    const float* embedding = nullptr;     // the caller's (V, E), if there is no table
     PointerSpec pointers;
-    // What pointers add to layer 0's input. With a table, these are packed rows of `table_stride`; those of a pointer are
-    // differences to its row for "none", which is part of the table. Without one, they are the caller's rows (E,).
+    // What pointers add to layer 0's input. With a table, these are packed rows of `table_stride`; those of a pointer
+    // are differences to its row for "none", which is part of the table. Without one, they are the caller's rows (E,).
     const float* pointer_rows = nullptr;  // (K, V + 1)
     const float* match_rows = nullptr;    // (K, matches)
     const float* place_rows = nullptr;    // (places,)

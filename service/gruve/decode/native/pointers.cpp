@@ -109,7 +109,7 @@ void PointerTracker::feed_bars(int32_t token) {
     places_[position_ & RING] = place_;
 }
 
-// The completed bars of this part in the window, counted no further than the table has rows.
+// The number of completed bars of this part in the window, at most the last row of the table.
 int32_t PointerTracker::count() const {
     int32_t found = 0;
     while (found < std::min<int64_t>(completed_count_, spec_->counts)) {
@@ -136,8 +136,8 @@ int64_t PointerTracker::same_place(const int32_t* ring, int32_t distance) const 
     return first;
 }
 
-// Walks back over the places of the present token; the first whose match is long enough for a length is its last
-// occurrence.
+// Walks back over the occurrences of the present token. For each follower length, the first one whose match is long
+// enough is the last occurrence of that many tokens.
 void PointerTracker::find_followers(const int32_t* ring) {
     const auto& lengths = spec_->followers;
     const int32_t first = static_cast<int32_t>(spec_->bars.size()), count = static_cast<int32_t>(lengths.size());
@@ -159,14 +159,14 @@ void PointerTracker::find_followers(const int32_t* ring) {
         if (open >> i & 1) point(ring, first + i, -1, 0);
 }
 
-// How many tokens backwards from `at` equal those backwards from the present one, at most `most`.
+// The number of equal tokens when going backwards from `at` and from the present token, at most `most`.
 int32_t PointerTracker::match(const int32_t* ring, int64_t at, int32_t most) const {
     int32_t equal = 0;
     while (equal < most && at - equal >= start_ && ring[(at - equal) & RING] == ring[(position_ - equal) & RING]) ++equal;
     return equal;
 }
 
-// A position of -1 is none.
+// A position of -1 means none.
 void PointerTracker::point(const int32_t* ring, int32_t pointer, int64_t at, int32_t matched) {
     pointed_.tokens[pointer] = at < 0 ? none_ : ring[(at + 1) & RING];
     pointed_.matches[pointer] = matched;

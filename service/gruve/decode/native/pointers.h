@@ -41,8 +41,8 @@ struct Pointed {
 
 // Follows one transcript, whose last tokens are in the slot's ring, by position modulo 1024.
 //
-// Everything it returns depends on the window alone: a tracker that was fed the window's tokens and one that was fed the
-// whole transcript return the same, because what lies before `start_` is never used.
+// Its results depend on the window only. A tracker that has read the window's tokens and one that has read the whole
+// transcript return the same, because tokens before `start_` are never used.
 class PointerTracker {
 public:
     // Forgets everything; `spec` must outlive the tracker.
@@ -69,7 +69,7 @@ private:
     const PointerSpec* spec_ = nullptr;
     int32_t none_ = 0;
     std::vector<int32_t> places_;  // by position modulo 1024
-    std::vector<int16_t> links_;   // likewise: how far back the same token stood before, 0 if nowhere in the window
+    std::vector<int16_t> links_;   // likewise: the distance back to the same token, 0 if it is not in the window
     std::vector<Bar> completed_;   // the last of them, by number modulo MAX_BAR_DISTANCE
     int64_t completed_count_ = 0;
     int64_t part_ = 0;

@@ -10,7 +10,7 @@ namespace {
 constexpr int PHASE_SHIFT = 24;
 constexpr uint64_t TILES = (uint64_t{1} << PHASE_SHIFT) - 1;
 constexpr uint64_t ENDED = uint64_t{1} << 63;
-// A tile takes a few microseconds, going to sleep and being woken about ten.
+// A tile takes a few microseconds; going to sleep and waking up takes about ten.
 constexpr auto SPIN = std::chrono::microseconds(20);
 constexpr int ALONE_TIMES_WAITED = 32;
 
@@ -109,7 +109,7 @@ void Pool::work(int32_t worker) {
     }
 }
 
-// Opens the phase after `ticket`'s with so many tiles, or ends the job.
+// Opens the phase after that of `ticket` with `tiles` tiles, or ends the job.
 void Pool::open(uint64_t ticket, int32_t tiles) {
     tiles_ = tiles;
     unfinished_.store(tiles, std::memory_order_relaxed);

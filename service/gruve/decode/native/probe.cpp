@@ -13,16 +13,16 @@
 
 namespace {
 
-constexpr int64_t ROUNDS = 20000;  // between two looks at the clock: some ten microseconds and more
+constexpr int64_t ROUNDS = 20000;  // between two readings of the clock: more than ten microseconds
 
 struct Work {
-    double amount;  // what one round of ROUNDS comes to
-    float sink;     // keeps the compiler from leaving it out
+    double amount;  // the operations or bytes of ROUNDS rounds
+    float sink;     // keeps the compiler from removing the work
 };
 
 volatile float sunk;
 
-// Repeats `round` for about so many seconds; its amounts a second.
+// Repeats `round` for about `seconds` and returns its amount per second.
 template <class Round>
 double rate(double seconds, Round round) {
     using Clock = std::chrono::steady_clock;
@@ -37,8 +37,8 @@ double rate(double seconds, Round round) {
     return amount / elapsed;
 }
 
-// Twelve chains cover four cycles of latency on each of two ports with some to spare, and leave registers for operands.
-// The factor is below 1, so that the sums converge and never become denormal.
+// Twelve chains are more than enough to cover a latency of four cycles on each of two ports, and leave registers for
+// the operands. The factor is below 1, so that the sums converge and never become denormal.
 
 #if defined(__x86_64__)
 __attribute__((target("avx512f"))) Work fma_avx512() {
@@ -159,7 +159,7 @@ double gruve_probe_read(const char* isa, size_t bytes, int32_t pattern, double s
 
 double gruve_probe_clock(double seconds) {
     return rate(seconds, [] {
-        // A rotation and an exclusive or wait for each other; neither is done away with before it is carried out.
+        // The rotation and the exclusive or depend on each other, and the compiler can remove neither.
         uint64_t x = 1, y = 0x9E3779B97F4A7C15;
         for (int64_t n = 0; n < ROUNDS; ++n)
 #pragma GCC unroll 16

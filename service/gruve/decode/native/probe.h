@@ -1,4 +1,4 @@
-// What this CPU can do at most, for benchmarks to hold a step against. Decoding knows nothing of it.
+// Measures the limits of this CPU, to compare with a decode step in benchmarks. Decoding does not use it.
 
 #ifndef GRUVE_NATIVE_PROBE_H
 #define GRUVE_NATIVE_PROBE_H
@@ -9,17 +9,18 @@
 extern "C" {
 #endif
 
-// Each works on the calling thread for about `seconds` and returns a rate; 0 where `isa` is not one of gruve_isa's
-// names or this CPU has it not.
+// Each function runs on the calling thread for about `seconds` and returns a rate; 0 if `isa` is not one of gruve_isa's
+// names or this CPU does not have it.
 
-// Floating-point operations a second: independent chains of fused multiply-adds, two operations a lane, in registers.
+// Floating-point operations per second: independent chains of fused multiply-adds in registers, two operations per
+// lane.
 GRUVE_EXPORT double gruve_probe_fma(const char* isa, double seconds);
 
-// Bytes a second, reading `bytes` of memory over and over in whole vectors. `pattern` 0 goes through it from end to
-// end, 1 through eight parts side by side, 2 from end to end with prefetches ahead. 0 where there is not the memory.
+// Bytes per second, reading `bytes` of memory repeatedly in whole vectors. `pattern` 0 reads it from start to end, 1
+// reads eight parts side by side, 2 reads from start to end with prefetches. Returns 0 if the memory is not available.
 GRUVE_EXPORT double gruve_probe_read(const char* isa, size_t bytes, int32_t pattern, double seconds);
 
-// Clock cycles a second: a chain of operations that each take one cycle and wait for the one before.
+// Clock cycles per second: a chain of operations that take one cycle each and depend on the one before.
 GRUVE_EXPORT double gruve_probe_clock(double seconds);
 
 #ifdef __cplusplus

@@ -18,7 +18,7 @@ constexpr int SHARE_BITS = 24;
 constexpr int32_t MAX_SHARE = 1 << SHARE_BITS;
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 
-// Sorts like (logit descending, id ascending), as one integer, greatest first.
+// An integer key that sorts by (logit descending, id ascending), largest first.
 uint64_t rank(float logit, int32_t id) {
     uint32_t bits;
     const float value = logit + 0.0f;  // -0 and 0 are the same logit
@@ -56,8 +56,8 @@ int32_t first_at(const float* logits, int32_t V, float value) {
     return found == logits + V ? 0 : static_cast<int32_t>(found - logits);
 }
 
-// Zeroes the weights that top-k, top-p and min-p drop; the sum of the others. Tokens that weigh nothing are no
-// candidates: they come after all others in the order, and cannot be drawn.
+// Sets the weights that top-k, top-p and min-p drop to zero; returns the sum of the others. Tokens with weight zero are
+// not candidates: they come last in the order and cannot be drawn.
 uint64_t truncate(const float* logits, int32_t V, const SamplingParameters& p, uint64_t total, Scratch& scratch) {
     std::vector<int32_t>& w = scratch.weights;
     const uint64_t least = static_cast<uint64_t>(p.min_p_share) << WEIGHT_BITS;
@@ -74,7 +74,7 @@ uint64_t truncate(const float* logits, int32_t V, const SamplingParameters& p, u
             end = begin + p.top_k;
         }
         if (p.top_p_share >= 0) {
-            // A heap gives the likeliest first, and only as many as are needed; what is left of it is dropped.
+            // A heap yields the likeliest first, and only as many as are needed; the rest is dropped.
             const uint64_t bound = static_cast<uint64_t>(p.top_p_share) * total;
             uint64_t before = 0;
             std::make_heap(begin, end);
@@ -96,7 +96,7 @@ uint64_t truncate(const float* logits, int32_t V, const SamplingParameters& p, u
     return total;
 }
 
-// The first token at which the sum of all weights up to it exceeds `target`: stretches first, then single tokens.
+// The first token at which the cumulative weight exceeds `target`: searched by stretches, then by single tokens.
 int32_t token_at(const int32_t* weights, int32_t V, uint64_t target) {
     constexpr int32_t STRETCH = 64;  // their sum fits into 32 bits
     int32_t token = 0;

@@ -1,4 +1,4 @@
-// gruve.model.sampling for one row: the same integers, the same draws. Knows nothing of slots, states or threads.
+// gruve.model.sampling for one row: the same integers, the same draws. Independent of slots, states and threads.
 
 #ifndef GRUVE_NATIVE_SAMPLING_H
 #define GRUVE_NATIVE_SAMPLING_H
@@ -25,17 +25,17 @@ struct SamplingParameters {
     std::vector<std::pair<int32_t, float>> bias;
 };
 
-// Throws std::invalid_argument for what is out of bounds.
+// Throws std::invalid_argument for values out of bounds.
 SamplingParameters checked(const gruve_sampling& in, int32_t vocabulary_size);
 
-// The last tokens of a transcript by absolute position: token p stands at p modulo 1024. `known` of them are there.
+// The last `known` tokens of a transcript by absolute position: token p is at p modulo 1024.
 struct History {
     const int32_t* ring;
-    int64_t position;  // of the newest
+    int64_t position;  // of the newest token
     int32_t known;
 };
 
-// What a thread needs while it draws.
+// The buffers of a thread that samples.
 struct Scratch {
     std::vector<float> adjusted;
     std::vector<int32_t> weights;
@@ -52,7 +52,7 @@ struct Philox {
 // philox4x32-10 (Salmon et al. 2011).
 Philox philox(uint32_t key0, uint32_t key1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3);
 
-// The token for absolute `position`. `masked` ids may not be drawn; were none left, token 0 is.
+// The token for absolute `position`. `masked` ids are not drawn. If no other id is left, returns token 0.
 int32_t draw(
     const Kernels& kernels, const float* logits, int32_t vocabulary_size, const SamplingParameters& parameters,
     int64_t position, const History& history, const std::vector<int32_t>& masked, Scratch& scratch);
@@ -60,7 +60,7 @@ int32_t draw(
 // ln softmax(logits) in float64, in `scratch.logprobs`.
 void log_softmax(const float* logits, int32_t vocabulary_size, Scratch& scratch);
 
-// The `count` likeliest of `scratch.logprobs`, ties to the lower id; -1 and NaN beyond the vocabulary.
+// The `count` largest of `scratch.logprobs`, ties by lower id; -1 and NaN beyond the vocabulary.
 void likeliest(int32_t vocabulary_size, int32_t count, const Scratch& scratch, int32_t* ids, float* logprobs);
 
 }  // namespace gruve

@@ -1,7 +1,7 @@
-"""Draws tunes as notation, by verovio; alone knows it.
+"""Draws tunes as notation with verovio.
 
-verovio is C++ that writes its warnings to the process's standard error and may crash on what it does not expect. It
-therefore runs in a child process (`child.py`): what it says is the log, and its crash is one line of it.
+verovio is a C++ library that writes warnings to the process's standard error and may crash on unexpected input. It
+therefore runs in a child process (`child.py`). Its standard error becomes the log, and a crash becomes one line of it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SECONDS_PER_TUNE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A tune as one tall SVG page, black on white; `log` is what verovio complained of."""
+    """A tune as one tall SVG page, black on white; `log` has verovio's warnings."""
 
     svg: str
     log: tuple[str, ...]
 
 
 def draw(abc: str) -> Drawing:
-    """Draw one tune; raises TuneError if it is no tune or verovio cannot draw it."""
+    """Draw one tune; raises TuneError if the text is not a tune or verovio cannot draw it."""
     parse_tune(abc)
     (engraving,) = _engraved([abc], svg=True)
     if not engraving.svg:
@@ -46,7 +46,7 @@ def draw(abc: str) -> Drawing:
 
 
 def engraving_warnings(tunes: Sequence[str]) -> list[tuple[str, ...]]:
-    """For each tune in ABC the lines that verovio logs on reading and laying it out; none is a clean tune."""
+    """The lines that verovio logs while it reads and lays out each tune in ABC; a clean tune has none."""
     return [engraving.log for engraving in _engraved(tunes, svg=False)]
 
 
@@ -68,7 +68,7 @@ def _engraved(tunes: Sequence[str], *, svg: bool) -> list[_Engraving]:
 
 
 def _run_child(requests: list[str]) -> Iterator[_Engraving]:
-    """What the child made of the requests, up to and with the first that crashed or hung it."""
+    """The child's answers to the requests, up to and including the first one that crashed or hung it."""
     try:
         run = subprocess.run(
             [sys.executable, "-m", "gruve.tune.draw.child"],
@@ -91,15 +91,15 @@ def _run_child(requests: list[str]) -> Iterator[_Engraving]:
 
 
 def _on_white(svg: str) -> str:
-    """The picture on a white background: black notes on a transparent one cannot be read on a dark page.
+    """The picture with a white background, because black notes on a transparent one cannot be read on a dark page.
 
-    A style with `prefers-color-scheme` would follow the reader's system, which need not be what the page shows.
+    A style with `prefers-color-scheme` would follow the reader's system, which may differ from the page.
     """
     return _SVG_TAG.sub(lambda tag: tag[0] + _BACKGROUND, svg, count=1)
 
 
 def _stacked(pages: Sequence[str]) -> str:
-    """Pages as one picture, below one another; verovio turns the page where a tune is longer than its tallest paper."""
+    """Pages stacked into one picture; verovio begins a new page when a tune is longer than its tallest page."""
     sizes = [found for page in pages if (found := _VIEW.search(page))]
     if len(pages) < 2 or len(sizes) < len(pages):
         return "".join(pages[:1])

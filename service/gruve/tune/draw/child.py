@@ -1,7 +1,7 @@
-"""The child process that verovio runs in: a request a line on standard input, an answer a line on standard output.
+"""The child process that runs verovio: one request per line on standard input, one answer per line on standard output.
 
-Both are JSON: {"abc", "svg"} asks, the second saying whether pages are wanted; {"found", "pages", "log"} answers, with
-an SVG a page.
+Both are JSON. A request is {"abc", "svg"}; `svg` says whether pages are wanted. An answer is {"found", "pages", "log"},
+with one SVG for each page.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PAGE: Final = {
 
 
 def answer(toolkit: Any, request: dict[str, Any], log: IO[bytes]) -> dict[str, Any]:
-    """What verovio makes of one tune; `log` is the file that standard error goes to."""
+    """verovio's answer for one tune; `log` is the file that standard error is written to."""
     log.truncate(0)
     log.seek(0)
     pages: list[str] = []
@@ -45,7 +45,7 @@ def answer(toolkit: Any, request: dict[str, Any], log: IO[bytes]) -> dict[str, A
 
 
 def load(toolkit: Any, abc: str) -> bool:
-    """Load ABC, its endings included; False where there is no tune."""
+    """Load ABC with its endings; False if there is no tune."""
     toolkit.setOptions({"inputFrom": "abc"})
     head, key, music = abc.partition("\nK:")
     head = "\n".join(line for line in head.split("\n") if not line.startswith(_NOT_DRAWN))
@@ -60,7 +60,7 @@ def load(toolkit: Any, abc: str) -> bool:
 
 
 def with_endings(mei: str) -> str:
-    """The MEI with the measures of each marked ending put into one, and the marks gone."""
+    """The MEI with the measures of each marked ending wrapped in an ending element, and the marks removed."""
     ElementTree.register_namespace("", _MEI)
     root = ElementTree.fromstring(mei)  # noqa: S314 - verovio's own output
     for section in root.iter(f"{{{_MEI}}}section"):
@@ -80,7 +80,7 @@ def with_endings(mei: str) -> str:
 
 
 def _unmarked(measure: ElementTree.Element) -> str:
-    """The number of the ending that a measure is marked to begin, or nothing; the mark is taken away."""
+    """The number of the ending that a measure is marked to begin, or an empty text; removes the mark."""
     for harm in measure.findall(f"{{{_MEI}}}harm"):
         if harm.text and harm.text.startswith(_MARK):
             measure.remove(harm)
@@ -89,7 +89,7 @@ def _unmarked(measure: ElementTree.Element) -> str:
 
 
 def serve() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until standard input ends."""
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         toolkit = verovio.toolkit()
