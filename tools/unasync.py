@@ -1,4 +1,4 @@
-"""Makes the sync client from the async one: service/gruve/client/aio/{client,stream}.py -> service/gruve/client/sync/.
+"""Makes the sync client from the async one, in service/gruve/client: aio/{client,control,stream}.py -> sync/.
 
     python tools/unasync.py            writes the files
     python tools/unasync.py --check    exits with 1 if they are not what it would write
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).parents[1] / "service" / "gruve" / "client"
-FILES = ("client.py", "stream.py")
+FILES = ("client.py", "control.py", "stream.py")
 HEADER = "# Generated from ../aio/{name} by `make sync`; edit that one.\n"
 WORDS = {
     r"async (def|for|with)\b": r"\1",
@@ -25,8 +25,10 @@ WORDS = {
     r"\b__aexit__\b": "__exit__",
     r"\b__anext__\b": "__next__",
     r"\bAsyncIterator\b": "Iterator",
+    r"\bAwaitable\[Any\]": "Any",
+    r"Awaitable, Callable\b": "Callable",
     r"\bStopAsyncIteration\b": "StopIteration",
-    r"\bAsync(Client|TokenStream|Conversation)\b": r"\1",
+    r"\bAsync(Client|Control|TokenStream|Conversation)\b": r"\1",
     r"\bgruve\.client\.aio\b": "gruve.client.sync",
 }
 SENTENCES = {

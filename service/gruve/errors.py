@@ -18,6 +18,7 @@ GruveError
 ├── SessionError
 │   ├── SessionUnknown          the id was not minted with this server's key
 │   ├── SessionExpired          the id is authentic; its session has expired or was deleted
+│   ├── GenerationUnknown       no stream of the generation is running here that could be steered
 │   ├── SessionBusy             another sequence is using the session; retry
 │   ├── SessionElsewhere        another replica holds its lease
 │   ├── ModelChanged            the session was made with other weights or another tokenizer
@@ -179,6 +180,12 @@ class SessionExpired(SessionError):
     """The id is authentic, but its session has expired, was evicted or was deleted."""
 
     reason = "SESSION_EXPIRED"
+
+
+class GenerationUnknown(SessionError):
+    """No stream that could be steered has this generation, or it ended before the control took effect."""
+
+    reason = "GENERATION_UNKNOWN"
 
 
 class SessionBusy(SessionError):

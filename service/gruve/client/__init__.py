@@ -14,7 +14,7 @@ that fails raises a subclass of `CallFailed`; `gruve.client.errors` draws the tr
                 conversation.change(temperature=0.5)
 """
 
-from gruve.client.aio import AsyncClient, AsyncConversation, AsyncTokenStream
+from gruve.client.aio import AsyncClient, AsyncControl, AsyncConversation, AsyncTokenStream
 from gruve.client.credentials import Tls
 from gruve.client.errors import (
     AccessDenied,
@@ -26,6 +26,7 @@ from gruve.client.errors import (
     ExportRefused,
     FieldViolation,
     GenerationMismatch,
+    GenerationUnknown,
     InvalidRequest,
     ModelChanged,
     ModelNotFound,
@@ -55,12 +56,13 @@ from gruve.client.errors import (
 from gruve.client.messages import GenerateOptions, SamplingOptions
 from gruve.client.resume import Answer, Chunk
 from gruve.client.retry import OnReconnect, Reconnect, Reconnected, Reconnecting
-from gruve.client.sync import Client, Conversation, TokenStream
+from gruve.client.sync import Client, Control, Conversation, TokenStream
 
 __all__ = [
     "AccessDenied",
     "Answer",
     "AsyncClient",
+    "AsyncControl",
     "AsyncConversation",
     "AsyncTokenStream",
     "BlobRefused",
@@ -69,12 +71,14 @@ __all__ = [
     "Chunk",
     "Client",
     "ConnectionLost",
+    "Control",
     "Conversation",
     "DeadlineExceeded",
     "ExportRefused",
     "FieldViolation",
     "GenerateOptions",
     "GenerationMismatch",
+    "GenerationUnknown",
     "InvalidRequest",
     "ModelChanged",
     "ModelNotFound",

@@ -135,6 +135,7 @@ class Attempt:
         self._connections = connections
         self._attempts = Attempts(connections.reconnect, len(connections.addresses), connections.answered)
         self._index = connections.preferred
+        self._asked = 0
         self._timeout_s = timeout_s
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
 
@@ -177,6 +178,16 @@ class Attempt:
             retry = self._attempts.failed_in_a_row
             self._connections.on_reconnect(Reconnecting(failed, self._address, delay_s, retry, failure))
         return delay_s
+
+    def try_elsewhere(self, failure: CallFailed, *, repeatable: bool) -> bool:
+        """Goes to the next address if the server may not stream the generation that is meant, unless all were asked.
+
+        After a lost connection it goes on only if the control is `repeatable`: the server may have carried it out.
+        """
+        self._asked += 1
+        self._index = (self._index + 1) % len(self._connections.addresses)
+        elsewhere = failure.reason == "GENERATION_UNKNOWN" or (repeatable and failure.connection_lost)
+        return elsewhere and self._asked < len(self._connections.addresses)
 
     @property
     def _address(self) -> str:

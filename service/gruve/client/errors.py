@@ -10,6 +10,7 @@ that a class stands for; a class without one is chosen from the gRPC status.
     │   └── RequestTooLarge     RESOURCE_EXHAUSTED                  above the server's request limit
     ├── NotFound                NOT_FOUND
     │   ├── ModelNotFound       [MODEL_UNKNOWN]
+    │   ├── GenerationUnknown   [GENERATION_UNKNOWN]                no conversation streams it there
     │   └── SessionNotFound
     │       ├── SessionUnknown  [SESSION_UNKNOWN]                   no id that this deployment has issued
     │       └── SessionExpired  [SESSION_EXPIRED]                   expired or deleted
@@ -128,6 +129,10 @@ class ModelNotFound(NotFound):
     """The server has no model of this name."""
 
 
+class GenerationUnknown(NotFound):
+    """No conversation streams this generation on the servers that were asked, or it ended before the control."""
+
+
 class SessionNotFound(NotFound):
     """There is no such session."""
 
@@ -242,6 +247,7 @@ CLASS_OF_REASON: dict[str, type[CallFailed]] = {
     "MODEL_CHANGED": ModelChanged,
     "NUMERICS_CHANGED": NumericsChanged,
     "RELOAD_REFUSED": ReloadRefused,
+    "GENERATION_UNKNOWN": GenerationUnknown,
     "SESSION_UNKNOWN": SessionUnknown,
     "SESSION_EXPIRED": SessionExpired,
     "SESSION_BUSY": SessionBusy,

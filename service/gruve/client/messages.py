@@ -224,6 +224,13 @@ def steer_request(control: str, at_position: int | None) -> generation_pb2.Conve
     return request
 
 
+def grant_request(tokens: int) -> generation_pb2.ConverseRequest:
+    """The message that allows the server to send more tokens."""
+    request = generation_pb2.ConverseRequest()
+    _set(request.grant, "tokens", tokens)
+    return request
+
+
 def add_page(whole: session_pb2.GetSessionResponse, page: session_pb2.GetSessionResponse) -> None:
     """Appends the next page of a transcript."""
     whole.token_ids.extend(page.token_ids)

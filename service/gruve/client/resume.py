@@ -21,6 +21,7 @@ class Answer:
     """The result of a control: a position if it was applied, an `ErrorReason` and a sentence if it was refused."""
 
     control_id: int
+    """The id that the method returned which sent it; 0 for a control that another client has sent."""
     position: int | None
     """Where it took effect. Tokens read before with this position or a later one are no longer part of the text."""
     reason: str = ""

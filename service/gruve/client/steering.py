@@ -78,6 +78,10 @@ class Steering(Resumption):
         """The positions of tokens that the reader has."""
         self._called = False
         self._paused = self._stopped = False
+        self.must_call_again = False
+        """Whether the reader has to lose its call and make another one."""
+        self._caught_up_from = 0
+        """The position to which the last catch-up of a session has rewound."""
         self._catch_up_id: int | None = None
         """The control id of the pause whose answer ends the catch-up; None outside of one."""
 
@@ -106,7 +110,7 @@ class Steering(Resumption):
     def first_messages(self) -> list[generation_pb2.ConverseRequest]:
         """The first messages of a new call."""
         self.outgoing.clear()
-        self._catch_up_id = None
+        self._catch_up_id, self.must_call_again = None, False
         catches_up = self._called and bool(
             (self._unanswered and not self._stopped)
             or self._paused
@@ -137,6 +141,8 @@ class Steering(Resumption):
             return self._take_tokens(response.tokens)
         if kind == "control_applied":
             applied = response.control_applied
+            if applied.HasField("control"):
+                return self._take_foreign(applied)
             return self._take_answer(Answer(applied.control_id, applied.position), applied.inserted)
         if kind == "control_refused":
             refused = response.control_refused
@@ -147,6 +153,8 @@ class Steering(Resumption):
     def _take_tokens(self, response: generation_pb2.GenerateResponse) -> Chunk | None:
         tokens = len(response.token_ids)
         self._granted -= tokens
+        if self._granted < 0:  # another client has granted them
+            self._credit, self._granted = self._credit - self._granted, 0
         before = self._position is not None and response.position < self._position
         if self._catch_up_id is None and not before:
             chunk = self.receive(response)
@@ -199,6 +207,21 @@ class Steering(Resumption):
             self._record(said, answer.position)
         return Chunk(self._position or 0, (), "", answer=answer)
 
+    def _take_foreign(self, applied: generation_pb2.ControlApplied) -> Chunk:
+        """Takes the answer to a control that another client sent by `Control`.
+
+        If it falls before the reader's position while a new call catches up, the positions that this call was given to
+        catch up to are no longer right, and yet another call has to.
+        """
+        said = _SentMessage(applied.control)
+        if said.kind == "insert_prompt":
+            said.request.insert_prompt.tokens.CopyFrom(applied.inserted)
+        if self._catch_up_id is not None and applied.position < (self._position or 0):
+            self.must_call_again = True
+            self._not_durable.append(self._caught_up_from)
+        self._record(said, applied.position)
+        return Chunk(applied.position, (), "", answer=Answer(0, applied.position))
+
     def _record(self, said: _SentMessage, position: int) -> None:
         """Records a control that took effect, and drops the controls and tokens that it removed."""
         said.answered = self._position = position
@@ -247,6 +270,7 @@ class Steering(Resumption):
             first = max(
                 min(drawn[-1].stop, first) - 1 if drawn else 0, start.start_position if start is not None else 0
             )
+            self._caught_up_from = first
             self.outgoing.append(self._own(rewind=generation_pb2.Rewind(to_position=first)))
             again = [
                 s

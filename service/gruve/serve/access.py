@@ -22,6 +22,8 @@ METHODS: Mapping[str, Mapping[str, Role | None]] = {
     "gruve.v1.GenerationService": {
         "Generate": Role.USE,
         "Converse": Role.USE,
+        "StartConversation": Role.USE,
+        "Control": Role.USE,
         "Score": Role.USE,
     },
     "gruve.v1.SessionService": {

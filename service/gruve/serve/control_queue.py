@@ -9,7 +9,14 @@ import bisect
 import itertools
 from collections import deque
 
-from gruve.errors import GruveError, InvalidField, PositionMismatch, TranscriptFull
+from gruve.errors import (
+    GenerationUnknown,
+    GruveError,
+    InvalidField,
+    LimitExceeded,
+    PositionMismatch,
+    TranscriptFull,
+)
 from gruve.serve.status import shorten
 from gruve.serve.validation_converse import Control
 from gruve.v1 import generation_pb2, sampling_pb2
@@ -37,6 +44,17 @@ class ControlQueue:
     def is_full(self) -> bool:
         """Whether no more controls are read until some are answered."""
         return len(self.arrived) + len(self.answers) >= MAX_UNANSWERED
+
+    def check_room(self) -> None:
+        """Raises `LimitExceeded` if no more controls are read until some are answered."""
+        if self.is_full:
+            unanswered = len(self.arrived) + len(self.answers)
+            raise LimitExceeded(
+                f"{unanswered} controls of the generation are unanswered; the limit controls is {MAX_UNANSWERED}",
+                "controls",
+                MAX_UNANSWERED,
+                1.0,
+            )
 
     @property
     def next_position(self) -> int | None:
@@ -77,17 +95,35 @@ class ControlQueue:
     def refuse_waiting(self, end: int) -> None:
         """Refuses the controls that still wait when the generation has ended at `end`."""
         for position, _, control in self._waiting:
-            self.refuse(control.id, PositionMismatch(f"at_position is {position}; the generation ended at {end}"))
+            self.refuse(control, PositionMismatch(f"at_position is {position}; the generation ended at {end}"))
         self._waiting.clear()
 
     def answer(self, control: Control, position: int) -> None:
         """Answers a control that has taken effect at `position`."""
         inserted = sampling_pb2.TokenIds(ids=control.prompt) if control.prompt else None
         applied = generation_pb2.ControlApplied(control_id=control.id, position=position, inserted=inserted)
-        self.answers.append(generation_pb2.ConverseResponse(control_applied=applied))
+        if control.reply is not None and not control.reply.done():
+            control.reply.set_result(applied)
+        response = generation_pb2.ConverseResponse(control_applied=applied)
+        if control.message is not None:
+            response.control_applied.control.CopyFrom(control.message)
+        self.answers.append(response)
 
-    def refuse(self, control_id: int, error: GruveError) -> None:
+    def refuse(self, control: Control, error: GruveError) -> None:
         """Answers a control that is refused."""
+        if control.reply is None:
+            self.refuse_message(control.id, error)
+        elif not control.reply.done():
+            control.reply.set_exception(error)
+
+    def close(self, generation_id: str) -> None:
+        """Refuses the controls that came by `Control` and have not taken effect: the stream has ended."""
+        for control in (*self.arrived, *(waiting for *_, waiting in self._waiting)):
+            if control.reply is not None:
+                self.refuse(control, GenerationUnknown(f"the stream of generation {generation_id!r} has ended"))
+
+    def refuse_message(self, control_id: int, error: GruveError) -> None:
+        """Answers a message of the stream's client that holds no valid control."""
         refused = generation_pb2.ControlRefused(
             control_id=control_id, reason=f"ERROR_REASON_{error.reason}", message=shorten(str(error))
         )

@@ -16,25 +16,28 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 
-import grpc
-
 from gruve.engine.sequence import FinishReason, Progress
-from gruve.errors import Draining, GruveError, HandedOver, InvalidField, PositionMismatch, TranscriptFull
+from gruve.errors import (
+    Draining,
+    GenerationUnknown,
+    GruveError,
+    HandedOver,
+    InvalidField,
+    PositionMismatch,
+    TranscriptFull,
+)
+from gruve.model.tokenizer import Tokenizer
 from gruve.receipt.signing import Sign
 from gruve.serve.control_queue import ControlQueue
 from gruve.serve.model_host import ModelHost
-from gruve.serve.status import internal_error
 from gruve.serve.stream import Stream
-from gruve.serve.validation_converse import MAX_CREDIT, Control, validate_control, validate_grant
+from gruve.serve.validation_converse import MAX_CREDIT, Control
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions import steering
 from gruve.sessions.admission import build_admission
 from gruve.sessions.opening import RunningGeneration
 from gruve.sessions.record import SNAPSHOT_TOKENS
 from gruve.v1 import generation_pb2
-
-HANG_UP_S = 0.1
-"""gRPC reports a client that has closed its side and one that is gone alike; the call of the latter ends soon after."""
 
 
 class Conversation(Stream):
@@ -70,33 +73,52 @@ class Conversation(Stream):
             self._deadline = loop.call_later(deadline_s - time.monotonic(), self.end_idle, FinishReason.DEADLINE)
         self._confirm()
 
-    async def listen(self, requests: AsyncIterator[object]) -> None:
-        """Reads grants and controls until the client sends no more. A message that is neither ends the call."""
-        tokenizer = self._host.model.tokenizer
-        try:
-            async for request in requests:
-                tokens = validate_grant(request)
-                if tokens is not None:
-                    self._grant(tokens)
-                    continue
-                assert isinstance(request, generation_pb2.ConverseRequest)  # noqa: S101 - `validate_grant` checks it
-                try:
-                    self._controls.arrived.append(await validate_control(request, tokenizer))
-                except GruveError as error:
-                    self._refuse(request.control_id, error)
-                self._advance()
-                while self._controls.is_full:
-                    self._has_room.clear()
-                    await self._has_room.wait()
-            await asyncio.sleep(HANG_UP_S)
-            self._hung_up = True
-            self._advance()
-        except GruveError as error:
-            self._break_off(error)
-        except grpc.aio.BaseError:
-            return  # the call has ended
-        except Exception as error:  # noqa: BLE001 - the call must not wait for this task if it fails
-            self._break_off(internal_error(error, model=self._host.model.name))
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of its model."""
+        return self._host.model.tokenizer
+
+    def steer(self, control: Control) -> None:
+        """Takes a control; it is answered by a message, or by its `reply`."""
+        self._controls.arrived.append(control)
+        self._advance()
+
+    def check_can_steer(self) -> None:
+        """Raises `LimitExceeded` if too many controls are unanswered, `GenerationUnknown` if the stream has ended."""
+        if self.ended.is_set():
+            raise GenerationUnknown(f"the stream of generation {self.generation.id!r} has ended")
+        self._controls.check_room()
+
+    def refuse_message(self, control_id: int, error: GruveError) -> None:
+        """Answers a message of the client that holds no valid control."""
+        self._controls.refuse_message(control_id, error)
+        self._changed.set()
+
+    async def wait_for_room(self) -> None:
+        """Waits while too many controls are unanswered."""
+        while self._controls.is_full:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def hang_up(self) -> None:
+        """Ends the generation when its credit is used up: its client has closed its side."""
+        self._hung_up = True
+        self._advance()
+
+    def break_off(self, error: GruveError) -> None:
+        """Ends the call with an error."""
+        self._error = self._error or error
+        self._changed.set()
+
+    def grant(self, tokens: int) -> None:
+        """Lets the stream send more tokens. Raises `InvalidField` if that is more than a client may have granted."""
+        if self._credit + tokens > MAX_CREDIT:
+            raise InvalidField("grant.tokens", f"{tokens} and {self._credit} not yet used are above {MAX_CREDIT}")
+        self._credit += tokens
+        if self.sequence_id is not None and not self._called_back:
+            self._host.engine.grant(self.sequence_id, tokens)
+            self._credit_end += tokens
+        self._advance()
 
     async def responses(self) -> AsyncIterator[generation_pb2.ConverseResponse]:
         """The messages of the call: tokens as in `messages`, and answers to controls."""
@@ -186,20 +208,8 @@ class Conversation(Stream):
             self._buffer.truncate(self._credit)
         self._on_end(self)
         super()._end(reason)
+        self._controls.close(self.generation.id)
         self._has_room.set()
-
-    def _break_off(self, error: GruveError) -> None:
-        self._error = self._error or error
-        self._changed.set()
-
-    def _grant(self, tokens: int) -> None:
-        if self._credit + tokens > MAX_CREDIT:
-            raise InvalidField("grant.tokens", f"{tokens} and {self._credit} not yet used are above {MAX_CREDIT}")
-        self._credit += tokens
-        if self.sequence_id is not None and not self._called_back:
-            self._host.engine.grant(self.sequence_id, tokens)
-            self._credit_end += tokens
-        self._advance()
 
     def _sendable(self) -> int:
         """How many tokens may be sent now."""
@@ -231,13 +241,14 @@ class Conversation(Stream):
         except Draining:
             self.end_idle(FinishReason.HANDED_OVER)
         except GruveError as error:
-            self._break_off(error)
+            self.break_off(error)
 
     def _apply_controls(self) -> None:
         while True:
             while self._is_control_due():
                 self._apply(*self._controls.pop())
             if self._stopped:  # later controls are not answered
+                self._controls.close(self.generation.id)
                 self._controls.arrived.clear()
             if not self._controls.arrived:
                 return
@@ -280,7 +291,7 @@ class Conversation(Stream):
                 raise PositionMismatch(f"generation {generation.id!r} ended and the session went on")
             position = self._controls.check(control, here, generation.start_position)
         except GruveError as error:
-            self._refuse(control.id, error)
+            self._refuse(control, error)
             return
         has_ended = generation.finished and here >= generation.next_position
         if control.kind == "stop" and control.at is None and not has_ended:
@@ -300,7 +311,7 @@ class Conversation(Stream):
         if prompt and position + len(prompt) >= self.running.max_transcript:
             why = f"the prompt has {len(prompt)} tokens and comes at {position}"
             max_position = self.running.max_transcript - 1
-            self._refuse(control.id, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
+            self._refuse(control, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
             return
         self._rewind(position, control.seed)
         if control.kind == "change_parameters":
@@ -372,8 +383,8 @@ class Conversation(Stream):
         self._controls.answer(control, position)
         self._changed.set()
 
-    def _refuse(self, control_id: int, error: GruveError) -> None:
-        self._controls.refuse(control_id, error)
+    def _refuse(self, control: Control, error: GruveError) -> None:
+        self._controls.refuse(control, error)
         self._changed.set()
 
     def _end_message(self) -> generation_pb2.GenerationEnd:

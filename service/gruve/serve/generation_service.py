@@ -1,4 +1,4 @@
-"""GenerationService: Generate, Converse and Score."""
+"""GenerationService: Generate, Converse, StartConversation, Control and Score."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from gruve.serve.ledger import Ledger
 from gruve.serve.messages import logprobs_message
 from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.scoring import score
+from gruve.serve.steering import listen, steer
 from gruve.serve.stream import Stream
 from gruve.serve.streams import Streams
 from gruve.serve.validation import inside
-from gruve.serve.validation_converse import validate_start
+from gruve.serve.validation_converse import MAX_CREDIT, validate_credit, validate_start
 from gruve.serve.validation_generate import validate_generate, validate_score, validate_score_content
 from gruve.sessions.opening import GenerationOpener
 from gruve.v1 import generation_pb2, generation_pb2_grpc
@@ -62,7 +63,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             validated = validate_generate(request, context.time_remaining(), self._max_ttl_s, credit)
             stream = await self.streams.open(validated)
         assert isinstance(stream, Conversation)  # noqa: S101 - the request has credit
-        listening = asyncio.create_task(stream.listen(request_iterator))
+        listening = asyncio.create_task(listen(stream, request_iterator))
         try:
             async for response in stream.responses():
                 yield response
@@ -70,6 +71,33 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         finally:
             listening.cancel()
             stream.leave()
+
+    async def StartConversation(
+        self, request: generation_pb2.StartConversationRequest, context: Context
+    ) -> AsyncIterator[generation_pb2.StartConversationResponse]:
+        """Streams a generation that `Control` steers."""
+        credit = validate_credit(request, MAX_CREDIT)
+        with inside("generate"):
+            validated = validate_generate(request.generate, context.time_remaining(), self._max_ttl_s, credit)
+            stream = await self.streams.open(validated)
+        assert isinstance(stream, Conversation)  # noqa: S101 - the request has credit
+        try:
+            async for response in stream.responses():
+                if response.HasField("tokens"):
+                    yield generation_pb2.StartConversationResponse(tokens=response.tokens)
+                else:  # a refusal goes to the caller of `Control`
+                    yield generation_pb2.StartConversationResponse(control_applied=response.control_applied)
+            await _abort_overdue(stream, context)
+        finally:
+            stream.leave()
+
+    async def Control(self, request: generation_pb2.ControlRequest, context: Context) -> generation_pb2.ControlResponse:
+        """Steers a conversation."""
+        conversation = self.streams.find(request.session_id, request.generation_id)
+        current_call().session_id = request.session_id
+        with inside("control"):
+            applied = await steer(conversation, request.control)
+        return generation_pb2.ControlResponse(applied=applied)
 
     async def Score(self, request: generation_pb2.ScoreRequest, context: Context) -> generation_pb2.ScoreResponse:
         """Measures how likely a text is."""

@@ -23,6 +23,8 @@ from gruve.serve.metrics import Metrics, RpcMetrics
 from gruve.serve.status import internal_error, shorten, status_code, trailer
 
 OWN_SERVICES = "/gruve.v1."
+STEERS = "gruve.v1.GenerationService/Control"
+"""Belongs to a stream that is open already, so a server that drains takes it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
     def _unary(self, behavior: Callable[..., Any], rpc: _Rpc) -> Callable[..., Any]:
         async def call(request: Any, context: Any) -> Any:
             async with _Call(self, rpc, context) as this:
-                this.check(request)
+                this.check(request, begun=rpc.method == STEERS)
                 response = await behavior(request, context)
                 this.sent += 1
                 return response

@@ -32,6 +32,7 @@ STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
     (errors.ReloadRefused, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.SessionUnknown, grpc.StatusCode.NOT_FOUND),
     (errors.SessionExpired, grpc.StatusCode.NOT_FOUND),
+    (errors.GenerationUnknown, grpc.StatusCode.NOT_FOUND),
     (errors.SessionBusy, grpc.StatusCode.ABORTED),
     (errors.TakenOver, grpc.StatusCode.ABORTED),
     (errors.SessionElsewhere, grpc.StatusCode.UNAVAILABLE),

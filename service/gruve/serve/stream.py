@@ -82,6 +82,11 @@ class Stream:
         self._facts.prompt_tokens = self.generation.start_position - self.generation.prompt_position
         running.viewer = self
 
+    @property
+    def owner(self) -> str:
+        """The tenant that it belongs to; see `Identity.owner`."""
+        return self._identity.owner
+
     def begin(self) -> None:
         """Gives the engine what is left to decode. Raises what `ModelHost.admit` raises."""
         admission = self.running.opened.admission

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from gruve.engine.sequence import FinishReason
+from gruve.errors import GenerationUnknown
 from gruve.receipt.signing import Sign
 from gruve.serve.conversation import Conversation
 from gruve.serve.identity import current_identity
@@ -14,6 +15,9 @@ from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.stream import Stream
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.opening import GenerationOpener
+
+_Name = tuple[str, str, str]
+"""Owner, session id and generation id."""
 
 
 class Streams:
@@ -26,6 +30,8 @@ class Streams:
         self._ledger = ledger
         self._sign = sign
         self._conversations: set[Conversation] = set()
+        self._steered: dict[_Name, Conversation] = {}
+        """The conversations that can be steered; of several with one name, the one that began last."""
 
     async def open(self, request: ValidatedGenerate) -> Stream:
         """Opens a stream, all of it or nothing.
@@ -59,7 +65,7 @@ class Streams:
             if request.credit is None:
                 stream = Stream(running, host, request, self._sign)
             else:
-                stream = Conversation(running, host, request, self._conversations.discard, self._sign)
+                stream = Conversation(running, host, request, self._forget, self._sign)
             if (admission := running.opened.admission) is not None:
                 tokens = len(admission.forced) + max(0, admission.max_tokens - admission.generated)
                 reservation.reserve_tokens(tokens, time.monotonic())
@@ -70,9 +76,30 @@ class Streams:
             raise
         if isinstance(stream, Conversation) and not stream.ended.is_set():
             self._conversations.add(stream)
+            self._steered[_name_of(stream)] = stream
         return stream
+
+    def find(self, session_id: str, generation_id: str) -> Conversation:
+        """The caller's conversation that streams a generation. Raises `GenerationUnknown`."""
+        conversation = self._steered.get((current_identity().owner, session_id, generation_id))
+        if conversation is None:
+            raise GenerationUnknown(
+                f"this server streams no conversation of generation {generation_id[:64]!r} in "
+                + (f"session {session_id[:64]!r}" if session_id else "no session")
+            )
+        return conversation
+
+    def _forget(self, conversation: Conversation) -> None:
+        self._conversations.discard(conversation)
+        name = _name_of(conversation)
+        if self._steered.get(name) is conversation:
+            del self._steered[name]
 
     def hand_over(self) -> None:
         """Ends the conversations that wait for their clients; the engine hands over the streams that it decodes."""
         for stream in list(self._conversations):
             stream.end_idle(FinishReason.HANDED_OVER)
+
+
+def _name_of(conversation: Conversation) -> _Name:
+    return conversation.owner, conversation.running.session.id, conversation.generation.id

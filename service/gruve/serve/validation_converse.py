@@ -1,13 +1,14 @@
-"""Validation of the messages that a `Converse` client sends, each into a plain value."""
+"""Validation of the messages that start and steer a conversation, each into a plain value."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any, Literal
 
 from gruve.errors import InvalidField, InvalidRequest
 from gruve.model.tokenizer import Tokenizer
-from gruve.serve.validation import validate_prompt, validate_sampling
+from gruve.serve.validation import inside, validate_prompt, validate_sampling
 from gruve.sessions.generation_request import check_bias, limit_top_k
 from gruve.v1 import generation_pb2
 
@@ -29,6 +30,10 @@ class Control:
     """The parameters to change."""
     prompt: tuple[int, ...] = ()
     seed: int | None = None
+    message: generation_pb2.ConverseRequest | None = None
+    """The message that it was read from, if it came by `Control`."""
+    reply: asyncio.Future[generation_pb2.ControlApplied] | None = None
+    """The answer to a `Control` call; None for a control of the stream's own client."""
 
 
 def validate_start(request: object) -> tuple[generation_pb2.GenerateRequest, int]:
@@ -36,10 +41,18 @@ def validate_start(request: object) -> tuple[generation_pb2.GenerateRequest, int
     if not isinstance(request, generation_pb2.ConverseRequest) or request.WhichOneof("message") != "start":
         raise InvalidRequest(f"the first message {_kind_of(request)}; it must be a start")
     _check_no_position(request)
-    credit = request.start.credit if request.start.HasField("credit") else DEFAULT_CREDIT
+    with inside("start"):
+        return request.start.generate, validate_credit(request.start, DEFAULT_CREDIT)
+
+
+def validate_credit(
+    request: generation_pb2.ConverseStart | generation_pb2.StartConversationRequest, default: int
+) -> int:
+    """How many tokens may be sent before the first grant."""
+    credit = request.credit if request.HasField("credit") else default
     if credit > MAX_CREDIT:
-        raise InvalidField("start.credit", f"{credit} is above {MAX_CREDIT}")
-    return request.start.generate, credit
+        raise InvalidField("credit", f"{credit} is above {MAX_CREDIT}")
+    return credit
 
 
 def validate_grant(request: object) -> int | None:

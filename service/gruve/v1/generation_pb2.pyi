@@ -282,14 +282,16 @@ class ConverseResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Union[GenerateResponse, _Mapping]] = ..., control_applied: _Optional[_Union[ControlApplied, _Mapping]] = ..., control_refused: _Optional[_Union[ControlRefused, _Mapping]] = ...) -> None: ...
 
 class ControlApplied(_message.Message):
-    __slots__ = ("control_id", "position", "inserted")
+    __slots__ = ("control_id", "position", "inserted", "control")
     CONTROL_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     INSERTED_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
     control_id: int
     position: int
     inserted: _sampling_pb2.TokenIds
-    def __init__(self, control_id: _Optional[int] = ..., position: _Optional[int] = ..., inserted: _Optional[_Union[_sampling_pb2.TokenIds, _Mapping]] = ...) -> None: ...
+    control: ConverseRequest
+    def __init__(self, control_id: _Optional[int] = ..., position: _Optional[int] = ..., inserted: _Optional[_Union[_sampling_pb2.TokenIds, _Mapping]] = ..., control: _Optional[_Union[ConverseRequest, _Mapping]] = ...) -> None: ...
 
 class ControlRefused(_message.Message):
     __slots__ = ("control_id", "reason", "message")
@@ -300,6 +302,38 @@ class ControlRefused(_message.Message):
     reason: _error_pb2.ErrorReason
     message: str
     def __init__(self, control_id: _Optional[int] = ..., reason: _Optional[_Union[_error_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class StartConversationRequest(_message.Message):
+    __slots__ = ("generate", "credit")
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    generate: GenerateRequest
+    credit: int
+    def __init__(self, generate: _Optional[_Union[GenerateRequest, _Mapping]] = ..., credit: _Optional[int] = ...) -> None: ...
+
+class StartConversationResponse(_message.Message):
+    __slots__ = ("tokens", "control_applied")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_APPLIED_FIELD_NUMBER: _ClassVar[int]
+    tokens: GenerateResponse
+    control_applied: ControlApplied
+    def __init__(self, tokens: _Optional[_Union[GenerateResponse, _Mapping]] = ..., control_applied: _Optional[_Union[ControlApplied, _Mapping]] = ...) -> None: ...
+
+class ControlRequest(_message.Message):
+    __slots__ = ("generation_id", "session_id", "control")
+    GENERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
+    generation_id: str
+    session_id: str
+    control: ConverseRequest
+    def __init__(self, generation_id: _Optional[str] = ..., session_id: _Optional[str] = ..., control: _Optional[_Union[ConverseRequest, _Mapping]] = ...) -> None: ...
+
+class ControlResponse(_message.Message):
+    __slots__ = ("applied",)
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    applied: ControlApplied
+    def __init__(self, applied: _Optional[_Union[ControlApplied, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("model", "text", "tokens", "window_tokens", "logprobs")

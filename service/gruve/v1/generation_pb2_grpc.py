@@ -63,6 +63,16 @@ class GenerationServiceStub:
                 request_serializer=gruve_dot_v1_dot_generation__pb2.ConverseRequest.SerializeToString,
                 response_deserializer=gruve_dot_v1_dot_generation__pb2.ConverseResponse.FromString,
                 _registered_method=True)
+        self.StartConversation = channel.unary_stream(
+                '/gruve.v1.GenerationService/StartConversation',
+                request_serializer=gruve_dot_v1_dot_generation__pb2.StartConversationRequest.SerializeToString,
+                response_deserializer=gruve_dot_v1_dot_generation__pb2.StartConversationResponse.FromString,
+                _registered_method=True)
+        self.Control = channel.unary_unary(
+                '/gruve.v1.GenerationService/Control',
+                request_serializer=gruve_dot_v1_dot_generation__pb2.ControlRequest.SerializeToString,
+                response_deserializer=gruve_dot_v1_dot_generation__pb2.ControlResponse.FromString,
+                _registered_method=True)
         self.Score = channel.unary_unary(
                 '/gruve.v1.GenerationService/Score',
                 request_serializer=gruve_dot_v1_dot_generation__pb2.ScoreRequest.SerializeToString,
@@ -138,7 +148,45 @@ class GenerationServiceServicer:
 
         A control that cannot be applied is answered with `control_refused` and has no other effect.
 
+        Control steers it too. Its controls are answered to its caller, and those that took effect also here,
+        with `control_applied.control` set.
+
         Refuses or ends as Generate does, and with REQUEST_MALFORMED for a message out of order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartConversation(self, request, context):
+        """Generates as Converse does, for clients that cannot send a stream, such as browsers: the request is
+        the `start`, and every control comes by Control.
+
+        It differs from Converse in the default of `credit` alone. A generation without credit waits for a
+        grant, however long its client waits.
+
+        Refuses or ends as Generate does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Control(self, request, context):
+        """Steers a generation that a call of Converse or StartConversation is streaming: grants credit, changes
+        parameters, inserts a prompt, pauses, resumes, rewinds, or stops.
+
+        It answers when the control has taken effect and would survive the loss of this server. A control
+        for a position not yet reached is answered when that is reached; a client that gives up earlier
+        does not take the control back. The stream has a `control_applied` where it took effect.
+
+        The call must reach the server that streams the generation. Elsewhere the generation is unknown, as
+        it is after its end, to other tenants, and while Generate streams it.
+
+        Refuses with
+        INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHARACTER
+        NOT_FOUND            GENERATION_UNKNOWN
+        FAILED_PRECONDITION  POSITION_MISMATCH, TRANSCRIPT_FULL
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
+        UNAVAILABLE          SESSION_ELSEWHERE, STORE_UNAVAILABLE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +218,16 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Converse,
                     request_deserializer=gruve_dot_v1_dot_generation__pb2.ConverseRequest.FromString,
                     response_serializer=gruve_dot_v1_dot_generation__pb2.ConverseResponse.SerializeToString,
+            ),
+            'StartConversation': grpc.unary_stream_rpc_method_handler(
+                    servicer.StartConversation,
+                    request_deserializer=gruve_dot_v1_dot_generation__pb2.StartConversationRequest.FromString,
+                    response_serializer=gruve_dot_v1_dot_generation__pb2.StartConversationResponse.SerializeToString,
+            ),
+            'Control': grpc.unary_unary_rpc_method_handler(
+                    servicer.Control,
+                    request_deserializer=gruve_dot_v1_dot_generation__pb2.ControlRequest.FromString,
+                    response_serializer=gruve_dot_v1_dot_generation__pb2.ControlResponse.SerializeToString,
             ),
             'Score': grpc.unary_unary_rpc_method_handler(
                     servicer.Score,
@@ -250,6 +308,60 @@ class GenerationService:
             '/gruve.v1.GenerationService/Converse',
             gruve_dot_v1_dot_generation__pb2.ConverseRequest.SerializeToString,
             gruve_dot_v1_dot_generation__pb2.ConverseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gruve.v1.GenerationService/StartConversation',
+            gruve_dot_v1_dot_generation__pb2.StartConversationRequest.SerializeToString,
+            gruve_dot_v1_dot_generation__pb2.StartConversationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Control(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gruve.v1.GenerationService/Control',
+            gruve_dot_v1_dot_generation__pb2.ControlRequest.SerializeToString,
+            gruve_dot_v1_dot_generation__pb2.ControlResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,6 +1,7 @@
-"""The client for asyncio. `tools/unasync.py` makes `gruve.client.sync` from `client` and `stream`."""
+"""The client for asyncio. `tools/unasync.py` makes `gruve.client.sync` from `client`, `control` and `stream`."""
 
 from gruve.client.aio.client import AsyncClient
+from gruve.client.aio.control import AsyncControl
 from gruve.client.aio.stream import AsyncConversation, AsyncTokenStream
 
-__all__ = ["AsyncClient", "AsyncConversation", "AsyncTokenStream"]
+__all__ = ["AsyncClient", "AsyncControl", "AsyncConversation", "AsyncTokenStream"]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from gruve.client.aio.control import AsyncControl
 from gruve.client.aio.stream import AsyncConversation, AsyncTokenStream
 from gruve.client.aio.transport import Transport
 from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
@@ -107,6 +108,16 @@ class AsyncClient:
         return AsyncConversation(
             self._transport, Attempt(self._connections, timeout_s), Steering(request, window, credit)
         )
+
+    def control(
+        self, generation_id: str, *, session: str | None = None, timeout_s: float | None = None
+    ) -> AsyncControl:
+        """Steers a generation that a conversation streams, whichever client reads it.
+
+        Generation and session are those that `start` of the conversation reports. With several addresses, each is asked
+        until one streams the generation. `timeout_s` bounds each call.
+        """
+        return AsyncControl(self._control, generation_id, session or "", timeout_s)
 
     async def score(
         self,
@@ -239,6 +250,23 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _control(
+        self, request: generation_pb2.ControlRequest, timeout_s: float | None
+    ) -> generation_pb2.ControlResponse:
+        attempt = Attempt(self._connections, timeout_s)
+        while True:
+            try:
+                response: generation_pb2.ControlResponse = await self._transport.call(
+                    attempt.stubs().generations.Control, request, attempt.remaining_s(), attempt.metadata()
+                )
+            except CallFailed as failure:
+                kind = request.control.WhichOneof("message")
+                if not attempt.try_elsewhere(failure, repeatable=kind not in ("insert_prompt", "grant")):
+                    raise
+            else:
+                attempt.succeeded()
+                return response
 
     async def _call(
         self,

@@ -25,6 +25,7 @@ from gruve.client.messages import (
 from gruve.client.resume import Resumption
 from gruve.client.retry import OnReconnect, Reconnect
 from gruve.client.steering import WINDOW, Steering
+from gruve.client.sync.control import Control
 from gruve.client.sync.stream import Conversation, TokenStream
 from gruve.client.sync.transport import Transport
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
@@ -106,6 +107,14 @@ class Client:
         """
         request = generate_request(prompt, model, session, new_session, options)
         return Conversation(self._transport, Attempt(self._connections, timeout_s), Steering(request, window, credit))
+
+    def control(self, generation_id: str, *, session: str | None = None, timeout_s: float | None = None) -> Control:
+        """Steers a generation that a conversation streams, whichever client reads it.
+
+        Generation and session are those that `start` of the conversation reports. With several addresses, each is asked
+        until one streams the generation. `timeout_s` bounds each call.
+        """
+        return Control(self._control, generation_id, session or "", timeout_s)
 
     def score(
         self,
@@ -236,6 +245,23 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _control(
+        self, request: generation_pb2.ControlRequest, timeout_s: float | None
+    ) -> generation_pb2.ControlResponse:
+        attempt = Attempt(self._connections, timeout_s)
+        while True:
+            try:
+                response: generation_pb2.ControlResponse = self._transport.call(
+                    attempt.stubs().generations.Control, request, attempt.remaining_s(), attempt.metadata()
+                )
+            except CallFailed as failure:
+                kind = request.control.WhichOneof("message")
+                if not attempt.try_elsewhere(failure, repeatable=kind not in ("insert_prompt", "grant")):
+                    raise
+            else:
+                attempt.succeeded()
+                return response
 
     def _call(
         self,

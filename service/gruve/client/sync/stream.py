@@ -212,7 +212,13 @@ class Conversation(TokenStream):
     def _take(self, response: Any) -> Chunk | None:
         with self._lock:
             chunk = self._steering.take(response)
-            self._flush()
+            again = self._steering.must_call_again
+            if not again:
+                self._flush()
+        if again:
+            self._call.cancel()
+            self._call = None
+            self._close_outbox()
         return chunk
 
     def _lost(self, failure: CallFailed) -> None:
