@@ -58,6 +58,16 @@ def test_a_stream_is_read_alike(calls):
     assert len(sync) > 2
 
 
+@settings(max_examples=100)
+@given(streams())
+def test_texts_are_completed_alike(calls):
+    async def complete_async(client):
+        return await client.complete(["x", "y"], model="m", n=2, seed=2**64 - 1)
+
+    sync, asynchronous = both(calls, lambda c: c.complete(["x", "y"], model="m", n=2, seed=2**64 - 1), complete_async)
+    assert sync == asynchronous
+
+
 CONTROLS = st.lists(st.sampled_from(["pause", "resume", "stop", "insert", "change", "rewind"]), max_size=4)
 ANSWERS = st.lists(st.tuples(st.integers(1, 4), st.integers(3, 9), st.booleans()), max_size=3)
 

@@ -83,14 +83,20 @@ def test_every_gruve_command_runs(line, address, tmp_path):
     assert run(["bash", "-c", gruve], address, tmp_path, input="ROMEO:\n/quit\n" if " chat " in line else "").strip()
 
 
+def test_the_first_python_example_completes_a_prompt(address, tmp_path):
+    code, _, _ = blocks("python")
+    text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
+    assert len(text) == 101
+
+
 def test_the_python_example_streams_and_goes_on(address, tmp_path):
-    code, _ = blocks("python")
+    _, code, _ = blocks("python")
     text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
     assert len(text) == 300
 
 
 def test_the_python_example_steers_and_forks(address, tmp_path):
-    _, code = blocks("python")
+    _, _, code = blocks("python")
     text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
     assert len(text) == 300
 

@@ -75,6 +75,9 @@ class ThreadsTransport(Script):
     def read(self, call: Call) -> Any:
         return call.step()
 
+    def texts(self, streams: Any) -> list[str]:
+        return [stream.text() for stream in streams]
+
     def sleep(self, delay_s: float) -> None:
         self.delay(delay_s)
 
@@ -88,6 +91,9 @@ class AsyncioTransport(Script):
 
     async def read(self, call: Call) -> Any:
         return call.step()
+
+    async def texts(self, streams: Any) -> list[str]:
+        return [await stream.text() for stream in streams]
 
     async def sleep(self, delay_s: float) -> None:
         self.delay(delay_s)

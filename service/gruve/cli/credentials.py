@@ -28,7 +28,6 @@ def add_address(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--tls",
         action="store_true",
-        default=os.environ.get("GRUVE_TLS") == "1",
         help="connect with TLS; the flags below do so too (or GRUVE_TLS=1)",
     )
     add_flag(
@@ -73,26 +72,17 @@ def add_address(parser: argparse._ActionsContainer) -> None:
 def client_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `Client` takes beside its addresses, from the flags of `add_address`. Raises `Failure` or `OSError`."""
     from gruve.client import Tls
+    from gruve.client.environment import api_key, metadata_of, wants_tls
 
     if (args.cert is None) != (args.cert_key is None):
         given, absent = ("--cert", "--cert-key") if args.cert_key is None else ("--cert-key", "--cert")
         raise Failure(f"{given} is given without {absent}; a client certificate needs both", USAGE)
-    credentials = Tls(args.ca, args.cert, args.cert_key) if args.tls or args.ca or args.cert else None
+    try:
+        with_tls = args.tls or wants_tls(os.environ.get("GRUVE_TLS", "")) or args.ca or args.cert
+        key = api_key(args.api_key_file, os.environ.get(API_KEY, ""))
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+    credentials = Tls(args.ca, args.cert, args.cert_key) if with_tls else None
     if credentials is not None:
-        credentials.channel_credentials()  # a file that cannot be read is told of now
-    metadata = []
-    if key := _api_key(args.api_key_file):
-        metadata.append(("authorization", f"Bearer {key}"))
-    if args.tenant is not None:
-        metadata.append(("gruve-tenant", args.tenant))
-    return {"credentials": credentials, "metadata": metadata}
-
-
-def _api_key(file: Path | None) -> str:
-    """The key of the file or the variable; never a flag, because every user of a machine can read flags."""
-    key = os.environ.get(API_KEY, "") if file is None else file.read_text(errors="replace").strip()
-    if not (key.isascii() and key.isprintable()) or " " in key or (file is not None and not key):
-        raise Failure(
-            f"{API_KEY if file is None else str(file)!r} holds no API key: one word of ASCII characters", USAGE
-        )
-    return key
+        credentials.channel_credentials()  # a file that cannot be read is an error now
+    return {"credentials": credentials, "metadata": metadata_of(key, args.tenant)}

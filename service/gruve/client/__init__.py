@@ -4,7 +4,9 @@ Knows the protocol and gRPC, nothing of models, engines or files. Values that th
 `GenerationStart` ...) are returned as its messages; the comments of proto/gruve/v1 document their fields. Every call
 that fails raises a subclass of `CallFailed`; `gruve.client.errors` draws the tree.
 
-    with Client("localhost:50051") as client:
+    with Client("localhost:50051") as client:  # or Client.from_env()
+        text = client.complete("ROMEO:", model="shakespeare", max_tokens=200, seed=7)
+
         for chunk in client.generate("ROMEO:", model="shakespeare", max_tokens=200):
             print(chunk.text, end="", flush=True)
 
@@ -53,7 +55,7 @@ from gruve.client.errors import (
     Unimplemented,
     UnknownCharacter,
 )
-from gruve.client.messages import GenerateOptions, SamplingOptions
+from gruve.client.messages import CompletionOptions, GenerateOptions, SamplingOptions
 from gruve.client.resume import Answer, Chunk
 from gruve.client.retry import OnReconnect, Reconnect, Reconnected, Reconnecting
 from gruve.client.sync import Client, Control, Conversation, TokenStream
@@ -70,6 +72,7 @@ __all__ = [
     "Cancelled",
     "Chunk",
     "Client",
+    "CompletionOptions",
     "ConnectionLost",
     "Control",
     "Conversation",

@@ -48,18 +48,31 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
 
 
-class GenerateOptions(SamplingOptions, total=False):
-    """The options of a generation: those of `SamplingOptions`, and these fields of `GenerateRequest`.
+class CompletionOptions(SamplingOptions, total=False):
+    """The options of a text that is read whole: those of `SamplingOptions`, and these fields of `GenerateRequest`.
 
-    generation_id: the idempotency key; absent, the client chooses one.
-    from_position: the position of the first token to send.
-    expected_position: fails with `PositionMismatch` if the session is at another position.
     max_tokens, min_tokens: the bounds of the number of generated tokens.
     ignore_eos: never samples the end token.
     stop: texts that end the generation; they are not sent.
     stop_token_ids: tokens that end the generation.
+    echo: sends the prompt as well.
+    """
+
+    max_tokens: int | None
+    min_tokens: int | None
+    ignore_eos: bool | None
+    stop: Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    echo: bool | None
+
+
+class GenerateOptions(CompletionOptions, total=False):
+    """The options of a stream: those of `CompletionOptions`, and these fields of `GenerateRequest`.
+
+    generation_id: the idempotency key; absent, the client chooses one.
+    from_position: the position of the first token to send.
+    expected_position: fails with `PositionMismatch` if the session is at another position.
     logprobs: the number of most probable tokens to report for each token; 0 reports the sampled one alone.
-    echo: sends the prompt's tokens as well.
     max_tokens_per_message: the bound of a chunk.
     max_tokens_per_second: the pace of the generation.
     allow_numerics_change: continues a session on a server with another `numerics_id`.
@@ -69,13 +82,7 @@ class GenerateOptions(SamplingOptions, total=False):
     generation_id: str | None
     from_position: int | None
     expected_position: int | None
-    max_tokens: int | None
-    min_tokens: int | None
-    ignore_eos: bool | None
-    stop: Sequence[str] | None
-    stop_token_ids: Sequence[int] | None
     logprobs: int | None
-    echo: bool | None
     max_tokens_per_message: int | None
     max_tokens_per_second: float | None
     allow_numerics_change: bool | None
@@ -101,7 +108,7 @@ def lists_options(options: type) -> Callable[[Method], Method]:
     return with_signature
 
 
-def _check_names(given: Iterable[str], options: type) -> None:
+def check_names(given: Iterable[str], options: type) -> None:
     """Raises `TypeError` for the first keyword argument that is not one of the options."""
     for name in given:
         if name not in options.__annotations__:
@@ -117,7 +124,7 @@ def generate_request(
     prompt: Text | None, model: str | None, session: str | None, new_session: bool, options: GenerateOptions
 ) -> generation_pb2.GenerateRequest:
     """The request for a generation, with a new generation_id by which it can be resumed."""
-    _check_names(options, GenerateOptions)
+    check_names(options, GenerateOptions)
     if (model is None) == (session is None):
         raise _refused("source", f"model is {model!r} and session is {session!r}; give one of the two")
     if new_session and model is None:
@@ -191,7 +198,7 @@ def import_request(blob: bytes, idle_ttl_s: float | None) -> session_pb2.ImportS
 
 def change_request(sampling: SamplingOptions, at_position: int | None) -> generation_pb2.ConverseRequest:
     """The control that changes the sampling."""
-    _check_names(sampling, SamplingOptions)
+    check_names(sampling, SamplingOptions)
     request = steer_request("change_parameters", at_position)
     for name, value in sampling.items():
         if value is not None:

@@ -27,8 +27,8 @@ from gruve.v1 import generation_pb2
 class AsyncTokenStream(AsyncIterator[Chunk]):
     """The chunks of one generation, as the server sends them.
 
-    One task reads it. Leaving the `async with` block, or calling `close`, cancels the generation.
-    So does an exception while it is read, the reader's cancellation included.
+    One task reads it. Leaving the `async with` block, or calling `cancel` or `close`,
+    cancels the generation. So does an exception while it is read, the reader's cancellation included.
     """
 
     def __init__(self, transport: Transport, attempt: Attempt, resumption: Resumption) -> None:
@@ -71,16 +71,20 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
                 if chunk is not None:
                     return chunk
         except BaseException:
-            self.close()
+            self.cancel()
             raise
         await self._finish()
         raise StopAsyncIteration
 
-    def close(self) -> None:
-        """Cancels the generation, unless it has ended."""
+    def cancel(self) -> None:
+        """Cancels the generation, unless it has ended. A loop that reads it ends, and `end` stays None."""
         self._closed = True
         if self._call is not None:
             self._call.cancel()
+
+    def close(self) -> None:
+        """The same as `cancel`, by the name that `contextlib.closing` calls."""
+        self.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,6 +99,8 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         try:
             if self._call is None:
                 self._call = self._open()
+                if self._closed:  # by another thread meanwhile
+                    self._call.cancel()
             response = await self._transport.read(self._call)
         except CallFailed as failure:
             await self._lost(failure)
@@ -183,9 +189,9 @@ class AsyncConversation(AsyncTokenStream):
             self._flush()
         return await super().__anext__()
 
-    def close(self) -> None:
-        """Cancels the generation, unless it has ended."""
-        super().close()
+    def cancel(self) -> None:
+        """Cancels the generation, unless it has ended. A loop that reads it ends, and `end` stays None."""
+        super().cancel()
         self._close_outbox()
 
     def _send(self, request: generation_pb2.ConverseRequest) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from gruve.client.completions import MAX_AT_ONCE
 from gruve.client.credentials import Metadata
 from gruve.client.errors import CallFailed, ConnectionLost, failure_of
 from gruve.v1 import generation_pb2
@@ -54,6 +55,23 @@ class Transport:
         except (grpc.RpcError, asyncio.CancelledError) as error:
             raise _failure_of(error) from error
         return None if message is EOF else message
+
+    async def texts(self, streams: Sequence[Any]) -> list[str]:
+        """Reads streams to their ends at the same time and returns their texts; if one fails, cancels the others."""
+        turns = asyncio.Semaphore(MAX_AT_ONCE)
+
+        async def text(stream: Any) -> str:
+            async with turns:
+                whole: str = await stream.text()
+                return whole
+
+        reading = [asyncio.ensure_future(text(stream)) for stream in streams]
+        try:
+            return list(await asyncio.gather(*reading))
+        finally:
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
 
     async def sleep(self, delay_s: float) -> None:
         """Waits, but not beyond `close`."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, overload
 
+from gruve.client.completions import Prompts, arranged, completion_requests
 from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
 from gruve.client.credentials import Access, Credentials, Metadata
+from gruve.client.environment import Environment
 from gruve.client.errors import CallFailed
 from gruve.client.messages import (
+    CompletionOptions,
     GenerateOptions,
     Text,
     add_page,
@@ -64,6 +67,105 @@ class Client:
         self._connections = Connections(
             addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect, access
         )
+
+    @classmethod
+    def from_env(
+        cls,
+        *,
+        reconnect: Reconnect | None = None,
+        keepalive_s: float = KEEPALIVE_S,
+        on_reconnect: OnReconnect | None = None,
+        interceptors: Sequence[Any] = (),
+    ) -> Self:
+        """A client as the environment describes it, by the variables that the commands read as well.
+
+        GRUVE_ADDRESS (one, or several with commas between), GRUVE_TLS=1, GRUVE_CA, GRUVE_CERT and GRUVE_CERT_KEY,
+        GRUVE_API_KEY or GRUVE_API_KEY_FILE, GRUVE_TENANT. Without them it connects to localhost:50051. Raises
+        `ValueError` for a value that cannot be used, and `OSError` for a file that cannot be read. A key in a file is
+        read once, here.
+        """
+        environment = Environment.read()
+        return cls(
+            environment.addresses,
+            reconnect=reconnect,
+            keepalive_s=keepalive_s,
+            on_reconnect=on_reconnect,
+            credentials=environment.credentials,
+            metadata=environment.metadata,
+            interceptors=interceptors,
+        )
+
+    @overload
+    def complete(
+        self,
+        prompt: str | None = None,
+        *,
+        model: str,
+        n: None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> str: ...
+
+    @overload
+    def complete(
+        self,
+        prompt: str | None = None,
+        *,
+        model: str,
+        n: int,
+        timeout_s: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> list[str]: ...
+
+    @overload
+    def complete(
+        self,
+        prompt: Prompts,
+        *,
+        model: str,
+        n: None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> list[str]: ...
+
+    @overload
+    def complete(
+        self,
+        prompt: Prompts,
+        *,
+        model: str,
+        n: int,
+        timeout_s: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> list[list[str]]: ...
+
+    @lists_options(CompletionOptions)
+    def complete(
+        self,
+        prompt: str | Prompts | None = None,
+        *,
+        model: str,
+        n: int | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> str | list[str] | list[list[str]]:
+        """Generates the text that follows a prompt, and returns it when it is finished.
+
+        With `n` it returns a list of that many texts. For a list of prompts it returns a list with the text of each,
+        or with `n` a list of lists. They are generated at the same time, at most 64 at once. If one fails, the others
+        are cancelled and its exception is raised. `timeout_s` bounds all of them together.
+
+        `seed` is the seed of the first text of each prompt, `seed + 1` that of the second one, and so on (modulo
+        2^64), so that each text is the one that `seed + i` gives alone. Without it the server draws each seed.
+        """
+        requests = [
+            generate_request(text, model, None, False, own) for text, own in completion_requests(prompt, n, options)
+        ]
+        streams = [
+            TokenStream(self._transport, Attempt(self._connections, timeout_s), Resumption(request))
+            for request in requests
+        ]
+        return arranged(self._transport.texts(streams), prompt, n)
 
     @lists_options(GenerateOptions)
     def generate(

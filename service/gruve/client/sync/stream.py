@@ -28,8 +28,8 @@ from gruve.v1 import generation_pb2
 class TokenStream(Iterator[Chunk]):
     """The chunks of one generation, as the server sends them.
 
-    One thread reads it. Leaving the `with` block, dropping the stream, or `close` in any thread cancels the generation.
-    So does an exception while it is read, Ctrl-C included.
+    One thread reads it. Leaving the `with` block, dropping the stream, or `cancel` or `close` in any thread
+    cancels the generation. So does an exception while it is read, Ctrl-C included.
     """
 
     def __init__(self, transport: Transport, attempt: Attempt, resumption: Resumption) -> None:
@@ -72,16 +72,20 @@ class TokenStream(Iterator[Chunk]):
                 if chunk is not None:
                     return chunk
         except BaseException:
-            self.close()
+            self.cancel()
             raise
         self._finish()
         raise StopIteration
 
-    def close(self) -> None:
-        """Cancels the generation, unless it has ended."""
+    def cancel(self) -> None:
+        """Cancels the generation, unless it has ended. A loop that reads it ends, and `end` stays None."""
         self._closed = True
         if self._call is not None:
             self._call.cancel()
+
+    def close(self) -> None:
+        """The same as `cancel`, by the name that `contextlib.closing` calls."""
+        self.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +100,8 @@ class TokenStream(Iterator[Chunk]):
         try:
             if self._call is None:
                 self._call = self._open()
+                if self._closed:  # by another thread meanwhile
+                    self._call.cancel()
             response = self._transport.read(self._call)
         except CallFailed as failure:
             self._lost(failure)
@@ -184,9 +190,9 @@ class Conversation(TokenStream):
             self._flush()
         return super().__next__()
 
-    def close(self) -> None:
-        """Cancels the generation, unless it has ended."""
-        super().close()
+    def cancel(self) -> None:
+        """Cancels the generation, unless it has ended. A loop that reads it ends, and `end` stays None."""
+        super().cancel()
         self._close_outbox()
 
     def _send(self, request: generation_pb2.ConverseRequest) -> int:

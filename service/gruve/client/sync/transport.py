@@ -8,10 +8,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import grpc
 
+from gruve.client.completions import MAX_AT_ONCE
 from gruve.client.credentials import Metadata
 from gruve.client.errors import failure_of
 from gruve.v1 import generation_pb2
@@ -54,6 +56,23 @@ class Transport:
             return next(call, None)
         except grpc.RpcError as error:
             raise failure_of(error) from error
+
+    def texts(self, streams: Sequence[Any]) -> list[str]:
+        """Reads streams to their ends at the same time and returns their texts; if one fails, cancels the others."""
+        if len(streams) <= 1:
+            return [stream.text() for stream in streams]
+        with ThreadPoolExecutor(min(len(streams), MAX_AT_ONCE), "gruve-complete") as pool:
+            reading = [pool.submit(stream.text) for stream in streams]
+            try:
+                finished, _ = wait(reading, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for stream in streams:
+                    stream.cancel()
+                raise
+            return [future.result() for future in reading]
 
     def sleep(self, delay_s: float) -> None:
         """Waits, but not beyond `close`."""

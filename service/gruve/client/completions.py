@@ -1,0 +1,52 @@
+"""What `complete` asks for: the generations of one prompt or several, and the seed of each.
+
+Knows no socket, so both clients share it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from gruve.client.messages import CompletionOptions, GenerateOptions, check_names
+
+MAX_AT_ONCE: Final = 64
+"""How many generations of one `complete` run at the same time. The server decodes them together."""
+SEEDS: Final = 2**64
+
+Prompts = list[str] | tuple[str, ...]
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """The seed of the completion with this number, from 0, of one request: they count up from the request's seed."""
+    return (seed + number) % SEEDS
+
+
+def completion_requests(
+    prompt: str | Prompts | None, n: int | None, options: CompletionOptions
+) -> list[tuple[str | None, GenerateOptions]]:
+    """The prompt and the options of each generation: all of the first prompt, then all of the second one.
+
+    Raises `TypeError` for an unknown option and for a prompt that is no text, `ValueError` for an `n` below 1.
+    """
+    check_names(options, CompletionOptions)
+    if n is not None and n < 1:
+        raise ValueError(f"n is {n}; must be 1 or more")
+    prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    for text in prompts:
+        if not isinstance(text, str | None):
+            raise TypeError(f"a prompt is {text!r:.80}; complete takes texts, generate takes token ids as well")
+    seed, found = options.get("seed"), []
+    for text in prompts:
+        for number in range(n or 1):
+            own = cast("GenerateOptions", dict(options))
+            if isinstance(seed, int) and 0 <= seed < SEEDS:  # others are refused where the request is made
+                own["seed"] = derived_seed(seed, number)
+            found.append((text, own))
+    return found
+
+
+def arranged(texts: list[str], prompt: str | Prompts | None, n: int | None) -> str | list[str] | list[list[str]]:
+    """The texts in the form that `complete` returns for this prompt and `n`."""
+    if not isinstance(prompt, list | tuple):
+        return texts[0] if n is None else texts
+    return texts if n is None else [texts[begin : begin + n] for begin in range(0, len(texts), n)]

@@ -1,0 +1,157 @@
+"""`complete`: a text for one prompt, lists for several, seeds that count up; a failure leaves nothing running."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from fake_server import FakeServer, certain, transcript
+from gruve.client import AsyncClient, Client, InvalidRequest, ModelNotFound
+
+TYPES = """
+from typing import assert_type
+from gruve.client import AsyncClient, Client
+
+def check(client: Client) -> None:
+    assert_type(client.complete("a", model="m"), str)
+    assert_type(client.complete(model="m", temperature=0.5), str)
+    assert_type(client.complete("a", model="m", n=1), list[str])
+    assert_type(client.complete(["a", "b"], model="m"), list[str])
+    assert_type(client.complete(("a", "b"), model="m", n=2), list[list[str]])
+
+async def check_async(client: AsyncClient) -> None:
+    assert_type(await client.complete("a", model="m"), str)
+    assert_type(await client.complete(["a", "b"], model="m", n=2), list[list[str]])
+"""
+
+
+@pytest.fixture(scope="module")
+def fake():
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(fake):
+    fake.reset()
+    with Client(fake.address) as client:
+        yield client
+
+
+def text(seed: int) -> str:
+    return certain(transcript(seed, 20))
+
+
+def test_the_form_of_the_result_follows_from_the_prompt_and_n(client):
+    assert client.complete("x", model="m", seed=7) == text(7)
+    assert client.complete(model="m", seed=7) == text(7)
+    assert client.complete("x", model="m", seed=7, n=1) == [text(7)]
+    assert client.complete("x", model="m", seed=7, n=3) == [text(7), text(8), text(9)]
+    assert client.complete(["x", "y"], model="m", seed=7) == [text(7)] * 2
+    assert client.complete(("x", "y"), model="m", seed=7, n=2) == [[text(7), text(8)]] * 2
+    assert client.complete([], model="m") == []
+
+
+def test_the_async_client_completes_the_same(fake):
+    async def complete():
+        async with AsyncClient(fake.address) as client:
+            one = await client.complete("x", model="m", seed=2**64 - 1)
+            return one, await client.complete(["x", "y"], model="m", n=2, seed=2**64 - 1)
+
+    fake.reset()
+    assert asyncio.run(complete()) == (text(2**64 - 1), [[text(2**64 - 1), text(0)]] * 2)
+
+
+def test_each_text_is_the_one_that_its_seed_gives_alone(server):
+    with Client(server.address) as client:
+        texts = client.complete(["ROMEO:", "JULIET:"], model="tiny", n=40, seed=3, max_tokens=8)
+        for prompt, own in zip(("ROMEO:", "JULIET:"), texts, strict=True):
+            alone = [client.generate(prompt, model="tiny", seed=3 + i, max_tokens=8).text() for i in range(40)]
+            assert own == alone
+
+
+def test_without_a_seed_the_texts_differ(server):
+    with Client(server.address) as client:
+        assert len(set(client.complete("O", model="tiny", n=5, max_tokens=30))) == 5
+
+
+def test_a_wrong_argument_is_refused_before_a_call(fake, client):
+    with pytest.raises(TypeError, match="did you mean 'temperature'"):
+        client.complete("x", model="m", temprature=0.5)
+    with pytest.raises(TypeError, match="'generation_id'"):
+        client.complete("x", model="m", generation_id="one")
+    with pytest.raises(TypeError, match="takes texts"):
+        client.complete([1, 2], model="m")
+    with pytest.raises(ValueError, match="n is 0; must be 1 or more"):
+        client.complete("x", model="m", n=0)
+    with pytest.raises(InvalidRequest, match="seed"):
+        client.complete("x", model="m", seed="seven")
+    assert fake.requests == []
+
+
+def test_one_failure_cancels_the_others(server):
+    held = {"max_tokens_per_second": 0.01}
+    with Client(server.address) as client:
+        slow = client.generate("O", model="tiny", **held)
+        next(slow)
+        wrong = client.generate("O", model="nobody")
+        with pytest.raises(ModelNotFound):
+            client._transport.texts([slow, wrong])
+        assert list(slow) == []
+
+    async def fail():
+        async with AsyncClient(server.address) as client:
+            slow = client.generate("O", model="tiny", **held)
+            await anext(slow)
+            with pytest.raises(ModelNotFound):
+                await client._transport.texts([slow, client.generate("O", model="nobody")])
+            assert [chunk async for chunk in slow] == []
+
+    asyncio.run(fail())
+
+
+def test_cancel_ends_the_loop_that_reads(fake, client):
+    fake.hold = True
+    stream = client.generate("x", model="m")
+    chunks = []
+
+    def read():
+        chunks.extend(stream)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not fake.requests:
+        pass
+    stream.cancel()
+    reader.join(30)
+    assert (reader.is_alive(), stream.end, stream.finish_reason) == (False, None, "")
+    assert fake.cancelled.wait(30)
+
+
+def test_cancel_ends_an_async_stream(fake):
+    async def read():
+        async with AsyncClient(fake.address) as client:
+            stream = client.generate("x", model="m")
+            await anext(stream)
+            stream.cancel()
+            return [chunk async for chunk in stream]
+
+    fake.reset()
+    fake.hold = True
+    assert asyncio.run(read()) == []
+    assert fake.cancelled.wait(30)
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_form_of_the_result(tmp_path):
+    code = tmp_path / "completing.py"
+    code.write_text(TYPES)
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", code], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout
