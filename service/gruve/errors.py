@@ -31,6 +31,7 @@ GruveError
 │   └── ExportTooLarge          the exported session would not fit into a request
 └── Unavailable
     ├── QueueFull               all slots and all places of the waiting queue are taken; retry
+    ├── DeadlineTooSoon         the request would still wait or decode when its deadline comes; retry later
     ├── LimitExceeded           the tenant, or all tenants together, would exceed a limit; retry, if that can help
     ├── Draining                the server is shutting down; try another
     ├── CannotListen            a port is in use, a host is bad or a permission is missing; only at start
@@ -268,6 +269,22 @@ class QueueFull(Unavailable):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineTooSoon(Unavailable):
+    """The request could not be finished from its place in the queue before its deadline.
+
+    `estimate_s` is when it would be, `left_s` the time until the deadline, and `retry_after_s` when the queue may be
+    short enough.
+    """
+
+    reason = "DEADLINE_TOO_SOON"
+
+    def __init__(self, message: str, estimate_s: float, left_s: float) -> None:
+        super().__init__(message, estimate_s=f"{estimate_s:.3f}", left_s=f"{left_s:.3f}")
+        self.estimate_s = estimate_s
+        self.left_s = left_s
+        self.retry_after_s = max(0.1, estimate_s - left_s)
 
 
 class LimitExceeded(Unavailable):

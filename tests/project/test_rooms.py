@@ -69,6 +69,7 @@ MAY_NOT_KNOW = {
     "engine/endings": {"torch", "numpy", "threading", "time"},
     "engine/scheduler": {"torch", "numpy", "threading", "time"},
     "engine/sequence": {"torch", "threading", "time"},
+    "engine/slot_times": {"torch", "numpy", "threading", "time"},
     "engine/step_times": {"torch", "numpy", "threading", "time"},
     "engine/tenant_queue": {"torch", "numpy", "threading", "time"},
     "engine/update": {"torch", "threading", "time"},

@@ -40,6 +40,7 @@ MADE_WITH = {
     errors.UnknownCharacter: ("é", "é", 0, "characters"),
     errors.HandedOver: (7,),
     errors.EngineFailed: ("abc",),
+    errors.DeadlineTooSoon: ("what happened", 9.0, 5.0),
     errors.LimitExceeded: ("what happened", "streams", 4, 1.0),
 }
 

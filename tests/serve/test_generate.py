@@ -311,6 +311,21 @@ def test_a_full_queue_refuses_at_once_and_answers_everyone_it_took(start):
     assert [stream.end.usage.generated_tokens for stream in rest] == [20] * 5
 
 
+def test_a_deadline_that_the_queue_does_not_allow_is_refused_at_once(start):
+    server = start(slots=1)
+    server.host("tiny").engine.slot_times.record(seconds=40.0, tokens=10)
+    holder = server.generate(max_tokens_per_second=HELD)
+    token(holder)
+    failure = refusal(lambda: server.generate(timeout=30.0))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SOON")
+    assert float(failure.metadata["estimate_s"]) > float(failure.metadata["left_s"]) > 0
+    assert failure.retry_after_s == pytest.approx(
+        float(failure.metadata["estimate_s"]) - float(failure.metadata["left_s"]), abs=0.01
+    )
+    next(server.generate(timeout=None))
+    holder.cancel()
+
+
 def test_a_hundred_clients_that_vanish_leave_nothing_behind(server):
     for wave in range(4):
         calls = [server.generate(text="O" * 50, max_tokens=5_000) for _ in range(25)]

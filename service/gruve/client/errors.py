@@ -25,7 +25,7 @@ that a class stands for; a class without one is chosen from the gRPC status.
     │   ├── ExportRefused       [EXPORT_KEY_MISSING, EXPORT_TOO_LARGE]
     │   └── TakenOver           [TAKEN_OVER]                        another call continues the generation
     ├── Unavailable             UNAVAILABLE                         raised after the retries; `retry_after_s`
-    │   ├── Overloaded          [QUEUE_FULL, LIMIT_EXCEEDED]
+    │   ├── Overloaded          [QUEUE_FULL, DEADLINE_TOO_SOON, LIMIT_EXCEEDED]
     │   ├── SessionBusy         [SESSION_BUSY]
     │   ├── SessionElsewhere    [SESSION_ELSEWHERE]
     │   ├── StoreUnavailable    [STORE_UNAVAILABLE]
@@ -258,6 +258,7 @@ CLASS_OF_REASON: dict[str, type[CallFailed]] = {
     "TRANSCRIPT_FULL": TranscriptFull,
     "TAKEN_OVER": TakenOver,
     "QUEUE_FULL": Overloaded,
+    "DEADLINE_TOO_SOON": Overloaded,
     "LIMIT_EXCEEDED": Overloaded,
     "DRAINING": ShuttingDown,
     "HANDED_OVER": ShuttingDown,

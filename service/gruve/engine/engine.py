@@ -15,7 +15,9 @@ from gruve.engine.intake import End, Grant, Intake
 from gruve.engine.loop import Loop
 from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, CallReport, FinishReason
+from gruve.engine.slot_times import USABLE, SlotTimes, too_late
 from gruve.engine.workers import Workers
+from gruve.errors import DeadlineTooSoon
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Engine:
         self.config = config or EngineConfig()
         micro_batch = self.config.micro_batch
         self._on_failure = on_failure
+        self._clock = clock
         self._scheduler = Scheduler(backend.slots, micro_batch or backend.max_rows)
         self._intake = Intake(backend.slots, self.config.max_waiting, clock)
         chooser = CallChooser(
@@ -102,6 +105,11 @@ class Engine:
         return max(0, self._intake.of_tenant(tenant) - self._scheduler.running_of(tenant))
 
     @property
+    def slot_times(self) -> SlotTimes:
+        """How long sequences have held their slots."""
+        return self._loop.updater.slot_times
+
+    @property
     def message_gap_s(self) -> float:
         """The least time between two deliveries of one sequence's generated tokens; 0 delivers after every call.
 
@@ -128,8 +136,11 @@ class Engine:
         admitted before and comes back (`readmitted`) waits for a slot like others, but is admitted to a full queue. One
         that was ended with PREEMPTED (`preempted`) also goes before its tenant's other waiting sequences.
 
-        Raises `QueueFull`, `Draining` or, after a failure of the loop itself, `EngineFailed`; then nothing is queued.
+        Raises `QueueFull`, `Draining`, for a new sequence `DeadlineTooSoon` (see `slot_times.py`) or, after a failure
+        of the loop itself, `EngineFailed`; then nothing is queued.
         """
+        if admission.deadline_s is not None and not (readmitted or preempted):
+            self._check_deadline(admission, admission.deadline_s)
         return self._intake.admit(admission, credit, readmitted=readmitted, preempted=preempted)
 
     def cancel(self, sequence_id: int, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -139,6 +150,24 @@ class Engine:
     def grant(self, sequence_id: int, tokens: int) -> None:
         """Adds `tokens` to the credit of a sequence that has a bound."""
         self._intake.put(Grant(sequence_id, tokens))
+
+    def _check_deadline(self, admission: Admission, deadline_s: float) -> None:
+        """Raises `DeadlineTooSoon` if the sequence could not be finished from its place in the queue in time."""
+        now_s, slot_times = self._clock(), self.slot_times
+        slots, holders = self._scheduler.prospect(admission.tenant, admission.weight)
+        held_s = [now_s - (now_s if holder.started_s is None else holder.started_s) for holder in holders]
+        ahead = self.waiting_of(admission.tenant)
+        wait_s = slot_times.wait_s(ahead, slots, held_s)
+        tokens = len(admission.forced) + max(0, admission.max_tokens - admission.generated)
+        decoding_s, left_s = slot_times.decoding_s(tokens), deadline_s - now_s
+        if too_late(wait_s, decoding_s, left_s):
+            raise DeadlineTooSoon(
+                f"the deadline is {left_s:.3f} s away; behind {ahead} waiting requests for {slots} slots this one is "
+                f"estimated to wait {wait_s:.3f} s and to decode {decoding_s:.3f} s; it may need {USABLE:.0%} of "
+                "the time to its deadline",
+                wait_s + decoding_s,
+                left_s,
+            )
 
     def _fail(self, incident: str) -> None:
         self._loop.fail_all(incident)

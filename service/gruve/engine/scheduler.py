@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 from gruve.engine.sequence import Sequence
@@ -48,6 +49,7 @@ class Scheduler:
         self.in_flight = 0
         """Rows of the calls in flight; a row in two calls counts twice."""
         self._tenants: dict[str, TenantQueue] = {}
+        self._slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._preempted: set[int] = set()
         """Sequences that `preemptable` has named and that still hold their slot."""
@@ -126,6 +128,22 @@ class Scheduler:
         """How many of a tenant's sequences hold a slot. Any thread may ask."""
         queue = self._tenants.get(tenant)
         return 0 if queue is None else len(queue.running)
+
+    def prospect(self, tenant: str, weight: float) -> tuple[int, list[Sequence]]:
+        """The slots that a new sequence of a tenant may get, and the sequences that hold them, longest first.
+
+        These are all slots while no other tenant waits for one, and otherwise the tenant's share. A slot that the
+        tenant may take from another counts as free. Any thread may ask.
+        """
+        queues, own = list(self._tenants.values()), self._tenants.get(tenant)
+        others = [queue for queue in queues if queue is not own]
+        total = weight + sum([queue.weight for queue in others])
+        share = math.ceil(self._slots * weight / total)
+        held = 0 if own is None else len(own.running)
+        slots, holders = self._slots, list(self.running.values())
+        if any(queue.waiting for queue in others):
+            slots, holders = max(share, held), [] if own is None else list(own.running.values())
+        return slots, holders[: slots - max(0, share - held)]
 
     def pick(self, now_s: float, max_rows: int | None = None) -> list[Sequence]:
         """Takes the rows of the next call from their queues: at most `max_rows`, and at most a micro-batch.

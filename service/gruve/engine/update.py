@@ -15,6 +15,7 @@ from gruve.decode import Block, Logprobs, RowStatus
 from gruve.engine.failures import failed_progress, new_incident
 from gruve.engine.intake import Intake
 from gruve.engine.sequence import FinishReason, Progress, Sequence, TokenLogprobs
+from gruve.engine.slot_times import SlotTimes
 from gruve.engine.slots import Slots, State
 from gruve.engine.step_times import MAX_STEPS
 
@@ -34,6 +35,7 @@ class Updater:
     def __init__(self, slots: Slots, intake: Intake) -> None:
         self._slots = slots
         self._intake = intake
+        self.slot_times = SlotTimes()
         self.message_gap_s = 0.0
         """See `Engine.message_gap_s`."""
 
@@ -88,6 +90,8 @@ class Updater:
             return self.fail(sequence, incident)
         tokens, forced = sequence.output.take(now_s)
         self._remove(sequence)
+        if sequence.started_s is not None and reason is not FinishReason.PREEMPTED:
+            self.slot_times.record(now_s - sequence.started_s, sequence.position - sequence.admission.position)
         position = sequence.position + 1 - len(tokens)
         queue_s = (now_s if sequence.started_s is None else sequence.started_s) - sequence.arrived_s
         return Progress(sequence.id, position, tokens, forced, logprobs, reason, state, None, queue_s)
