@@ -1,67 +1,62 @@
-"""The files of deploy/ agree with the server, Kubernetes and Prometheus, as far as can be checked without a cluster."""
+"""The files of deploy/ agree with the server and Kubernetes, as far as can be checked without a cluster."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shlex
-import signal
 import socket
+import ssl
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import kubernetes_validate
 import pytest
 import yaml
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 
+from certificates import Authority
+from deployment import (
+    DEPLOY,
+    DOCKERFILE,
+    GRUVE,
+    IMAGE_ENV,
+    ROOT,
+    as_a_pod,
+    container,
+    ended,
+    mount,
+    objects,
+    rendered,
+    running,
+    variables,
+)
 from gruve.bench.chaos.replicas import free_port
-from gruve.client import Client
+from gruve.client import Client, Tls
+from gruve.client.errors import AccessDenied
 from gruve.serve.server import ServeConfig
-from requiring import need, need_program
+from requiring import need_program
 
-ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
-RULES = yaml.safe_load((DEPLOY / "prometheus/rules.yaml").read_text())["groups"][0]["rules"]
-GRUVE = Path(sys.executable).parent / "gruve"
 KUBERNETES = "1.27"
 """The oldest version that the README names."""
-NOBODY = "10001"
 SERVE = ServeConfig()
-
-
-def objects(file: str) -> dict[str, dict]:
-    """The objects of a manifest, by kind."""
-    return {found["kind"]: found for found in yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text())}
-
-
 DEPLOYMENT, SERVICE = (objects("gruve.yaml")[kind] for kind in ("Deployment", "Service"))
 POD = DEPLOYMENT["spec"]["template"]["spec"]
-(CONTAINER,) = POD["containers"]
-IMAGE_ENV = dict(re.findall(r"(\w+)=(\S+)", re.search(r"^ENV (.*)$", DOCKERFILE, re.MULTILINE)[1]))
-POD_ENV = {entry["name"]: entry.get("value") for entry in CONTAINER["env"]}
+CONTAINER = container(DEPLOYMENT)
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 # ---- what is written down
 
 
-def test_what_kustomize_renders_is_what_kubernetes_takes():
-    kubectl = need_program("kubectl", "apt-get install kubernetes-client")
-    rendered = subprocess.run([kubectl, "kustomize", DEPLOY / "kubernetes"], capture_output=True, text=True, check=True)
-    found = list(yaml.safe_load_all(rendered.stdout))
+@pytest.mark.parametrize("folder", ["kubernetes", "kubernetes-insecure"])
+def test_what_kustomize_renders_is_what_kubernetes_takes(folder):
+    found = rendered(folder)
     for one in found:
         kubernetes_validate.validate(one, KUBERNETES, strict=True)
     assert {one["metadata"].get("namespace", "gruve") for one in found} == {"gruve"}
-    images = re.findall(r"image: (\S+)", rendered.stdout)
+    images = [container(one)["image"] for one in found if one["kind"] in ("Deployment", "StatefulSet")]
     assert sorted(images) == ["docker.io/library/redis:7.2-bookworm", "registry.example.com/gruve:0.1.0"]
 
 
@@ -75,7 +70,7 @@ def test_a_field_that_kubernetes_does_not_know_would_be_noticed():
 def test_every_variable_is_one_that_the_server_reads():
     told = subprocess.run([GRUVE, "serve", "--help"], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"GRUVE_[A-Z_]+", told))
-    assert {name for name in {**IMAGE_ENV, **POD_ENV} if name.startswith("GRUVE_")} <= known
+    assert {name for name in {**IMAGE_ENV, **variables(DEPLOYMENT)} if name.startswith("GRUVE_")} <= known
 
 
 def test_ports_are_the_servers_own():
@@ -104,7 +99,7 @@ def test_labels_meet():
     redis = objects("redis.yaml")
     assert redis["StatefulSet"]["spec"]["template"]["metadata"]["labels"] == redis["Service"]["spec"]["selector"]
     assert policies[1]["spec"]["podSelector"]["matchLabels"] == redis["Service"]["spec"]["selector"]
-    assert POD_ENV["GRUVE_STORE"] == f"redis://{redis['Service']['metadata']['name']}:6379/0"
+    assert variables(DEPLOYMENT)["GRUVE_STORE"] == f"redis://{redis['Service']['metadata']['name']}:6379/0"
 
 
 def test_the_image_is_made_from_what_is_there_and_let_through():
@@ -113,24 +108,43 @@ def test_the_image_is_made_from_what_is_there_and_let_through():
     sources = {source for names in copied for source in names}
     assert sources == through
     assert all((ROOT / source).exists() for source in sources)
-    assert f"--uid {POD['securityContext']['runAsUser']} " in DOCKERFILE
-    assert re.search(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[1] == NOBODY == str(POD["securityContext"]["runAsUser"])
+    user = str(POD["securityContext"]["runAsUser"])
+    assert f"--uid {user} " in DOCKERFILE
+    assert re.search(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[1] == user
+
+
+def test_only_the_insecure_overlay_gives_up_tls_and_keys():
+    files = [path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", "") and path.is_file()]
+    lines = {(path, line) for path in files for line in path.read_text().splitlines() if "insecure" in line.lower()}
+    settings = {path.relative_to(DEPLOY).as_posix() for path, line in lines if not line.lstrip().startswith("#")}
+    assert {name for name in settings if "insecure" not in Path(name).parent.name} == set()
+    secure, insecure = (
+        next(one for one in rendered(folder) if one["kind"] == "Deployment")
+        for folder in ("kubernetes", "kubernetes-insecure")
+    )
+    assert container(secure)["args"] == ["serve"]
+    assert container(insecure)["args"] == ["serve", "--insecure"]
+    gone = variables(secure).keys() - variables(insecure).keys()
+    assert gone == {"GRUVE_TLS_CERT", "GRUVE_TLS_KEY", "GRUVE_KEYS"}
+    schemes = [
+        {
+            *(container(one)[probe]["httpGet"]["scheme"] for probe in PROBES),
+            one["spec"]["template"]["metadata"]["annotations"]["prometheus.io/scheme"].upper(),
+        }
+        for one in (secure, insecure)
+    ]
+    assert schemes == [{"HTTPS"}, {"HTTP"}]
 
 
 # ---- as a pod runs it
 
 
-def ended(process: subprocess.Popen, within_s: float) -> int:
-    process.send_signal(signal.SIGTERM)
-    return process.wait(within_s)
-
-
-@pytest.fixture
-def redis(tmp_path):
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
     """The manifest's Redis, on a port and in a folder of the test."""
     program = need_program("redis-server", "apt-get install redis-server")
-    (container,) = objects("redis.yaml")["StatefulSet"]["spec"]["template"]["spec"]["containers"]
-    words = [word.replace("/data", str(tmp_path)) for word in container["args"][1:]]
+    args = container(objects("redis.yaml")["StatefulSet"])["args"][1:]
+    words = [word.replace("/data", str(tmp_path_factory.mktemp("redis"))) for word in args]
     port = free_port()
     with subprocess.Popen([program, *words, "--port", str(port)], stdout=subprocess.DEVNULL) as process:
         for _ in range(200):
@@ -142,66 +156,70 @@ def redis(tmp_path):
         process.kill()
 
 
-@contextlib.contextmanager
-def running(command: list) -> Iterator[subprocess.Popen]:
-    """A process that is ended after the test in any case."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def commands_for_secrets() -> list[str]:
+    """The commands of the README that make the keys and the Secrets, without those that need a cluster."""
+    section = (DEPLOY / "README.md").read_text().split("**Secrets.**")[1]
+    lines = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].splitlines()
+    return [line.removesuffix(" | kubectl apply -f -") for line in lines if not line.startswith("kubectl apply")]
 
 
-def as_a_pod(environment: dict[str, str]) -> list[str]:
-    """`gruve serve` as user nobody, with write access only to /tmp.
-
-    It keeps the privilege to read every file, because the interpreter may be in a folder that only root can read.
-    """
-    need("unshare", present=os.geteuid() == 0, install="tests that change the user run as root")
-    need_program("unshare", "apt-get install util-linux")
-    serve = shlex.join(
-        [
-            *("setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"),
-            *("--no-new-privs", "--bounding-set=-all,+dac_read_search"),
-            *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
-            *("env", "-i", *(f"{name}={value}" for name, value in environment.items())),
-            *(str(GRUVE), *CONTAINER["args"]),
-        ]
-    )
-    return ["unshare", "--mount", "sh", "-ec", f"mount -t tmpfs tmpfs /tmp; mount -o remount,bind,ro /; exec {serve}"]
+def make_secrets(folder: Path) -> tuple[str, list[dict]]:
+    """Runs the README's commands in a folder with a certificate; returns the key that they print and the Secrets."""
+    need_program("kubectl", "apt-get install kubernetes-client")
+    environment = {**os.environ, "PATH": f"{GRUVE.parent}:{os.environ['PATH']}"}
+    outputs = [
+        subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        for command in commands_for_secrets()
+    ]
+    key, *secrets = (done.stdout for done in outputs)
+    return key.strip(), [yaml.safe_load(secret) for secret in secrets]
 
 
-def healthy(address: str) -> str:
-    """The answer to a health probe."""
-    with grpc.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+def probe(deployment: dict, which: str, metrics_port: int) -> int:
+    """The status of a probe, sent as the kubelet sends it: it verifies no certificate."""
+    asked = container(deployment)[which]["httpGet"]
+    assert asked["port"] == "metrics"
+    url = f"{asked['scheme'].lower()}://127.0.0.1:{metrics_port}{asked['path']}"
+    context = ssl._create_unverified_context() if asked["scheme"] == "HTTPS" else None
+    with urllib.request.urlopen(url, timeout=10, context=context) as answer:
+        return answer.status
 
 
-def test_a_pod_serves_is_probed_keeps_sessions_and_ends_in_time(redis):
+def here(redis: int) -> tuple[int, int, dict[str, str]]:
+    """Two free ports, and the variables that differ on this machine."""
     port, metrics_port = free_port(), free_port()
-    environment = {
-        **IMAGE_ENV,
-        "PATH": os.environ["PATH"],
-        "HOME": "/data",
-        "GRUVE_MODELS": str(ROOT / "models"),
-        "GRUVE_STORE": POD_ENV["GRUVE_STORE"].replace("//redis:6379", f"//127.0.0.1:{redis}"),
-        "GRUVE_INSECURE": POD_ENV["GRUVE_INSECURE"],
-        "GRUVE_THREADS": CONTAINER["resources"]["requests"]["cpu"],
-        "GRUVE_PORT": str(port),
-        "GRUVE_METRICS_PORT": str(metrics_port),
-    }
-    assert {probe["grpc"]["port"] for key, probe in CONTAINER.items() if key.endswith("Probe")} == {SERVE.port}
-    command = as_a_pod(environment)
-    address = f"127.0.0.1:{port}"
+    return (
+        port,
+        metrics_port,
+        {
+            "GRUVE_MODELS": str(ROOT / "models"),
+            "GRUVE_STORE": variables(DEPLOYMENT)["GRUVE_STORE"].replace("//redis:6379", f"//127.0.0.1:{redis}"),
+            "GRUVE_PORT": str(port),
+            "GRUVE_METRICS_PORT": str(metrics_port),
+        },
+    )
+
+
+def connected(port: int, ca: Path, key: str) -> Client:
+    return Client(f"127.0.0.1:{port}", credentials=Tls(ca), metadata=[("authorization", f"Bearer {key}")])
+
+
+def test_a_pod_serves_with_tls_and_keys_keeps_sessions_and_ends_in_time(redis, tmp_path):
+    authority = Authority(tmp_path)
+    authority.issue("server", "gruve.gruve")
+    key, secrets = make_secrets(tmp_path)
+    mounted = tmp_path / "mounted"
+    for secret in secrets:
+        mount(secret, DEPLOYMENT, mounted)
+    port, metrics_port, different = here(redis)
+    command = as_a_pod(DEPLOYMENT, mounted, **different)
     for turn in range(2):
         with running(command) as server:
             line = server.stdout.readline()
             assert line, server.stderr.read()
             assert json.loads(line)["models"] == ["folk", "shakespeare", "tiny"]
-            assert healthy(address) == "SERVING"
-            with Client(address) as client:
+            assert [probe(DEPLOYMENT, which, metrics_port) for which in PROBES] == [200, 200, 200]
+            with connected(port, authority.ca, key) as client:
                 if not turn:
                     with client.generate("To be", model="tiny", new_session=True, max_tokens=20, seed=3) as stream:
                         first = "".join(chunk.text for chunk in stream)
@@ -209,81 +227,56 @@ def test_a_pod_serves_is_probed_keeps_sessions_and_ends_in_time(redis):
                 else:
                     assert client.get_session(session).session.position == 26
                     second = "".join(chunk.text for chunk in client.generate(session=session, max_tokens=20))
-            with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as scraped:
+            context = ssl.create_default_context(cafile=authority.ca)
+            url = f"https://127.0.0.1:{metrics_port}/metrics"
+            with urllib.request.urlopen(url, timeout=10, context=context) as scraped:
                 assert b"gruve_store_up 1.0" in scraped.read()
             assert ended(server, POD["terminationGracePeriodSeconds"]) == 0
     assert len(first) == len(second) == 20
 
 
-# ---- what is watched
+@pytest.mark.slow
+def test_a_replaced_secret_is_used_by_the_running_pod(redis, tmp_path):
+    authority = Authority(tmp_path)
+    authority.issue("server")
+    old, secrets = make_secrets(tmp_path)
+    mounted = tmp_path / "mounted"
+    for secret in secrets:
+        mount(secret, DEPLOYMENT, mounted)
+    port, _, different = here(redis)
+    with running(as_a_pod(DEPLOYMENT, mounted, **different)) as server:
+        assert server.stdout.readline(), server.stderr.read()
+        os.replace(tmp_path / "keys.json", tmp_path / "old.json")
+        new, secrets = make_secrets(tmp_path)
+        mount(secrets[1], DEPLOYMENT, mounted)
+        with connected(port, authority.ca, new) as client:
+            for _ in range(100):
+                try:
+                    client.models()
+                    break
+                except AccessDenied:
+                    time.sleep(0.05)
+        with connected(port, authority.ca, old) as client, pytest.raises(AccessDenied):
+            client.models()
+        assert ended(server, POD["terminationGracePeriodSeconds"]) == 0
 
 
-def expressions() -> dict[str, str]:
-    """Every expression of the rules and of the dashboard, by its place."""
-    dashboard = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
-    found = {rule.get("alert") or rule["record"]: rule["expr"] for rule in RULES}
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", ()):
-            expr = target["expr"].replace("$__rate_interval", "1m").replace("$model", ".*").replace("$job", ".*")
-            found[f"{panel['title']} {target['refId']}"] = expr
-    return found
+@pytest.mark.slow
+def test_a_pod_without_its_secrets_does_not_start_and_says_why(redis, tmp_path):
+    _, _, different = here(redis)
+    with running(as_a_pod(DEPLOYMENT, tmp_path, **different)) as server:
+        said, errors = server.communicate(timeout=60)
+    assert not said
+    assert server.returncode != 0
+    assert "tls.crt" in errors
 
 
-@pytest.fixture(scope="module")
-def scraped(tmp_path_factory) -> dict[str, set[str]]:
-    """The metric names of a server with a store, and the labels of each."""
-    folder = tmp_path_factory.mktemp("store")
-    command = [GRUVE, "serve", "--port", "0", "--metrics-port", "0", "--models", str(ROOT / "models")]
-    command += ["--store", f"sqlite:{folder}/sessions.db"]
-    with running(command) as server:
-        serving = json.loads(server.stdout.readline())
-        with Client(f"127.0.0.1:{serving['port']}") as client:
-            list(client.generate("O", model="tiny", new_session=True, max_tokens=70))
-        url = f"http://127.0.0.1:{serving['metrics_port']}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            text = answer.read().decode()
-        ended(server, 30)
-    endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
-    found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(text):
-        labels = {label for sample in family.samples for label in sample.labels}
-        for ending in endings.get(family.type, ("",)):
-            found[family.name + ending] = labels
-    return found
-
-
-@pytest.mark.parametrize("where", expressions())
-def test_every_series_that_is_watched_is_one_that_the_server_has(where, scraped):
-    known = scraped | {rule["record"]: {"model"} for rule in RULES if "record" in rule}
-    expr = expressions()[where]
-    named = re.findall(r"\b((?:gruve|grpc_server|process)[\w:]+)(?:\{([^}]*)\})?", expr)
-    assert named
-    for name, selected in named:
-        assert name in known
-        # A metric without series has no labels to compare.
-        if known[name]:
-            assert set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)", selected)) <= known[name] | {"job", "instance"}
-    grouped = {label.strip() for by in re.findall(r"\bby \(([^)]*)\)", expr) for label in by.split(",")}
-    labels = set().union(*(known[name] for name, _ in named))
-    assert not labels or grouped <= labels | {"le", "instance"}
-
-
-def test_promtool_finds_nothing_to_say_and_every_alert_rings_when_it_should(tmp_path):
-    promtool = need_program("promtool", "apt-get install prometheus")
-    rules = [{"record": f"test:{i}", "expr": expr} for i, expr in enumerate(expressions().values())]
-    (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
-    folder = DEPLOY / "prometheus"
-    for command in (
-        ["check", "rules", "rules.yaml", str(tmp_path / "panels.yaml")],
-        ["test", "rules", "rules_test.yaml"],
-    ):
-        done = subprocess.run([promtool, *command], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_every_alert_is_proved_and_told_of():
-    alerts = {rule["alert"] for rule in RULES if "alert" in rule}
-    tests = yaml.safe_load((DEPLOY / "prometheus/rules_test.yaml").read_text())["tests"]
-    rung = {case["alertname"] for test in tests for case in test.get("alert_rule_test", ()) if case.get("exp_alerts")}
-    assert rung == alerts
-    assert set(re.findall(r"^\| (Gruve\w+) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)) == alerts
+@pytest.mark.slow
+def test_the_insecure_pod_serves_everybody(redis, tmp_path):
+    insecure = next(one for one in rendered("kubernetes-insecure") if one["kind"] == "Deployment")
+    port, metrics_port, different = here(redis)
+    with running(as_a_pod(insecure, tmp_path, **different)) as server:
+        assert server.stdout.readline(), server.stderr.read()
+        assert [probe(insecure, which, metrics_port) for which in PROBES] == [200, 200, 200]
+        with Client(f"127.0.0.1:{port}") as client:
+            assert [model.name for model in client.models()] == ["folk", "shakespeare", "tiny"]

@@ -26,11 +26,13 @@ class Authority:
         own = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         _write(self.ca, own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Writes a certificate and its key. Files of the same name are replaced atomically."""
+    def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
+        """Writes a certificate, also of `hosts`, and its key. Files of the same name are replaced atomically."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._builder(subject, key).add_extension(x509.SubjectAlternativeName(ADDRESSES), False)
+        builder = self._builder(subject, key).add_extension(
+            x509.SubjectAlternativeName([*ADDRESSES, *map(x509.DNSName, hosts)]), False
+        )
         cert, key_file = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         _write(cert, builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         _write(
