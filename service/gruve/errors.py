@@ -13,6 +13,7 @@ GruveError
 ├── ModelError
 │   ├── ModelUnknown            the repository has no entry of that name
 │   ├── ModelBroken             the entry exists and cannot be served
+│   ├── ModelExists             a model is to be added under a name that is taken
 │   ├── ReloadRefused           the files cannot be loaded; what was serving continues
 │   └── CorpusError             a training corpus cannot be used
 ├── SessionError
@@ -145,6 +146,10 @@ class ModelUnknown(ModelError):
     """The model repository has no entry of that name."""
 
     reason = "MODEL_UNKNOWN"
+
+
+class ModelExists(ModelError):
+    """A model is to be added to a repository that has something of that name."""
 
 
 class ModelBroken(ModelError):

@@ -18,9 +18,11 @@ import pytest
 from commands import GRUVE, generate, gruve, in_a_terminal, read_until, started
 from gruve.cli import main
 from gruve.cli.interrupts import deferred_interrupt
+from gruve.cli.model_folder import models_folder
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
+from gruve.model.versions import scan
 from tunes import write_books
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,14 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
     monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
     assert main(["serve", "--models", str(tiny_repository)]) == 0
     assert (configs[0].engine, configs[0].decode) == (EngineConfig(), DecodeConfig())
+
+
+def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny_repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [model.name for model in scan(models_folder(None)).values()] == ["tiny"]
+    assert models_folder(tiny_repository) == tiny_repository
+    (tmp_path / "models").mkdir()
+    assert models_folder(None) == Path("models")
 
 
 @pytest.mark.parametrize(

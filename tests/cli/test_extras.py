@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from fake_server import FakeServer
 from gruve.cli.extras import MODULES
+from gruve.client import Client
 from server_process import Process
 
 ROOT = Path(__file__).parents[2]
@@ -93,14 +95,48 @@ def test_a_picture_is_refused_before_the_tune_is_generated(tunes: FakeServer, tm
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", why)
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as a release would be but without the native library."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run(build, check=True, timeout=600, env={**os.environ, "GRUVE_NATIVE": "0"})
+    return next(folder.glob("*.whl"))
+
+
 @pytest.mark.slow
-def test_an_installation_without_extras_is_small_and_calls_a_real_server(tiny_repository: Path, tmp_path: Path) -> None:
+def test_an_installation_serves_the_model_that_comes_with_it(wheel: Path, tmp_path: Path) -> None:
+    environment, empty = tmp_path / "venv", tmp_path / "empty"
+    empty.mkdir()
+    venv.create(environment, with_pip=True)
+    subprocess.run([environment / "bin/pip", "install", "-q", "--no-deps", wheel], check=True, timeout=300)
+    packages = next(environment.glob("lib/*/site-packages"))
+    # The wheel's dependencies are those of this installation; its own .pth files, which name a clone, are not read.
+    installed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "dependencies.pth").write_text("\n".join(installed))
+    command = [environment / "bin/gruve", "serve", "--port", "0", "--metrics-port", "0", "--store", "memory"]
+    with subprocess.Popen(command, cwd=empty, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            line = json.loads(server.stdout.readline())
+            with Client(f"127.0.0.1:{line['port']}") as client:
+                assert len(client.complete("ROMEO:", model="tiny", max_tokens=20)) == 20
+        finally:
+            server.terminate()
+            told = server.communicate(timeout=60)[1]
+    assert line["models"] == ["tiny"]
+    assert "the model that comes with gruve is served" in told
+
+
+@pytest.mark.slow
+def test_an_installation_without_extras_is_small_and_calls_a_real_server(
+    wheel: Path, tiny_repository: Path, tmp_path: Path
+) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python, packages = environment / "bin/python", next(environment.glob("lib/*/site-packages"))
     before = set(packages.iterdir())
-    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT]
-    subprocess.run(install, check=True, timeout=600, env={**os.environ, "GRUVE_NATIVE": "0"})
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel]
+    subprocess.run(install, check=True, timeout=600)
     files = [
         file for entry in set(packages.iterdir()) - before for file in (entry, *entry.rglob("*")) if file.is_file()
     ]

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from gruve.cli.calls import connected, default_temperature
 from gruve.cli.flags import Parser, add_command, add_flag
 from gruve.cli.generate import summary, title
+from gruve.cli.model_folder import add_models, models_folder
 from gruve.cli.terminal import Failure, TextOut, standard_output
 from gruve.cli.tunes import finished_tune, origin, write_tune_files
 from gruve.errors import TuneError
@@ -45,7 +46,7 @@ TUNE_TOKENS = 600
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
     parser = add_command(commands, "demo", DESCRIPTION, EXAMPLES, run, extra="serve,draw")
-    add_flag(parser, "--models", Path, "models", "the folder of models", variable="GRUVE_MODELS", metavar="DIR")
+    add_models(parser)
     add_flag(parser, "--out", Path, "demo", "where the tune is written", metavar="DIR")
     add_flag(parser, "--rate", float, 30.0, "tokens per second", metavar="N")
 
@@ -53,7 +54,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the whole show; the server is stopped in any case."""
     out = standard_output()
-    with _ended_by_signals(), _serving(args.models) as (server, told):
+    with _ended_by_signals(), _serving(models_folder(args.models)) as (server, told):
         address = f"localhost:{told['port']}"
         _say(out, f"A server with {', '.join(told['models'])} is ready on {address}, a process of its own.")
         with connected(address) as client:

@@ -19,6 +19,7 @@ from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import missing_modules
 from gruve.cli.flags import Parser, add_command, add_flag, add_json
 from gruve.cli.json_output import print_json
+from gruve.cli.model_folder import add_models, models_folder
 from gruve.cli.serve_flags import default_store
 from gruve.cli.terminal import print_tabs, print_wrapped
 
@@ -69,7 +70,7 @@ class Finding:
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declare the command."""
     parser = add_command(commands, "doctor", DESCRIPTION, EXAMPLES, run)
-    add_flag(parser, "--models", Path, "models", "the folder of models", variable="GRUVE_MODELS", metavar="DIR")
+    add_models(parser)
     add_flag(parser, "--store", str, default_store(), "the session store", variable="GRUVE_STORE", metavar="STORE")
     add_address(parser)
     add_json(parser)
@@ -114,7 +115,7 @@ def _versions() -> Iterator[Finding]:
 def _serving(args: argparse.Namespace) -> Iterator[Finding]:
     """What only a server needs."""
     yield from _decoding()
-    yield from _models(args.models)
+    yield from _models(args.models or models_folder(None))
     yield _store(default_store() if args.store == "sqlite" else args.store)
 
 
@@ -154,9 +155,7 @@ def _models(folder: Path) -> Iterator[Finding]:
     try:
         found = scan(folder)
     except ModelError as error:
-        yield Finding(
-            "models", str(folder), "missing", str(error), "give --models a folder of models; a clone has ./models"
-        )
+        yield Finding("models", str(folder), "missing", str(error), "give --models a folder of models, or leave it out")
         return
     for name, model in found.items():
         if isinstance(model, Broken):
@@ -164,7 +163,7 @@ def _models(folder: Path) -> Iterator[Finding]:
         else:
             yield Finding("models", name, "ok", f"{model.config.parameter_count():,} parameters")
     if not any(not isinstance(model, Broken) for model in found.values()):
-        yield Finding("models", str(folder), "missing", "no model can be served", "`gruve train` makes one")
+        yield Finding("models", str(folder), "missing", "no model can be served", "`gruve models add` adds one")
 
 
 def _store(where: str) -> Finding:

@@ -1,15 +1,17 @@
-"""`gruve models`: lists the models of a server, and has it read one again."""
+"""`gruve models`: lists the models of a server, has it read one again, and adds one to a folder of models."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.calls import connected, default_temperature
 from gruve.cli.credentials import add_address, client_options
-from gruve.cli.flags import Parser, add_command, add_json
+from gruve.cli.flags import Parser, add_command, add_flag, add_json
 from gruve.cli.json_output import as_json, print_json
-from gruve.cli.terminal import print_tabs, print_wide
+from gruve.cli.model_folder import USUAL
+from gruve.cli.terminal import print_tabs, print_wide, say_note
 
 if TYPE_CHECKING:
     from gruve.v1.model_pb2 import Model
@@ -21,13 +23,28 @@ model with tabs between the columns, whose names and order stay the same: name, 
 parameters, backend, digest, about, temperature: the recommended one, empty if there is none. --json has every field of
 the API.
 
-`gruve models reload NAME` has the server read the model's files again. Running streams finish with the old model."""
+`gruve models reload NAME` has the server read the model's files again. Running streams finish with the old model.
+`gruve models add SOURCE` checks a model and puts it into a folder of models; it needs no server."""
 EXAMPLES = """\
 examples:
   gruve models
   gruve models --address replica:50051 | cut -f1
   gruve models --json | jq -r '.[] | select(.state == "broken") | .state_reason'
   gruve models reload folk                       serve the files of models/folk as they are now
+  gruve models add folk.zip                      check the model in it and put it into models/folk
+"""
+ADD_DESCRIPTION = """Check a model and put it into a folder of models.
+
+SOURCE is a folder with config.json, tokenizer.json and model.safetensors, or a .zip or uncompressed .tar archive of
+one. Sizes, the sha256 of each file, and the weights' names, shapes, types and finiteness are checked first. The model
+appears under its name with all of its files or not at all; a name that is taken is refused. No file of the model is
+executed, and nothing else of an archive is extracted. No server is needed; one that is running serves the model after
+`gruve models reload NAME`."""
+ADD_EXAMPLES = """\
+examples:
+  gruve models add runs/mine                     models/mine
+  gruve models add ~/Downloads/folk.zip --name reels
+  gruve models add folk --models /srv/models
 """
 COLUMNS = (
     "name",
@@ -55,6 +72,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     reload.add_argument("name", metavar="NAME", help="the model's name; `gruve models` has them")
     add_address(reload)
     add_json(reload)
+    adding = add_command(actions, "add", ADD_DESCRIPTION, ADD_EXAMPLES, _add, extra="serve")
+    adding.add_argument("source", metavar="SOURCE", type=Path, help="the model's folder, or a .zip or .tar of it")
+    add_flag(adding, "--models", Path, USUAL, "the folder of models", variable="GRUVE_MODELS", metavar="DIR")
+    adding.add_argument("--name", metavar="NAME", help="the model's name; absent, that of SOURCE")
+    add_json(adding)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,6 +98,19 @@ def _reload(args: argparse.Namespace) -> int:
         print_json(as_json(model))
     else:
         _print([model])
+    return 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    """Add a model and say where it is."""
+    from gruve.model.install import install
+
+    model = install(args.source, args.models, args.name)
+    folder = args.models / model.name
+    if args.json:
+        print_json({"name": model.name, "folder": str(folder), "digest": model.digest})
+    else:
+        say_note(f"{model.name} is in {folder}, digest {model.digest}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from gruve.cli.flags import Parser, add_command
 from gruve.cli.identity import access_config, check_exposure, tls_files
 from gruve.cli.logs import AccessLog, log_to_standard_error
+from gruve.cli.model_folder import BUILTIN, BUILTIN_NAMES, USUAL, models_folder
 from gruve.cli.serve_flags import add_flags, default_store
 from gruve.cli.terminal import Failure
 
@@ -29,7 +31,7 @@ this one after its restart. With --store memory they may run on for the time of 
 signal end them at once."""
 EXAMPLES = """\
 examples:
-  gruve serve                                    ./models on localhost:50051, metrics on localhost:9464
+  gruve serve                                    ./models, or the model that comes with gruve, on localhost:50051
   gruve serve --models models/folk               this model alone
   gruve serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --keys keys.json     for other machines too
   gruve serve --port 0 --metrics-port 0          any free ports; the line on standard output names them
@@ -42,6 +44,8 @@ GRUVE_EXPORT_KEY signs exported sessions; a server that imports them needs the s
 key signs them, unless that is random. No flag takes a key itself, because every user of a machine can read flags. For
 the same reason give a password of Redis in GRUVE_STORE.
 """
+log = logging.getLogger(__name__)
+
 MIB = 1 << 20
 SESSION_KEY, EXPORT_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", "GRUVE_EXPORT_KEY", 16
 STORED_TTL_S, MEMORY_TTL_S = 30 * 86_400.0, 3_600.0
@@ -71,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
 
     config = _config(args)
     log_to_standard_error(args.log_level)
+    if config.models == BUILTIN:
+        found = {"missing": str(USUAL), "model": BUILTIN_NAMES, "cure": "gruve models add, or --models"}
+        log.info("there is no folder of models here; the model that comes with gruve is served", extra=found)
     from gruve.serve.server import serve
 
     asyncio.run(serve(config, _tell))
@@ -107,8 +114,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         value = getattr(args, name)
         if value is not None and not minimum <= value <= maximum:  # NaN is not either
             raise Failure(f"--{name.replace('_', '-')} is {value}; must be {minimum} to {maximum}", exit_code=2)
-    if not args.models.is_dir():
-        raise Failure(f"--models is {str(args.models)!r}; there is no such folder")
+    models = models_folder(args.models)
     tls, access = tls_files(args), access_config(args)
     check_exposure(args.host, tls, access, insecure=args.insecure)
     store = default_store() if args.store == "sqlite" else args.store
@@ -122,7 +128,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     from gruve.sessions.table import SessionsConfig
 
     return ServeConfig(
-        models=args.models,
+        models=models,
         host=args.host,
         port=args.port,
         metrics_host=args.metrics_host,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gruve.cli.flags import Parser, add_flag
 from gruve.cli.identity import add_identity
+from gruve.cli.model_folder import add_models
 
 LIMITS = ("streams", "waiting", "tokens-per-minute", "requests-per-minute")
 """The limits that `--tenant-limits` and `--total-limits` know."""
@@ -16,15 +17,7 @@ LIMITS = ("streams", "waiting", "tokens-per-minute", "requests-per-minute")
 def add_flags(parser: Parser) -> None:
     """Declares the flags of `gruve serve`."""
     where = parser.add_argument_group("where")
-    add_flag(
-        where,
-        "--models",
-        Path,
-        "models",
-        "the folder of models, or of one model",
-        variable="GRUVE_MODELS",
-        metavar="DIR",
-    )
+    add_models(where)
     add_flag(
         where,
         "--watch",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.exit_codes import CANNOT_CHECK, DONE, FAILED, USAGE
-from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.flags import Parser, add_command
+from gruve.cli.model_folder import add_models, models_folder
 from gruve.cli.terminal import Failure, say_note
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
     parser = add_command(commands, "verify", DESCRIPTION, EXAMPLES, run, extra="serve")
     parser.add_argument("file", metavar="FILE", type=Path, help="the receipt; `gruve generate --receipt` writes one")
-    add_flag(
-        parser, "--models", Path, "models", "the folder of models, or of one", variable="GRUVE_MODELS", metavar="DIR"
-    )
+    add_models(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", metavar="TEXT", help="what the model read before it generated")
     what.add_argument(
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.public_key is not None:
         _check_signature(file, args.public_key)
     receipt = parse_receipt(file.receipt)
-    model = _find_model(args.models, receipt)
+    model = _find_model(models_folder(args.models), receipt)
     evidence = _evidence(args, file, receipt, model)
     if not evidence.matches_prompt(receipt):
         source = "--events" if args.events else "--prompt" if args.prompt is not None else "no prompt"

@@ -97,7 +97,7 @@ def entry_folders(repository: Path) -> list[Path]:
     """
     if not repository.is_dir():
         raise ModelUnknown(f"no model repository at {str(repository)!r}: not a folder")
-    if _is_model(repository):
+    if is_model(repository):
         return [_absolute(repository)]
     return sorted(folder for folder in repository.iterdir() if _may_be_entry(folder))
 
@@ -123,7 +123,7 @@ def find_entry(repository: Path, name: str) -> Entry | None:
     """The entry of that name as it is now; None if there is none."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:
         return None
-    if _is_model(repository):
+    if is_model(repository):
         folder = _absolute(repository)
         return _entry(folder) if folder.name == name else None
     folder = repository / name
@@ -220,7 +220,7 @@ def _may_be_entry(folder: Path) -> bool:
     return not folder.is_file() and not folder.name.startswith(".")
 
 
-def _is_model(folder: Path) -> bool:
+def is_model(folder: Path) -> bool:
     """Whether a folder is that of one model, and not a repository."""
     if (folder / CONFIG).exists():
         return True

@@ -365,7 +365,8 @@ def _log_broken(broken: Sequence[tuple[str, str]]) -> None:
 def _shortened(broken: Sequence[tuple[str, str]]) -> str:
     """Why the entries of a repository cannot be served, in an error of bounded length."""
     if not broken:
-        return "it has no folder with a model; a model is a folder with config.json, tokenizer.json, model.safetensors"
+        files = "config.json, tokenizer.json, model.safetensors"
+        return f"it has no folder with a model; a model is a folder with {files}; `gruve models add` makes one"
     shown = "; ".join(f"{shorten(name)}: {shorten(why)}" for name, why in broken[:MAX_SHOWN_MODELS])
     more = len(broken) - MAX_SHOWN_MODELS
     return f"{shown}; and {more} more folders without a model that can be served" if more > 0 else shown

@@ -1,0 +1,33 @@
+"""The flag `--models`, and the model that comes with gruve for where there is no folder of models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from gruve.cli.flags import add_flag
+from gruve.cli.terminal import Failure
+
+USUAL: Final = Path("models")
+BUILTIN: Final = Path(__file__).parents[1] / "builtin_models"
+"""In an installation a folder of the package; in a clone a link to models/tiny."""
+BUILTIN_NAMES: Final = "tiny"
+
+
+def add_models(parser: argparse._ActionsContainer, help: str = "the folder of models, or of one model") -> None:  # noqa: A002
+    """Declare the flag."""
+    absent = f"default {USUAL}, or without such a folder the model {BUILTIN_NAMES!r} that comes with gruve"
+    add_flag(parser, "--models", Path, None, f"{help}; {absent}", variable="GRUVE_MODELS", metavar="DIR")
+
+
+def models_folder(given: Path | None) -> Path:
+    """The folder of models to use. Raises `Failure` if one was given that is not there."""
+    if given is None:
+        return USUAL if USUAL.is_dir() else BUILTIN
+    if not given.is_dir():
+        raise Failure(
+            f"--models is {str(given)!r}; there is no such folder. Without --models, the model {BUILTIN_NAMES!r} that "
+            f"comes with gruve is served where there is no folder {str(USUAL)!r}"
+        )
+    return given
