@@ -61,13 +61,14 @@ async def test_the_interceptor_sets_the_identity_of_an_rpc(streaming):
         if streaming
         else grpc.unary_unary_rpc_method_handler(unary, bytes)
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gruve.v1.Test", {"Call": handler}),))
+    service, name = "gruve.v1.GenerationService", "Generate" if streaming else "Score"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         if streaming:
-            answers = [answer async for answer in channel.unary_stream("/gruve.v1.Test/Call")(b"")]
+            answers = [answer async for answer in channel.unary_stream(f"/{service}/{name}")(b"")]
         else:
-            answers = [await channel.unary_unary("/gruve.v1.Test/Call")(b"")]
+            answers = [await channel.unary_unary(f"/{service}/{name}")(b"")]
     await server.stop(0)
     assert answers == [b"ipv4:127.0.0.1"]

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from gruve import __version__
+from gruve.serve.access import METHODS
 from serving import HELD, PATIENCE_S, read, refusal, token, until
 
 OF_A_MODEL = {
@@ -36,6 +37,14 @@ def test_every_series_of_a_model_is_there_before_its_first_request(start):
     assert metrics["gruve_sessions"] == {(("where", "memory"),): 0}
     assert metrics["gruve_build_info"] == {(("version", __version__),): 1}
     assert not [name for name in metrics if name.endswith("_created") or name.startswith("gruve_store")]
+
+
+def test_the_statuses_that_alerts_count_are_there_before_the_first_call(start):
+    handled = start().metrics()["grpc_server_handled_total"]
+    own = {name for service, names in METHODS.items() if service.startswith("gruve.") for name in names}
+    for code in ("OK", "INTERNAL", "RESOURCE_EXHAUSTED"):
+        found = {dict(labels)["grpc_method"] for labels in handled if ("grpc_code", code) in labels}
+        assert found == own
 
 
 def healthz(server):

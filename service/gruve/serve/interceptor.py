@@ -21,8 +21,11 @@ from gruve.serve.access_log import LogCall, begin_call, line
 from gruve.serve.identity import anonymous, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
 from gruve.serve.status import internal_error, shorten, status_code, trailer
+from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
 OWN_SERVICES = "/gruve.v1."
+FILES = (generation_pb2, session_pb2, model_pb2)
+"""The modules whose services are gruve's own."""
 STEERS = "gruve.v1.GenerationService/Control"
 """Belongs to a stream that is open already, so a server that drains takes it."""
 
@@ -49,9 +52,16 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
 
     def __init__(self, metrics: Metrics, access: Access | None = None) -> None:
         """Without `access` nobody is authenticated."""
-        self._metrics = metrics
         self._access = access
-        self._rpcs: dict[str, _Rpc] = {}
+        self._rpcs = {
+            f"/{service.full_name}/{method.name}": _Rpc(
+                f"{service.full_name}/{method.name}", metrics.rpc(_kind(method), service.full_name, method.name)
+            )
+            for file in FILES
+            for service in file.DESCRIPTOR.services_by_name.values()
+            for method in service.methods
+        }
+        """gruve's own methods. Their series exist before the first call, so that no scrape misses its status."""
         self._wrapped: dict[str, Any] = {}
         """The wrapped handlers by method."""
         self._open = 0
@@ -106,11 +116,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrap(self, handler: Any, method: str) -> Any:
-        _, service, name = method.split("/", 2)
-        kind = ("unary", "client_stream", "server_stream", "bidi_stream")[
-            2 * handler.response_streaming + handler.request_streaming
-        ]
-        rpc = self._rpcs[method] = _Rpc(f"{service}/{name}", self._metrics.rpc(kind, service, name))
+        rpc = self._rpcs[method]
         deserializer = _safe(handler.request_deserializer)
         if handler.response_streaming:
             streaming = handler.request_streaming
@@ -220,6 +226,12 @@ class _Call:
                 await _abort(self.context, internal_error(error, method=self.rpc.method))
         finally:
             self._interceptor.observe(self, code)
+
+
+def _kind(method: Any) -> str:
+    """The label `grpc_type` of a method, from its descriptor."""
+    kinds = ("unary", "client_stream", "server_stream", "bidi_stream")
+    return kinds[2 * method.server_streaming + method.client_streaming]
 
 
 async def _abort(context: Any, error: GruveError) -> None:

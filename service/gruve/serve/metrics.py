@@ -21,6 +21,9 @@ from gruve.sessions.table import SessionTable
 
 SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 STEP_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+WATCHED_CODES = ("OK", "INTERNAL", "RESOURCE_EXHAUSTED")
+"""The statuses whose series begin at 0. For Prometheus a series that appears with 1 has not increased, so an alert on
+the first fault of a method would not fire."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -115,6 +118,8 @@ class Metrics:
     def rpc(self, kind: str, service: str, method: str) -> RpcMetrics:
         """The series of one method; `kind` is its `grpc_type` label."""
         labels = (kind, service, method)
+        for code in WATCHED_CODES:
+            self._handled.labels(*labels, code)
         return RpcMetrics(
             self._started.labels(*labels),
             self._received.labels(*labels),
