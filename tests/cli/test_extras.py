@@ -41,7 +41,12 @@ def without(extra: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_modules_are_those_of_the_distributions_that_pyproject_names() -> None:
     distributions = packages_distributions()
-    for extra, required in (("serve", ["serve"]), ("draw", ["draw"]), ("train", ["serve", "draw", "train"])):
+    for extra, required in (
+        ("serve", ["serve"]),
+        ("draw", ["draw"]),
+        ("http", ["http"]),
+        ("train", ["serve", "draw", "train"]),
+    ):
         names = {
             line.split(">")[0].partition("[")[0]
             for key in required
@@ -74,6 +79,7 @@ def test_doctor_says_how_to_get_what_serving_needs() -> None:
     [
         (["serve"], "serve"),
         (["keys", "list"], "serve"),
+        (["gateway"], "http"),
         (["demo"], "serve,draw"),
         (["train", "--config", "a", "--corpus", "b", "--out", "c"], "train"),
         (["evaluate", "a", "b"], "train"),

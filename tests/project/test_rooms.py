@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[2] / "service" / "gruve"
 # A room may import from the rooms named here, and from itself.
 MAY_IMPORT = {
     "errors": set(),
+    "loopback": set(),
     "v1": set(),
     "receipt": {"errors", "v1"},
     "tune": {"errors"},
@@ -22,11 +23,13 @@ MAY_IMPORT = {
     "decode": {"errors", "model"},
     "engine": {"errors", "model", "decode"},
     "sessions": {"errors", "receipt", "model", "decode", "engine"},
-    "serve": {"errors", "receipt", "model", "decode", "engine", "sessions", "v1"},
+    "serve": {"errors", "loopback", "receipt", "model", "decode", "engine", "sessions", "v1"},
     "client": {"errors", "receipt", "v1"},
+    "gateway": {"errors", "loopback", "receipt", "client", "v1"},
     "bench": {"errors", "receipt", "tune", "model", "decode", "engine", "sessions", "serve", "client", "v1"},
     "cli": {
         "errors",
+        "loopback",
         "receipt",
         "tune",
         "model",
@@ -36,6 +39,7 @@ MAY_IMPORT = {
         "sessions",
         "serve",
         "client",
+        "gateway",
         "bench",
         "v1",
     },
@@ -43,11 +47,11 @@ MAY_IMPORT = {
 # What is outside the standard library, or stands for a concern: only these places may know it.
 ALONE_MAY_KNOW = {
     "argparse": ("cli",),
-    "asyncio": ("sessions/persistence", "serve", "client", "bench", "cli"),
+    "asyncio": ("sessions/persistence", "serve", "client", "gateway", "bench", "cli"),
     "cryptography": ("receipt/signing",),
     "rfc8785": ("receipt/signing",),
     "ctypes": ("decode",),
-    "grpc": ("serve", "client", "bench"),
+    "grpc": ("serve", "client", "gateway", "bench"),
     "matplotlib": ("training", "bench"),
     "prometheus_client": ("serve",),
     "redis": ("sessions/store",),
@@ -55,8 +59,10 @@ ALONE_MAY_KNOW = {
     "safetensors": ("model", "training"),
     "sqlite3": ("sessions/store", "bench/chaos/fault_injection"),
     "threading": ("decode", "engine", "sessions/store", "serve/metrics_server", "serve/tls", "bench", "cli", "client"),
+    "starlette": ("gateway", "bench/peers"),
     "torch": ("model", "training", "decode", "bench"),
     "triton": ("decode",),
+    "uvicorn": ("gateway/server",),
     "verovio": ("tune/draw",),
 }
 # Beside the command line, only this place reads the environment: `Client.from_env` has to.

@@ -17,6 +17,7 @@ from gruve.cli import (
     demo,
     doctor,
     evaluate,
+    gateway,
     generate,
     keys,
     models,
@@ -84,6 +85,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     every = (
         serve,
+        gateway,
         generate,
         verify,
         chat,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import add_flag
 from gruve.cli.terminal import Failure
+
+if TYPE_CHECKING:
+    from gruve.client import Tls
 
 API_KEY = "GRUVE_API_KEY"
 
@@ -25,6 +28,29 @@ def add_address(parser: argparse._ActionsContainer) -> None:
         variable="GRUVE_ADDRESS",
         metavar="HOST:PORT",
     )
+    add_tls(parser)
+    add_flag(
+        parser,
+        "--api-key-file",
+        Path,
+        None,
+        f"a file with the API key or token; {API_KEY} holds one itself",
+        variable="GRUVE_API_KEY_FILE",
+        metavar="FILE",
+    )
+    add_flag(
+        parser,
+        "--tenant",
+        str,
+        None,
+        "use the sessions of this tenant; for admins",
+        variable="GRUVE_TENANT",
+        metavar="NAME",
+    )
+
+
+def add_tls(parser: argparse._ActionsContainer) -> None:
+    """Declare the flags of a TLS connection to a server."""
     parser.add_argument(
         "--tls",
         action="store_true",
@@ -49,40 +75,33 @@ def add_address(parser: argparse._ActionsContainer) -> None:
         metavar="FILE",
     )
     add_flag(parser, "--cert-key", Path, None, "its private key, PEM", variable="GRUVE_CERT_KEY", metavar="FILE")
-    add_flag(
-        parser,
-        "--api-key-file",
-        Path,
-        None,
-        f"a file with the API key or token; {API_KEY} holds one itself",
-        variable="GRUVE_API_KEY_FILE",
-        metavar="FILE",
-    )
-    add_flag(
-        parser,
-        "--tenant",
-        str,
-        None,
-        "use the sessions of this tenant; for admins",
-        variable="GRUVE_TENANT",
-        metavar="NAME",
-    )
 
 
 def client_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `Client` takes beside its addresses, from the flags of `add_address`. Raises `Failure` or `OSError`."""
+    from gruve.client.environment import api_key, metadata_of
+
+    credentials = tls_credentials(args)
+    try:
+        key = api_key(args.api_key_file, os.environ.get(API_KEY, ""))
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+    return {"credentials": credentials, "metadata": metadata_of(key, args.tenant)}
+
+
+def tls_credentials(args: argparse.Namespace) -> Tls | None:
+    """What the flags of `add_tls` ask for; None without. Raises `Failure` or `OSError`."""
     from gruve.client import Tls
-    from gruve.client.environment import api_key, metadata_of, wants_tls
+    from gruve.client.environment import wants_tls
 
     if (args.cert is None) != (args.cert_key is None):
         given, absent = ("--cert", "--cert-key") if args.cert_key is None else ("--cert-key", "--cert")
         raise Failure(f"{given} is given without {absent}; a client certificate needs both", USAGE)
     try:
         with_tls = args.tls or wants_tls(os.environ.get("GRUVE_TLS", "")) or args.ca or args.cert
-        key = api_key(args.api_key_file, os.environ.get(API_KEY, ""))
     except ValueError as error:
         raise Failure(str(error), USAGE) from error
     credentials = Tls(args.ca, args.cert, args.cert_key) if with_tls else None
     if credentials is not None:
         credentials.channel_credentials()  # a file that cannot be read is an error now
-    return {"credentials": credentials, "metadata": metadata_of(key, args.tenant)}
+    return credentials

@@ -13,10 +13,12 @@ _SERVE: Final = (
     *("prometheus_client", "redis"),
     *("cryptography", "jwt", "rfc8785"),
 )
+_HTTP: Final = ("starlette", "uvicorn")
 _DRAW: Final = ("verovio",)
 MODULES: Final = {
     "serve": _SERVE,
     "draw": _DRAW,
+    "http": _HTTP,
     "serve,draw": (*_SERVE, *_DRAW),
     "train": (*_SERVE, *_DRAW, "matplotlib"),
 }

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gruve.client.errors import CallFailed
+from gruve.client.errors import CallFailed, Overloaded, SessionBusy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,9 @@ class Reconnect:
     """The same bound until any server has answered: the address may be wrong."""
     backoff_s: float = 0.1
     backoff_max_s: float = 5.0
+    wait_when_refused: bool = True
+    """Whether a call that a server refuses for now (`Overloaded`, `SessionBusy`) is made again after the delay that it
+    names. A program that passes the refusal on to its own caller sets False."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Attempts:
         self._answered = self._answered or bool(failure.reason)
         reconnects = self._policy.max_reconnects if self._answered else self._policy.first_reconnects
         if not failure.retryable or self.failed_in_a_row >= reconnects * self._addresses:
+            raise failure
+        if not self._policy.wait_when_refused and isinstance(failure, Overloaded | SessionBusy):
             raise failure
         self.failed_in_a_row += 1
         rounds, tried = divmod(self.failed_in_a_row, self._addresses)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 
+from gruve.loopback import is_loopback
 from gruve.serve.access import AccessConfig
 from gruve.serve.tls import TlsFiles
 
@@ -24,13 +24,3 @@ def warn_if_unprotected(host: str, tls: TlsFiles | None, access: AccessConfig) -
     lacks = unprotected(host, tls, access)
     if lacks:
         log.warning("other machines reach an unprotected server", extra={"host": host, "lacks": lacks})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host. A name other than localhost may resolve to anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,0 +1,173 @@
+"""`gruve gateway`: HTTP beside one or more servers, from flags and `GRUVE_*` variables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gruve.cli.credentials import add_tls, tls_credentials
+from gruve.cli.exit_codes import USAGE
+from gruve.cli.flags import Parser, add_command, add_flag, bounded
+from gruve.cli.logs import log_to_standard_error
+from gruve.cli.terminal import Failure
+
+if TYPE_CHECKING:
+    from gruve.gateway.config import GatewayConfig, HttpTls
+
+DESCRIPTION = """Offer servers over HTTP until Ctrl-C or SIGTERM: OpenAI's completions, for clients that speak no gRPC.
+
+When it is ready it prints one line of JSON on standard output, {"event": "serving", "port": ...}; logs are JSON
+lines on standard error.
+
+A gateway keeps nothing: no sessions, which the servers have, and no keys. It passes on the API key or token of each
+caller, and the servers say what it allows. Several gateways may stand beside each other."""
+EXAMPLES = """\
+examples:
+  gruve gateway                                          the server on localhost:50051, HTTP on localhost:8080
+  gruve gateway --server a:50051,b:50051                 two servers that serve the same models
+  gruve gateway --server a:50051 --ca ca.pem             a server with TLS
+  gruve gateway --host 0.0.0.0 --tls-cert http.pem --tls-key http.key     for other machines too
+  curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"model": "folk", "prompt": "M:6/8"}'
+"""
+
+
+def add(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Declares the command."""
+    parser = add_command(commands, "gateway", DESCRIPTION, EXAMPLES, run, extra="http")
+    servers = parser.add_argument_group("servers")
+    add_flag(
+        servers,
+        "--server",
+        str,
+        "localhost:50051",
+        "the server as HOST:PORT, or several of them with commas between",
+        variable="GRUVE_ADDRESS",
+        metavar="HOST:PORT",
+    )
+    add_tls(servers)
+    _add_http(parser.add_argument_group("http"))
+    add_flag(
+        parser,
+        "--log-level",
+        str,
+        "info",
+        "the lowest level that is logged",
+        variable="GRUVE_LOG_LEVEL",
+        choices=("debug", "info", "warning", "error"),
+    )
+
+
+def _add_http(group: argparse._ArgumentGroup) -> None:
+    files = {
+        "--tls-cert": ("the certificate of the HTTP port and intermediate ones, PEM", "GRUVE_HTTP_TLS_CERT"),
+        "--tls-key": ("its private key, PEM, without a password", "GRUVE_HTTP_TLS_KEY"),
+        "--tls-client-ca": (
+            "the authorities of client certificates, PEM; a connection without one is refused",
+            "GRUVE_HTTP_TLS_CLIENT_CA",
+        ),
+    }
+    add_flag(group, "--host", str, "127.0.0.1", "where HTTP listens", variable="GRUVE_HTTP_HOST", metavar="HOST")
+    add_flag(
+        group,
+        "--port",
+        bounded(int, 0, 65_535),
+        8080,
+        "HTTP's port, 0 for any free one",
+        variable="GRUVE_HTTP_PORT",
+        metavar="N",
+    )
+    for name, (about, variable) in files.items():
+        add_flag(group, name, Path, None, about, variable=variable, metavar="FILE")
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        default=os.environ.get("GRUVE_INSECURE") == "1",
+        help="allow a --host that is not this machine alone without TLS (or GRUVE_INSECURE=1)",
+    )
+    add_flag(
+        group,
+        "--allow-origin",
+        str,
+        "",
+        "the origins whose web pages may call, such as https://example.com, with commas between; absent, only pages "
+        "that this machine's browser loads from the gateway",
+        variable="GRUVE_ALLOW_ORIGIN",
+        metavar="ORIGIN,...",
+    )
+    add_flag(
+        group,
+        "--max-body",
+        bounded(int, 1, 1 << 30),
+        1 << 20,
+        "bytes of the largest body of a request; a server takes 1 MiB",
+        variable="GRUVE_HTTP_MAX_BODY",
+        metavar="BYTES",
+    )
+    add_flag(
+        group,
+        "--body-timeout",
+        bounded(float, 0.1, 3_600),
+        10.0,
+        "seconds that the body of a request may take to arrive",
+        variable="GRUVE_HTTP_BODY_TIMEOUT_S",
+        metavar="S",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until a signal."""
+    import asyncio
+
+    config = _config(args)
+    log_to_standard_error(args.log_level)
+    from gruve.gateway.server import serve
+
+    asyncio.run(serve(config, _tell))
+    return 0
+
+
+def _config(args: argparse.Namespace) -> GatewayConfig:
+    from gruve.gateway.config import GatewayConfig
+    from gruve.loopback import is_loopback
+
+    servers = tuple(address.strip() for address in args.server.split(",") if address.strip())
+    if not servers:
+        raise Failure(f"--server is {args.server!r}; must be HOST:PORT, or several with commas between", USAGE)
+    tls = http_tls(args)
+    if tls is None and not args.insecure and not is_loopback(args.host):
+        raise Failure(
+            f"--host is {args.host!r}, which other machines reach, and the port has no TLS; "
+            "give --tls-cert and --tls-key, or --insecure if the network protects it",
+            USAGE,
+        )
+    return GatewayConfig(
+        servers=servers,
+        credentials=tls_credentials(args),
+        host=args.host,
+        port=args.port,
+        tls=tls,
+        allowed_origins=tuple(origin.strip() for origin in args.allow_origin.split(",") if origin.strip()),
+        max_body_bytes=args.max_body,
+        body_s=args.body_timeout,
+    )
+
+
+def http_tls(args: argparse.Namespace) -> HttpTls | None:
+    """The certificate that the flags name; None without."""
+    from gruve.gateway.config import HttpTls
+
+    if (args.tls_cert is None) != (args.tls_key is None):
+        given, absent = ("--tls-cert", "--tls-key") if args.tls_key is None else ("--tls-key", "--tls-cert")
+        raise Failure(f"{given} is given without {absent}; a server needs both", USAGE)
+    if args.tls_cert is None:
+        if args.tls_client_ca is not None:
+            raise Failure("--tls-client-ca is given without --tls-cert and --tls-key; a server needs them too", USAGE)
+        return None
+    return HttpTls(args.tls_cert, args.tls_key, args.tls_client_ca)
+
+
+def _tell(port: int) -> None:
+    print(json.dumps({"event": "serving", "port": port}), flush=True)

@@ -1,0 +1,57 @@
+"""The application: the routes of every form, and what all of them share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from gruve.client import AsyncClient, CallFailed, Reconnect
+from gruve.gateway import openai
+from gruve.gateway.body import BodyBounds
+from gruve.gateway.caller import CallerMiddleware, caller_metadata
+from gruve.gateway.config import GatewayConfig
+from gruve.gateway.errors import Refused
+from gruve.gateway.forms import on_error
+from gruve.gateway.health import health
+from gruve.gateway.origins import OriginCheck
+
+
+def create_app(config: GatewayConfig) -> Starlette:
+    """The application. Its state has the `config`, and the `client` that all requests share."""
+    client = AsyncClient(
+        config.servers,
+        credentials=config.credentials,
+        metadata=caller_metadata,
+        reconnect=Reconnect(wait_when_refused=False),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with client:
+            yield
+
+    app = Starlette(
+        routes=[Route("/health", health), *openai.ROUTES],
+        middleware=[
+            Middleware(OriginCheck, allowed=config.allowed_origins),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["*"],
+            ),
+            Middleware(CallerMiddleware),
+            Middleware(BodyBounds, max_bytes=config.max_body_bytes, max_s=config.body_s),
+        ],
+        exception_handlers={Refused: on_error, CallFailed: on_error, HTTPException: on_error, Exception: on_error},
+        lifespan=lifespan,
+    )
+    app.state.config, app.state.client = config, client
+    return app

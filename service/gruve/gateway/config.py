@@ -1,0 +1,46 @@
+"""The configuration of a gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gruve.client.credentials import Credentials
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HttpTls:
+    """The PEM files of the HTTP port."""
+
+    cert: Path
+    """The certificate, followed by the intermediate ones."""
+    key: Path
+    """The private key, without a password."""
+    client_ca: Path | None = None
+    """The authorities that sign client certificates. With it, a connection without such a certificate is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """Where a gateway listens, which servers it calls, and what it accepts."""
+
+    servers: tuple[str, ...] = ("localhost:50051",)
+    """gRPC targets that serve the same models; the one that answered last is used until it fails."""
+    credentials: Credentials | None = None
+    """How the gateway connects to the servers; None connects without TLS."""
+    host: str = "127.0.0.1"
+    """Where HTTP listens."""
+    port: int = 8_080
+    """The port of HTTP; 0 takes any free one."""
+    tls: HttpTls | None = None
+    """The certificate of the HTTP port. None serves without TLS."""
+    allowed_origins: tuple[str, ...] = ()
+    """The origins whose pages may call, such as `https://example.com`; those of this machine may always."""
+    max_body_bytes: int = MIB
+    """The largest body of a request. A server takes requests of 1 MiB."""
+    body_s: float = 10.0
+    """How long the body of a request may take to arrive."""
+    drain_s: float = 5.0
+    """How long running responses may continue after SIGTERM."""

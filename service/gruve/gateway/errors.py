@@ -1,0 +1,77 @@
+"""What a request is refused with: one table from gRPC statuses to those of HTTP, for the routes of every form."""
+
+from __future__ import annotations
+
+import math
+
+import grpc
+
+from gruve.client.errors import CallFailed, RequestTooLarge
+
+HTTP_STATUS: dict[grpc.StatusCode, int] = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+"""Any other status is a 500."""
+
+
+class Refused(Exception):
+    """A request that is answered with an error. `field` names what is wrong with the request, if that is one field.
+
+    `code` is the name of a `gruve.v1.ErrorReason`, or another word that programs may compare.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, *, field: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.field = field
+        self.headers = headers or {}
+
+
+class InvalidField(Refused):
+    """A field of the request has a value that is not allowed. `why` quotes the value and the bound."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(400, "INVALID_FIELD", f"{field}: {why}", field=field)
+
+
+class ConnectionClosing(Refused):
+    """A request whose body is not read, so the connection cannot be used again."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message, headers={"connection": "close"})
+
+
+def refusal_of(failure: CallFailed) -> Refused:
+    """What a failed call to a server is answered with.
+
+    `Retry-After` stands where the server says that it pays to come back; where it does not pay, clients of OpenAI's
+    API are told not to.
+    """
+    if isinstance(failure, RequestTooLarge):
+        return Refused(413, "REQUEST_TOO_LARGE", failure.message)
+    status = HTTP_STATUS.get(failure.code, 500)
+    headers = {}
+    if failure.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(failure.retry_after_s))
+    elif not failure.connection_lost:
+        headers["x-should-retry"] = "false"
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if failure.connection_lost:
+        # gRPC's message lists addresses that a caller need not know.
+        return Refused(503, "UNAVAILABLE", "no server answers the gateway; try again", headers=headers)
+    field = failure.violations[0].field if failure.violations else ""
+    return Refused(status, failure.reason or failure.code.name, failure.message, field=field, headers=headers)

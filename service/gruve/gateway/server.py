@@ -1,0 +1,91 @@
+"""Runs the application: listens, serves until a signal, and ends running responses in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from gruve.errors import CannotListen, CredentialsBroken
+from gruve.gateway.app import create_app
+from gruve.gateway.config import GatewayConfig
+
+BACKLOG = 2_048
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Gateway(uvicorn.Server):
+    """uvicorn with a callback for the moment from which on requests are answered."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to accept connections."""
+        await super().startup(sockets)
+        self._ready()
+
+
+async def serve(config: GatewayConfig, ready: Callable[[int], None]) -> None:
+    """Serves until SIGTERM or SIGINT; calls `ready` with the port once requests are answered.
+
+    Running responses may continue for `drain_s`. Raises `CannotListen` if the port cannot be used and
+    `CredentialsBroken` if the certificate cannot.
+    """
+    listening = listen(config.host, config.port)
+    port: int = listening.getsockname()[1]
+    with listening, _uvicorns_signals():
+        await Gateway(uvicorn_config(config), lambda: ready(port)).serve([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `CannotListen`."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise CannotListen(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def uvicorn_config(config: GatewayConfig) -> uvicorn.Config:
+    """How uvicorn runs the application. Raises `CredentialsBroken`."""
+    tls = config.tls
+    made = uvicorn.Config(
+        create_app(config),
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(config.drain_s),
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+        ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
+    )
+    try:
+        made.load()
+    except (OSError, ValueError) as error:
+        raise CredentialsBroken(f"the certificate of the HTTP port cannot be used: {error}") from error
+    return made
+
+
+@contextlib.contextmanager
+def _uvicorns_signals() -> Iterator[None]:
+    """Takes the signals that uvicorn raises again after it has served, so that the command ends in order."""
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, lambda: None)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)

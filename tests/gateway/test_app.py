@@ -1,0 +1,83 @@
+"""What all routes of a gateway share: the command, health, models, and requests that are refused at little cost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+
+import pytest
+
+from commands import gruve, started
+from http_gateway import RunningGateway
+
+COMPLETIONS = "/v1/completions"
+
+
+def answered(port: int, request: bytes, timeout_s: float = 30.0) -> bytes:
+    """All that comes back for bytes on a connection, until it is closed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def test_the_command_serves_until_a_signal(server):
+    with started("gateway", "--server", server.address, "--port", "0") as process:
+        line = json.loads(process.stdout.readline())
+        answer = answered(line["port"], b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        process.send_signal(signal.SIGTERM)
+        assert (line["event"], process.wait(30), b'{"status":"ok"}' in answer) == ("serving", 0, True)
+
+
+def test_the_command_listens_to_other_machines_only_with_tls_or_when_told():
+    ran = gruve("gateway", "--host", "0.0.0.0")
+    assert ran.returncode == 2
+    assert "'0.0.0.0', which other machines reach, and the port has no TLS" in ran.stderr
+
+
+def test_a_port_that_is_taken_is_one_line(gateway):
+    ran = gruve("gateway", "--port", str(gateway.port))
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+    assert f"cannot listen on 127.0.0.1:{gateway.port}" in ran.stderr
+
+
+def test_models_are_listed_in_the_form_of_openai(gateway):
+    listed = gateway.http.get("/v1/models").json()
+    names = [model["id"] for model in listed["data"]]
+    assert listed["object"] == "list"
+    assert "tiny" in names
+    assert "truncated" not in names
+    one = gateway.http.get("/v1/models/tiny").json()
+    assert one == next(model for model in listed["data"] if model["id"] == "tiny")
+    assert len(one["gruve"]["digest"]) == 64
+    missing = gateway.http.get("/v1/models/none")
+    assert (missing.status_code, missing.json()["error"]["param"]) == (404, "model")
+
+
+def test_health_says_whether_a_server_answers():
+    alone = RunningGateway("127.0.0.1:1")
+    answer = alone.http.get("/health")
+    alone.close()
+    assert answer.status_code in (503, 504)
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_chat_and_unknown_paths_say_what_there_is(gateway):
+    chat = gateway.post("/v1/chat/completions", model="tiny", messages=[])
+    assert (chat.status_code, chat.json()["error"]["code"]) == (404, "NO_CHAT")
+    assert "/v1/completions" in chat.json()["error"]["message"]
+    assert gateway.http.get("/nothing").json()["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://gateway.example:80"])
+def test_a_page_of_an_unknown_origin_is_refused(gateway, origin):
+    answer = gateway.http.get("/v1/models", headers={"Origin": origin, "Host": "gateway.example:80"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "ORIGIN_REFUSED")
+
+
+def test_a_page_of_a_listed_origin_and_the_gateways_own_may_call(server, gateway):
+    assert gateway.http.get("/v1/models", headers={"Origin": gateway.url}).status_code == 200
+    other = RunningGateway(server.address, allowed_origins=("https://page.example",))
+    answer = other.http.get("/v1/models", headers={"Origin": "https://page.example"})
+    other.close()
+    assert answer.headers["access-control-allow-origin"] == "https://page.example"

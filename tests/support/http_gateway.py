@@ -1,0 +1,43 @@
+"""A real gateway on a free port, in this process on its own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from typing import Any
+
+import httpx
+import uvicorn
+
+from gruve.gateway.config import GatewayConfig
+from gruve.gateway.server import Gateway, listen, uvicorn_config
+from serving import PATIENCE_S
+
+
+class RunningGateway:
+    """A gateway in front of the server at `address`; `http` is a client of it."""
+
+    def __init__(self, address: str, **fields: Any) -> None:
+        config = dataclasses.replace(GatewayConfig(servers=(address,), port=0), **fields)
+        self._listening = listen(config.host, config.port)
+        self.port: int = self._listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        ready = threading.Event()
+        self._made: uvicorn.Server = Gateway(uvicorn_config(config), ready.set)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert ready.wait(PATIENCE_S)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def close(self) -> None:
+        self.http.close()
+        self._made.should_exit = True
+        self._thread.join(PATIENCE_S)
+
+    def _run(self) -> None:
+        with self._listening:
+            asyncio.run(self._made.serve([self._listening]))
