@@ -160,7 +160,8 @@ def test_tokens_follow_the_weights():
 
 def test_a_tenant_gets_all_it_asks_for_as_long_as_it_is_below_its_share():
     scheduler = scheduler_of(*streams("many", 500), *streams("one", 1, first=1_000))
-    assert serve(scheduler, 100) == {"many": 63 * 100 * 8, "one": 100 * 8}
+    served = serve(scheduler, 100)
+    assert served == {"many": 63 * 99 * 8, "one": 100 * 8}  # the one's prompt had a call of its own
 
 
 def test_what_a_tenant_left_unused_it_cannot_claim_later():
@@ -328,3 +329,31 @@ def test_sequences_that_lose_their_slots_and_get_them_back_generate_the_same_tok
 
 def test_sequences_that_lose_their_slots_between_calls_in_flight_generate_the_same_tokens():
     check_exact(AheadBackend(slots=6))
+
+
+def test_a_prompt_of_a_tenant_with_few_rows_gets_a_call_of_its_own_when_its_turn_comes():
+    scheduler = Scheduler(slots=200, micro_batch=64)
+    for id_ in range(100):
+        scheduler.add(sequence(id_, "many"))
+    scheduler.admit()
+    for row in (first := scheduler.pick(0.0)):
+        row.advance(1, 0.0)
+    scheduler.finish_call(first)
+    for id_ in (100, 101):
+        scheduler.add(sequence(id_, "few", prompt=16))
+    scheduler.admit()
+    own = scheduler.pick(0.0)
+    assert [row.id for row in own] == [100, 101]
+    assert {row.tenant for row in scheduler.pick(0.0)} == {"many"}
+    for row in own:
+        row.advance(17, 0.0)
+    scheduler.finish_call(own)
+    assert {row.tenant for row in scheduler.pick(0.0)} == {"few", "many"}  # after its prompts its rows join others
+
+
+def test_beside_few_rows_of_others_no_tenant_gets_a_call_of_its_own():
+    scheduler = Scheduler(slots=8, micro_batch=64)
+    for id_, tenant in enumerate("aaab"):
+        scheduler.add(sequence(id_, tenant, prompt=4))
+    scheduler.admit()
+    assert len(scheduler.pick(0.0)) == 4

@@ -10,6 +10,9 @@ So while two tenants are backlogged, the tokens served to each, divided by its w
 however many streams each has: `R` is the rows of the calls in flight, `S` the steps of a call (`MAX_STEPS`) and `w` the
 lesser weight. Rows in flight cause the difference: what a call serves is known when it returns.
 
+A tenant with at most `FEW_ROWS` rows, prompts among them, gets a call of their own when its turn comes: a call takes as
+long as its rows are many, and the tenant's first tokens would otherwise wait for those of others, step by step.
+
 Slots are shared alike: a free one goes to the waiting tenant that holds the fewest for its weight, and within a tenant
 to the first that came. If none is free, `preemptable` names running sequences of the tenant that holds the most.
 
@@ -29,6 +32,7 @@ from gruve.engine.sequence import Sequence
 from gruve.engine.tenant_queue import TenantQueue
 
 MICRO_BATCH = 64
+FEW_ROWS = 4
 MAX_PREEMPTED = 16
 """How many sequences lose their slot at a time; the next ones follow when these have left."""
 
@@ -295,6 +299,8 @@ class Scheduler:
         if each were served what a row of the latest call was.
         """
         ready = [queue for queue in self._tenants.values() if queue.ready]
+        if len(ready) > 1 and (few := self._few(ready, places)):
+            return few
         if len(ready) == 1 or self.ready_rows <= places:
             return [(queue, places if len(ready) == 1 else queue.ready) for queue in ready]
         tokens = self._row_tokens
@@ -309,6 +315,22 @@ class Scheduler:
             else:
                 heapq.heappop(heap)
         return [(queue, share) for queue, share in shares.items() if share]
+
+    def _few(self, ready: list[TenantQueue], places: int) -> list[tuple[TenantQueue, int]]:
+        """The tenants with few rows whose prompts get a call of their own; none if there is no such tenant.
+
+        They come before all others by their counters as well, so no tenant gets more than its share this way.
+        """
+        tokens = self._row_tokens
+        order = sorted(ready, key=lambda q: (q.served + q.in_flight * tokens / q.weight, q.ready))
+        chosen, rows = [], 0
+        for queue in order:
+            rows += queue.ready
+            if not queue.prompting or queue.in_flight or rows > min(places, FEW_ROWS):
+                break
+            chosen.append((queue, queue.ready))
+        left = self.ready_rows - sum([share for _, share in chosen])
+        return chosen if left > FEW_ROWS else []
 
 
 def _slots_held(queue: TenantQueue, more: int) -> float:
