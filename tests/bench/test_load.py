@@ -13,7 +13,7 @@ from gruve.bench.figures import S
 from gruve.bench.load.generator import Closed, Open, Run, Share, Workload, _play, poisson, sample
 from gruve.bench.load.transport import Ask, HttpTransport, Message, Refused, TritonTransport, _infer_request
 
-WORK = Workload("m", vocabulary_size=10, prompt_tokens=2, least_tokens=3, most_tokens=5, turns=2)
+WORK = Workload("m", vocabulary_size=10, prompt_tokens=2, min_length=3, max_length=5, turns=2)
 
 
 class Answering:

@@ -59,7 +59,7 @@ def test_the_widest_known_instruction_set_is_named():
     assert instruction_set(f"{avx2} avx512f") == "avx2"
 
 
-def test_a_process_is_told_from_its_costs():
+def test_the_costs_of_a_process_and_its_descendants_are_measured():
     assert process_cpu_s(os.getpid()) > 0.0
     assert process_rss_mb(os.getpid()) > 1.0
     assert os.getpid() in descendants(os.getppid())

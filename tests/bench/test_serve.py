@@ -42,7 +42,7 @@ def test_serve_measures_both_loops_and_finds_no_token_that_differs():
 
 def test_front_delivers_whole_streams_of_a_backend_that_computes_nothing():
     config = CeilingBenchConfig(size=TINY, sessions=(1, 5), rounds=1, warm_s=0.2, seconds=0.8, client_processes=1)
-    config = dataclasses.replace(config, least_tokens=200, most_tokens=300)
+    config = dataclasses.replace(config, min_length=200, max_length=300)
     one, five = json.loads(run_server_ceiling(config, lambda _: None).to_json())["rows"]
     assert (one["sessions"], five["sessions"], one["failed"], five["failed"]) == (1, 5, 0, 0)
     assert 0 < one["tokens_per_s"] <= one["made_tokens_per_s"]
@@ -70,7 +70,7 @@ def test_growth_goes_through_active_and_idle_sessions_and_draws_them(tmp_path):
     assert (tmp_path / "growth.svg").stat().st_size > 1_000
 
 
-def test_peers_measures_what_runs_and_tells_why_the_others_do_not(tmp_path, monkeypatch):
+def test_peers_measures_what_runs_and_reports_why_others_do_not(tmp_path, monkeypatch):
     broken = dataclasses.replace(SYSTEMS[0], name="broken", command=lambda *_: ("sh", "-c", "echo Error: no; exit 3"))
     monkeypatch.setattr(measure, "SYSTEMS", (broken,))
     monkeypatch.setattr(measure, "environment", lambda cache, *_, **__: cache)

@@ -70,7 +70,7 @@ def test_a_session_that_is_rewound_goes_on_as_before(server, session):
     assert generate(server.address, "--session", session, "--max-tokens", "30").stdout != generated.stdout
 
 
-def test_forks_are_told_by_their_ids_and_keep_their_seeds(server, session):
+def test_forks_are_printed_by_their_ids_and_keep_their_seeds(server, session):
     done = sessions(server, "fork", session, "--seed", "8", "--seed", "9")
     forks = done.stdout.split()
     with Client(server.address) as client:

@@ -55,14 +55,14 @@ def test_an_altered_token_is_named_by_its_position(verify, receipt):
     assert out.startswith("differs at position 13: the token is")
 
 
-def test_without_the_tokens_the_hash_tells_and_has_no_position(verify, receipt):
+def test_without_the_tokens_the_hash_shows_a_difference_without_a_position(verify, receipt):
     alter(receipt, lambda contents: contents.pop("token_ids"))
     assert verify("--prompt", "ab")[0] == 0
     alter(receipt, lambda contents: contents["receipt"]["sampling"].update(seed="6"))
     assert verify("--prompt", "ab")[:2] == (1, "differs: the tokens have another hash than the receipt says\n")
 
 
-def test_another_prompt_and_a_missing_one_are_told_apart(verify):
+def test_another_prompt_differs_from_a_missing_one(verify):
     assert "--prompt is not what the model read" in verify("--prompt", "ba")[2]
     assert verify("--prompt", "ba")[0] == 1
     assert verify()[0] == 2

@@ -75,7 +75,7 @@ def test_the_reader_has_the_tokens_that_the_controls_of_others_ask_for(client, s
     assert [(answer.control_id, answer.position) for answer in answers] == [(0, at) for _, at, _ in applied]
 
 
-def test_after_a_handover_the_next_server_is_told_of_the_controls_of_others(start, encode):
+def test_after_a_handover_the_next_server_gets_the_controls_of_other_clients(start, encode):
     first, second = start(drain_s=0.0), start()
     with Client([first.address, second.address], reconnect=Reconnect(backoff_s=0.01)) as client:
         conversation, tokens, control = held(client)

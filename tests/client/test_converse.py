@@ -154,7 +154,7 @@ def test_the_async_client_converses_in_the_same_way(server, encode, script, cuts
     check(server, encode, reader)
 
 
-def test_a_reader_who_does_not_read_parks_the_server_exactly(server, client):
+def test_a_client_that_does_not_read_parks_its_stream_exactly(server, client):
     session = server.create()
     conversation = client.converse(PROMPT, session=session, window=10, **OPTIONS)
     read = len(next(conversation).token_ids)

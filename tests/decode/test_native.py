@@ -87,7 +87,7 @@ def test_a_penalty_reads_the_last_1024_tokens_wherever_they_stand():
             assert token == plain.step(native.last_logits(0))[0]
 
 
-def test_log_probabilities_are_of_the_unmodified_distribution_and_given_to_who_asked():
+def test_log_probabilities_are_of_the_unmodified_distribution_for_rows_that_request_them():
     native = NativeBackend(MODEL, 3, 2)
     sampling = SamplingParameters(temperature=0.1, top_k=1)
     native.admit(0, row_with([4], max_tokens=9, sampling=sampling, logprobs=3), None)
@@ -111,7 +111,7 @@ def test_a_backend_out_of_bounds_is_refused(slots, threads, complaint):
         NativeBackend(MODEL, slots, threads)
 
 
-def test_a_second_caller_is_told_that_the_backend_is_in_use():
+def test_a_second_caller_gets_busy():
     native = NativeBackend(MODEL, 64, 1)
     for slot in range(64):
         native.admit(slot, row_with(max_tokens=4_096), None)

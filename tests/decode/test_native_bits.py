@@ -214,7 +214,7 @@ def test_the_numerics_depend_on_precision_and_arithmetic_alone(threads):
     assert len({backend.numerics_id for backend in (wide, whole, backends[0])}) == 3
 
 
-def test_the_weights_of_a_model_are_packed_once_for_all_who_use_them():
+def test_the_weights_of_a_model_are_packed_once_for_all_decoders():
     config = config_of(CELLS[0])
     first, second = (NativeBackend(model_of(config), 1) for _ in range(2))
     whole = NativeBackend(model_of(config), 1, arithmetic="int8")

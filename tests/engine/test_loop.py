@@ -159,7 +159,7 @@ def test_every_report_counts_the_running_and_the_waiting():
     assert all(call.rows == 1 and call.running <= 1 for call in recorder.calls)
 
 
-def test_the_last_progress_tells_how_long_a_sequence_waited():
+def test_the_last_progress_has_the_time_a_sequence_waited():
     clock = Clock()
     with engine_of(FakeBackend(slots=1), clock=clock) as (engine, recorder):
         first = engine.admit(admission_of(max_tokens=ENDLESS))

@@ -29,7 +29,7 @@ def test_the_command_serves_until_a_signal(server):
         assert (line["event"], process.wait(30), b'{"status":"ok"}' in answer) == ("serving", 0, True)
 
 
-def test_the_command_listens_to_other_machines_only_with_tls_or_when_told():
+def test_the_command_listens_to_other_machines_only_with_tls_or_insecure():
     ran = gruve("gateway", "--host", "0.0.0.0")
     assert ran.returncode == 2
     assert "'0.0.0.0', which other machines reach, and the port has no TLS" in ran.stderr

@@ -81,7 +81,7 @@ def test_promtool_finds_nothing_to_say_and_every_alert_rings_when_it_should(tmp_
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_proved_and_told_of():
+def test_every_alert_is_proved_and_documented():
     alerts = {rule["alert"] for rule in RULES if "alert" in rule}
     tests = yaml.safe_load((DEPLOY / "prometheus/rules_test.yaml").read_text())["tests"]
     rung = {case["alertname"] for test in tests for case in test.get("alert_rule_test", ()) if case.get("exp_alerts")}

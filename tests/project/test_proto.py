@@ -131,7 +131,7 @@ def test_every_reason_is_named_by_something_that_answers_it(contract):
 
 
 @pytest.mark.parametrize("message", [generation_pb2.GenerateRequest, sampling_pb2.SamplingParameters])
-def test_zero_and_absent_are_told_apart(message):
+def test_zero_differs_from_absent(message):
     numbers = [f for f in message.DESCRIPTOR.fields if f.type not in (f.TYPE_STRING, f.TYPE_BOOL) and not f.is_repeated]
     assert len(numbers) >= 8
     assert [field.name for field in numbers if not field.has_presence] == []

@@ -142,7 +142,7 @@ def test_every_echoed_token_uses_credit_and_a_skipped_one_none(server):
 
 
 @pytest.mark.parametrize("how", ["without credit", "paused"])
-def test_one_who_waits_costs_others_nothing(start, how):
+def test_a_waiting_client_does_not_slow_others(start, how):
     server = start(slots=1, waiting=0)
     conversation = talk(server, 2).until(2)
     if how == "paused":
@@ -173,7 +173,7 @@ def test_a_client_that_closes_its_side_gets_what_it_has_granted(server):
     assert whole.rest().finish == "LENGTH"
 
 
-def test_one_who_pauses_and_closes_its_side_has_had_enough(server):
+def test_a_client_that_pauses_and_closes_its_side_ends_the_generation(server):
     conversation = talk(server, 100, max_tokens_per_second=20).until(1)
     pause = conversation.say(pause={})
     conversation.hang_up()

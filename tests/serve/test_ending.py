@@ -29,7 +29,7 @@ def health(channel, service=""):
     return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service)).status
 
 
-def test_draining_is_told_and_refuses_new_work_while_streams_go_on(start):
+def test_draining_is_reported_and_refuses_new_work_while_streams_continue(start):
     server = start()
     watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service="tiny"))
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
@@ -174,7 +174,7 @@ def test_a_port_in_use_ends_the_process_with_one_line(tiny_repository):
     assert len(err.splitlines()) == 1
 
 
-def test_the_reasons_why_a_server_cannot_listen_are_told_apart(start, monkeypatch):
+def test_each_reason_why_a_server_cannot_listen_has_its_own_message(start, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotListen, match=f"port {port} is in use by another program"):

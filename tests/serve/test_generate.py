@@ -22,7 +22,7 @@ def oracle_logits(host, tokens):
     return Oracle(model.config, {name: w.numpy() for name, w in model.weights.items()}).run(tokens)
 
 
-def test_the_first_message_tells_what_was_accepted_and_the_last_how_it_ended(server):
+def test_the_first_message_has_the_accepted_request_and_the_last_one_the_end(server):
     stream = server.read(text="To be", max_tokens=7, generation_id="mine")
     start, host = stream.start, server.host("tiny")
     assert (start.generation_id, start.session_id, start.model, start.max_tokens) == ("mine", "", "tiny", 7)
@@ -202,7 +202,7 @@ def test_without_a_session_a_stream_goes_on_from_any_position(server):
         assert rest.end.stop == whole.end.stop
 
 
-def test_a_position_beyond_the_end_is_told_when_the_end_is_known(server):
+def test_a_position_beyond_the_end_is_refused_when_the_end_is_known(server):
     failure = refusal(lambda: server.generate(max_tokens=3, from_position=5, sampling=s.SamplingParameters(seed=1)))
     assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "POSITION_MISMATCH")
     assert "5" in failure.message

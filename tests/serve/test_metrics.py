@@ -81,7 +81,7 @@ def test_what_was_served_is_counted(start):
     assert len(stream.tokens) == 30
 
 
-def test_running_and_waiting_are_told_as_they_are(start):
+def test_the_gauges_show_running_and_waiting_sequences(start):
     server = start(slots=2)
     calls = [server.generate(max_tokens_per_second=HELD) for _ in range(5)]
     for call in calls:
@@ -95,7 +95,7 @@ def test_running_and_waiting_are_told_as_they_are(start):
     until(lambda: server.metric("gruve_requests_total", model="tiny", finish_reason="cancelled") == 5)
 
 
-def test_a_failed_stream_and_a_replay_are_told_apart_from_decoding(start):
+def test_metrics_distinguish_failed_and_replayed_streams_from_decoded_ones(start):
     server = start()
     session = server.create()
     for _ in range(3):

@@ -163,7 +163,7 @@ def test_a_model_whose_engine_is_gone_makes_the_server_not_ready(start):
     until(lambda: health(server, "tiny") == health(server, "") == not_serving)
 
 
-def test_health_tells_of_the_whole_each_service_and_each_model(server):
+def test_health_covers_the_server_each_service_and_each_model(server):
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     assert {health(server, name) for name in ("", *SERVICES, *ONE_EACH, "abc")} == {serving}
     assert {health(server, name) for name in ("truncated", "unknown-key")} == {not_serving}

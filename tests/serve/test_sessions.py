@@ -231,7 +231,7 @@ def test_a_lost_client_leaves_the_session_to_the_next_generation(server):
     assert (again.reason, len(again.tokens)) == ("CANCELLED", 1)
 
 
-def test_the_record_tells_a_generation_that_streams_from_one_that_was_cut(server):
+def test_the_record_distinguishes_a_streaming_generation_from_an_interrupted_one(server):
     session = server.create()
     call = server.generate(session_id=session, generation_id="a", max_tokens_per_second=HELD)
     token(call)

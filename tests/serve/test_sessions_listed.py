@@ -40,7 +40,7 @@ def test_a_transcript_is_read_page_by_page(server):
     assert list(whole.token_ids[:4]) == [0, 4, 8, 17]
 
 
-def test_a_page_tells_all_of_a_generation(server):
+def test_a_page_lists_every_field_of_a_generation(server):
     session = server.create()
     stream = server.read(session_id=session, generation_id="a", text="To be", max_tokens=6)
     recorded = get(server, session).generations[0]

@@ -51,7 +51,7 @@ def fill_for_a_while(server):
 
 
 @pytest.mark.parametrize("spoil", [fill_for_a_while, Lock, make_read_only])
-def test_a_store_that_cannot_write_stops_no_stream_and_is_told_of(start, sqlite, server, spoil):
+def test_a_store_that_cannot_write_is_reported_and_stops_no_stream(start, sqlite, server, spoil):
     small = start(store=sqlite)
     session = small.create()
     assert store_health(small) == health_pb2.HealthCheckResponse.SERVING

@@ -73,7 +73,7 @@ class Held(MemoryStore):
         return super().acquire(session_id, owner, known, now_s)
 
 
-def test_a_caller_who_leaves_while_a_session_is_fetched_keeps_it_from_nobody(start):
+def test_a_caller_that_leaves_while_a_session_is_fetched_does_not_block_others(start):
     store = Held()
     one, two = start(shared=store), start(shared=store)
     session = one.create()

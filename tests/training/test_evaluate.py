@@ -104,7 +104,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
         evaluate_tunes(m, TUNES)
 
 
-def test_a_sample_depends_on_its_seed_alone_and_not_on_who_is_drawn_beside_it(tmp_path: Path) -> None:
+def test_a_sample_depends_on_its_seed_and_not_on_other_samples(tmp_path: Path) -> None:
     m = model(tmp_path, "abc")
     together = draw_samples(m, 6, max_tokens=40)
     assert draw_samples(m, 6, max_tokens=40, rows=2) == together

@@ -156,7 +156,7 @@ class _Bench:
             self._capacity_tokens_per_s = self._closed_once(
                 config.open_capacity_sessions, math.nan, check=False
             ).figures.tokens_per_s
-        capacity = self._capacity_tokens_per_s / ((work.least_tokens + work.most_tokens) / 2)
+        capacity = self._capacity_tokens_per_s / ((work.min_length + work.max_length) / 2)
         rounds: dict[float, list[Measured]] = {share * capacity: [] for share in config.open_loads}
         for i in range(config.rounds):
             for rate, measured in rounds.items():
@@ -251,7 +251,7 @@ class _Bench:
         return {"burst_ttft_ms_p99": ours, "burst_ttft_ms_bound": bound, "null_ttft_ms_p99": floor}
 
     def _burst_ttft_ms(self, clients: Clients) -> list[float]:
-        short = dataclasses.replace(self._config.workload, least_tokens=8, most_tokens=8, turns=1)
+        short = dataclasses.replace(self._config.workload, min_length=8, max_length=8, turns=1)
         found: list[float] = []
         for i in range(self._config.bursts + 1):
             at = soon_ns()

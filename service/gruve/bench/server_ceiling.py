@@ -43,8 +43,8 @@ class CeilingBenchConfig:
     warm_s: float = 2.5
     seconds: float = 4.0
     prompt_tokens: int = 16
-    least_tokens: int = 8_000
-    most_tokens: int = 16_000
+    min_length: int = 8_000
+    max_length: int = 16_000
     client_processes: int = 2
     channels: int = 4
 
@@ -57,7 +57,7 @@ class CeilingBenchConfig:
 def run_server_ceiling(config: CeilingBenchConfig, report: Report) -> Result:
     """Measures every number of sessions, round after round."""
     rounds: dict[int, list[Loaded]] = {sessions: [] for sessions in config.sessions}
-    workload = Workload(MODEL, VOCABULARY_SIZE, config.prompt_tokens, config.least_tokens, config.most_tokens, turns=1)
+    workload = Workload(MODEL, VOCABULARY_SIZE, config.prompt_tokens, config.min_length, config.max_length, turns=1)
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         make_model(Path(folder) / MODEL, config.size)
         server_config = ServeConfig(models=Path(folder), store="memory", drain_s=0.0)

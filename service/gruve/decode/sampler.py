@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gruve.decode import HISTORY_TOKENS, Row
-from gruve.model import sampling as law
+from gruve.model import sampling
 
 MASK32 = 0xFFFFFFFF
 
@@ -26,7 +26,7 @@ class RowSampling:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
         self.greedy = column([p.temperature == 0.0 for p in parameters], torch.bool)
-        self.scale = column([float(law.scale(p.temperature or 1.0)) for p in parameters], torch.float32)
+        self.scale = column([float(sampling.scale(p.temperature or 1.0)) for p in parameters], torch.float32)
         self.key_low = column([p.seed & MASK32 for p in parameters])[:, 0]
         self.key_high = column([p.seed >> 32 for p in parameters])[:, 0]
         self.any_sampled = any(p.temperature != 0.0 for p in parameters)
@@ -34,19 +34,21 @@ class RowSampling:
         if self.truncated:
             self.top_k = column([min(p.top_k or vocabulary_size, vocabulary_size) for p in parameters])
             # Every cumulative weight is below 2**24 * sum + 1, so a share of 2**24 + 1 keeps all.
-            self.top_p = column([law.share(p.top_p) if p.top_p < 1.0 else -1 for p in parameters])
-            self.min_p = column([law.share(p.min_p) for p in parameters])
+            self.top_p = column([sampling.share(p.top_p) if p.top_p < 1.0 else -1 for p in parameters])
+            self.min_p = column([sampling.share(p.min_p) for p in parameters])
         self.penalised = any(p.repetition_penalty != 1.0 and p.repetition_window for p in parameters)
         if self.penalised:
             self.penalty = column([p.repetition_penalty for p in parameters], torch.float32)
-            self.inverse = column([float(law.inverse_penalty(p.repetition_penalty)) for p in parameters], torch.float32)
+            self.inverse = column(
+                [float(sampling.inverse_penalty(p.repetition_penalty)) for p in parameters], torch.float32
+            )
             self.window = column([p.repetition_window for p in parameters])
         self.bias = self._bias(parameters, vocabulary_size, device)
         self.masked, self.masked_early = self._masks(rows, vocabulary_size, device)
         self.min_tokens = column([row.min_tokens for row in rows])[:, 0]
 
     @staticmethod
-    def _bias(parameters: Sequence[law.SamplingParameters], V: int, device: torch.device) -> Tensor | None:
+    def _bias(parameters: Sequence[sampling.SamplingParameters], V: int, device: torch.device) -> Tensor | None:
         if not any(p.logit_bias for p in parameters):
             return None
         bias = torch.zeros(len(parameters), V)
@@ -134,9 +136,9 @@ class Sampler:
         kept = self._ids < rows.top_k
         ranked = ranked * kept
         cumulative = ranked.cumsum(dim=1)
-        inside = (cumulative - ranked) << law.SHARE_BITS < rows.top_p * cumulative[:, -1:]
+        inside = (cumulative - ranked) << sampling.SHARE_BITS < rows.top_p * cumulative[:, -1:]
         kept &= inside | (rows.top_p < 0)
-        kept &= ranked << law.SHARE_BITS >= rows.min_p << law.WEIGHT_BITS
+        kept &= ranked << sampling.SHARE_BITS >= rows.min_p << sampling.WEIGHT_BITS
         return torch.zeros_like(w).scatter_(1, order, ranked * kept)
 
 
@@ -155,13 +157,13 @@ def seen_in_ring(history: Tensor, position: Tensor, window: Tensor, vocabulary_s
 
 def weights(logits: Tensor, highest: Tensor, scale: Tensor) -> Tensor:
     """`weights` of `model/sampling.py` for rows: int64 (rows, V)."""
-    lowest = float(law.LOWEST_EXPONENT << law.EXPONENT_BITS)
+    lowest = float(sampling.LOWEST_EXPONENT << sampling.EXPONENT_BITS)
     exponents = ((logits - highest) * scale).clamp_min(lowest).to(torch.int64)
-    whole, part = exponents >> law.EXPONENT_BITS, exponents & ((1 << law.EXPONENT_BITS) - 1)
-    power = torch.full_like(part, law.EXP2[-1])
-    for coefficient in reversed(law.EXP2[:-1]):
-        power = coefficient + ((power * part) >> law.EXPONENT_BITS)
-    return power >> (30 - law.WEIGHT_BITS - whole)
+    whole, part = exponents >> sampling.EXPONENT_BITS, exponents & ((1 << sampling.EXPONENT_BITS) - 1)
+    power = torch.full_like(part, sampling.EXP2[-1])
+    for coefficient in reversed(sampling.EXP2[:-1]):
+        power = coefficient + ((power * part) >> sampling.EXPONENT_BITS)
+    return power >> (30 - sampling.WEIGHT_BITS - whole)
 
 
 def uniform(key_low: Tensor, key_high: Tensor, position: Tensor) -> Tensor:

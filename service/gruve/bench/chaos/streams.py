@@ -55,8 +55,10 @@ class Plan:
     """The turns of the streams, the same on every server."""
 
     model: str
-    least_tokens: int
-    most_tokens: int
+    min_length: int
+    """The minimum number of generated tokens of a turn."""
+    max_length: int
+    """The maximum number of generated tokens of a turn."""
     ends: bool = True
     """Whether a turn that has begun is always read to its end."""
     seed: int = 1
@@ -70,7 +72,7 @@ class Plan:
         turn = Turn(
             prompt=tuple(rng.randrange(1, VOCABULARY_SIZE) for _ in range(PROMPT_TOKENS)),
             seed=rng.getrandbits(64),
-            max_tokens=rng.randint(self.least_tokens, self.most_tokens),
+            max_tokens=rng.randint(self.min_length, self.max_length),
         )
         if stream % 4 == 2:
             at = sorted(rng.sample(range(1, STEERED_TOKENS), 3))

@@ -34,9 +34,9 @@ class Workload:
     model: str
     vocabulary_size: int
     prompt_tokens: int = 16
-    least_tokens: int = 128
-    """The minimum and maximum length. Lengths are uniform between them, drawn from the session's seed."""
-    most_tokens: int = 384
+    min_length: int = 128
+    """The minimum and maximum number of generated tokens. Uniform, drawn from the session's seed."""
+    max_length: int = 384
     turns: int = 4
     """The requests of a session before it is deleted and replaced by another. With 1, no session is kept."""
 
@@ -212,7 +212,7 @@ class _Session:
         """Sends one request and reads the whole answer; returns whether it ended normally."""
         work, rng = self._workload, self._rng
         prompt = tuple(rng.randrange(1, work.vocabulary_size) for _ in range(work.prompt_tokens))
-        length = rng.randint(work.least_tokens, work.most_tokens)
+        length = rng.randint(work.min_length, work.max_length)
         ask = Ask(work.model, prompt, length, self._seed, self._id, keep=work.turns > 1)
         exchange = _Exchange(ask, self._last if self._id else None, scheduled_ns)
         seen.append(exchange)
@@ -280,9 +280,9 @@ async def _until(at_ns: int) -> None:
     await asyncio.sleep(max(0, at_ns - time.monotonic_ns()) / S)
 
 
-def sample(records: Sequence[Record], most_tokens: int, seed: int) -> Iterator[Record]:
-    """Answered requests in random order, with at most `most_tokens` tokens in all, prompts included."""
-    rng, left = random.Random(seed), most_tokens  # noqa: S311 - a choice of requests, not a secret
+def sample(records: Sequence[Record], max_tokens: int, seed: int) -> Iterator[Record]:
+    """Answered requests in random order, with at most `max_tokens` tokens in all, prompts included."""
+    rng, left = random.Random(seed), max_tokens  # noqa: S311 - a choice of requests, not a secret
     whole = [r for r in records if r.tokens and not r.failed]
     for record in rng.sample(whole, len(whole)):
         left -= len(record.prompt) + len(record.tokens)

@@ -279,7 +279,7 @@ class _Load:
     def _admit(self) -> None:
         work, rng = self._workload, self._rng
         prompt = tuple(rng.randrange(1, work.vocabulary_size) for _ in range(work.prompt_tokens))
-        count = rng.randint(work.least_tokens, work.most_tokens)
+        count = rng.randint(work.min_length, work.max_length)
         self._running.add(self._engine.admit(_admission(prompt, rng.getrandbits(64), count)))
 
 

@@ -14,7 +14,7 @@ from gruve.decode import RowStatus
 from gruve.decode.cuda import memory, records
 from gruve.decode.cuda.records import Field, Real
 from gruve.decode.stops import MATCHED as _MATCHED
-from gruve.model import sampling as law
+from gruve.model import sampling
 
 MAX_VOCABULARY = 512
 
@@ -34,12 +34,12 @@ NEVER, MATCHED = tl.constexpr(records.NEVER), tl.constexpr(_MATCHED)
 SLOT, INBOX, OUTBOX = tl.constexpr(memory.SLOT), tl.constexpr(memory.INBOX), tl.constexpr(memory.OUTBOX)
 STOP, LENGTH = tl.constexpr(int(RowStatus.STOP)), tl.constexpr(int(RowStatus.LENGTH))
 END_OF_SEQUENCE = tl.constexpr(int(RowStatus.END_OF_SEQUENCE))
-WEIGHT_BITS, SHARE_BITS = tl.constexpr(law.WEIGHT_BITS), tl.constexpr(law.SHARE_BITS)
-EXPONENT_BITS, PART_SHIFT = tl.constexpr(law.EXPONENT_BITS), tl.constexpr(32 - law.EXPONENT_BITS)
-PART_MASK = tl.constexpr((1 << law.EXPONENT_BITS) - 1)
-POWER_SHIFT = tl.constexpr(30 - law.WEIGHT_BITS)
-LOWEST = tl.constexpr(float(law.LOWEST_EXPONENT << law.EXPONENT_BITS))
-C0, C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in law.EXP2)
+WEIGHT_BITS, SHARE_BITS = tl.constexpr(sampling.WEIGHT_BITS), tl.constexpr(sampling.SHARE_BITS)
+EXPONENT_BITS, PART_SHIFT = tl.constexpr(sampling.EXPONENT_BITS), tl.constexpr(32 - sampling.EXPONENT_BITS)
+PART_MASK = tl.constexpr((1 << sampling.EXPONENT_BITS) - 1)
+POWER_SHIFT = tl.constexpr(30 - sampling.WEIGHT_BITS)
+LOWEST = tl.constexpr(float(sampling.LOWEST_EXPONENT << sampling.EXPONENT_BITS))
+C0, C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in sampling.EXP2)
 LOW16 = tl.constexpr((1 << 16) - 1)
 KEY_BITS = tl.constexpr(48)
 

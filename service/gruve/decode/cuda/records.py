@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gruve.decode import HISTORY_TOKENS, Row, RowStatus
 from gruve.decode.stops import MATCHED, StopTable
-from gruve.model import sampling as law
+from gruve.model import sampling
 
 MASK32 = 0xFFFFFFFF
 MAX_POSITION = (1 << 31) - (1 << 20)
@@ -103,8 +103,8 @@ def build_record(row: Row, vocabulary_size: int, stop_base: int) -> Record:
         Field.KEY_HIGH: p.seed >> 32,
         Field.GREEDY: p.temperature == 0.0,
         Field.TOP_K: min(p.top_k or vocabulary_size, vocabulary_size),
-        Field.TOP_P: law.share(p.top_p) if p.top_p < 1.0 else -1,
-        Field.MIN_P: law.share(p.min_p),
+        Field.TOP_P: sampling.share(p.top_p) if p.top_p < 1.0 else -1,
+        Field.MIN_P: sampling.share(p.min_p),
         Field.WINDOW: p.repetition_window if penalised else 0,
         Field.MAX_TOKENS: row.max_tokens,
         Field.MIN_TOKENS: row.min_tokens,
@@ -114,9 +114,9 @@ def build_record(row: Row, vocabulary_size: int, stop_base: int) -> Record:
         Field.LOGPROBS: row.logprobs is not None,
     }.items():
         integers[field] = value
-    reals[Real.SCALE] = law.scale(p.temperature or 1.0)
+    reals[Real.SCALE] = sampling.scale(p.temperature or 1.0)
     reals[Real.PENALTY] = p.repetition_penalty
-    reals[Real.INVERSE] = law.inverse_penalty(p.repetition_penalty)
+    reals[Real.INVERSE] = sampling.inverse_penalty(p.repetition_penalty)
     return Record(integers, reals, _seen(row, vocabulary_size) if penalised else None, bias, masks)
 
 
@@ -173,7 +173,7 @@ def _seen(row: Row, vocabulary_size: int) -> NDArray[np.int32]:
     return seen
 
 
-def _bias(parameters: law.SamplingParameters, vocabulary_size: int) -> NDArray[np.float32] | None:
+def _bias(parameters: sampling.SamplingParameters, vocabulary_size: int) -> NDArray[np.float32] | None:
     if not parameters.logit_bias:
         return None
     bias = np.zeros(vocabulary_size, dtype=np.float32)

@@ -23,7 +23,7 @@ from gruve.decode import HISTORY_TOKENS, Arithmetic, Block, Logprobs, Row, int8
 from gruve.decode.native import library as abi
 from gruve.decode.stops import StopTable
 from gruve.errors import ModelBroken
-from gruve.model import sampling as law
+from gruve.model import sampling
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
@@ -202,30 +202,30 @@ class _Arrays:
 
 
 def native_sampling(
-    parameters: law.SamplingParameters,
+    parameters: sampling.SamplingParameters,
 ) -> tuple[abi.Sampling, NDArray[np.int32], NDArray[np.float32]]:
     """The parameters as the library takes them, and the arrays of the biases that it points into."""
     ids = np.array([token for token, _ in parameters.logit_bias], dtype=np.int32)
     bias = np.array([value for _, value in parameters.logit_bias], dtype=np.float32)
-    sampling = abi.Sampling(
+    native = abi.Sampling(
         seed=parameters.seed,
         greedy=parameters.temperature == 0.0,
-        scale=float(law.scale(parameters.temperature or 1.0)),
+        scale=float(sampling.scale(parameters.temperature or 1.0)),
         top_k=min(parameters.top_k or 0, 2**31 - 1),
-        top_p_share=law.share(parameters.top_p) if parameters.top_p < 1.0 else -1,
-        min_p_share=law.share(parameters.min_p),
+        top_p_share=sampling.share(parameters.top_p) if parameters.top_p < 1.0 else -1,
+        min_p_share=sampling.share(parameters.min_p),
         penalty=parameters.repetition_penalty,
-        inverse_penalty=float(law.inverse_penalty(parameters.repetition_penalty)),
+        inverse_penalty=float(sampling.inverse_penalty(parameters.repetition_penalty)),
         repetition_window=parameters.repetition_window,
         bias_size=len(ids),
         bias_ids=ids.ctypes.data,
         bias=bias.ctypes.data,
     )
-    return sampling, ids, bias
+    return native, ids, bias
 
 
 def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]:
-    sampling, bias_ids, bias = native_sampling(row.sampling)
+    native_parameters, bias_ids, bias = native_sampling(row.sampling)
     table, stop_ids = _stop_arrays(row.stops, vocabulary_size)
     keep = _Arrays(
         np.ascontiguousarray(row.history[-HISTORY_TOKENS:], dtype=np.int32),
@@ -252,7 +252,7 @@ def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]
         end_id=-1 if row.end_id is None else row.end_id,
         ignore_eos=row.ignore_eos,
         logprobs=-1 if row.logprobs is None else row.logprobs,
-        sampling=sampling,
+        sampling=native_parameters,
     )
     return native, keep
 
