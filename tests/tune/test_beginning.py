@@ -40,6 +40,9 @@ def numbers(tune: Tune) -> list[int]:
         (f"{JIG}K:G\nGAB dBG:|", "L:1/8\nM:6/8\nK:Cmaj\n|: CDEGEC:|\n"),
         ("R:jig\nK:C\nCDE", "L:1/8\nM:6/8\nK:Cmaj\nCDE"),
         ("CDE", "L:1/8\nM:4/4\nK:Cmaj\nCDE"),
+        (f"{JIG}K:G\nGAB d2-", "L:1/8\nM:6/8\nK:Cmaj\nCDEG2-"),  # the next note is to sound on
+        (f"{JIG}K:G\nGAB dBG-|", "L:1/8\nM:6/8\nK:Cmaj\nCDEGEC-| "),
+        (f"{JIG}K:G\nGAB d2z-", "L:1/8\nM:6/8\nK:Cmaj\nCDEG2z"),  # no note to tie
     ],
 )
 def test_a_beginning_becomes_the_models_tokens(text: str, expected: str) -> None:

@@ -38,7 +38,7 @@ def parse_any_tune(text: str, findings: Findings, *, open_end: bool = False) -> 
     With `open_end` the text is a beginning: it may end anywhere and may have no note. Raises TuneError if the text is
     not a tune.
     """
-    raw = read_any_tune(text, findings)
+    raw = read_any_tune(text, findings, open_end=open_end)
     events: list[RawEvent] = written_out(raw.events, raw.order, findings, open_end=open_end)
     return AnyTune(_tune(raw, fold_repeats(events, open_end=open_end)), raw.fields)
 

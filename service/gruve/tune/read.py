@@ -41,18 +41,21 @@ def read_tune(text: str) -> RawTune:
     return _read(text, None)
 
 
-def read_any_tune(text: str, findings: Findings) -> RawTune:
-    """Read one tune, or a part of one, tolerantly. Raises TuneError only if it is too long."""
-    return _read(text, findings)
+def read_any_tune(text: str, findings: Findings, *, open_end: bool = False) -> RawTune:
+    """Read one tune, or a part of one, tolerantly. Raises TuneError only if it is too long.
+
+    With `open_end` the music may continue, so a tie from its last note stays.
+    """
+    return _read(text, findings, open_end=open_end)
 
 
-def _read(text: str, findings: Findings | None) -> RawTune:
+def _read(text: str, findings: Findings | None, *, open_end: bool = False) -> RawTune:
     if len(text) > MAX_TUNE_CHARACTERS:
         raise TuneError(f"the tune has {len(text)} characters; at most {MAX_TUNE_CHARACTERS} are read")
     reader = _Reader(findings)
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         reader.take_line(number, line)
-    return reader.finish()
+    return reader.finish(open_end=open_end)
 
 
 class _Reader(Fields):
@@ -67,7 +70,7 @@ class _Reader(Fields):
         self.tuplets = Tuplets(self.events)
         self.rest_bars = 0
 
-    def finish(self) -> RawTune:
+    def finish(self, *, open_end: bool) -> RawTune:
         if self.meter is None or self.key is None:
             if self.findings is None:
                 raise TuneError("no K: field, so no music")
@@ -79,7 +82,8 @@ class _Reader(Fields):
         if self.tuplets.left:
             self.fault("the last tuplet is not complete", "it ends with its last note")
             self.tuplets.cut()
-        self.drop_false_tie(None)
+        if not open_end:
+            self.drop_false_tie(None)
         key, events = shifted(self.key, self.events, self.shifts)
         return RawTune(
             self.title, self.source, self.meter, key, tuple(events), self.rhythm, self.tempo, self.free_meter,
