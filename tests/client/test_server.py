@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
 from cutting_proxy import CuttingProxy
-from gruve.client import AsyncClient, CallFailed, Client
+from freezing_proxy import FreezingProxy
+from gruve.client import AsyncClient, CallFailed, Client, Reconnecting
 from serving import until
 
 PROMPT = "ROMEO:\n"
@@ -33,6 +35,31 @@ def test_a_session_whose_connections_are_cut_has_the_uninterrupted_stream(server
         assert [x for c in chunks for x in getattr(c, part)] == [x for c in whole for x in getattr(c, part)]
     assert "".join(c.text for c in chunks) == "".join(c.text for c in whole)
     assert (transcript.session.position, len(transcript.generations)) == (1 + len(PROMPT) + 150, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "at_most_s"), [(200, 20.0), (1, 40.0)])
+def test_a_connection_that_falls_silent_is_given_up_and_the_stream_goes_on(rate, at_most_s, server):
+    """gRPC by itself takes a minute. The bounds are twice and more what a machine with nothing else to do takes."""
+    options = {"seed": 11, "max_tokens": 60, "max_tokens_per_second": rate, "max_tokens_per_message": 1}
+    lost_after_s = []
+
+    def report(event):
+        if isinstance(event, Reconnecting):
+            lost_after_s.append(time.monotonic() - frozen_at_s)
+
+    proxy = FreezingProxy(server.serving.port)
+    with contextlib.closing(proxy), Client(proxy.address, keepalive_s=10, on_reconnect=report) as client:
+        stream = client.generate(PROMPT, model="tiny", new_session=True, **options)
+        begun = [next(stream).text for _ in range(5)]
+        proxy.freeze()
+        frozen_at_s = time.monotonic()
+        begun += [next(stream).text for _ in range(5)]
+        stream.cancel()
+    with Client(server.address) as client:
+        assert client.complete(PROMPT, model="tiny", seed=11, max_tokens=60).startswith("".join(begun))
+    assert len(lost_after_s) >= 1
+    assert lost_after_s[0] < at_most_s
 
 
 def test_a_stream_that_is_handed_over_goes_on_at_the_next_server(start):

@@ -20,9 +20,11 @@ from gruve.v1 import generation_pb2_grpc, model_pb2_grpc, session_pb2_grpc
 
 DEFAULT_ADDRESS = "localhost:50051"
 KEEPALIVE_S = 12.0
-"""A connection that is silent for this time is pinged, and is lost if no answer comes within half of it: after 18 s.
+"""A connection that is silent for this time is pinged, and is lost if no answer comes within half of it.
 
-gruve servers refuse pings more often than every 10 s. A connection whose process has died is lost at once.
+So one that carries nothing is lost 18 s after the other end has gone silent. One that carries data is pinged by gRPC
+itself, and is lost 6 s after that. gruve servers refuse pings more often than every 10 s. A connection whose process
+has died is lost at once.
 """
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
 
@@ -55,6 +57,9 @@ def channel_options(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", keepalive_ms // 2),
+        # gRPC pings by itself while data flows, to size its windows, and sends no other ping before that one is
+        # answered or timed out: by default after a minute.
+        ("grpc.http2.ping_timeout_ms", keepalive_ms // 2),
         ("grpc.http2.max_pings_without_data", 0),
         # gRPC's own delays (1 s growing to 2 minutes) are longer than the retries of this client.
         ("grpc.initial_reconnect_backoff_ms", 100),
