@@ -266,6 +266,10 @@ def test_the_small_model_is_measured_by_every_protocol(tmp_path, capsys):
         ["validation", "cold, as nanoGPT", "256"],
     ]
     assert all(1 < float(row[3]) < 4 for row in rows[1:])
+    assert main(["evaluate", "--json", str(ROOT / "models" / "tiny"), str(tmp_path / "text.txt")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [f"{loss['nats_per_token']:.4f}" for loss in report["losses"]] == [row[3] for row in rows[1:]]
+    assert report["model"] == "tiny"
 
 
 def test_a_model_of_tunes_is_measured_and_its_form_stands_beside_the_corpus(tmp_path, capsys):
@@ -277,6 +281,12 @@ def test_a_model_of_tunes_is_measured_and_its_form_stands_beside_the_corpus(tmp_
     assert rows[head][1:] == ["corpus", "3 free tunes, temperature 0.9"]
     assert rows[head + 1][0] == "bars that equal an earlier bar of the tune"
     assert all(cell.endswith("%") for cell in rows[head + 1][1:])
+    command = ["evaluate", str(ROOT / "models" / "folk"), str(tmp_path), "--samples", "3", "--part", "all", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    figures = report["form"]["corpus"], report["form"]["model"]
+    assert [f"{figure['bars_repeated']:.1%}" for figure in figures] == rows[head + 1][1:]
+    assert (report["losses"][0]["part"], report["form"]["samples"]) == ("all", 3)
 
 
 def test_the_first_ctrl_c_is_noted_and_the_second_interrupts():

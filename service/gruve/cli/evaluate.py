@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gruve.cli.flags import Parser, add_command, add_flag, bounded
+from gruve.cli.flags import Parser, add_command, add_flag, add_json, bounded
+from gruve.cli.json_output import print_json
 from gruve.cli.terminal import Failure, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gruve.model.repository import Model
+    from gruve.training.evaluate import TextReport, TunesReport
     from gruve.tune.books import Kept
 
 DESCRIPTION = """Measure how well a model predicts a corpus, in nats and bits per token, and how well it composes.
@@ -27,8 +29,11 @@ examples:
   gruve evaluate models/shakespeare other.txt --part all
   gruve evaluate models/folk abc                                a folder of ABC books: its test part, and the form
   gruve evaluate models/folk abc --part validation --samples 0  the loss alone
+  gruve evaluate models/folk abc --json | jq .form.model        every figure, unrounded
 """
 PARTS = ("validation", "test", "train", "all")
+Report = dict[str, Any]
+"""What --json prints: the model, the losses, and of tunes the form."""
 COLUMNS = ("part", "protocol", "tokens", "nats per token", "bits per token")
 
 
@@ -56,6 +61,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "of the free tunes, 0 to 100; absent, the model's default temperature",
         metavar="T",
     )
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,14 +73,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.model.is_dir():
         raise Failure(f"there is no model at {str(args.model)!r}")
     model = load(args.model)
-    if args.corpus.is_dir():
-        _tunes(model, args)
+    report = _tunes(model, args) if args.corpus.is_dir() else _text(model, args)
+    if args.json:
+        print_json(report)
     else:
-        print_table(COLUMNS, _text(model, args))
+        _print(report)
     return 0
 
 
-def _text(model: Model, args: argparse.Namespace) -> list[tuple[str, ...]]:
+def _text(model: Model, args: argparse.Namespace) -> Report:
     from gruve.training.corpus import read_text
     from gruve.training.evaluate import PROTOCOLS, evaluate_text
 
@@ -84,13 +91,10 @@ def _text(model: Model, args: argparse.Namespace) -> list[tuple[str, ...]]:
     if part not in parts:
         raise Failure(f"--part is {part!r}; a text has the parts {', '.join(parts)}", exit_code=2)
     reports = [evaluate_text(model, parts[part], protocol) for protocol in PROTOCOLS]
-    return [
-        (part, report.protocol, str(report.scored), f"{report.nats_per_token:.4f}", f"{report.bits_per_token:.4f}")
-        for report in reports
-    ]
+    return _report(model, [_loss(part, report.protocol, report) for report in reports])
 
 
-def _tunes(model: Model, args: argparse.Namespace) -> None:
+def _tunes(model: Model, args: argparse.Namespace) -> Report:
     from gruve.training.evaluate import evaluate_tunes
     from gruve.tune.books import read_books
     from gruve.tune.tokens import join
@@ -99,16 +103,28 @@ def _tunes(model: Model, args: argparse.Namespace) -> None:
     tunes = [join(tune.tokens) for tune in kept if part in ("all", tune.part)]
     if not tunes:
         raise Failure(f"there is no tune to measure in {str(args.corpus)!r}")
-    report = evaluate_tunes(model, tunes)
-    nats, bits = f"{report.nats_per_token:.4f}", f"{report.bits_per_token:.4f}"
-    print_table(COLUMNS, [(part, f"{report.tunes} whole tunes", str(report.scored), nats, bits)])
-    if args.samples:
-        _print_form(model, kept, args)
+    measured = evaluate_tunes(model, tunes)
+    found = _report(model, [{**_loss(part, "whole tunes", measured), "tunes": measured.tunes}])
+    return {**found, "form": _form(model, kept, args)} if args.samples else found
 
 
-def _print_form(model: Model, kept: Sequence[Kept], args: argparse.Namespace) -> None:
-    """The form of free tunes beside the corpus's."""
-    from gruve.training.form_report import TuneParts, corpus_form, form_table, model_form
+def _report(model: Model, losses: list[dict[str, Any]]) -> Report:
+    return {"model": model.name, "digest": model.digest, "losses": losses}
+
+
+def _loss(part: str, protocol: str, report: TextReport | TunesReport) -> dict[str, Any]:
+    return {
+        "part": part,
+        "protocol": protocol,
+        "tokens": report.scored,
+        "nats_per_token": report.nats_per_token,
+        "bits_per_token": report.bits_per_token,
+    }
+
+
+def _form(model: Model, kept: Sequence[Kept], args: argparse.Namespace) -> dict[str, Any]:
+    """The form of free tunes and of the corpus, each figure by its name."""
+    from gruve.training.form_report import TuneParts, corpus_form, model_form
     from gruve.training.quality import draw_samples
     from gruve.tune.tokens import join
 
@@ -120,6 +136,24 @@ def _print_form(model: Model, kept: Sequence[Kept], args: argparse.Namespace) ->
         temperature = model.config.default_temperature or 1.0
     corpus = TuneParts(model.tokenizer.vocabulary, **parts)
     samples = draw_samples(model, args.samples, temperature=temperature)
-    figures = model_form(model, samples, corpus, temperature)
-    title = f"{args.samples} free tunes, temperature {temperature}"
-    print_table(("form", "corpus", title), form_table(corpus_form(corpus), [figures]))
+    return {
+        "samples": args.samples,
+        "temperature": temperature,
+        "corpus": corpus_form(corpus),
+        "model": model_form(model, samples, corpus, temperature),
+    }
+
+
+def _print(report: Report) -> None:
+    """The tables: a row for each loss, then a row for each figure of the form."""
+    rows = []
+    for loss in report["losses"]:
+        protocol = f"{loss['tunes']} whole tunes" if "tunes" in loss else loss["protocol"]
+        nats, bits = f"{loss['nats_per_token']:.4f}", f"{loss['bits_per_token']:.4f}"
+        rows.append((loss["part"], protocol, str(loss["tokens"]), nats, bits))
+    print_table(COLUMNS, rows)
+    if form := report.get("form"):
+        from gruve.training.form_report import form_table
+
+        title = f"{form['samples']} free tunes, temperature {form['temperature']}"
+        print_table(("form", "corpus", title), form_table(form["corpus"], [form["model"]]))
