@@ -11,8 +11,6 @@ import pytest
 from commands import gruve, started
 from http_gateway import RunningGateway
 
-COMPLETIONS = "/v1/completions"
-
 
 def answered(port: int, request: bytes, timeout_s: float = 30.0) -> bytes:
     """All that comes back for bytes on a connection, until it is closed."""
@@ -81,3 +79,49 @@ def test_a_page_of_a_listed_origin_and_the_gateways_own_may_call(server, gateway
     answer = other.http.get("/v1/models", headers={"Origin": "https://page.example"})
     other.close()
     assert answer.headers["access-control-allow-origin"] == "https://page.example"
+
+
+def posted(body: bytes, *headers: bytes) -> bytes:
+    lines = [b"POST /v1/completions HTTP/1.1", b"Host: x", b"Content-Type: application/json", *headers]
+    return b"\r\n".join((*lines, b"", body))
+
+
+MALFORMED = {
+    "cut": b'{"model": "tiny"',
+    "list": b"[1, 2]",
+    "empty": b"",
+    "NaN": b'{"model": "tiny", "temperature": NaN}',
+    "no UTF-8": b'{"model": "\xff\xfe"}',
+    "UTF-16": '{"model": "tiny"}'.encode("utf-16"),
+    "deep": b"[" * 500_000,
+    "deep objects": b'{"a":' * 150_000,
+    "long number": b'{"max_tokens": ' + b"9" * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_body_is_refused_in_openais_form(gateway, body):
+    answer = gateway.http.post("/v1/completions", content=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "REQUEST_MALFORMED")
+
+
+def test_a_body_that_is_announced_as_too_large_is_refused_unread(gateway):
+    answer = answered(gateway.port, posted(b"", b"Content-Length: 9000000000"))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"9000000000 bytes" in answer
+
+
+def test_a_body_that_grows_too_large_is_refused_on_the_way(server):
+    small = RunningGateway(server.address, max_body_bytes=100)
+    answer = answered(small.port, posted(b"78\r\n" + b" " * 120 + b"\r\n", b"Transfer-Encoding: chunked"))
+    small.close()
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b'"code":"BODY_TOO_LARGE"' in answer
+
+
+def test_a_body_that_is_slow_is_refused(server):
+    slow = RunningGateway(server.address, body_s=0.2)
+    answer = answered(slow.port, posted(b'{"model": ', b"Content-Length: 100"))
+    slow.close()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"code":"BODY_TOO_SLOW"' in answer

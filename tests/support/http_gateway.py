@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import threading
 from typing import Any
 
@@ -31,7 +32,7 @@ class RunningGateway:
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
-        return self.http.post(path, json=body)
+        return self.http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
 
     def close(self) -> None:
         self.http.close()

@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from gruve.client import AsyncClient, CallFailed, Reconnect
@@ -19,6 +20,7 @@ from gruve.gateway.config import GatewayConfig
 from gruve.gateway.errors import Refused
 from gruve.gateway.forms import on_error
 from gruve.gateway.health import health
+from gruve.gateway.openai.logprobs import TokenTexts
 from gruve.gateway.origins import OriginCheck
 
 
@@ -50,8 +52,14 @@ def create_app(config: GatewayConfig) -> Starlette:
             Middleware(CallerMiddleware),
             Middleware(BodyBounds, max_bytes=config.max_body_bytes, max_s=config.body_s),
         ],
-        exception_handlers={Refused: on_error, CallFailed: on_error, HTTPException: on_error, Exception: on_error},
+        exception_handlers={
+            Refused: on_error,
+            ClientDisconnect: on_error,
+            CallFailed: on_error,
+            HTTPException: on_error,
+            Exception: on_error,
+        },
         lifespan=lifespan,
     )
-    app.state.config, app.state.client = config, client
+    app.state.config, app.state.client, app.state.texts = config, client, TokenTexts(client)
     return app

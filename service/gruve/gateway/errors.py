@@ -21,6 +21,8 @@ HTTP_STATUS: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 """Any other status is a 500."""
+FIELDS = {"max_tokens_per_second": "rate", "session_id": "session", "text": "prompt", "ids": "prompt"}
+"""The HTTP names of the protocol's fields, where they are not the same."""
 
 
 class Refused(Exception):
@@ -73,5 +75,13 @@ def refusal_of(failure: CallFailed) -> Refused:
     if failure.connection_lost:
         # gRPC's message lists addresses that a caller need not know.
         return Refused(503, "UNAVAILABLE", "no server answers the gateway; try again", headers=headers)
-    field = failure.violations[0].field if failure.violations else ""
+    field = _field_of(failure)
     return Refused(status, failure.reason or failure.code.name, failure.message, field=field, headers=headers)
+
+
+def _field_of(failure: CallFailed) -> str:
+    """The field of the HTTP request that a server has refused; empty if it named none."""
+    if not failure.violations:
+        return ""
+    name = failure.violations[0].field.rpartition(".")[2].partition("[")[0]
+    return FIELDS.get(name, name)

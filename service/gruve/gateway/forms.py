@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gruve.client.errors import CallFailed
@@ -46,6 +46,8 @@ def as_refused(error: Exception) -> Refused:
         return refusal_of(error)
     if isinstance(error, HTTPException):  # the router's, for a path or a method that it does not have
         return Refused(error.status_code, "NO_ROUTE", error.detail, headers=dict(error.headers or {}))
+    if isinstance(error, ClientDisconnect):  # nobody reads this
+        return Refused(499, "CANCELLED", "the client has gone")
     return Refused(500, "INTERNAL", "the gateway failed; its log has the cause")
 
 

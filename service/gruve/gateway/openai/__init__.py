@@ -2,11 +2,17 @@
 
 from starlette.routing import Route
 
+from gruve.gateway.openai.completions import completions
 from gruve.gateway.openai.models import get_model, list_models
 from gruve.gateway.openai.refused import chat_completions
+from gruve.gateway.openai.tokenizer import detokenize, tokenize, tokenizer_info
 
 ROUTES = (
+    Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/models", list_models),
     Route("/v1/models/{model:path}", get_model),
-    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info),
 )

@@ -1,0 +1,127 @@
+"""`/v1/completions`: continues prompts, at once or as a stream, and measures them with `max_tokens` 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gruve.client import AsyncClient
+from gruve.client.messages import Text
+from gruve.gateway.fields import json_fields
+from gruve.gateway.forms import json_response
+from gruve.gateway.openai.answer import Choice, Envelope, counted, usage_of
+from gruve.gateway.openai.logprobs import LogprobsOfChoice, TokenTexts
+from gruve.gateway.openai.merge import merged
+from gruve.gateway.openai.request import CompletionRequest, completion_request
+from gruve.gateway.sse import Events, event, event_response, unless_disconnected
+from gruve.v1 import generation_pb2
+
+
+async def completions(request: Request) -> Response:
+    """Answers a request. A client that goes away cancels what is generated for it."""
+    asked = completion_request(await json_fields(request))
+    client, texts = request.app.state.client, request.app.state.texts
+    if asked.max_tokens == 0:
+        return json_response(await unless_disconnected(request, _measured(asked, client, texts)))
+    choices = _begin(asked, client)
+    if asked.stream:
+        return await event_response(request, _events(asked, choices, texts))
+    return json_response(await unless_disconnected(request, _whole(asked, choices, texts)))
+
+
+def _begin(asked: CompletionRequest, client: AsyncClient) -> list[Choice]:
+    """The generations, which are sent when they are first read."""
+    found: list[Choice] = []
+    for number, prompt in enumerate(asked.prompts):
+        for answer in range(asked.n):
+            logprobs = None if asked.logprobs is None else LogprobsOfChoice()
+            found.append(Choice(len(found), number, _generate(asked, client, prompt, answer), logprobs))
+    return found
+
+
+def _generate(asked: CompletionRequest, client: AsyncClient, prompt: Text | None, answer: int) -> Any:
+    options = {**asked.options, "max_tokens": asked.max_tokens, "echo": asked.echo, "logprobs": asked.logprobs}
+    if asked.generation_id is not None:
+        options["generation_id"] = asked.generation_id
+    continued = asked.session not in (None, "new")
+    return client.generate(
+        prompt,
+        model=None if continued else asked.model,
+        session=asked.session if continued else None,
+        new_session=asked.session == "new",
+        seed=asked.seed_of(answer),
+        **options,  # type: ignore[arg-type] # a TypedDict with three of its fields replaced
+    )
+
+
+async def _events(asked: CompletionRequest, choices: list[Choice], texts: TokenTexts) -> Events:
+    """The events of a stream: parts, the end of each choice, the usage if it is wanted, and OpenAI's last line."""
+    envelope = Envelope(asked.model)
+    async with contextlib.aclosing(merged(choices)) as chunks:
+        async for choice, chunk in chunks:
+            _identify(envelope, choice)
+            yield event(envelope.around([choice.end() if chunk is None else await choice.part(chunk, texts)]))
+    if asked.include_usage:
+        yield event(envelope.around([], usage_of(choices)))
+    yield "data: [DONE]\n\n"
+
+
+async def _whole(asked: CompletionRequest, choices: list[Choice], texts: TokenTexts) -> dict[str, Any]:
+    """The answer in one object: the parts of a stream, joined."""
+    envelope = Envelope(asked.model)
+    parts: list[list[dict[str, Any]]] = [[] for _ in choices]
+    async with contextlib.aclosing(merged(choices)) as chunks:
+        async for choice, chunk in chunks:
+            _identify(envelope, choice)
+            parts[choice.index].append(choice.end() if chunk is None else await choice.part(chunk, texts))
+    return envelope.around([_joined(of_one) for of_one in parts], usage_of(choices))
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One choice from its parts, of which the last one is its end."""
+    logprobs: dict[str, list[Any]] | None = None
+    for part in (part["logprobs"] for part in parts if part["logprobs"] is not None):
+        if logprobs is None:
+            logprobs = {name: [] for name in part}
+        for name, values in part.items():
+            logprobs[name] += values
+    return {**parts[-1], "text": "".join(part["text"] for part in parts), "logprobs": logprobs}
+
+
+def _identify(envelope: Envelope, choice: Choice) -> None:
+    start = choice.stream.start
+    if envelope.fingerprint is None and start is not None:
+        envelope.identify(start.model_digest, start.numerics_id)
+
+
+async def _measured(asked: CompletionRequest, client: AsyncClient, texts: TokenTexts) -> dict[str, Any]:
+    """The prompts with the probabilities of their tokens."""
+    envelope = Envelope(asked.model)
+    scored = await asyncio.gather(
+        *(client.score(prompt or "", model=asked.model, logprobs=asked.logprobs or 0) for prompt in asked.prompts)
+    )
+    envelope.identify(scored[0].model_digest, scored[0].numerics_id)
+    choices = [
+        await _measured_choice(index, asked, prompt or "", score, texts)
+        for index, (prompt, score) in enumerate(zip(asked.prompts, scored, strict=True))
+    ]
+    return envelope.around(choices, counted(sum(score.token_count for score in scored), 0))
+
+
+async def _measured_choice(
+    index: int, asked: CompletionRequest, prompt: Text, score: generation_pb2.ScoreResponse, texts: TokenTexts
+) -> dict[str, Any]:
+    known = await texts.of(asked.model, score.model_digest, score.token_ids)
+    logprobs = None if asked.logprobs is None else LogprobsOfChoice().part(score.token_ids, score.logprobs, known)
+    text = prompt if isinstance(prompt, str) else "".join(known[token] for token in score.token_ids)
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": "length",
+        "gruve": {"nats": score.nats},
+    }

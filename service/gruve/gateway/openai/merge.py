@@ -1,0 +1,37 @@
+"""Reads several generations at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from gruve.client import Chunk
+from gruve.gateway.openai.answer import Choice
+
+
+async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chunk | None], None]:
+    """The chunks of all choices as they come, with None after a choice's last one.
+
+    No more than one chunk of each waits for the reader. Whatever ends the loop cancels the generations that still run.
+    """
+    waiting = {asyncio.ensure_future(_next(choice)): choice for choice in choices}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: waiting[task].index):
+                choice = waiting.pop(task)
+                chunk = task.result()
+                if chunk is not None:
+                    waiting[asyncio.ensure_future(_next(choice))] = choice
+                yield choice, chunk
+    finally:
+        for task in waiting:
+            task.cancel()
+        for choice in choices:
+            choice.stream.close()
+        if waiting:
+            await asyncio.wait(waiting)
+
+
+async def _next(choice: Choice) -> Chunk | None:
+    return await anext(choice.stream, None)

@@ -1,0 +1,135 @@
+"""The request of `/v1/completions`, checked as a whole before anything is asked of a server."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from gruve.client import GenerateOptions
+from gruve.client.messages import Text
+from gruve.gateway.errors import InvalidField
+from gruve.gateway.fields import Fields
+from gruve.gateway.sampling import take_options
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's."""
+MAX_CHOICES = 128
+"""The most answers to one request: prompts times `n`."""
+MAX_JSON_SEED = 1 << 53
+"""A seed that the gateway draws is below this, so that every reader of JSON keeps it exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """What is asked for."""
+
+    model: str
+    prompts: tuple[Text | None, ...]
+    """None continues a session, or the start token, without a prompt."""
+    n: int
+    max_tokens: int
+    echo: bool
+    logprobs: int | None
+    stream: bool
+    include_usage: bool
+    session: str | None
+    """The id of a session to continue; "new" creates one."""
+    seed: int | None
+    """The seed of each prompt's first answer; that of each further answer is one more. None inherits a session's."""
+    generation_id: str | None
+    options: GenerateOptions
+
+    def seed_of(self, answer: int) -> int | None:
+        """The seed of a prompt's answer, by its number from 0."""
+        return None if self.seed is None else (self.seed + answer) % (1 << 64)
+
+
+def completion_request(fields: Fields) -> CompletionRequest:
+    """Reads the fields. Raises `InvalidField`."""
+    model = fields.string("model")
+    if not model:
+        raise InvalidField("model", "is absent; GET /v1/models lists the names")
+    session, seed = fields.string("session"), fields.integer("seed")
+    max_tokens = fields.integer("max_tokens", 0)
+    n = fields.integer("n", 1, MAX_CHOICES) or 1
+    stream = fields.boolean("stream")
+    asked = CompletionRequest(
+        model=model,
+        prompts=_prompts(fields.take("prompt")),
+        n=n,
+        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        echo=fields.boolean("echo"),
+        logprobs=fields.integer("logprobs", 0, 20),
+        stream=stream,
+        include_usage=_include_usage(fields.take("stream_options"), stream=stream),
+        session=session,
+        seed=secrets.randbelow(MAX_JSON_SEED) if seed is None and session in (None, "new") else seed,
+        generation_id=fields.string("generation_id"),
+        options=take_options(fields),
+    )
+    fields.string("user")  # names the end user to OpenAI; gruve keeps no such record
+    _refuse_what_is_not_offered(fields, n)
+    fields.refuse_rest()
+    _check_together(asked)
+    return asked
+
+
+def _prompts(value: Any) -> tuple[Text | None, ...]:
+    """The prompts: a text, a list of texts, a list of token ids, or a list of such lists."""
+    many = value if isinstance(value, list) and value and not _is_token(value[0]) else [value]
+    if len(many) > MAX_CHOICES:
+        raise InvalidField("prompt", f"has {len(many)} prompts; must be at most {MAX_CHOICES}")
+    return tuple(_prompt(one) for one in many)
+
+
+def _prompt(value: Any) -> Text | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) or (isinstance(value, list) and value and all(map(_is_token, value))):
+        return value
+    raise InvalidField("prompt", "must be a string, a list of strings, a list of token ids, or a list of such lists")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _include_usage(value: Any, *, stream: bool) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, dict) or not stream:
+        raise InvalidField("stream_options", "must be an object, and is allowed with stream alone")
+    options = Fields(value)
+    include = options.boolean("include_usage")
+    options.boolean("include_obfuscation")  # padding against observers of encrypted traffic, which is not offered
+    options.refuse_rest()
+    return include
+
+
+def _refuse_what_is_not_offered(fields: Fields, n: int) -> None:
+    if fields.string("suffix"):
+        raise InvalidField("suffix", "is not offered: a recurrent model continues a text and cannot look ahead")
+    best_of = fields.integer("best_of", 1)
+    if best_of is not None and best_of != n:
+        raise InvalidField("best_of", f"is {best_of}; must equal n, which is {n}: every answer is returned")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if fields.number(name):
+            raise InvalidField(name, "is not offered; repetition_penalty and repetition_window are")
+
+
+def _check_together(asked: CompletionRequest) -> None:
+    choices = len(asked.prompts) * asked.n
+    if choices > MAX_CHOICES:
+        raise InvalidField("n", f"asks for {choices} answers with all prompts; must be at most {MAX_CHOICES}")
+    for name, value in (("session", asked.session), ("generation_id", asked.generation_id)):
+        if value is not None and choices > 1:
+            raise InvalidField(name, f"is allowed with one answer; {choices} are asked for")
+    if asked.max_tokens == 0:
+        if not asked.echo:
+            raise InvalidField("max_tokens", "is 0; must be at least 1 without echo")
+        for name in ("stream", "session", "generation_id"):
+            if getattr(asked, name):
+                raise InvalidField(name, "is not allowed with max_tokens 0, which measures the prompts")
+        if None in asked.prompts or asked.n > 1:
+            raise InvalidField("prompt", "must not be empty, and n must be 1, with max_tokens 0")

@@ -1,0 +1,42 @@
+"""The options of a generation that every form of request has, under the names that OpenAI, vLLM and gruve give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gruve.client.messages import GenerateOptions
+from gruve.gateway.errors import InvalidField
+from gruve.gateway.fields import Fields
+
+
+def take_options(fields: Fields) -> GenerateOptions:
+    """Reads the options. Their bounds are the server's to check, except that a number has to be one."""
+    options: GenerateOptions = {
+        "temperature": fields.number("temperature"),
+        "top_p": fields.number("top_p"),
+        "top_k": fields.integer("top_k"),
+        "min_p": fields.number("min_p"),
+        "repetition_penalty": fields.number("repetition_penalty"),
+        "repetition_window": fields.integer("repetition_window"),
+        "min_tokens": fields.integer("min_tokens"),
+        "ignore_eos": fields.boolean("ignore_eos"),
+        "stop": fields.strings("stop"),
+        "stop_token_ids": fields.integers("stop_token_ids"),
+        "max_tokens_per_second": fields.number("rate"),
+        "logit_bias": _logit_bias(fields.take("logit_bias")),
+    }
+    return options
+
+
+def _logit_bias(value: Any) -> dict[int, float] | None:
+    """The map of a logit bias, whose keys JSON has as strings."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidField("logit_bias", "must be an object of token ids and numbers")
+    found: dict[int, float] = {}
+    for key, number in value.items():
+        if not (key.isascii() and key.isdigit()) or isinstance(number, bool) or not isinstance(number, int | float):
+            raise InvalidField("logit_bias", f"has {key[:40]!r}; must be an object of token ids and numbers")
+        found[int(key[:12])] = number
+    return found
