@@ -12,9 +12,12 @@ from gruve.client import Client, StreamCorrupted
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.receipt.file import ReceiptFile
 from gruve.sessions.receipts import parse_receipt
+from gruve.sessions.table import SessionsConfig
 from gruve.sessions.verification import Evidence, Verdict, verify
+from gruve.v1 import session_pb2 as p
 from lying_proxy import LyingProxy
-from serving import PATIENCE_S, first, read
+from serving import PATIENCE_S, first, read, until
+from session_calls import fork, stop
 
 MODELS = ("abc", "tiny")
 
@@ -181,3 +184,63 @@ def test_a_client_behind_a_lying_proxy_gets_an_error_instead_of_other_tokens(ser
             ).text()
     finally:
         proxy.close()
+
+
+def ends_alike(server, session: str, **asked) -> Verdict:
+    """What a generation's receipt is worth to a machine that has never seen the server, with the record's prompt."""
+    with Client(server.address) as client:
+        stream = client.generate(session=session, **asked)
+        stream.text()
+        ids = list(client.get_session(session).token_ids)
+    file = stream.receipt()
+    assert file.receipt["next_position"] == len(ids)
+    return check(server, "tiny", file, ids[: file.receipt["start_position"]])
+
+
+def cut(server, session: str, **asked) -> None:
+    """Begins a generation and cancels its stream after some tokens."""
+    call = server.generate(session_id=session, max_tokens_per_second=90, **asked)
+    first(call, 3)
+    call.cancel()
+    until(lambda: not server.session(session).in_use)
+
+
+ASKED = {"generation_id": "g", "text": "ab", "max_tokens": 50, "ignore_eos": True}
+CUT = {"max_tokens": 50, "ignore_eos": True, "generation_id": "g"}
+
+
+def test_a_branch_finishes_a_generation_with_the_same_receipt_and_goes_on_with_its_own_seed(server):
+    session = server.create()
+    cut(server, session, sampling={"seed": 9}, **ASKED)
+    (branch,) = fork(server, session, 5)
+    assert ends_alike(server, branch.id, **CUT) == ends_alike(server, session, **CUT) == Verdict(True)
+    assert server.read(session_id=session, **CUT).end.receipt == server.read(session_id=branch.id, **CUT).end.receipt
+    assert ends_alike(server, branch.id, max_tokens=20, ignore_eos=True) == Verdict(True)
+    assert ends_alike(server, session, max_tokens=20, ignore_eos=True) == Verdict(True)
+
+
+def test_a_receipt_is_the_same_after_a_restart_in_the_middle_and_after_one_at_the_end(start, sqlite):
+    server = start(store=sqlite)
+    whole = server.read(text="ab", max_tokens=50, ignore_eos=True, sampling={"seed": 9}).end.receipt
+    session = server.create()
+    cut(server, session, sampling={"seed": 9}, **ASKED)
+    stop(server)
+    server = start(store=sqlite)
+    assert ends_alike(server, session, **CUT) == Verdict(True)
+    assert server.read(session_id=session, **CUT).end.receipt == whole
+    stop(server)
+    server = start(store=sqlite)
+    assert server.read(session_id=session, **CUT).end.receipt == whole
+
+
+def test_a_receipt_is_the_same_after_its_session_was_evicted_and_came_back(start, sqlite):
+    small = start(store=sqlite, sessions=SessionsConfig(budget_bytes=1), slots=32)
+    whole = small.read(text="ab", max_tokens=50, ignore_eos=True, sampling={"seed": 9}).end.receipt
+    session = small.create()
+    cut(small, session, sampling={"seed": 9}, **ASKED)
+    until(lambda: small.session(session).location == p.SESSION_LOCATION_STORE)
+    assert ends_alike(small, session, **CUT) == Verdict(True)
+    until(lambda: small.session(session).location == p.SESSION_LOCATION_STORE)
+    assert small.read(session_id=session, **CUT).end.receipt == whole
+    until(lambda: small.session(session).location == p.SESSION_LOCATION_STORE)
+    assert ends_alike(small, session, prompt="cd", max_tokens=9, ignore_eos=True, seed=4) == Verdict(True)
