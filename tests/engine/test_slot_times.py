@@ -69,7 +69,20 @@ def test_averages_stay_within_what_was_recorded(ended):
     times = SlotTimes()
     for seconds, tokens in ended:
         times.record(seconds, tokens)
-    assert min(s for s, _ in ended) - 1e-9 <= times.decoding_s(ENDLESS) <= max(s for s, _ in ended) + 1e-9
+    assert min(s for s, _ in ended) - 1e-9 <= times.held_s <= max(s for s, _ in ended) + 1e-9
+    assert times.decoding_s(ENDLESS) == times.held_s
+
+
+def test_a_sequence_that_its_deadline_cut_counts_for_the_time_of_a_token_alone():
+    times = SlotTimes()
+    times.record(1.0, 5, cut=True)
+    assert times.held_s == 0.0
+    times.record(8.0, 100)
+    times.record(0.8, 10, cut=True)
+    assert times.held_s == pytest.approx(8.0)
+    for _ in range(200):
+        times.record(1.6, 10, cut=True)
+    assert times.held_s == pytest.approx(16.0)
 
 
 def test_a_sequence_of_few_tokens_is_expected_to_decode_for_less():

@@ -1,7 +1,7 @@
 """Estimates when a new sequence would be finished, from how long ended ones have held their slots.
 
-The estimate assumes that each sequence holds its slot for `held_s`, the moving average of the ended ones, and that the
-slots are given out in order. So the sequence that waits behind `ahead` others gets the slot that becomes free after
+The estimate assumes that each sequence holds its slot for `held_s`, a moving average of the ended ones, and that slots
+are given out in order. So the sequence that waits behind `ahead` others gets the slot that becomes free after
 `ahead` more have; its own decoding takes `held_s` too, or less if it may have fewer tokens than the average had.
 
 A sequence is `too_late` if it has to wait and the estimate is above `USABLE` of the time to its deadline. The rest is
@@ -26,33 +26,47 @@ class SlotTimes:
     """How long sequences hold their slots. One thread may record while others ask."""
 
     def __init__(self) -> None:
-        self._average: tuple[float, float] | None = None
-        """Seconds and tokens of a sequence; None until one has ended."""
+        self._whole_tokens: float | None = None
+        """The average tokens of a sequence that no deadline has cut; None until one has ended."""
+        self._seconds = self._tokens = 0.0
+        """The averages of all sequences, of which only the ratio matters."""
 
-    def record(self, seconds: float, tokens: int) -> None:
-        """Adds a sequence that held its slot for `seconds` and consumed or generated `tokens` in it."""
-        old_s, old_tokens = self._average or (seconds, float(tokens))
-        weight = 1.0 - NEW_WEIGHT
-        self._average = weight * old_s + NEW_WEIGHT * seconds, weight * old_tokens + NEW_WEIGHT * tokens
+    def record(self, seconds: float, tokens: int, *, cut: bool = False) -> None:
+        """Adds a sequence that held its slot for `seconds` and consumed or generated `tokens` in it.
+
+        `cut` says that its deadline ended it. Then it counts for the seconds of a token alone: otherwise sequences that
+        come too late would make the average short, and with it those that follow them.
+        """
+        if self._whole_tokens is None:
+            if cut:
+                return
+            self._whole_tokens, self._seconds, self._tokens = float(tokens), seconds, float(tokens)
+            return
+        self._seconds += NEW_WEIGHT * (seconds - self._seconds)
+        self._tokens += NEW_WEIGHT * (tokens - self._tokens)
+        if not cut:
+            self._whole_tokens += NEW_WEIGHT * (tokens - self._whole_tokens)
+
+    @property
+    def held_s(self) -> float:
+        """How long a sequence holds its slot on average; 0 until one has ended."""
+        return (self._whole_tokens or 0.0) * self._seconds / max(self._tokens, 1e-9)
 
     def wait_s(self, ahead: int, slots: int, held_s: Sequence[float]) -> float:
         """How long a sequence waits for a slot behind `ahead` others; 0 until a sequence has ended.
 
         `held_s` says for each slot that is taken how long its sequence has held it, the longest first.
         """
-        if self._average is None or ahead < slots - len(held_s):
+        if ahead < slots - len(held_s):
             return 0.0
-        average_s = self._average[0]
+        average_s = self.held_s
         rounds, place = divmod(ahead - (slots - len(held_s)), slots)
         first_s = max(0.0, average_s - held_s[place]) if place < len(held_s) else average_s
         return rounds * average_s + first_s
 
     def decoding_s(self, tokens: int) -> float:
         """How long a sequence of at most `tokens`, its prompt included, holds its slot; 0 until one has ended."""
-        if self._average is None:
-            return 0.0
-        seconds, average_tokens = self._average
-        return seconds * min(1.0, tokens / max(1.0, average_tokens))
+        return self.held_s * min(1.0, tokens / max(1.0, self._whole_tokens or 0.0))
 
 
 def too_late(wait_s: float, decoding_s: float, left_s: float) -> bool:

@@ -91,7 +91,8 @@ class Updater:
         tokens, forced = sequence.output.take(now_s)
         self._remove(sequence)
         if sequence.started_s is not None and reason is not FinishReason.PREEMPTED:
-            self.slot_times.record(now_s - sequence.started_s, sequence.position - sequence.admission.position)
+            consumed, cut = sequence.position - sequence.admission.position, reason is FinishReason.DEADLINE
+            self.slot_times.record(now_s - sequence.started_s, consumed, cut=cut)
         position = sequence.position + 1 - len(tokens)
         queue_s = (now_s if sequence.started_s is None else sequence.started_s) - sequence.arrived_s
         return Progress(sequence.id, position, tokens, forced, logprobs, reason, state, None, queue_s)
