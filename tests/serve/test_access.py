@@ -239,7 +239,7 @@ def test_a_key_expires_at_its_time(tmp_path):
 def test_a_name_is_given_once_and_values_are_checked(tmp_path):
     path = tmp_path / "keys.json"
     add_key(path, "ann", "ann")
-    for name, fields in [("ann", {}), ("a b", {}), ("b", {"weight": 0.0}), ("c", {"limits": Limits(streams=-1)})]:
+    for name, fields in [("ann", {}), ("a b", {}), ("b", {"weight": 0.0})]:
         with pytest.raises(InvalidField):
             add_key(path, name, "ann", **fields)
     assert len(read_keys(path)) == 1
@@ -294,6 +294,14 @@ def test_a_token_of_the_issuer_yields_its_tenant_and_role(tokens, provider, key,
     assert (plain.tenant, plain.role) == ("ann", Role.USE)
 
 
+def test_a_token_may_carry_its_tenants_share_and_limits(tokens, provider):
+    claims = {"gruve_weight": 2, "gruve_limits": {"streams": 3, "tokens_per_minute": 0}}
+    identity = tokens.identify(provider.token(**claims))
+    assert (identity.weight, identity.limits) == (2.0, Limits(streams=3, tokens_per_minute=0))
+    plain = tokens.identify(provider.token())
+    assert (plain.weight, plain.limits) == (1.0, Limits())
+
+
 WRONG_CLAIMS = {
     "another issuer": {"iss": "https://elsewhere.example.com"},
     "no issuer": {"iss": None},
@@ -305,6 +313,12 @@ WRONG_CLAIMS = {
     "no tenant": {"sub": None},
     "a tenant with a newline": {"sub": "a\nb"},
     "an unknown role": {"gruve_role": "root"},
+    "no weight": {"gruve_weight": 0},
+    "a weight above the greatest": {"gruve_weight": 1_001},
+    "a weight that is no number": {"gruve_weight": True},
+    "limits that are no object": {"gruve_limits": ["streams"]},
+    "an unknown limit": {"gruve_limits": {"bytes": 1}},
+    "a limit below its least": {"gruve_limits": {"waiting": 0}},
 }
 
 

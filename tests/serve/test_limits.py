@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gruve.errors import LimitExceeded
+from gruve.errors import InvalidField, LimitExceeded
 from gruve.serve.identity import Limits
 from gruve.serve.ledger import MAX_IDLE_TENANTS, Ledger
 from serving import HELD, read, refusal, token, until
@@ -26,6 +26,19 @@ def test_one_stream_too_many_is_refused_until_another_ends():
     ledger.begin("b", Limits(streams=2), 0.0)
     held[0].close(0, 0.0)
     ledger.begin("a", Limits(streams=2), 0.0)
+
+
+def test_a_request_waits_only_while_fewer_wait_than_the_limit():
+    ledger = Ledger()
+    ledger.begin("a", Limits(waiting=1), 0.0, waiting=0)
+    with pytest.raises(LimitExceeded, match="1 requests wait for a slot; the tenant's limit waiting is 1"):
+        ledger.begin("a", Limits(waiting=1), 0.0, waiting=1)
+
+
+@pytest.mark.parametrize("wrong", [{"waiting": 0}, {"streams": -1}, {"streams": True}, {"tokens_per_minute": 1.5}])
+def test_a_limit_that_is_out_of_range_is_refused_with_the_bound(wrong):
+    with pytest.raises(InvalidField, match=r"must be a whole number of [01] or more"):
+        Limits(**wrong)
 
 
 def test_tokens_are_reserved_and_what_was_not_used_is_given_back():

@@ -54,7 +54,8 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_flag(making, "--expires", _expiry, None, "when it ends, such as 12h, 90d or 2027-01-31", metavar="WHEN")
     limits = making.add_argument_group("limits of the tenant; absent, those of the server")
     for name, meaning in LIMITS.items():
-        add_flag(limits, f"--{name.replace('_', '-')}", bounded(int, 0, None), None, meaning, metavar="N")
+        least = 1 if name == "waiting" else 0
+        add_flag(limits, f"--{name.replace('_', '-')}", bounded(int, least, None), None, meaning, metavar="N")
     _add_file(making)
     listing = add_command(actions, "list", "List the keys, without what is secret.", EXAMPLES, run_list, extra="serve")
     _add_file(listing)

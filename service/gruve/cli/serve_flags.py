@@ -262,5 +262,7 @@ def limits(text: str) -> dict[str, int]:
         name, _, number = part.strip().partition("=")
         if name not in LIMITS or not number.isascii() or not number.isdigit():
             raise argparse.ArgumentTypeError(f"must be NAME=N,... with the names {', '.join(LIMITS)}")
+        if name == "waiting" and int(number) < 1:
+            raise argparse.ArgumentTypeError(f"waiting is {int(number)}; at least 1")
         found[name.replace("-", "_")] = int(number)
     return found

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gruve.errors import CredentialsBroken, InvalidField
-from gruve.serve.identity import MAX_TENANT_LETTERS, NO_LIMITS, Identity, Limits, Role, is_tenant
+from gruve.serve.identity import MAX_TENANT_LETTERS, MAX_WEIGHT, NO_LIMITS, Identity, Limits, Role, is_tenant
 from gruve.serve.watched_file import WatchedFile
 
 KEY_PREFIX = "gruve_"
@@ -32,7 +32,6 @@ SHOWN_LETTERS = 4
 """How much of a key's random part the file and `gruve keys list` show, to tell keys apart."""
 VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
-MAX_WEIGHT = 1_000.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,9 +63,6 @@ class ApiKey:
             raise InvalidField("sha256", f"{self.sha256!r} must be 64 hexadecimal digits")
         if not 0.0 < self.weight <= MAX_WEIGHT:
             raise InvalidField("weight", f"{self.weight} must be above 0 and at most {MAX_WEIGHT:g}")
-        for limit, value in dataclasses.asdict(self.limits).items():
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise InvalidField(f"limits.{limit}", f"{value!r} must be a whole number of 0 or more")
 
     @property
     def expires_s(self) -> float:

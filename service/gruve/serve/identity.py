@@ -11,9 +11,13 @@ import dataclasses
 import enum
 import urllib.parse
 
+from gruve.errors import InvalidField
 from gruve.sessions.record import DEFAULT_TENANT
 
 MAX_TENANT_LETTERS = 128
+MAX_WEIGHT = 1_000.0
+LEAST = {"waiting": 1}
+"""The least value of a limit, if that is not 0."""
 
 
 class Role(enum.IntEnum):
@@ -27,7 +31,11 @@ class Role(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a tenant may use at a time. None means no limit of its own."""
+    """How much a tenant may use at a time. None means no limit of its own.
+
+    Raises `InvalidField` for a value that is no whole number of 0 or more, or of 1 or more for `waiting`: a request
+    waits for a moment even while slots are free.
+    """
 
     streams: int | None = None
     """Streams that run or wait."""
@@ -35,6 +43,12 @@ class Limits:
     """Requests that wait for a slot."""
     tokens_per_minute: int | None = None
     requests_per_minute: int | None = None
+
+    def __post_init__(self) -> None:
+        for limit, value in dataclasses.asdict(self).items():
+            least = LEAST.get(limit, 0)
+            if value is not None and (type(value) is not int or value < least):
+                raise InvalidField(f"limits.{limit}", f"{value!r} must be a whole number of {least} or more")
 
 
 NO_LIMITS = Limits()

@@ -114,7 +114,7 @@ class Ledger:
             which.refill(limits, now_s)
             if limits.streams is not None and which.streams >= limits.streams:
                 raise self.exceeded("streams", limits.streams, f"{which.streams} streams are open", which, 1.0)
-            if limits.waiting is not None and wait >= max(1, limits.waiting):
+            if limits.waiting is not None and wait >= limits.waiting:
                 raise self.exceeded("waiting", limits.waiting, f"{wait} requests wait for a slot", which, 1.0)
             bound = limits.requests_per_minute
             if bound is not None and which.requests + 1 > bound:

@@ -2,7 +2,9 @@
 
 Only asymmetric signatures are accepted: with a shared secret every server could make tokens, and a public key must
 never be taken for a secret. Issuer, audience and expiry are required and checked. The tenant is the claim
-`gruve_tenant`, or `sub` without it; the claim `gruve_role` is `use`, the default, or `admin`.
+`gruve_tenant`, or `sub` without it; the claim `gruve_role` is `use`, the default, or `admin`. The claims `gruve_weight`
+and `gruve_limits`, an object with the fields of `Limits`, are those of an API key. A claim that is none of these values
+makes the token invalid.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from typing import Any
 
 import jwt
 
-from gruve.errors import CredentialsBroken
-from gruve.serve.identity import Identity, Role, is_tenant
+from gruve.errors import CredentialsBroken, InvalidField
+from gruve.serve.identity import MAX_WEIGHT, Identity, Limits, Role, is_tenant
 from gruve.serve.watched_file import WatchedFile
 
 log = logging.getLogger(__name__)
@@ -80,9 +82,22 @@ class Tokens:
             return None
         tenant: Any = claims.get("gruve_tenant", claims.get("sub"))
         role: Any = claims.get("gruve_role", "use")
-        if not is_tenant(tenant) or not isinstance(role, str) or role not in ROLES:
+        weight, limits = _weight(claims), _limits(claims)
+        if not is_tenant(tenant) or not isinstance(role, str) or role not in ROLES or weight is None or limits is None:
             return None
-        return Identity(tenant, ROLES[role]), float(claims["exp"])
+        return Identity(tenant, ROLES[role], weight=weight, limits=limits), float(claims["exp"])
+
+
+def _weight(claims: dict[str, Any]) -> float | None:
+    weight = claims.get("gruve_weight", 1.0)
+    return float(weight) if type(weight) in (int, float) and 0.0 < weight <= MAX_WEIGHT else None
+
+
+def _limits(claims: dict[str, Any]) -> Limits | None:
+    try:
+        return Limits(**claims.get("gruve_limits", {}))
+    except (TypeError, InvalidField):  # no object, an unknown limit, or a value out of range
+        return None
 
 
 def _parse(path: Path, data: bytes) -> list[jwt.PyJWK]:
