@@ -48,6 +48,7 @@ MAY_IMPORT = {
 ALONE_MAY_KNOW = {
     "argparse": ("cli",),
     "asyncio": ("sessions/persistence", "serve", "client", "gateway", "bench", "cli"),
+    "connectrpc": ("gateway/rpc",),
     "cryptography": ("receipt/signing",),
     "rfc8785": ("receipt/signing",),
     "ctypes": ("decode",),

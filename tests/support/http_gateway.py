@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,6 +16,16 @@ import uvicorn
 from gruve.gateway.config import GatewayConfig
 from gruve.gateway.server import Gateway, listen, uvicorn_config
 from serving import PATIENCE_S
+
+
+@contextlib.contextmanager
+def gateway_url(*addresses: str, **fields: Any) -> Iterator[str]:
+    """The URL of a gateway in front of some servers, which ends with the block."""
+    running = RunningGateway(addresses[0], **{"servers": addresses, "drain_s": 1.0, **fields})
+    try:
+        yield running.url
+    finally:
+        running.close()
 
 
 class RunningGateway:

@@ -13,7 +13,7 @@ _SERVE: Final = (
     *("prometheus_client", "redis"),
     *("cryptography", "jwt", "rfc8785"),
 )
-_HTTP: Final = ("starlette", "uvicorn")
+_HTTP: Final = ("connectrpc", "starlette", "uvicorn")
 _DRAW: Final = ("verovio",)
 MODULES: Final = {
     "serve": _SERVE,

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from gruve.client import AsyncClient, CallFailed, Reconnect
-from gruve.gateway import openai
+from gruve.gateway import openai, rpc
 from gruve.gateway.body import BodyBounds
 from gruve.gateway.caller import CallerMiddleware, caller_metadata
 from gruve.gateway.config import GatewayConfig
@@ -33,13 +33,15 @@ def create_app(config: GatewayConfig) -> Starlette:
         reconnect=Reconnect(wait_when_refused=False),
     )
 
+    servers = rpc.Servers(config)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with client:
+        async with client, contextlib.aclosing(servers):
             yield
 
     app = Starlette(
-        routes=[Route("/health", health), *openai.ROUTES],
+        routes=[Route("/health", health), *openai.ROUTES, *rpc.routes(servers, config)],
         middleware=[
             Middleware(OriginCheck, allowed=config.allowed_origins),
             Middleware(

@@ -1,0 +1,211 @@
+"""Connect and gRPC-Web for every rpc of gruve.v1 that a browser can make, passed on to the servers as gRPC.
+
+Messages, statuses and details are the server's own, unchanged. `connectrpc` has the protocols; here are the methods,
+read from the protocol's descriptors, and the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from connectrpc.code import Code
+from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
+from connectrpc.errors import ConnectError, ErrorDetail
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import RequestContext
+from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf import message_factory
+from grpc_status import rpc_status
+from protobuf.wkt import Any as PackedAny
+from starlette.routing import BaseRoute, Route
+from starlette.types import Message, Receive, Scope, Send
+
+from gruve.client.aio.transport import Transport
+from gruve.client.connection import KEEPALIVE_S, Connections
+from gruve.client.credentials import Access
+from gruve.client.errors import failure_of
+from gruve.gateway.caller import caller_metadata
+from gruve.gateway.config import GatewayConfig
+from gruve.gateway.errors import ConnectionClosing, Refused
+from gruve.gateway.forms import error_response
+from gruve.v1 import generation_pb2, model_pb2, session_pb2
+
+SERVICES = {
+    "generations": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+    "sessions": session_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    "models": model_pb2.DESCRIPTOR.services_by_name["ModelService"],
+}
+"""The services by the name of their stub in `gruve.client.connection.Stubs`."""
+NOT_SENT = "connections to all backends failing"
+"""How gRPC's message begins for a call that was not sent, because no connection to its server could be made."""
+
+
+class Servers:
+    """The servers that calls are passed on to: the one that answered last, until its connection is lost."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._transport = Transport()
+        access = Access(config.credentials, caller_metadata, ())
+        self._connections = Connections(
+            config.servers, self._transport.connect, None, KEEPALIVE_S, on_reconnect=None, access=access
+        )
+
+    async def aclose(self) -> None:
+        """Closes the connections. Calls that still run end."""
+        await self._transport.close(self._connections.close())
+
+    async def unary(self, service: str, method: str, request: Any, timeout_s: float | None) -> Any:
+        """Makes a call with one response. Raises `ConnectError`."""
+        for last in self._attempts():
+            try:
+                return await self._rpc(service, method)(request, timeout=timeout_s, metadata=caller_metadata())
+            except grpc.aio.AioRpcError as error:
+                if last or not self._goes_elsewhere(error):
+                    raise connect_error(error) from error
+        raise AssertionError("there is a last attempt")
+
+    async def stream(self, service: str, method: str, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
+        """Makes a call with a stream of responses; ending the iteration cancels it. Raises `ConnectError`."""
+        for last in self._attempts():
+            call = self._rpc(service, method)(request, timeout=timeout_s, metadata=caller_metadata())
+            try:
+                async for response in call:
+                    yield response
+                return
+            except grpc.aio.AioRpcError as error:
+                if last or not self._goes_elsewhere(error):
+                    raise connect_error(error) from error
+            finally:
+                call.cancel()
+
+    def _attempts(self) -> list[bool]:
+        """One entry for each server: whether it is the last one to be asked."""
+        return [False] * (len(self._connections.addresses) - 1) + [True]
+
+    def _rpc(self, service: str, method: str) -> Callable[..., Any]:
+        rpc: Callable[..., Any] = getattr(
+            getattr(self._connections.stubs(self._connections.preferred), service), method
+        )
+        return rpc
+
+    def _goes_elsewhere(self, error: grpc.aio.AioRpcError) -> bool:
+        """Prefers the next server after a lost connection; returns whether this call may be made there.
+
+        It may if it was not sent, and if it steers a generation that another server may stream. A call that was lost on
+        its way is the caller's to repeat, because the server may have carried it out.
+        """
+        failure = failure_of(error)
+        elsewhere = failure.reason == "GENERATION_UNKNOWN"
+        if failure.connection_lost or elsewhere:
+            connections = self._connections
+            connections.lost(connections.preferred)
+            connections.preferred = (connections.preferred + 1) % len(connections.addresses)
+        return elsewhere or failure.message.startswith(NOT_SENT)
+
+
+def connect_error(error: grpc.aio.AioRpcError) -> ConnectError:
+    """The status of a call, with its details, as Connect has it."""
+    code = Code(error.code().name.lower().replace("cancelled", "canceled"))
+    if failure_of(error).connection_lost:
+        # gRPC's message lists addresses that a caller need not know.
+        return ConnectError(Code.UNAVAILABLE, "no server answers the gateway; try again")
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type] # it reads the same as a grpc.Call
+    except ValueError:
+        status = None
+    packed = status.details if status is not None else ()
+    details = [ErrorDetail(PackedAny(type_url=each.type_url, value=each.value)) for each in packed]
+    return ConnectError(code, error.details() or "", details)
+
+
+class RpcApp(ConnectASGIApplication[Servers]):
+    """The application of all services. Bodies that it cannot take are refused in Connect's form."""
+
+    def __init__(self, servers: Servers, max_body_bytes: int) -> None:
+        super().__init__(
+            service=servers,
+            endpoints=endpoints,
+            read_max_bytes=max_body_bytes,
+            codecs=(google_protobuf_binary_codec(), google_protobuf_json_codec(ignore_unknown_fields=False)),
+        )
+
+    @property
+    def path(self) -> str:
+        """Where the application is mounted."""
+        return "/"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request."""
+        content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+        if content_type.startswith("application/grpc") and not content_type.startswith("application/grpc-web"):
+            why = "gRPC itself needs HTTP/2; call a server directly, or use gRPC-Web or Connect"
+            await error_response(Refused(415, "GRPC_NEEDS_HTTP2", why))(scope, receive, send)
+            return
+        closing = False
+
+        async def receive_body() -> Message:
+            nonlocal closing
+            try:
+                return await receive()
+            except ConnectionClosing as refused:
+                closing = True
+                code = Code.RESOURCE_EXHAUSTED if refused.status == 413 else Code.INVALID_ARGUMENT
+                raise ConnectError(code, refused.message) from refused
+
+        async def send_closing(message: Message) -> None:
+            if closing and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await super().__call__(scope, receive_body, send_closing)
+
+
+def endpoints(servers: Servers) -> Mapping[str, Any]:
+    """The endpoint of every method, except for those that read a stream: HTTP/1.1 has none in both directions."""
+    found: dict[str, Any] = {}
+    for stub, service in SERVICES.items():
+        for method in service.methods:
+            if method.client_streaming:
+                continue
+            described: MethodInfo[Any, Any] = MethodInfo(
+                name=method.name,
+                service_name=service.full_name,
+                input=message_factory.GetMessageClass(method.input_type),
+                output=message_factory.GetMessageClass(method.output_type),
+                stream_type=StreamType.SERVER_STREAM if method.server_streaming else StreamType.UNARY,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+            )
+            path = f"/{service.full_name}/{method.name}"
+            if method.server_streaming:
+                found[path] = Endpoint.server_stream(described, _streaming(servers, stub, method.name))
+            else:
+                found[path] = Endpoint.unary(described, _unary(servers, stub, method.name))
+    return found
+
+
+def _unary(servers: Servers, service: str, method: str) -> Callable[[Any, RequestContext[Any, Any]], Awaitable[Any]]:
+    async def call(request: Any, context: RequestContext[Any, Any]) -> Any:
+        return await servers.unary(service, method, request, _timeout_s(context))
+
+    return call
+
+
+def _streaming(
+    servers: Servers, service: str, method: str
+) -> Callable[[Any, RequestContext[Any, Any]], AsyncIterator[Any]]:
+    def call(request: Any, context: RequestContext[Any, Any]) -> AsyncIterator[Any]:
+        return servers.stream(service, method, request, _timeout_s(context))
+
+    return call
+
+
+def _timeout_s(context: RequestContext[Any, Any]) -> float | None:
+    return None if context.timeout_ms is None else max(0.0, context.timeout_ms / 1000.0)
+
+
+def routes(servers: Servers, config: GatewayConfig) -> list[BaseRoute]:
+    """The routes of all services."""
+    return [Route("/gruve.v1.{method:path}", RpcApp(servers, config.max_body_bytes))]
