@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from gruve.client import AsyncClient, CallFailed, Reconnect
-from gruve.gateway import openai, rpc
+from gruve.gateway import openai, page, rpc
 from gruve.gateway.body import BodyBounds
 from gruve.gateway.caller import CallerMiddleware, caller_metadata
 from gruve.gateway.config import GatewayConfig
@@ -41,7 +41,7 @@ def create_app(config: GatewayConfig) -> Starlette:
             yield
 
     app = Starlette(
-        routes=[Route("/health", health), *openai.ROUTES, *rpc.routes(servers, config)],
+        routes=[Route("/health", health), *openai.ROUTES, *rpc.routes(servers, config), *page.ROUTES],
         middleware=[
             Middleware(OriginCheck, allowed=config.allowed_origins),
             Middleware(

@@ -1,0 +1,274 @@
+// The page: starts a conversation with StartConversation and steers it with Control, both in Connect's JSON form.
+"use strict";
+
+const GENERATIONS = "gruve.v1.GenerationService";
+const RETRIES = 5; // in a row, after a lost connection; the waits double from 0.5 s
+const ENDS = {
+  FINISH_REASON_STOP: "it came to a stop",
+  FINISH_REASON_LENGTH: "it has the most tokens that you allowed",
+  FINISH_REASON_END_OF_SEQUENCE: "the model ended it",
+  FINISH_REASON_CANCELLED: "you stopped it",
+};
+
+const byId = (id) => document.getElementById(id);
+const form = byId("form"), model = byId("model"), output = byId("output");
+const given = byId("given"), written = byId("written");
+const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy") };
+let models = [];
+let run = null; // the generation that is being written: {id, session, seed, beginning, next, paused, stopped, abort}
+
+// ---- calls
+
+class CallFailed extends Error {
+  constructor(code, message) {
+    super(message);
+    this.code = code;
+  }
+}
+
+function headers(contentType) {
+  const key = byId("key").value.trim();
+  return { "content-type": contentType, ...(key && { authorization: `Bearer ${key}` }) };
+}
+
+// What an answer that is no success says: Connect's error, or that of another of the gateway's forms.
+async function failureOf(response) {
+  const body = await response.json().catch(() => ({}));
+  const message = body.message || (body.error && body.error.message) || `the gateway answered ${response.status}`;
+  return new CallFailed(body.code || String(response.status), message);
+}
+
+async function post(path, contentType, body, signal) {
+  let response;
+  try {
+    response = await fetch(path, { method: "POST", headers: headers(contentType), body, signal });
+  } catch (error) {
+    throw signal && signal.aborted ? error : new CallFailed("unavailable", "the gateway does not answer");
+  }
+  if (!response.ok) throw await failureOf(response);
+  return response;
+}
+
+async function call(method, request) {
+  return (await post(method, "application/json", JSON.stringify(request))).json();
+}
+
+// The messages of a stream. Each has 5 bytes before it: flags (2 marks the end, which may hold an error) and its size.
+async function* stream(method, request, signal) {
+  const message = new TextEncoder().encode(JSON.stringify(request));
+  const body = new Uint8Array(5 + message.length);
+  new DataView(body.buffer).setUint32(1, message.length);
+  body.set(message, 5);
+  const response = await post(method, "application/connect+json", body, signal);
+  const reader = response.body.getReader();
+  let held = new Uint8Array(0);
+  for (;;) {
+    const { done, value } = await reader.read().catch((error) => {
+      throw signal.aborted ? error : new CallFailed("unavailable", "the connection was lost");
+    });
+    if (done) throw new CallFailed("unavailable", "the connection was lost");
+    const joined = new Uint8Array(held.length + value.length);
+    joined.set(held);
+    joined.set(value, held.length);
+    held = joined;
+    while (held.length >= 5) {
+      const size = new DataView(held.buffer, held.byteOffset).getUint32(1);
+      if (held.length < 5 + size) break;
+      const parsed = JSON.parse(new TextDecoder().decode(held.subarray(5, 5 + size)));
+      if (held[0] & 2) {
+        if (parsed.error) throw new CallFailed(parsed.error.code, parsed.error.message || parsed.error.code);
+        return;
+      }
+      held = held.subarray(5 + size);
+      yield parsed;
+    }
+  }
+}
+
+// ---- what the page shows
+
+function say(text, wrong = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("wrong", wrong);
+}
+
+function sayFailed(error) {
+  if (error.code === "unauthenticated") {
+    byId("access").open = true;
+    byId("key").focus();
+    say("The server asks for an API key.", true);
+  } else {
+    say(`${error.code ? "Not done" : "The page failed"}: ${error.message}`, true);
+  }
+}
+
+function showButtons() {
+  buttons.write.disabled = Boolean(run) || !models.length;
+  buttons.pause.disabled = !(run && run.id);
+  buttons.stop.disabled = !run;
+  buttons.pause.textContent = run && run.paused ? "Continue" : "Pause";
+  buttons.copy.disabled = !output.textContent;
+}
+
+function add(element, text) {
+  const follows = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
+  element.append(text);
+  if (follows) output.scrollTop = output.scrollHeight;
+}
+
+async function loadModels() {
+  try {
+    const listed = await call("gruve.v1.ModelService/ListModels", {});
+    models = (listed.models || []).filter((each) => each.state === "MODEL_STATE_SERVING");
+    model.replaceChildren(...models.map((each) => new Option(each.name, each.name)));
+    model.disabled = !models.length;
+    say(models.length ? "" : "The server serves no model.", !models.length);
+    showModel();
+  } catch (error) {
+    sayFailed(error);
+  }
+  showButtons();
+}
+
+function showModel() {
+  const chosen = models.find((each) => each.name === model.value);
+  if (!chosen) return;
+  const tunes = chosen.tokenizer === "abc";
+  byId("about").textContent = chosen.description || "";
+  byId("temperature").value = Number((chosen.defaultTemperature ?? 1).toFixed(3));
+  byId("beginning").placeholder = tunes ? "M:6/8\nK:Cmaj\n" : "";
+  byId("output-heading").textContent = tunes ? "ABC notation" : "Text";
+}
+
+// ---- writing
+
+function request() {
+  const field = (id) => byId(id).value.trim();
+  const beginning = byId("beginning").value;
+  const sampling = { temperature: Number(field("temperature") || 1) };
+  if (field("seed")) sampling.seed = field("seed");
+  return {
+    newSession: { model: model.value, idleTtl: "3600s" },
+    generationId: crypto.getRandomValues(new Uint32Array(4)).join("-"),
+    maxTokens: Number(field("length")),
+    echo: true,
+    sampling,
+    ...(beginning && { text: beginning }),
+    ...(field("rate") && { maxTokensPerSecond: Number(field("rate")) }),
+  };
+}
+
+async function write() {
+  const generate = request();
+  run = { id: "", session: "", next: 0, paused: false, stopped: false, abort: new AbortController() };
+  run.beginning = generate.text || "";
+  given.textContent = written.textContent = "";
+  say("Waiting for the first token …");
+  showButtons();
+  if (byId("result").getBoundingClientRect().bottom > innerHeight) byId("result").scrollIntoView();
+  try {
+    for (let failed = 0; ; failed += 1) {
+      const before = run.next;
+      try {
+        await follow(generate);
+        break;
+      } catch (error) {
+        failed = run.next > before ? 0 : failed;
+        // Without the session's id the generation cannot be found again.
+        if (!["unavailable", "canceled"].includes(error.code) || !run.session || run.stopped || failed >= RETRIES) throw error;
+        say("The connection was lost; going on from the next token …", true);
+        await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** failed));
+        delete generate.newSession;
+        Object.assign(generate, { sessionId: run.session, fromPosition: String(run.next) });
+      }
+    }
+  } catch (error) {
+    if (run.stopped) say("Stopped.");
+    else sayFailed(error);
+  }
+  run = null;
+  showButtons();
+}
+
+// Shows text: first the beginning, as far as the model has read what was typed, then what it wrote.
+function show(text) {
+  const left = run.beginning.length - given.textContent.length;
+  let own = text.slice(0, Math.max(0, left));
+  if (!run.beginning.startsWith(given.textContent + own)) {
+    run.beginning = given.textContent;
+    own = "";
+  }
+  buttons.copy.disabled = false;
+  add(given, own);
+  add(written, text.slice(own.length));
+}
+
+// Shows one call of the stream, to the end of the generation.
+async function follow(generate) {
+  for await (const message of stream(`${GENERATIONS}/StartConversation`, { generate }, run.abort.signal)) {
+    if (!message.tokens) continue;
+    const { position, tokenIds = [], text = "", start, end } = message.tokens;
+    if (start) {
+      Object.assign(run, { id: start.generationId, session: start.sessionId, seed: start.sampling.seed });
+      if (run.paused) control({ pause: {} }); // a new call does not know of it
+      say(`${run.paused ? "Paused" : "Writing"}; seed ${run.seed}`);
+      showButtons();
+    }
+    run.next = Number(position) + tokenIds.length;
+    if (text) show(text);
+    if (end) {
+      const { generatedTokens = 0 } = end.usage || {};
+      say(`Done: ${ENDS[end.finishReason] || end.finishReason}; ${generatedTokens} tokens, seed ${run.seed}.`);
+    }
+  }
+}
+
+async function control(what) {
+  try {
+    await call(`${GENERATIONS}/Control`, { generationId: run.id, sessionId: run.session, control: what });
+    return true;
+  } catch (error) {
+    if (run) sayFailed(error);
+    return false;
+  }
+}
+
+async function pauseOrContinue() {
+  const paused = !run.paused;
+  if (!(await control(paused ? { pause: {} } : { resume: {} })) || !run) return;
+  run.paused = paused;
+  say(`${paused ? "Paused" : "Writing"}; seed ${run.seed}`);
+  showButtons();
+}
+
+async function stop() {
+  run.stopped = true;
+  if (!run.id || !(await control({ stop: {} }))) run && run.abort.abort();
+}
+
+async function copy() {
+  try {
+    await navigator.clipboard.writeText(output.textContent);
+    say("Copied.");
+  } catch { // the clipboard belongs to pages of https and of this machine alone
+    getSelection().selectAllChildren(output);
+    say("Selected; copy it from here.");
+  }
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!run) write();
+});
+buttons.pause.addEventListener("click", pauseOrContinue);
+buttons.stop.addEventListener("click", stop);
+buttons.copy.addEventListener("click", copy);
+model.addEventListener("change", showModel);
+byId("key").addEventListener("change", () => { if (!models.length) loadModels(); });
+byId("temperature").addEventListener("change", (event) => {
+  const temperature = event.target.value.trim();
+  if (run && run.id && temperature && event.target.checkValidity()) {
+    control({ changeParameters: { sampling: { temperature: Number(temperature) } } });
+  }
+});
+loadModels();
