@@ -1,0 +1,71 @@
+"""The programs of docs/other-languages.md stream through a killed server, continue a session and cancel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gruve.client import Client
+from requiring import need, need_program
+from server_process import Process
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "other-languages.md").read_text()
+
+
+def program(language: str) -> str:
+    (code,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return code
+
+
+@pytest.fixture
+def servers(tiny_repository: Path, tmp_path: Path) -> Iterator[list[str]]:
+    """The arguments of a server that has the same port and the same sessions each time it is started."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    return [str(tiny_repository), "--port", str(port), "--store", f"sqlite:{tmp_path}/sessions.db"]
+
+
+def run_through_a_killed_server(command: list[str], folder: Path, servers: list[str]) -> None:
+    """Kills the server while the program prints its first stream; the program prints what an unbroken one has."""
+    with Process(*servers) as server:
+        address = f"127.0.0.1:{server.line['port']}"
+        with Client(address) as client:
+            stream = client.generate("ROMEO:", model="tiny", new_session=True, max_tokens=150, seed=7)
+            whole = stream.text()
+            whole += client.generate("\nJULIET:", session=stream.start.session_id, max_tokens=50).text()
+        environment = os.environ | {"GRUVE_ADDRESS": address}
+        running = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        begun = running.stdout.read(20)
+        server.signal(9)
+    with Process(*servers) as server:
+        assert server.line
+        rest, errors = running.communicate(timeout=120)
+    assert (running.returncode, errors) == (0, "")
+    assert begun + rest == whole + "\ncancelled\n"
+
+
+@pytest.mark.slow
+def test_the_python_program_loses_nothing(servers, tmp_path):
+    run_through_a_killed_server([sys.executable, "-c", program("python")], tmp_path, servers)
+
+
+@pytest.mark.slow
+def test_the_node_program_loses_nothing(servers, tmp_path):
+    need_program("npm", "apt-get install npm")
+    packages = ["npm", "install", "--silent", "--no-audit", "--no-fund", "@grpc/grpc-js", "@grpc/proto-loader"]
+    installed = subprocess.run(packages, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    need("node", present=installed, install="npm install @grpc/grpc-js @grpc/proto-loader")
+    shutil.copytree(ROOT / "proto", tmp_path / "proto")
+    (tmp_path / "program.js").write_text(program("js"))
+    run_through_a_killed_server(["node", "program.js"], tmp_path, servers)
