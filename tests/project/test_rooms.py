@@ -54,6 +54,7 @@ ALONE_MAY_KNOW = {
     "ctypes": ("decode",),
     "grpc": ("serve", "client", "gateway", "bench"),
     "matplotlib": ("training", "bench"),
+    "opentelemetry": ("serve/tracing", "client/tracing", "cli/serve"),
     "prometheus_client": ("serve",),
     "redis": ("sessions/store",),
     "rich": ("cli",),

@@ -14,11 +14,13 @@ _SERVE: Final = (
     *("cryptography", "jwt", "rfc8785"),
 )
 _HTTP: Final = ("connectrpc", "starlette", "uvicorn")
+_OTEL: Final = ("opentelemetry",)
 _DRAW: Final = ("verovio",)
 MODULES: Final = {
     "serve": _SERVE,
     "draw": _DRAW,
     "http": _HTTP,
+    "otel": _OTEL,
     "serve,draw": (*_SERVE, *_DRAW),
     "train": (*_SERVE, *_DRAW, "matplotlib"),
 }

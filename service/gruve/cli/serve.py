@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_command
 from gruve.cli.identity import access_config, check_exposure, tls_files
 from gruve.cli.logs import AccessLog, log_to_standard_error
@@ -18,6 +19,7 @@ from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.receipt.signing import Sign
+    from gruve.serve.access_log import TraceCall
     from gruve.serve.server import ServeConfig, Serving
 
 DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
@@ -108,6 +110,24 @@ def _signer(path: Path | None) -> Sign | None:
     return read_private_key(path)
 
 
+def _tracer(wanted: bool) -> TraceCall | None:
+    """What traces calls with --otel; None without it. Raises `Failure` if the process has no SDK set up."""
+    if not wanted:
+        return None
+    require_extra("otel", "--otel")
+    from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
+
+    from gruve.serve.tracing import Tracing
+
+    if isinstance(get_tracer_provider(), ProxyTracerProvider):
+        raise Failure(
+            "--otel is given, and no OpenTelemetry SDK is set up that takes the traces; "
+            "start the server as `opentelemetry-instrument gruve serve --otel`",
+            exit_code=2,
+        )
+    return Tracing().begin
+
+
 def _config(args: argparse.Namespace) -> ServeConfig:
     session_key, export_key = _key(SESSION_KEY, args.session_key_file), _key(EXPORT_KEY)
     for name, (minimum, maximum) in BOUNDS.items():
@@ -140,6 +160,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         session_key=session_key,
         export_key=export_key,
         log_call=AccessLog(args.access_log, args.access_log_format) if args.access_log else None,
+        trace_call=_tracer(args.otel),
         sign_receipt=_signer(args.sign_receipts),
         store=store,
         store_synchronous=args.store_sync.upper(),

@@ -68,6 +68,12 @@ def add_flags(parser: Parser) -> None:
         variable="GRUVE_ACCESS_LOG_FORMAT",
         choices=("json", "text"),
     )
+    parser.add_argument(
+        "--otel",
+        action="store_true",
+        default=os.environ.get("GRUVE_OTEL") == "1",
+        help="trace each call with the OpenTelemetry SDK that `opentelemetry-instrument` sets up (or GRUVE_OTEL=1)",
+    )
     add_flag(
         parser,
         "--log-level",

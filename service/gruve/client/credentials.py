@@ -11,6 +11,8 @@ from typing import Any
 
 import grpc
 
+from gruve.client.tracing import trace_metadata
+
 Metadata = Sequence[tuple[str, str]]
 """Names in lower case, and values. gRPC calls carry them as HTTP/2 headers."""
 
@@ -59,8 +61,10 @@ class Access:
     interceptors: Sequence[Any] = ()
 
     def call_metadata(self) -> Metadata:
-        """The metadata of the next call."""
-        return self.metadata() if callable(self.metadata) else self.metadata
+        """The metadata of the next call, with the trace that is current."""
+        metadata = self.metadata() if callable(self.metadata) else self.metadata
+        found = trace_metadata()
+        return (*metadata, *found) if found else metadata
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
         """The credentials of a new channel. Raises `OSError` if a file cannot be read."""

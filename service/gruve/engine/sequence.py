@@ -112,7 +112,7 @@ class Progress(NamedTuple):
     incident: str | None = None
     """The id under which the log has the failure that ended the sequence; there is no finish reason then."""
     queue_s: float = 0.0
-    """In the last progress: how long the sequence waited for a slot."""
+    """How long the sequence waited for a slot, or has waited by its last progress. 0 if it has failed."""
 
     @property
     def ended(self) -> bool:

@@ -112,7 +112,9 @@ class Updater:
         """The undelivered output of a sequence that continues, with its state if one is wanted."""
         state = self._snapshot(sequence, states) if _needs_snapshot(sequence) else None
         tokens, forced = sequence.output.take(now_s)
-        return Progress(sequence.id, sequence.position + 1 - len(tokens), tokens, forced, logprobs, state=state)
+        queue_s = 0.0 if sequence.started_s is None else sequence.started_s - sequence.arrived_s
+        position = sequence.position + 1 - len(tokens)
+        return Progress(sequence.id, position, tokens, forced, logprobs, None, state, None, queue_s)
 
     def _is_due(self, sequence: Sequence, now_s: float) -> bool:
         """Whether output of a sequence that continues is to be delivered now."""

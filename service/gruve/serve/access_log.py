@@ -1,4 +1,7 @@
-"""The access log: what one line says about a call. No prompt, text, key or whole session id is ever in it."""
+"""What is recorded of a call, and the line of the access log that says it.
+
+No prompt, text, key or whole session id is ever in a line.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from gruve.serve.identity import current_identity
 
+Metadata = Iterable[tuple[str, Any]]
 LogCall = Callable[[dict[str, Any]], None]
 """Takes the fields of one line."""
 SESSION_CHARACTERS = 8
@@ -31,8 +35,24 @@ class CallFacts:
     queue_s: float | None = None
     first_token_s: float | None = None
     """From the arrival of the request to its first message with tokens."""
+    finish_reason: str = ""
+    """The reason with which the sequence ended; empty while it runs, and if it failed."""
+    admitted_s: float | None = None
+    """When the engine got the sequence. These four are monotonic times, None for what has not happened."""
+    slot_s: float | None = None
+    """When it got its first slot."""
+    decoded_s: float | None = None
+    """When its first token was decoded."""
+    sent_s: float | None = None
+    """When the first message with tokens was ready to be sent."""
+    exemplar: dict[str, str] | None = None
+    """The ids of the call's trace, for histograms; None if nobody exports it."""
 
 
+EndTrace = Callable[[str], None]
+"""Ends the trace of a call, with the name of its status."""
+TraceCall = Callable[[str, Metadata, CallFacts], EndTrace]
+"""Begins the trace of a call: its method, its metadata and its facts, which may change until it ends."""
 _current: contextvars.ContextVar[CallFacts] = contextvars.ContextVar("call_facts")
 
 
@@ -48,9 +68,7 @@ def current_call() -> CallFacts:
     return _current.get(None) or CallFacts()
 
 
-def line(
-    method: str, code: str, facts: CallFacts, seconds: float, metadata: Iterable[tuple[str, Any]]
-) -> dict[str, Any]:
+def line(method: str, code: str, facts: CallFacts, seconds: float, metadata: Metadata) -> dict[str, Any]:
     """The fields of a call's line, in their order. Times are in seconds; what a call does not have is left out."""
     identity = current_identity()
     fields = {
@@ -74,7 +92,7 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
-def _request_id(metadata: Iterable[tuple[str, Any]]) -> str:
+def _request_id(metadata: Metadata) -> str:
     """The client's `x-request-id`, if it is one that can be logged; otherwise a new id."""
     given = next((value for key, value in metadata if key == REQUEST_ID_KEY), "")
     return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

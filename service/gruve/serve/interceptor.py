@@ -17,7 +17,7 @@ import grpc
 
 from gruve.errors import Draining, GruveError, InvalidRequest, PermissionDenied, Unauthenticated
 from gruve.serve.access import Access
-from gruve.serve.access_log import LogCall, begin_call, line
+from gruve.serve.access_log import EndTrace, LogCall, TraceCall, begin_call, line
 from gruve.serve.identity import anonymous, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
 from gruve.serve.status import internal_error, shorten, status_code, trailer
@@ -67,6 +67,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         self._open = 0
         self.log_call: LogCall | None = None
         """Writes a line of the access log for each call that has ended; None for no log."""
+        self.trace_call: TraceCall | None = None
+        """Traces each call; None for no traces."""
         self.draining = False
         self.quiet = asyncio.Event()
         """Set while no call is open."""
@@ -164,6 +166,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
             self.quiet.set()
         seconds = time.monotonic() - call.started_s
         call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)
+        if call.end_trace is not None:
+            call.end_trace(code)
         if self.log_call is not None:
             self.log_call(line(call.rpc.method, code, call.facts, seconds, call.metadata()))
 
@@ -174,6 +178,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         call.rpc.metrics.started.inc()
         if self._access is None:
             set_identity(anonymous(call.context.peer()))
+        if self.trace_call is not None:
+            call.end_trace = self.trace_call(call.rpc.method, call.metadata(), call.facts)
 
 
 class _Call:
@@ -185,6 +191,7 @@ class _Call:
         self.received = 1
         self.sent = 0
         self.facts = begin_call()
+        self.end_trace: EndTrace | None = None
         self._interceptor = interceptor
         self.context = context
 

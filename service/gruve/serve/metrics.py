@@ -254,11 +254,13 @@ class ModelMetrics:
         """Counts an accepted generation."""
         self._prompt_tokens.inc(prompt_tokens)
 
-    def observe_message(self, tokens: int, since_arrival_s: float, since_last_s: float | None) -> None:
-        """Counts a message with tokens; `since_last_s` is None for the first."""
+    def observe_message(
+        self, tokens: int, since_arrival_s: float, since_last_s: float | None, exemplar: dict[str, str] | None = None
+    ) -> None:
+        """Counts a message with tokens; `since_last_s` is None for the first. `exemplar` names the call's trace."""
         self._per_message.observe(tokens)
         if since_last_s is None:
-            self._first_token.observe(since_arrival_s)
+            self._first_token.observe(since_arrival_s, exemplar)
         else:
             self._gap.observe(since_last_s)
 

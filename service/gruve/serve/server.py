@@ -28,7 +28,7 @@ from gruve.model.versions import Version, load_version
 from gruve.receipt.signing import Sign
 from gruve.serve import metrics_server
 from gruve.serve.access import Access, AccessConfig
-from gruve.serve.access_log import LogCall
+from gruve.serve.access_log import LogCall, TraceCall
 from gruve.serve.exposure import warn_if_unprotected
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
@@ -99,6 +99,8 @@ class ServeConfig:
     """Signs exported sessions. None takes the session key, unless that is random."""
     log_call: LogCall | None = None
     """Writes the access log; None for none. See `gruve.serve.access_log`."""
+    trace_call: TraceCall | None = None
+    """Traces each call; None for no traces. See `gruve.serve.tracing`."""
     sign_receipt: Sign | None = None
     """Signs the canonical form of a receipt; None leaves receipts unsigned. See `gruve.receipt.signing`."""
     store: str = "memory"
@@ -179,7 +181,7 @@ class Server:
         self.metrics = Metrics()
         access = Access(config.access, clock=clock) if config.access.authenticates else None
         self.interceptor = Interceptor(self.metrics, access)
-        self.interceptor.log_call = config.log_call
+        self.interceptor.log_call, self.interceptor.trace_call = config.log_call, config.trace_call
         store = store or open_store(config.store, synchronous=config.store_synchronous)
         key = config.session_key or _key_of(store)
         self.export_key = config.export_key or key

@@ -93,6 +93,7 @@ class Stream:
         if admission is None:
             self._end(self.generation.finish_reason or FinishReason.CANCELLED)
             return
+        self._facts.admitted_s = time.monotonic()
         self.sequence_id = self._host.admit(self._owned(admission), self)
         self._confirm()
 
@@ -114,6 +115,8 @@ class Stream:
         """Takes what a call of the engine did for the sequence; see `model_host.Listener`."""
         if progress.incident is not None:
             self._error = EngineFailed(progress.incident)
+        if self._facts.slot_s is None and self._facts.admitted_s is not None:
+            self._facts.slot_s = self._facts.admitted_s + progress.queue_s
         self._record(progress)
         if progress.finish_reason is FinishReason.PREEMPTED:
             self.queue_s += progress.queue_s
@@ -220,15 +223,18 @@ class Stream:
             self._last_message_s = now_s
             since_last_s = None if last_s is None else now_s - last_s
             if last_s is None:
-                self._facts.first_token_s = now_s - self._arrived_s
-            self._host.metrics.observe_message(len(message.token_ids), now_s - self._arrived_s, since_last_s)
+                self._facts.first_token_s, self._facts.sent_s = now_s - self._arrived_s, now_s
+            self._facts.generated_tokens = self.generation.generated
+            self._host.metrics.observe_message(
+                len(message.token_ids), now_s - self._arrived_s, since_last_s, self._facts.exemplar
+            )
 
     def _record(self, progress: Progress) -> None:
         """Records progress in the session and puts its tokens into the send buffer."""
         if apply_progress(self.running.session, self.generation, progress):
             self._last_token_s = time.monotonic()
             if self._first_token_s is None:
-                self._first_token_s = self._last_token_s
+                self._first_token_s = self._facts.decoded_s = self._last_token_s
         self._buffer.add(progress.position, progress.tokens, progress.logprobs)
 
     def _wake(self) -> None:
@@ -252,6 +258,7 @@ class Stream:
                 )
         self.ended.set()
         self._facts.generated_tokens = generation.generated
+        self._facts.finish_reason = reason.value if reason else ""
         self._facts.queue_s = self.queue_s if self.sequence_id is not None else None
         if self.reservation is not None:
             self.reservation.close(self._used_tokens(), time.monotonic())
