@@ -84,19 +84,19 @@ def test_every_gruve_command_runs(line, address, tmp_path):
 
 
 def test_the_first_python_example_completes_a_prompt(address, tmp_path):
-    code, _, _ = blocks("python")
+    code, *_ = blocks("python")
     text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
     assert len(text) == 101
 
 
 def test_the_python_example_streams_and_goes_on(address, tmp_path):
-    _, code, _ = blocks("python")
+    _, code, *_ = blocks("python")
     text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
     assert len(text) == 300
 
 
 def test_the_python_example_steers_and_forks(address, tmp_path):
-    _, _, code = blocks("python")
+    _, _, code, *_ = blocks("python")
     text = run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path)
     assert len(text) == 300
 
@@ -104,6 +104,29 @@ def test_the_python_example_steers_and_forks(address, tmp_path):
 @pytest.mark.parametrize("code", guide_examples(), ids=lambda code: code.strip().splitlines()[0][:40])
 def test_the_examples_of_the_guides_run(code, address, tmp_path):
     assert run([sys.executable, "-c", code.replace("localhost:50051", address)], address, tmp_path).strip()
+
+
+@pytest.fixture(scope="module")
+def http(address: str) -> Iterator[str]:
+    """The address of a gateway before the server."""
+    command = [str(GRUVE), "gateway", "--server", address, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as gateway:
+        yield f"localhost:{json.loads(gateway.stdout.readline())['port']}"
+        gateway.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "line", [line for text in (README, guide("http")) for line in text.splitlines() if line.startswith("curl ")]
+)
+def test_every_call_over_http_is_answered(line, http, address, tmp_path):
+    need_program("curl", "apt-get install curl")
+    answer = run(["bash", "-c", line.replace("localhost:8080", http)], address, tmp_path)
+    assert '"tokens_sha256":' in answer
+
+
+@pytest.mark.parametrize("code", [blocks("python")[3], *blocks("python", guide("http"))], ids=["readme", "guide"])
+def test_the_examples_of_the_openai_client_run(code, http, address, tmp_path):
+    assert len(run([sys.executable, "-c", code.replace("localhost:8080", http)], address, tmp_path)) >= 80
 
 
 def test_the_example_with_tls_and_a_key_runs(tmp_path):

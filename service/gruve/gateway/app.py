@@ -18,6 +18,7 @@ from gruve.gateway.body import BodyBounds
 from gruve.gateway.caller import CallerMiddleware, caller_metadata
 from gruve.gateway.config import GatewayConfig
 from gruve.gateway.errors import Refused
+from gruve.gateway.events import generate
 from gruve.gateway.forms import on_error
 from gruve.gateway.health import health
 from gruve.gateway.openai.logprobs import TokenTexts
@@ -41,7 +42,13 @@ def create_app(config: GatewayConfig) -> Starlette:
             yield
 
     app = Starlette(
-        routes=[Route("/health", health), *openai.ROUTES, *rpc.routes(servers, config), *page.ROUTES],
+        routes=[
+            Route("/health", health),
+            Route("/v1/generate", generate, methods=["GET", "POST"]),
+            *openai.ROUTES,
+            *rpc.routes(servers, config),
+            *page.ROUTES,
+        ],
         middleware=[
             Middleware(OriginCheck, allowed=config.allowed_origins),
             Middleware(

@@ -8,6 +8,9 @@ from gruve.client.messages import GenerateOptions
 from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import Fields
 
+MAX_JSON_SEED = 1 << 53
+"""A seed that the gateway draws is below this, so that every reader of JSON keeps it exactly."""
+
 
 def take_options(fields: Fields) -> GenerateOptions:
     """Reads the options. Their bounds are the server's to check, except that a number has to be one."""

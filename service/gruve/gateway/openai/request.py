@@ -10,14 +10,12 @@ from gruve.client import GenerateOptions
 from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import Fields
-from gruve.gateway.sampling import take_options
+from gruve.gateway.sampling import MAX_JSON_SEED, take_options
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 MAX_CHOICES = 128
 """The most answers to one request: prompts times `n`."""
-MAX_JSON_SEED = 1 << 53
-"""A seed that the gateway draws is below this, so that every reader of JSON keeps it exactly."""
 
 
 @dataclass(frozen=True, slots=True)
