@@ -17,7 +17,8 @@ from gruve.cli.terminal import Failure
 if TYPE_CHECKING:
     from gruve.gateway.config import GatewayConfig, HttpTls
 
-DESCRIPTION = """Offer servers over HTTP until Ctrl-C or SIGTERM: OpenAI's completions, for clients that speak no gRPC.
+DESCRIPTION = """Offer servers over HTTP until Ctrl-C or SIGTERM: OpenAI's completions, for clients that speak no gRPC;
+Connect and gRPC-Web, for browsers; and a page for people at /.
 
 When it is ready it prints one line of JSON on standard output, {"event": "serving", "port": ...}; logs are JSON
 lines on standard error.
