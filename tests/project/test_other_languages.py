@@ -69,3 +69,16 @@ def test_the_node_program_loses_nothing(servers, tmp_path):
     shutil.copytree(ROOT / "proto", tmp_path / "proto")
     (tmp_path / "program.js").write_text(program("js"))
     run_through_a_killed_server(["node", "program.js"], tmp_path, servers)
+
+
+@pytest.mark.slow
+def test_the_go_program_loses_nothing(servers, tmp_path):
+    need_program("protoc-gen-go-grpc", "apt-get install protoc-gen-go-grpc, and what docs/other-languages.md names")
+    need_program("go", "apt-get install golang-go, and what docs/other-languages.md names")
+    shutil.copytree(ROOT / "proto", tmp_path / "proto")
+    source = tmp_path / "src" / "example" / "program"
+    source.mkdir(parents=True)
+    (source / "main.go").write_text(program("go"))
+    built = subprocess.run(["bash", "-euc", program("bash")], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    run_through_a_killed_server([str(tmp_path / "program")], tmp_path, servers)
