@@ -81,6 +81,30 @@ def plot_decode(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_overload(rows: Sequence[Row], path: Path) -> None:
+    """The time to first token alone and beside many streams on the left, goodput against load on the right."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    single = [row for row in rows if row["what"] == "neighbour" and row["streams"] == 1]
+    labels = ["alone" if row["beside"] == 0 else f"beside {row['beside']} streams" for row in single]
+    for i, (key, label) in enumerate((("ttft_ms_p50", "p50"), ("ttft_ms_p99", "p99"))):
+        places = [x + (i - 0.5) * 0.4 for x in range(len(single))]
+        colour = OURS_COLOUR if i == 0 else PEER_COLOURS[0]
+        left.bar(places, [_number(row[key]) for row in single], 0.4, color=colour, label=label)
+    left.set_xticks(range(len(single)), labels)
+    left.set_ylabel("time to first token, ms")
+    left.set_title("a tenant with one stream at a time")
+    left.legend(fontsize="small")
+    loads = [row for row in rows if row["what"] == "open"]
+    offered = [_number(row["load"]) for row in loads]
+    right.plot(offered, [_number(row["goodput_tokens_per_s"]) for row in loads], "o-", color=OURS_COLOUR)
+    right.set_ylim(bottom=0)
+    right.set(xlabel="arrivals, as a multiple of the capacity", ylabel="tokens/s of requests in time", title="goodput")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
 def plot_gpu(rows: Sequence[Row], path: Path) -> None:
     """Microseconds of a step against batch size on a GPU, one column per size, above its lower bound."""
     steps = [row for row in rows if row["what"] == "step"]

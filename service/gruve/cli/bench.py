@@ -30,6 +30,7 @@ examples:
   gruve bench serve --quick                      64 sessions against a server of its own
   gruve bench peers --plot peers.svg             installs the peers into .bench and compares; half an hour
   gruve bench chaos --quick                      kills servers under 64 streams and compares every token
+  gruve bench overload --plot overload.svg       500 streams beside one, and 5 times the capacity
   gruve bench gpu --plot gpu.svg                 proves and measures the GPU path, in under 8 minutes
   gruve bench bits                               a digest for comparing CPUs
 """
@@ -63,6 +64,10 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     _kind(kinds, "front", "What the server delivers over a backend that computes nothing.", _front)
     sessions = _kind(kinds, "sessions", "What keeping sessions costs: durable, evicted, rewound, many.", _sessions)
     add_flag(sessions, "--stored", bounded(int, 1, None), None, "sessions that one server serves", metavar="N")
+    overload = _kind(
+        kinds, "overload", "More than a server can give: a greedy neighbour, too many, refusals.", _overload
+    )
+    _plot(overload)
     chaos = _kind(kinds, "chaos", CHAOS, _chaos)
     add_flag(chaos, "--scenarios", words, None, "what is done", metavar="LIST")
     gpu = _kind(kinds, "gpu", "The GPU path: proofs, a step beside its peers and the GPU's floor, the server.", _gpu)
@@ -163,6 +168,12 @@ def _growth(args: argparse.Namespace) -> int:
     from gruve.bench.growth import GrowthBenchConfig, run_growth
 
     return _end(run_growth(_config(GrowthBenchConfig, args, "plot"), _say), args)
+
+
+def _overload(args: argparse.Namespace) -> int:
+    from gruve.bench.overload import OverloadBenchConfig, run_overload
+
+    return _end(run_overload(_config(OverloadBenchConfig, args, "plot"), _say), args)
 
 
 def _gpu(args: argparse.Namespace) -> int:

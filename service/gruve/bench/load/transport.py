@@ -73,9 +73,12 @@ class Transport(Protocol):
 class GruveTransport:
     """gRPC with raw bytes, round-robin over several connections."""
 
-    def __init__(self, target: str, channels: int) -> None:
+    def __init__(self, target: str, channels: int, api_key: str = "", timeout_s: float | None = None) -> None:
+        """`api_key` is sent with each call if it is not empty; `timeout_s` is each generation's deadline."""
         self._target = target
         self._count = channels
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._timeout_s = timeout_s
         self._channels: list[Any] = []
         self._turns: Any = None
 
@@ -89,7 +92,7 @@ class GruveTransport:
 
     async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
         """One Generate call."""
-        call = next(self._turns)(_generate_request(ask))
+        call = next(self._turns)(_generate_request(ask), timeout=self._timeout_s, metadata=self._metadata)
         try:
             while (raw := await call.read()) is not EOF:
                 yield raw
@@ -107,7 +110,7 @@ class GruveTransport:
     async def forget(self, session: str) -> None:
         """DeleteSession."""
         request = session_pb2.DeleteSessionRequest(session_id=session).SerializeToString()
-        await self._channels[0].unary_unary(DELETE)(request)
+        await self._channels[0].unary_unary(DELETE)(request, metadata=self._metadata)
 
     async def close(self) -> None:
         """Closes the channels."""
@@ -115,9 +118,11 @@ class GruveTransport:
             await channel.close()
 
 
-def connect(target: str, channels: int) -> functools.partial[GruveTransport]:
+def connect(
+    target: str, channels: int, api_key: str = "", timeout_s: float | None = None
+) -> functools.partial[GruveTransport]:
     """Returns a factory of `GruveTransport`, which can be pickled and sent to a client process."""
-    return functools.partial(GruveTransport, target, channels)
+    return functools.partial(GruveTransport, target, channels, api_key, timeout_s)
 
 
 class HttpTransport:
