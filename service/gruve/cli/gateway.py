@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_tls(servers)
     _add_http(parser.add_argument_group("http"))
+    parser.add_argument(
+        "--end-with-stdin",
+        action="store_true",
+        help="end when standard input is closed, so that it ends with the process that started it",
+    )
     add_flag(
         parser,
         "--log-level",
@@ -126,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     log_to_standard_error(args.log_level)
     from gruve.gateway.server import serve
 
-    asyncio.run(serve(config, _tell))
+    asyncio.run(serve(config, _tell, sys.stdin if args.end_with_stdin else None))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_command
+from gruve.cli.http_beside import GatewayBeside
 from gruve.cli.identity import access_config, check_exposure, tls_files
 from gruve.cli.logs import AccessLog, log_to_standard_error
 from gruve.cli.model_folder import BUILTIN, BUILTIN_NAMES, USUAL, models_folder
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
 
 When it is ready it prints one line of JSON on standard output, {"event": "serving", "port": ..., "metrics_port": ...,
-"models": [...]}; logs are JSON lines on standard error.
+"models": [...]}, with "http_port" too if it serves HTTP; logs are JSON lines on standard error.
 
 Sessions outlive the server in --store: a file, for one server, or a Redis, for several servers, each of which can serve
 any session. On SIGTERM the server ends running streams at once, and their clients resume them on another server, or on
@@ -36,6 +37,7 @@ examples:
   gruve serve                                    ./models, or the model that comes with gruve, on localhost:50051
   gruve serve --models models/folk               this model alone
   gruve serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --keys keys.json     for other machines too
+  gruve serve --http-port 8080                   OpenAI's completions on this port too, for the simple case
   gruve serve --port 0 --metrics-port 0          any free ports; the line on standard output names them
   gruve serve --store redis://cache:6379/0       sessions that every server with this --store can continue
   gruve serve --store sqlite:/var/lib/gruve/sessions.db --store-sync full
@@ -53,6 +55,7 @@ SESSION_KEY, EXPORT_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", "GRUVE_EXPORT_KE
 STORED_TTL_S, MEMORY_TTL_S = 30 * 86_400.0, 3_600.0
 BOUNDS: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
+    "http_port": (0, 65_535),
     "metrics_port": (0, 65_535),
     "threads": (1, 256),
     "slots": (1, 65_536),
@@ -82,7 +85,12 @@ def run(args: argparse.Namespace) -> int:
         log.info("there is no folder of models here; the model that comes with gruve is served", extra=found)
     from gruve.serve.server import serve
 
-    asyncio.run(serve(config, _tell))
+    beside = None if args.http_port is None else GatewayBeside(args.host, args.http_port)
+    try:
+        asyncio.run(serve(config, lambda serving: _tell(serving, beside)))
+    finally:
+        if beside is not None:
+            beside.end()
     return 0
 
 
@@ -137,6 +145,11 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     models = models_folder(args.models)
     tls, access = tls_files(args), access_config(args)
     check_exposure(args.host, tls, access, insecure=args.insecure)
+    if args.http_port is not None:
+        require_extra("http", "--http-port")
+        if tls is not None:
+            why = "is given with --tls-cert; start `gruve gateway` with the certificates of both its sides instead"
+            raise Failure(f"--http-port {why}", exit_code=2)
     store = default_store() if args.store == "sqlite" else args.store
     ttl_s = args.session_ttl
     if ttl_s is None:
@@ -180,11 +193,13 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     )
 
 
-def _tell(serving: Serving) -> None:
+def _tell(serving: Serving, beside: GatewayBeside | None) -> None:
+    http = {} if beside is None else {"http_port": beside.start(serving.port)}
     line = {
         "event": "serving",
         "port": serving.port,
         "metrics_port": serving.metrics_port,
+        **http,
         "models": list(serving.models),
     }
     print(json.dumps(line), flush=True)

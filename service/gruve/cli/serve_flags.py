@@ -31,6 +31,15 @@ def add_flags(parser: Parser) -> None:
     add_flag(where, "--port", int, 50051, "gRPC's port, 0 for any free one", variable="GRUVE_PORT", metavar="N")
     add_flag(
         where,
+        "--http-port",
+        int,
+        None,
+        "also serve HTTP on this port, 0 for any free one, by a `gruve gateway` of its own that ends with the server",
+        variable="GRUVE_HTTP_PORT",
+        metavar="N",
+    )
+    add_flag(
+        where,
         "--metrics-host",
         str,
         "127.0.0.1",

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import uvicorn
 
@@ -31,17 +32,35 @@ class Gateway(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
+    def end(self) -> None:
+        """Begins to shut down."""
+        self.should_exit = True
 
-async def serve(config: GatewayConfig, ready: Callable[[int], None]) -> None:
+
+class Lifeline(asyncio.Protocol):
+    """Calls `end` when the process on the other side of a pipe has closed it, or has ended."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The pipe is closed."""
+        self._end()
+
+
+async def serve(config: GatewayConfig, ready: Callable[[int], None], lifeline: IO[Any] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; calls `ready` with the port once requests are answered.
 
-    Running responses may continue for `drain_s`. Raises `CannotListen` if the port cannot be used and
-    `CredentialsBroken` if the certificate cannot.
+    It also ends when `lifeline`, a pipe from another process, is closed. Running responses may continue for `drain_s`.
+    Raises `CannotListen` if the port cannot be used and `CredentialsBroken` if the certificate cannot.
     """
     listening = listen(config.host, config.port)
     port: int = listening.getsockname()[1]
     with listening, _uvicorns_signals():
-        await Gateway(uvicorn_config(config), lambda: ready(port)).serve([listening])
+        gateway = Gateway(uvicorn_config(config), lambda: ready(port))
+        if lifeline is not None:
+            await asyncio.get_running_loop().connect_read_pipe(lambda: Lifeline(gateway.end), lifeline)
+        await gateway.serve([listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
