@@ -14,6 +14,7 @@ from gruve.bench.peers.environments import NotInstalled, environment
 from gruve.bench.peers.measure import PeersBenchConfig, best_peer, run_peers
 from gruve.bench.peers.systems import SYSTEMS
 from gruve.bench.plots import plot_decode, plot_peers
+from gruve.bench.protection import ProtectionBenchConfig, run_protection
 from gruve.bench.serve import ServeBenchConfig, run_serve
 from gruve.bench.server_ceiling import CeilingBenchConfig, run_server_ceiling
 from gruve.bench.sessions import SessionsBenchConfig, run_sessions
@@ -47,6 +48,15 @@ def test_front_delivers_whole_streams_of_a_backend_that_computes_nothing():
     assert (one["sessions"], five["sessions"], one["failed"], five["failed"]) == (1, 5, 0, 0)
     assert 0 < one["tokens_per_s"] <= one["made_tokens_per_s"]
     assert five["tokens_per_message"] > 1
+
+
+@pytest.mark.slow
+def test_protection_compares_servers_with_keys_and_tls_to_a_plain_one():
+    config = ProtectionBenchConfig(size=TINY, sessions=4, rounds=1, warm_s=0.2, seconds=0.6, client_processes=1)
+    rows = json.loads(run_protection(dataclasses.replace(config, decode=CPU), lambda _: None).to_json())["rows"]
+    assert [row["protection"] for row in rows] == ["none", "keys", "keys and TLS"]
+    assert (rows[0]["tokens_ratio"], rows[0]["cpu_ratio"]) == (1.0, 1.0)
+    assert all(row["tokens_per_s"] > 0 and row["failed"] == 0 for row in rows)
 
 
 @pytest.mark.slow

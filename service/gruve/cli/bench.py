@@ -62,6 +62,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     growth = _kind(kinds, "growth", "Speed and memory against active and idle sessions.", _growth)
     _plot(growth)
     _kind(kinds, "front", "What the server delivers over a backend that computes nothing.", _front)
+    _kind(kinds, "protection", "What API keys and TLS cost, beside the same server without them.", _protection)
     sessions = _kind(kinds, "sessions", "What keeping sessions costs: durable, evicted, rewound, many.", _sessions)
     add_flag(sessions, "--stored", bounded(int, 1, None), None, "sessions that one server serves", metavar="N")
     overload = _kind(
@@ -81,6 +82,12 @@ def _front(args: argparse.Namespace) -> int:
     from gruve.bench.server_ceiling import CeilingBenchConfig, run_server_ceiling
 
     return _end(run_server_ceiling(_config(CeilingBenchConfig, args), _say), args)
+
+
+def _protection(args: argparse.Namespace) -> int:
+    from gruve.bench.protection import ProtectionBenchConfig, run_protection
+
+    return _end(run_protection(_config(ProtectionBenchConfig, args), _say), args)
 
 
 def _sessions(args: argparse.Namespace) -> int:

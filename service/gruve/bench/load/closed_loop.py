@@ -39,10 +39,16 @@ class Side:
         client_processes: int,
         channels: int,
         choose: Callable[[Model, DecodeConfig], Backend] | None = None,
+        *,
+        key: str = "",
+        ca: bytes | None = None,
     ) -> None:
-        """`choose` is that of `gruve.serve.server.serve`. It is sent to another process, so it must be picklable."""
+        """`choose` is that of `gruve.serve.server.serve`. It is sent to another process, so it must be picklable.
+
+        `key` and `ca` are those of `GruveTransport`.
+        """
         self.server = stack.enter_context(Server(config, choose))
-        self.clients = stack.enter_context(Clients(connect(self.server.target, channels), client_processes))
+        self.clients = stack.enter_context(Clients(connect(self.server.target, channels, key, ca=ca), client_processes))
 
     def load(self, workload: Workload, sessions: int, warm_s: float, seconds: float) -> Loaded:
         """Runs `sessions` concurrent sessions and measures them for `seconds`, after `warm_s` of warm-up."""

@@ -73,8 +73,19 @@ class Transport(Protocol):
 class GruveTransport:
     """gRPC with raw bytes, round-robin over several connections."""
 
-    def __init__(self, target: str, channels: int, api_key: str = "", timeout_s: float | None = None) -> None:
-        """`api_key` is sent with each call if it is not empty; `timeout_s` is each generation's deadline."""
+    def __init__(
+        self,
+        target: str,
+        channels: int,
+        api_key: str = "",
+        timeout_s: float | None = None,
+        ca: bytes | None = None,
+    ) -> None:
+        """`api_key` is sent with each call if it is not empty; `timeout_s` is each generation's deadline.
+
+        With `ca`, the certificate of an authority, it connects with TLS.
+        """
+        self._ca = ca
         self._target = target
         self._count = channels
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
@@ -85,7 +96,13 @@ class GruveTransport:
     async def open(self) -> None:
         """Opens the channels. Each has a subchannel pool of its own; otherwise they would share one connection."""
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        self._channels = [grpc.aio.insecure_channel(self._target, options=options) for _ in range(self._count)]
+        if self._ca is None:
+            self._channels = [grpc.aio.insecure_channel(self._target, options=options) for _ in range(self._count)]
+        else:
+            credentials = grpc.ssl_channel_credentials(self._ca)
+            self._channels = [
+                grpc.aio.secure_channel(self._target, credentials, options=options) for _ in range(self._count)
+            ]
         for channel in self._channels:
             await channel.channel_ready()
         self._turns = itertools.cycle([channel.unary_stream(GENERATE) for channel in self._channels])
@@ -119,10 +136,10 @@ class GruveTransport:
 
 
 def connect(
-    target: str, channels: int, api_key: str = "", timeout_s: float | None = None
+    target: str, channels: int, api_key: str = "", timeout_s: float | None = None, ca: bytes | None = None
 ) -> functools.partial[GruveTransport]:
     """Returns a factory of `GruveTransport`, which can be pickled and sent to a client process."""
-    return functools.partial(GruveTransport, target, channels, api_key, timeout_s)
+    return functools.partial(GruveTransport, target, channels, api_key, timeout_s, ca)
 
 
 class HttpTransport:
