@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -82,3 +84,42 @@ def test_the_go_program_loses_nothing(servers, tmp_path):
     built = subprocess.run(["bash", "-euc", program("bash")], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     run_through_a_killed_server([str(tmp_path / "program")], tmp_path, servers)
+
+
+@contextlib.contextmanager
+def gateway(address: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "gruve.cli", "gateway", "--server", address, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_the_curl_commands_lose_nothing(servers, tmp_path):
+    need_program("curl", "apt-get install curl")
+    with contextlib.ExitStack() as stack:
+        with Process(*servers) as server:
+            address = f"127.0.0.1:{server.line['port']}"
+            with Client(address) as client:
+                whole = client.complete("ROMEO:", model="tiny", max_tokens=150, seed=7)
+                first = client.generate("ROMEO:", model="tiny", new_session=True, max_tokens=16, seed=7)
+                first.text()
+                continued = client.generate("\nJULIET:", session=first.start.session_id, max_tokens=16).text()
+            environment = os.environ | {"GATEWAY": stack.enter_context(gateway(address))}
+            command = ["bash", "-eu", "-c", program("shell")]
+            running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            begun = [running.stdout.readline() for _ in range(30)]
+            server.signal(9)
+        stack.enter_context(Process(*servers))
+        output = "".join(begun) + running.communicate(timeout=120)[0]
+    assert running.returncode == 0
+    streams = re.split(r"^retry: .*\n", output, flags=re.MULTILINE)[1:]
+    texts = [
+        [json.loads(line[6:]).get("text", "") for line in re.findall(r"^data: .*", s, re.MULTILINE)] for s in streams
+    ]
+    assert "".join(texts[0]) == whole
+    assert "".join(texts[1]) == whole[100 - 1 - len("ROMEO:") :]
+    assert whole.startswith("".join(texts[2]))
+    assert json.loads(output[output.rindex('{"id"') :])["choices"][0]["text"] == continued
