@@ -11,7 +11,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 QUOTED = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL))
 PATH = re.compile(r"[\w./-]+(\.(py|cpp|h|md|txt|proto|json|toml)|/)")
 NAME = re.compile(r"_?[A-Za-z]\w*(\._?[A-Za-z]\w*)*")
-WORDS = {"errors", "tune", "model", "training", "decode", "engine", "sessions", "serve", "client", "bench", "cli"}
+WORDS = {path.stem for path in SOURCE.iterdir()}
 """The rooms."""
 
 
