@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gruve.errors import InvalidField, LimitExceeded
+from gruve.serve.access import AccessConfig
+from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
 from gruve.serve.ledger import MAX_IDLE_TENANTS, Ledger
+from gruve.v1 import generation_pb2 as g
+from gruve.v1 import session_pb2 as s
 from serving import HELD, read, refusal, token, until
 
 TENANT = Limits(streams=3, waiting=2, tokens_per_minute=600, requests_per_minute=30)
@@ -150,3 +154,52 @@ def test_tokens_not_generated_are_given_back_after_the_end_and_after_a_cancel(st
         until(lambda n=cancelled: server.metric("gruve_requests_total", model="tiny", finish_reason="cancelled") > n)
     failure = refusal(lambda: server.generate(max_tokens=1_001))
     assert (failure.metadata["limit"], failure.retry_after_s) == ("tokens_per_minute", None)
+
+
+class Tenant:
+    """The calls of one key."""
+
+    def __init__(self, server, key):
+        self.server, self.how = server, {"metadata": [("authorization", f"Bearer {key}")], "timeout": 20}
+
+    def create(self):
+        request = s.CreateSessionRequest(session=g.NewSession(model="tiny"))
+        return self.server.sessions.CreateSession(request, **self.how).session.id
+
+    def call(self, rpc, **fields):
+        return getattr(self.server.sessions, rpc)(getattr(s, f"{rpc}Request")(**fields), **self.how)
+
+    def fork(self, session_id, count):
+        branches = [{}] * count
+        return self.call("ForkSession", session_id=session_id, branches=branches).sessions
+
+    def generate(self):
+        request = g.GenerateRequest(max_tokens=3, new_session={"model": "tiny"})
+        return list(self.server.generation.Generate(request, **self.how))
+
+
+def test_no_call_makes_a_session_too_many_over_the_wire_not_even_after_a_restart(start, sqlite, tmp_path):
+    keys = tmp_path / "keys.json"
+    ann_key, bob_key = (add_key(keys, name, name, limits=Limits(sessions=n)) for name, n in [("ann", 3), ("bob", 9)])
+    how = {"store": sqlite, "access": AccessConfig(keys=keys), "total_limits": Limits(sessions=4)}
+    server = start(**how)
+    ann = Tenant(server, ann_key)
+    first = ann.create()
+    blob = ann.call("ExportSession", session_id=first).blob
+    assert refusal(lambda: ann.fork(first, 3)).metadata["limit"] == "sessions"
+    ann.fork(first, 1)
+    ann.generate()
+    server.stop().result(20)
+    server = start(**how)
+    ann, bob = Tenant(server, ann_key), Tenant(server, bob_key)
+    makers = (ann.create, lambda: ann.fork(first, 1), lambda: ann.call("ImportSession", blob=blob), ann.generate)
+    for make in makers:
+        failure = refusal(make)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
+        assert failure.message == "3 sessions exist and 1 more is asked for; the tenant's limit sessions is 3"
+        assert (failure.metadata["bound"], failure.retry_after_s) == ("3", None)
+    bob.create()
+    assert "4 sessions exist and 1 more is asked for; the server's limit" in refusal(bob.create).message
+    ann.call("DeleteSession", session_id=first)
+    ann.call("ImportSession", blob=blob)
+    assert "the tenant's limit sessions is 3" in refusal(ann.generate).message

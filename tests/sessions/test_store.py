@@ -16,6 +16,7 @@ from gruve.model.sampling import SamplingParameters
 from gruve.sessions.encoding import prepare_write, unpack_head, unpack_session
 from gruve.sessions.record import Change
 from gruve.sessions.rewind import rewind
+from gruve.sessions.store import ALL_TENANTS
 from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.redis import RedisStore
 from gruve.sessions.store.sqlite import SqliteStore
@@ -206,6 +207,30 @@ def test_a_tenant_is_kept_and_lists_its_own_sessions_alone(make):
         assert load(store, f"s{at}").tenant == tenant
     assert store.page("a", "", None, 9, NOW) == store.page("nobody", "", None, 9, NOW) == []
     assert store.count() == len(tenants)
+
+
+@all_stores
+def test_live_sessions_are_counted_for_a_tenant_and_for_all_without_those_excluded(make):
+    store = make()
+    for i, tenant in enumerate(["ann", "ann", "ann", "bob", "default"]):
+        session = session_of(f"s{i}", tenant=tenant)
+        save(store, session, release=True)
+    assert store.delete("s0", "me", 1)
+    assert [store.count_live(t, NOW, [], 0) for t in ("ann", "bob", "default", "eve")] == [2, 1, 1, 0]
+    assert store.count_live(ALL_TENANTS, NOW, [], 0) == 4
+    assert store.count_live(ALL_TENANTS, NOW, ["s1", "s3", "s0", "unknown"], 0) == 2
+    assert store.count_live("ann", NOW, {"s1", "s3"}, 0) == 1
+    assert 2 <= store.count_live("ann", NOW, [], 3) <= 3
+
+
+@all_stores
+def test_expired_sessions_do_not_count_before_they_are_removed(make):
+    store = make()
+    save(store, session_of("brief", ttl_s=0.05), session_of("long", ttl_s=100.0), release=True)
+    give_up_s = time.monotonic() + 20.0
+    while store.count_live("default", NOW + 1.0, [], 0) != 1:  # Redis has a clock of its own
+        assert time.monotonic() < give_up_s
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("make", ["memory", "sqlite"], indirect=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.encoding import prepare_write, unpack_session
-from gruve.sessions.record import Generation, Session
+from gruve.sessions.record import DEFAULT_TENANT, Generation, Session
 
 NOW = 1.7e9
 
 
-def session_of(id_="a", created_s=NOW, model="m", tokens=0, ttl_s=100.0):
-    session = Session(id_, model, "d" * 64, "n", ttl_s, created_s, created_s, tokenizer_digest="t")
+def session_of(id_="a", created_s=NOW, model="m", tokens=0, ttl_s=100.0, tenant=DEFAULT_TENANT):
+    session = Session(id_, model, "d" * 64, "n", ttl_s, created_s, created_s, tenant, tokenizer_digest="t")
     session.transcript.extend(i * 7 % 65_536 for i in range(tokens))
     return session
 

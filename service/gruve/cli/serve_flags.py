@@ -10,7 +10,7 @@ from gruve.cli.flags import Parser, add_flag
 from gruve.cli.identity import add_identity
 from gruve.cli.model_folder import add_models
 
-LIMITS = ("streams", "waiting", "tokens-per-minute", "requests-per-minute")
+LIMITS = ("streams", "waiting", "sessions", "tokens-per-minute", "requests-per-minute")
 """The limits that `--tenant-limits` and `--total-limits` know."""
 
 
@@ -182,7 +182,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--total-limits",
         limits,
         "",
-        "what all tenants together may use; names are streams, waiting, tokens-per-minute, requests-per-minute",
+        "what all tenants together may use; names are streams, waiting, sessions, tokens-per-minute, "
+        "requests-per-minute",
         variable="GRUVE_TOTAL_LIMITS",
         metavar="NAME=N,...",
     )

@@ -41,6 +41,8 @@ class Limits:
     """Streams that run or wait."""
     waiting: int | None = None
     """Requests that wait for a slot."""
+    sessions: int | None = None
+    """Sessions, in memory and in the store."""
     tokens_per_minute: int | None = None
     requests_per_minute: int | None = None
 

@@ -2,7 +2,7 @@
 
 A stream reserves all tokens that it may use when it is admitted, and gives back at its end what it did not use. Limits
 of tokens and requests are token buckets: they hold a minute's worth, and refill evenly. Pure: no gRPC and no clock (a
-time is an argument).
+time is an argument). The limit of sessions is checked where sessions are counted; the ledger only says what it is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 
 from gruve.errors import LimitExceeded
 from gruve.serve.identity import Limits
+from gruve.sessions.persistence import SessionBounds
 
 MINUTE_S = 60.0
 MAX_IDLE_TENANTS = 1_024
@@ -100,6 +101,10 @@ class Ledger:
         names = [field.name for field in dataclasses.fields(Limits)]
         values = {name: getattr(own, name) for name in names}
         return Limits(**{n: getattr(self._tenant, n) if v is None else v for n, v in values.items()})
+
+    def session_bounds(self, own: Limits) -> SessionBounds:
+        """How many sessions a tenant with these limits may have, and all tenants together."""
+        return SessionBounds(self.limits_of(own).sessions, self._total.sessions)
 
     def begin(self, tenant: str, own: Limits, now_s: float, *, waiting: int = 0, all_waiting: int = 0) -> Reservation:
         """Counts a request and opens a stream. Raises `LimitExceeded`, and then counts nothing.

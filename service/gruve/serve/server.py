@@ -300,7 +300,7 @@ class Server:
         opener = GenerationOpener(self.persistence, self.models)
         ledger = Ledger(self.config.total_limits, self.config.tenant_limits)
         generations = GenerationServicer(self.models, opener, ledger, self.config.sign_receipt)
-        sessions = SessionServicer(self.models, self.persistence, self.export_key, MAX_REQUEST_BYTES)
+        sessions = SessionServicer(self.models, self.persistence, ledger, self.export_key, MAX_REQUEST_BYTES)
         models = ModelServicer(self.models)
 
         def add_services(server: grpc.aio.Server) -> None:

@@ -13,6 +13,7 @@ import grpc
 from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
 from gruve.serve import messages, validation
 from gruve.serve.identity import current_identity
+from gruve.serve.ledger import Ledger
 from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.paging import MAX_PAGE_BYTES, page_size, page_start, page_token
 from gruve.sessions.encoding import unpack_head
@@ -40,11 +41,17 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     """Serves `gruve.v1.SessionService`."""
 
     def __init__(
-        self, models: ModelHosts, persistence: Persistence, export_key: bytes | None, most_request_bytes: int
+        self,
+        models: ModelHosts,
+        persistence: Persistence,
+        ledger: Ledger,
+        export_key: bytes | None,
+        most_request_bytes: int,
     ) -> None:
-        """Without `export_key`, export and import are refused."""
+        """`ledger` knows how many sessions a tenant may have. Without `export_key`, export and import are refused."""
         self._models = models
         self._persistence = persistence
+        self._ledger = ledger
         self._export_key = export_key
         self._most_blob_bytes = most_request_bytes - ENVELOPE_BYTES
 
@@ -58,6 +65,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidField("session", "absent; it must name a model")
         ttl_s = validation.validate_ttl(request.session, "session.idle_ttl", self._persistence.config.idle_ttl_s)
         async with self._models.use(request.session.model) as host:
+            await self._check_quota(1)
             session = self._persistence.create(host.model.name, host.model.digest, host.numerics_id, ttl_s, _owner())
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
@@ -121,6 +129,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
         seeds = [branch.seed if branch.HasField("seed") else secrets.randbits(64) for branch in request.branches]
         async with self._persistence.use(request.session_id, _owner()) as session:
+            await self._check_quota(len(seeds))
             branches = self._persistence.fork(session, seeds)
         await asyncio.gather(*(self._persistence.wait_durable(branch, NEW_SESSION_WAIT_S) for branch in branches))
         return session_pb2.ForkSessionResponse(sessions=[self._message(branch) for branch in branches])
@@ -167,10 +176,16 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 model_digest=version.digest,
             )
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
+        await self._check_quota(1)
         session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s, _owner())
         session.copy_from(exported)
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.ImportSessionResponse(session=self._message(session))
+
+    async def _check_quota(self, new: int) -> None:
+        """Raises `LimitExceeded` unless the caller may have so many more sessions."""
+        bounds = self._ledger.session_bounds(current_identity().limits)
+        await self._persistence.check_quota(_owner(), new, bounds)
 
     def _key(self) -> bytes:
         if self._export_key is None:

@@ -57,7 +57,9 @@ class Streams:
         )
 
     async def _open(self, request: ValidatedGenerate, reservation: Reservation) -> Stream:
-        running = await self._opener.open(request.open, current_identity().owner)
+        identity = current_identity()
+        bounds = self._ledger.session_bounds(identity.limits)
+        running = await self._opener.open(request.open, identity.owner, bounds)
         stream: Stream
         try:
             host = running.served

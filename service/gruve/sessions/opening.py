@@ -15,7 +15,7 @@ from gruve.model.repository import Model
 from gruve.model.tokenizer import Tokenizer
 from gruve.sessions.generation_request import GenerationRequest, check_same_request, limit_top_k
 from gruve.sessions.generations import OpenedGeneration, abandon, open_generation
-from gruve.sessions.persistence import Persistence
+from gruve.sessions.persistence import Persistence, SessionBounds
 from gruve.sessions.record import DEFAULT_TENANT, Session
 
 
@@ -168,10 +168,13 @@ class GenerationOpener:
         """By session id."""
         persistence.on_lost(self._lose)
 
-    async def open(self, request: OpenRequest, tenant: str = DEFAULT_TENANT) -> RunningGeneration:
+    async def open(
+        self, request: OpenRequest, tenant: str = DEFAULT_TENANT, bounds: SessionBounds | None = None
+    ) -> RunningGeneration:
         """Opens a generation in a session of the tenant; all of it or nothing.
 
-        Raises `InvalidField`, `UnknownCharacter`, a `ModelError`, a `SessionError` or `StoreUnavailable`.
+        Raises `InvalidField`, `UnknownCharacter`, a `ModelError`, a `SessionError` or `StoreUnavailable`, and
+        `LimitExceeded` if a new session would exceed `bounds`.
         """
         source = request.source
         if isinstance(source, ExistingSession):
@@ -186,7 +189,10 @@ class GenerationOpener:
                     raise
         served = await self._models.acquire(source.model)
         try:
-            return self._open_new(source, served, await request.resolve(served.model.tokenizer), tenant)
+            generation = await request.resolve(served.model.tokenizer)
+            if isinstance(source, NewSession) and bounds is not None:
+                await self.persistence.check_quota(tenant, 1, bounds)
+            return self._open_new(source, served, generation, tenant)
         except BaseException:
             self._models.release(served)
             raise

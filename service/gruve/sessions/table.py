@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from gruve.errors import SessionBusy, SessionExpired, SessionUnknown
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import DEFAULT_TENANT, Session
+from gruve.sessions.store import ALL_TENANTS
 
 NAME_BYTES = 15
 """Random bytes in a session id; a multiple of 5, so that base32 has one spelling of it."""
@@ -62,6 +63,8 @@ class SessionTable:
         self._expiries: list[tuple[float, str]] = []
         self._busy: dict[str, Session] = {}
         self._idle_bytes = 0
+        self._counts: collections.Counter[str] = collections.Counter()
+        """How many sessions each tenant has in memory."""
         self.expired = 0
         self.evicted = 0
 
@@ -72,6 +75,11 @@ class SessionTable:
         """All sessions that have not expired, least recently used first."""
         self.expire()
         return iter(list(self._table.values()))
+
+    def count(self, tenant: str = ALL_TENANTS) -> int:
+        """How many sessions a tenant has, or all tenants, without those that have expired."""
+        self.expire()
+        return len(self._table) if tenant == ALL_TENANTS else self._counts[tenant]
 
     def busy(self) -> list[Session]:
         """The sessions in use."""
@@ -115,6 +123,7 @@ class SessionTable:
         if session.id in self._table:
             self.remove(self._table[session.id])
         self._table[session.id] = session
+        self._counts[session.tenant] += 1
         heapq.heappush(self._expiries, (session.used_s + session.idle_ttl_s, session.id))
         self._account(session)
 
@@ -134,6 +143,10 @@ class SessionTable:
         if not self._authentic(session_id, tenant):
             raise SessionUnknown(f"session {session_id[:64]!r} was not minted by this server")
         self.expire()
+        return self._table.get(session_id)
+
+    def peek(self, session_id: str) -> Session | None:
+        """The session of whatever tenant, or None if it is not in memory; for the server's own bookkeeping."""
         return self._table.get(session_id)
 
     def lease(self, session: Session) -> None:
@@ -212,6 +225,9 @@ class SessionTable:
 
     def _drop(self, session: Session) -> None:
         del self._table[session.id]
+        self._counts[session.tenant] -= 1
+        if not self._counts[session.tenant]:
+            del self._counts[session.tenant]
         self._busy.pop(session.id, None)  # a session is deleted while it is leased
         self._idle_bytes -= session.idle_bytes
         if len(self._expiries) > 2 * len(self._table) + STALE_EXPIRIES:

@@ -124,6 +124,7 @@ class SessionServiceServicer:
         INVALID_ARGUMENT     INVALID_FIELD
         NOT_FOUND            MODEL_UNKNOWN
         FAILED_PRECONDITION  MODEL_NOT_SERVING
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
         UNAVAILABLE          STORE_UNAVAILABLE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -168,6 +169,7 @@ class SessionServiceServicer:
         INVALID_ARGUMENT     INVALID_FIELD
         NOT_FOUND            SESSION_UNKNOWN, SESSION_EXPIRED
         ABORTED              SESSION_BUSY
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
         UNAVAILABLE          SESSION_ELSEWHERE, STORE_UNAVAILABLE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -217,6 +219,7 @@ class SessionServiceServicer:
         INVALID_ARGUMENT     INVALID_FIELD, BLOB_REFUSED
         NOT_FOUND            MODEL_UNKNOWN
         FAILED_PRECONDITION  MODEL_NOT_SERVING, MODEL_CHANGED, EXPORT_KEY_MISSING
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
         UNAVAILABLE          STORE_UNAVAILABLE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -1,8 +1,8 @@
 """Persistence: what sessions in memory have to do with the session store, behind one object.
 
 `async_store` calls the store on threads; `leases` brings a session into memory under a lease; `writer` writes what is
-new, behind the tokens; `reader` shows sessions without leasing them; `sweeper` removes expired ones. Everything here
-belongs to the event loop. Without a store, sessions live in the table alone and none of it does anything.
+new, behind the tokens; `reader` shows sessions without leasing them; `sweeper` removes expired ones; `quota` counts
+them. Everything here belongs to the event loop. Without a store, sessions live in the table alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from gruve.errors import SessionElsewhere, StoreUnavailable
 from gruve.sessions.persistence.async_store import AsyncStore, StoreObserver
 from gruve.sessions.persistence.leases import Leases
+from gruve.sessions.persistence.quota import Quota, SessionBounds
 from gruve.sessions.persistence.reader import Reader
 from gruve.sessions.persistence.sweeper import Sweeper
 from gruve.sessions.persistence.writer import Writer
@@ -23,7 +24,7 @@ from gruve.sessions.record import DEFAULT_TENANT, Session
 from gruve.sessions.store import SessionSummary, Store
 from gruve.sessions.table import SessionsConfig, SessionTable
 
-__all__ = ["Persistence", "StoreObserver"]
+__all__ = ["Persistence", "SessionBounds", "StoreObserver"]
 
 DURABLE_WAIT_S = 0.2
 """How long a message waits until what it depends on is durable."""
@@ -52,6 +53,7 @@ class Persistence:
         self._leases = Leases(table, self._async_store, self._writer, self.moves)
         self._reader = Reader(table, self._async_store, self._leases)
         self._sweeper = Sweeper(table, self.moves)
+        self._quota = Quota(table, self._async_store, self._writer)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -100,6 +102,10 @@ class Persistence:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.flush()
         self._async_store.close()
+
+    async def check_quota(self, tenant: str, new: int, bounds: SessionBounds) -> None:
+        """See `Quota.check`."""
+        await self._quota.check(tenant, new, bounds)
 
     def create(
         self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None, tenant: str = DEFAULT_TENANT

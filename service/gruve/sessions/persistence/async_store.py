@@ -104,6 +104,10 @@ class AsyncStore:
         """See `Store.count`."""
         return await self._run("read", "count", self.store.count)
 
+    async def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
+        """See `Store.count_live`."""
+        return await self._run("read", "count_live", self.store.count_live, tenant, now_s, exclude, enough)
+
     async def _run(self, kind: str, operation: str, function: Callable[..., T], *args: object) -> T:
         started_s = time.monotonic()
         try:

@@ -68,6 +68,10 @@ class Writer:
         """Whether a session is being written."""
         return session_id in self._in_flight
 
+    def unwritten(self) -> set[str]:
+        """The sessions that wait to be written or are being written."""
+        return {*self._dirty, *self._in_flight}
+
     def is_overdue(self, session: Session) -> bool:
         """Whether something of the session has waited for the store longer than `OVERDUE_S`."""
         _, since_s = self._dirty.get(session.id, (session, math.inf))

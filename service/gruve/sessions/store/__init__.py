@@ -16,6 +16,8 @@ from typing import Protocol
 
 CHUNK_TOKENS = 256
 LEASE_S = 10.0
+ALL_TENANTS = ""
+"""Stands for every tenant where sessions are counted; no tenant has this name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,6 +127,12 @@ class Store(Protocol):
 
     def count(self) -> int:
         """The number of sessions, including expired ones that were not removed yet."""
+
+    def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
+        """How many sessions of a tenant, or of `ALL_TENANTS`, have not expired and are not in `exclude`.
+
+        A store may return a number that is too high, up to `enough`, where the exact one takes longer.
+        """
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """Removes at most `max_count` expired sessions that are not in `exclude`; returns how many it removed."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from gruve.errors import SessionElsewhere
-from gruve.sessions.store import CHUNK_TOKENS, LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
+from gruve.sessions.store import ALL_TENANTS, CHUNK_TOKENS, LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
 
 CHUNK_BYTES = 2 * CHUNK_TOKENS
 
@@ -135,6 +135,15 @@ class MemoryStore:
     def count(self) -> int:
         """See `Store`."""
         return len(self._entries)
+
+    def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
+        """See `Store`; the number is always exact."""
+        with self._lock:
+            return sum(
+                session_id not in exclude and self._entry(session_id, now_s) is not None
+                for session_id, entry in self._entries.items()
+                if tenant in (ALL_TENANTS, entry.tenant)
+            )
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`."""

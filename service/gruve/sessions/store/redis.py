@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
 from gruve.sessions.record import DEFAULT_TENANT
-from gruve.sessions.store import LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
+from gruve.sessions.store import ALL_TENANTS, LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
 
 ANSWER_S = 2.0
 CONNECT_S = 1.0
@@ -216,6 +216,26 @@ class RedisStore:
             for tenant in self._tenants():
                 pipeline.zcard(_index(tenant, ""))
             return sum(map(int, pipeline.execute()))
+
+    def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
+        """See `Store`. The indexes also hold ids of sessions that are gone, so above `enough` each id is looked up."""
+        with _failing():
+            indexes = [_index(each, "") for each in (self._tenants() if tenant == ALL_TENANTS else [tenant])]
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for index in indexes:
+                    pipeline.zcard(index)
+                most = sum(map(int, pipeline.execute()))
+            return most if most <= enough else sum(self._count_index(index, exclude) for index in indexes)
+
+    def _count_index(self, index: str, exclude: Collection[str]) -> int:
+        ids = [i for i in map(bytes.decode, self._redis.zrange(index, 0, -1)) if i not in exclude]
+        count = 0
+        for first in range(0, len(ids), PAGE):
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for session_id in ids[first : first + PAGE]:
+                    pipeline.exists(_name(session_id))
+                count += sum(pipeline.execute())
+        return count
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`. Redis removes expired sessions itself; this removes their ids, some more with each call.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import secrets
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from gruve.errors import StoreBroken, StoreUnavailable
-from gruve.sessions.store import AcquiredLease, SessionSummary, StoredSession, Write
+from gruve.sessions.store import ALL_TENANTS, AcquiredLease, SessionSummary, StoredSession, Write
 
 BUSY_MS = 1_000
 """How long a call waits for a lock that another process has on the database."""
@@ -157,6 +158,17 @@ class SqliteStore:
         """See `Store`."""
         with self._read() as db:
             return int(db.execute("SELECT count(*) FROM session").fetchone()[0])
+
+    def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
+        """See `Store`."""
+        whose, of = ("", ()) if tenant == ALL_TENANTS else (" AND tenant = ?", (tenant,))
+        query = f"SELECT count(*) FROM session WHERE expires_s > ?{whose}"  # noqa: S608 - one of two texts
+        excluded = f"{query} AND id IN (SELECT value FROM json_each(?))"  # noqa: S608 - see above
+        with self._read() as db:
+            count: int = db.execute(query, (now_s, *of)).fetchone()[0]
+            if count > enough:
+                count -= db.execute(excluded, (now_s, *of, json.dumps(list(exclude)))).fetchone()[0]
+        return count
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`."""

@@ -1,0 +1,79 @@
+"""The quota: how many sessions a tenant has, and all tenants have, in memory and in the store.
+
+Sessions that are in use or not yet written count from memory; all others count from the store, so the number is right
+after a restart and for sessions that have left memory. Without a store memory has them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from gruve.errors import LimitExceeded, StoreUnavailable
+from gruve.sessions.persistence.async_store import AsyncStore
+from gruve.sessions.persistence.writer import Writer
+from gruve.sessions.store import ALL_TENANTS
+from gruve.sessions.table import SessionTable
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionBounds:
+    """How many sessions there may be; None means any number."""
+
+    tenant: int | None = None
+    """Of the tenant."""
+    total: int | None = None
+    """Of all tenants together."""
+
+
+NO_BOUNDS = SessionBounds()
+
+
+class Quota:
+    """Counts sessions and refuses those beyond a bound."""
+
+    def __init__(self, table: SessionTable, store: AsyncStore | None, writer: Writer) -> None:
+        self._table = table
+        self._store = store
+        self._writer = writer
+        self._checking = asyncio.Lock()
+
+    async def check(self, tenant: str, new: int, bounds: SessionBounds) -> None:
+        """Raises `LimitExceeded` if `new` more sessions of the tenant would exceed a bound.
+
+        The caller creates them before it awaits anything else. Checks come one after the other, so each sees the
+        sessions that the one before it has admitted.
+        """
+        if bounds == NO_BOUNDS:
+            return
+        async with self._checking:
+            checks = (("the tenant's", tenant, bounds.tenant), ("the server's", ALL_TENANTS, bounds.total))
+            for whose, counted, bound in checks:
+                if bound is None:
+                    continue
+                count = await self.count(counted, bound - new)
+                if count + new > bound:
+                    wanted = f"{count} sessions exist and {new} more {'is' if new == 1 else 'are'} asked for"
+                    raise LimitExceeded(f"{wanted}; {whose} limit sessions is {bound}", "sessions", bound, None)
+
+    async def count(self, tenant: str, enough: int = 0) -> int:
+        """How many sessions a tenant has, or all tenants if it is `ALL_TENANTS`, without those that have expired.
+
+        The number is exact if it is above `enough`; otherwise it may be too high, up to `enough`. While the store
+        fails, only the sessions in memory count.
+        """
+        if self._store is None or self._store.failing:
+            return self._table.count(tenant)
+        here = self._counted_here(tenant)
+        try:
+            # A session that is written meanwhile is still one of `here`, so it counts once.
+            return len(here) + await self._store.count_live(tenant, self._table.clock(), here, enough - len(here))
+        except StoreUnavailable:
+            return self._table.count(tenant)
+
+    def _counted_here(self, tenant: str) -> list[str]:
+        """The tenant's sessions that the store may not have yet, or may believe expired because they are in use."""
+        self._table.expire()
+        ids = {*self._writer.unwritten(), *(session.id for session in self._table.busy())}
+        found = filter(None, map(self._table.peek, ids))
+        return [session.id for session in found if tenant in (ALL_TENANTS, session.tenant)]

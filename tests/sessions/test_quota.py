@@ -1,0 +1,184 @@
+"""The quota counts what a plain list of sessions holds, whatever happened to them, and admits none too many."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gruve.errors import LimitExceeded, StoreUnavailable
+from gruve.sessions.persistence import Persistence, SessionBounds
+from gruve.sessions.store import ALL_TENANTS
+from gruve.sessions.store.memory import MemoryStore
+from gruve.sessions.store.sqlite import SqliteStore
+from gruve.sessions.table import SessionsConfig, SessionTable
+
+KEY = b"0123456789abcdef"
+TTL_S = 100.0
+
+
+def persistence_of(store, now, budget_bytes=1 << 20):
+    """A server's sessions. One that is being written stays in memory, so the store knows when each was last used."""
+    kept = []
+    table = SessionTable(
+        SessionsConfig(TTL_S, budget_bytes),
+        key=KEY,
+        clock=lambda: now[0],
+        can_evict=lambda session: store is None or not (session.dirty or kept[0]._writer.is_in_flight(session.id)),
+    )
+    kept.append(Persistence(table, store))
+    return kept[0]
+
+
+async def count(persistence, tenant):
+    return await persistence._quota.count(tenant)
+
+
+class World:
+    """A server's sessions and, beside them, the plain list: each id with its tenant and when it expires."""
+
+    def __init__(self, open_store, budget_bytes):
+        self.open_store, self.budget_bytes, self.now, self.plain = open_store, budget_bytes, [1e9], {}
+
+    async def begin(self):
+        self.persistence = persistence_of(self.open_store(), self.now, self.budget_bytes)
+        await self.persistence.start()
+
+    async def create(self, tenant):
+        self.note(self.persistence.create("m", "d", "n", None, tenant))
+
+    async def fork(self, session_id, tenant):
+        async with self.persistence.use(session_id, tenant) as session:
+            for branch in self.persistence.fork(session, [1, 2]):
+                self.note(branch)
+        self.plain[session_id] = (tenant, self.now[0] + TTL_S)
+
+    async def use_beyond_its_time(self, session_id, tenant):
+        """A session in use counts although its time has passed; then it lives on."""
+        async with self.persistence.use(session_id, tenant):
+            self.now[0] += TTL_S + 1.0
+            self.plain = {session_id: (tenant, self.now[0] + TTL_S)}
+            await self.check()
+
+    async def delete(self, session_id, tenant):
+        await self.persistence.delete(session_id, tenant)
+        del self.plain[session_id]
+
+    async def restart(self):
+        await self.persistence.close()
+        await self.begin()
+
+    def note(self, session):
+        self.plain[session.id] = (session.tenant, self.now[0] + TTL_S)
+
+    def live(self):
+        return {i: tenant for i, (tenant, until) in self.plain.items() if until > self.now[0]}
+
+    async def check(self):
+        tenants = list(self.live().values())
+        assert await count(self.persistence, ALL_TENANTS) == len(tenants)
+        for tenant in ("a", "b"):
+            assert await count(self.persistence, tenant) == tenants.count(tenant)
+
+
+async def act(world, chance):
+    await world.create(chance.choice("ab"))
+    one = chance.choice(list(world.live().items()))
+    what = chance.choice(["create", "fork", "use", "delete", "restart", "idle", "write"])
+    if what in ("fork", "delete"):
+        await getattr(world, what)(*one)
+    elif what == "use" and chance.random() < 0.3:
+        await world.use_beyond_its_time(*one)
+    elif what == "restart":
+        await world.restart()
+    elif what == "idle":
+        world.now[0] += chance.choice([1.0, 40.0])
+    elif what == "write":
+        await asyncio.sleep(0.003)
+
+
+async def live_through(world, seed):
+    chance = random.Random(seed)
+    await world.begin()
+    for _ in range(30):
+        await act(world, chance)
+        await world.check()
+    await world.persistence.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1_000, 1 << 20]))
+def test_the_count_is_that_of_a_plain_list_with_sqlite(seed, budget_bytes):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s.db"
+        asyncio.run(live_through(World(lambda: SqliteStore(path), budget_bytes), seed))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1_000, 1 << 20]))
+def test_the_count_is_that_of_a_plain_list_with_a_shared_store(seed, budget_bytes):
+    store = MemoryStore()
+    asyncio.run(live_through(World(lambda: store, budget_bytes), seed))
+
+
+@pytest.mark.parametrize("bounds", [SessionBounds(tenant=7), SessionBounds(total=7)])
+@pytest.mark.parametrize("make", [MemoryStore, lambda: None], ids=["store", "memory alone"])
+def test_of_many_requests_at_once_as_many_are_admitted_as_fit(bounds, make):
+    async def run():
+        persistence = persistence_of(make(), [1e9])
+        await persistence.start()
+
+        async def one():
+            await asyncio.sleep(0.0005 * random.random())
+            await persistence.check_quota("a", 1, bounds)
+            persistence.create("m", "d", "n", None, "a")
+
+        results = await asyncio.gather(*(one() for _ in range(40)), return_exceptions=True)
+        assert await count(persistence, "a") == 7
+        await persistence.close()
+        return results
+
+    refused = [result for result in asyncio.run(run()) if result is not None]
+    assert len(refused) == 33
+    assert all(isinstance(error, LimitExceeded) for error in refused)
+
+
+def test_several_new_sessions_fit_as_a_whole_or_not_at_all():
+    async def run():
+        persistence = persistence_of(None, [1e9])
+        persistence.create("m", "d", "n", None, "a")
+        await persistence.check_quota("a", 2, SessionBounds(tenant=3))
+        await persistence.check_quota("b", 3, SessionBounds(tenant=3))
+        with pytest.raises(LimitExceeded) as refused:
+            await persistence.check_quota("a", 3, SessionBounds(tenant=3))
+        assert str(refused.value) == "1 sessions exist and 3 more are asked for; the tenant's limit sessions is 3"
+        assert refused.value.retry_after_s is None
+        with pytest.raises(LimitExceeded, match="the server's limit sessions is 3"):
+            await persistence.check_quota("b", 3, SessionBounds(total=3))
+
+    asyncio.run(run())
+
+
+class Failing(MemoryStore):
+    """Fails at every count."""
+
+    def count_live(self, *_):
+        raise StoreUnavailable("gone")
+
+
+def test_while_the_store_fails_the_sessions_in_memory_count():
+    async def run():
+        persistence = persistence_of(Failing(), [1e9])
+        persistence.create("m", "d", "n", None, "a")
+        assert await count(persistence, "a") == 1
+        assert persistence.failing
+        with pytest.raises(LimitExceeded, match="1 sessions exist and 1 more is asked for"):
+            await persistence.check_quota("a", 1, SessionBounds(tenant=1))
+        await persistence.close()
+
+    asyncio.run(run())
