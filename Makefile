@@ -25,8 +25,9 @@ demo: install ## start a server and watch it write a tune and a text
 serve: install ## serve the models until Ctrl-C
 	@$(BIN)/gruve serve $(ARGS)
 
-test: install ## the tests, some minutes
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+# Tests of one file stay in one process, because they share servers.
+test: install ## the tests, some minutes on two cores
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
 
 check: install lint ## lint, types, the documentation and the longer proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
