@@ -11,6 +11,7 @@ import pytest
 from certificates import Authority
 from commands import gruve
 from gruve.client import AccessDenied, AsyncClient, Client, ConnectionLost, Reconnect, Tls
+from gruve.client.credentials import Access
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Role
@@ -121,6 +122,11 @@ def test_interceptors_see_the_calls_of_both_clients(server):
 
     asyncio.run(use())
     assert methods == 2 * ["/gruve.v1.ModelService/ListModels"]
+
+
+@pytest.mark.parametrize("given", [{"a": "1"}, [("a", "1")], lambda: {"a": "1"}, lambda: [("a", "1")]])
+def test_metadata_may_be_pairs_a_mapping_or_a_function(given):
+    assert list(Access(metadata=given).call_metadata()) == [("a", "1")]
 
 
 def test_half_a_client_certificate_is_a_mistake():

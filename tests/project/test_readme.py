@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority
-from requiring import need, need_program
+from requiring import need_program
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -164,14 +163,3 @@ def test_the_picture_is_what_its_caption_says(address, tmp_path):
     (command,) = re.findall(r"`gruve (generate folk [^`]*)`", README)
     run([str(GRUVE), *command.split(), "--out", "tune.abc"], address, tmp_path)
     assert (tmp_path / "tune.abc").read_text() == (ROOT / "models" / "folk" / "tune.abc").read_text()
-
-
-@pytest.mark.slow
-def test_the_node_example_streams_a_tune(address, tmp_path):
-    need_program("npm", "apt-get install npm")
-    packages = ["npm", "install", "--silent", "--no-audit", "--no-fund", "@grpc/grpc-js", "@grpc/proto-loader"]
-    installed = subprocess.run(packages, cwd=tmp_path, capture_output=True, check=False).returncode == 0
-    need("node", present=installed, install="npm install @grpc/grpc-js @grpc/proto-loader")
-    shutil.copytree(ROOT / "proto", tmp_path / "proto")
-    (code,) = blocks("js")
-    assert "K:" in run(["node", "-e", code.replace("localhost:50051", address)], address, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from gruve.client.tracing import trace_metadata
 
 Metadata = Sequence[tuple[str, str]]
 """Names in lower case, and values. gRPC calls carry them as HTTP/2 headers."""
+GivenMetadata = Metadata | Mapping[str, str]
+"""What a caller may give: pairs, or a mapping if no name occurs twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,13 @@ class Access:
 
     credentials: Credentials | None = None
     """None connects without TLS."""
-    metadata: Metadata | Callable[[], Metadata] = ()
+    metadata: GivenMetadata | Callable[[], GivenMetadata] = ()
     interceptors: Sequence[Any] = ()
 
     def call_metadata(self) -> Metadata:
         """The metadata of the next call, with the trace that is current."""
-        metadata = self.metadata() if callable(self.metadata) else self.metadata
+        given = self.metadata() if callable(self.metadata) else self.metadata
+        metadata = tuple(given.items()) if isinstance(given, Mapping) else given
         found = trace_metadata()
         return (*metadata, *found) if found else metadata
 

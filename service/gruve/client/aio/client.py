@@ -11,7 +11,7 @@ from gruve.client.aio.stream import AsyncConversation, AsyncTokenStream
 from gruve.client.aio.transport import Transport
 from gruve.client.completions import Prompts, arranged, completion_requests
 from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
-from gruve.client.credentials import Access, Credentials, Metadata
+from gruve.client.credentials import Access, Credentials, GivenMetadata
 from gruve.client.environment import Environment
 from gruve.client.errors import CallFailed
 from gruve.client.messages import (
@@ -44,7 +44,7 @@ class AsyncClient:
 
     `credentials` is a `Tls` or gRPC's own; without it the connections are not encrypted. A `Tls` is read again if its
     files have changed when a connection is lost. `metadata` is sent with each call, such as
-    `[("authorization", "Bearer gruve_...")]`; a function is called for each call, for tokens that expire.
+    `{"authorization": "Bearer gruve_..."}`; a function is called for each call, for tokens that expire.
     `interceptors` are gRPC's, for this kind of client.
 
     Every method takes `timeout_s`, which bounds its retries as well, and raises a subclass of `CallFailed`.
@@ -58,7 +58,7 @@ class AsyncClient:
         keepalive_s: float = KEEPALIVE_S,
         on_reconnect: OnReconnect | None = None,
         credentials: Credentials | None = None,
-        metadata: Metadata | Callable[[], Metadata] = (),
+        metadata: GivenMetadata | Callable[[], GivenMetadata] = (),
         interceptors: Sequence[Any] = (),
     ) -> None:
         self._transport = Transport()
