@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import signal
-import struct
-import termios
 from pathlib import Path
 
 import pytest
@@ -23,8 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def shown_by(*arguments: str, columns: int = 80, **environment: str) -> str:
     """The output of a command on a terminal with `columns` columns."""
-    with in_a_terminal(*arguments, **environment) as (process, shown, inside):
-        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with in_a_terminal(*arguments, columns=columns, **environment) as (process, shown, _):
         return read_all(shown, process).decode()
 
 
@@ -116,7 +112,8 @@ def test_a_lost_connection_is_noted_and_that_it_goes_on(fake, tmp_path):
     done = gruve("generate", "made-up", "RO", "--address", fake.address)
     assert done.returncode == 0
     notes = done.stderr.splitlines()
-    assert notes[:2] == ["connection lost, reconnecting (0 s)", "connected again after 0 s, continuing"]
+    assert re.fullmatch(r"connection lost, reconnecting \(\d s\)", notes[0])
+    assert re.fullmatch(r"connected again after \d+ s, continuing", notes[1])
     assert notes[2].startswith("made-up")
 
 

@@ -27,6 +27,7 @@ TREE = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(
 NOT_ON_THE_WIRE = {
     errors.TuneError,
     errors.ModelError,
+    errors.ModelExists,
     errors.CorpusError,
     errors.SessionError,
     errors.Unavailable,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 
 GRUVE = (sys.executable, "-m", "gruve.cli")
@@ -36,9 +39,12 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def in_a_terminal(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+def in_a_terminal(
+    *arguments: str, columns: int = 80, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
     """A process on a terminal of its own: (process, our end of the terminal, the end of the process)."""
     shown, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     # The first terminal that a session leader opens becomes its controlling terminal, so that Ctrl-C interrupts it.
     script = 'exec "$@" <"$0" >"$0" 2>&1'
     command = ("sh", "-c", script, os.ttyname(inside), *GRUVE, *arguments)
