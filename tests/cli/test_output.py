@@ -111,10 +111,9 @@ def test_a_lost_connection_is_noted_and_that_it_goes_on(fake, tmp_path):
     fake.reset(faults=[("", 0), ("reset", 6), ("refused", 0)])
     done = gruve("generate", "made-up", "RO", "--address", fake.address)
     assert done.returncode == 0
-    notes = done.stderr.splitlines()
-    assert re.fullmatch(r"connection lost, reconnecting \(\d s\)", notes[0])
-    assert re.fullmatch(r"connected again after \d+ s, continuing", notes[1])
-    assert notes[2].startswith("made-up")
+    # A slow machine repeats the first line each second.
+    notes = r"(connection lost, reconnecting \(\d s\)\n)+connected again after \d+ s, continuing\nmade-up"
+    assert re.match(notes, done.stderr)
 
 
 def test_a_server_that_was_killed_is_waited_for_aloud(tiny_repository, tmp_path):
@@ -127,7 +126,7 @@ def test_a_server_that_was_killed_is_waited_for_aloud(tiny_repository, tmp_path)
             reader.stdout.read(5)
             first.signal(signal.SIGKILL)
             first.end()
-            assert reader.stderr.readline() == "connection lost, reconnecting (0 s)\n"
+            assert re.fullmatch(r"connection lost, reconnecting \(\d s\)\n", reader.stderr.readline())
             with Process(tiny_repository, *flags, "--port", str(port)) as second:
                 assert second.line["port"] == port
                 text, notes = reader.communicate(timeout=60)
