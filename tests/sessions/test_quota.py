@@ -158,8 +158,58 @@ def test_several_new_sessions_fit_as_a_whole_or_not_at_all():
             await persistence.check_quota("a", 3, SessionBounds(tenant=3))
         assert str(refused.value) == "1 sessions exist and 3 more are asked for; the tenant's limit sessions is 3"
         assert refused.value.retry_after_s is None
+        with pytest.raises(
+            LimitExceeded, match="1 sessions exist and 1 more is asked for; the tenant's limit sessions is 0"
+        ):
+            await persistence.check_quota("a", 1, SessionBounds(tenant=0))
         with pytest.raises(LimitExceeded, match="the server's limit sessions is 3"):
             await persistence.check_quota("b", 3, SessionBounds(total=3))
+
+    asyncio.run(run())
+
+
+def test_servers_that_share_a_store_count_what_each_of_them_has_written():
+    async def run():
+        store = MemoryStore()
+        one, two = (persistence_of(store, [1e9]) for _ in range(2))
+        for server in (one, two):
+            await server.start()
+            await server.wait_durable(server.create("m", "d", "n", None, "a"), 20.0)
+        assert await count(one, "a") == await count(two, "a") == 2
+        with pytest.raises(LimitExceeded, match="2 sessions exist"):
+            await one.check_quota("a", 1, SessionBounds(tenant=2))
+        for server in (one, two):
+            await server.close()
+
+    asyncio.run(run())
+
+
+class Counted(MemoryStore):
+    """Counts how often it is asked."""
+
+    counts = 0
+
+    def count_live(self, *given):
+        self.counts += 1
+        return super().count_live(*given)
+
+
+def test_many_refusals_cost_one_count_until_a_session_is_deleted(monkeypatch):
+    monkeypatch.setattr("gruve.sessions.persistence.quota.FULL_S", 1_000.0)
+    store, bounds = Counted(), SessionBounds(tenant=3, total=9)
+
+    async def run():
+        persistence = persistence_of(store, [1e9])
+        await persistence.start()
+        made = [persistence.create("m", "d", "n", None, "a") for _ in range(3)]
+        for new in [1] * 50 + [2]:
+            with pytest.raises(LimitExceeded, match=f"3 sessions exist and {new} more"):
+                await persistence.check_quota("a", new, bounds)
+        assert store.counts == 1
+        await persistence.check_quota("b", 1, bounds)
+        await persistence.delete(made[0].id, "a")
+        await persistence.check_quota("a", 1, bounds)
+        await persistence.close()
 
     asyncio.run(run())
 

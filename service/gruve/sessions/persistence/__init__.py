@@ -136,6 +136,7 @@ class Persistence:
             if store is not None and (progress.stored or self._writer.is_in_flight(session.id)):
                 await asyncio.shield(asyncio.ensure_future(store.delete(session.id, progress.version)))
             self.discard(session)
+        self._quota.note_deleted(tenant)
 
     @contextlib.asynccontextmanager
     async def pin(self, session_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[Session]:

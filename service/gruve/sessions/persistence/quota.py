@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 
 from gruve.errors import LimitExceeded, StoreUnavailable
 from gruve.sessions.persistence.async_store import AsyncStore
@@ -27,6 +28,10 @@ class SessionBounds:
 
 
 NO_BOUNDS = SessionBounds()
+FULL_S = 1.0
+"""How long a count that refused a session is used again: many refusals cost one count, and keep nobody waiting."""
+MAX_FULL = 1_024
+"""Counts to remember; beyond that all are forgotten."""
 
 
 class Quota:
@@ -37,6 +42,8 @@ class Quota:
         self._store = store
         self._writer = writer
         self._checking = asyncio.Lock()
+        self._full: dict[str, tuple[int, float]] = {}
+        """The counts that have refused a session, by tenant, and until when they are used, by the loop's clock."""
 
     async def check(self, tenant: str, new: int, bounds: SessionBounds) -> None:
         """Raises `LimitExceeded` if `new` more sessions of the tenant would exceed a bound.
@@ -47,14 +54,20 @@ class Quota:
         if bounds == NO_BOUNDS:
             return
         async with self._checking:
-            checks = (("the tenant's", tenant, bounds.tenant), ("the server's", ALL_TENANTS, bounds.total))
-            for whose, counted, bound in checks:
-                if bound is None:
-                    continue
-                count = await self.count(counted, bound - new)
-                if count + new > bound:
-                    wanted = f"{count} sessions exist and {new} more {'is' if new == 1 else 'are'} asked for"
-                    raise LimitExceeded(f"{wanted}; {whose} limit sessions is {bound}", "sessions", bound, None)
+            if bounds.tenant is not None:
+                await self._check("the tenant's", tenant, new, bounds.tenant)
+            if bounds.total is not None:
+                await self._check("the server's", ALL_TENANTS, new, bounds.total)
+
+    async def _check(self, whose: str, tenant: str, new: int, bound: int) -> None:
+        count = self._known_count(tenant)
+        if count is None or count + new <= bound:
+            count = await self.count(tenant, bound - new)
+            if count + new <= bound:
+                return
+            self._remember(tenant, count)
+        wanted = f"{count} sessions exist and {new} more {'is' if new == 1 else 'are'} asked for"
+        raise LimitExceeded(f"{wanted}; {whose} limit sessions is {bound}", "sessions", bound, None)
 
     async def count(self, tenant: str, enough: int = 0) -> int:
         """How many sessions a tenant has, or all tenants if it is `ALL_TENANTS`, without those that have expired.
@@ -70,6 +83,21 @@ class Quota:
             return len(here) + await self._store.count_live(tenant, self._table.clock(), here, enough - len(here))
         except StoreUnavailable:
             return self._table.count(tenant)
+
+    def note_deleted(self, tenant: str) -> None:
+        """Has the next check count again, because the tenant has deleted a session."""
+        self._full.pop(tenant, None)
+        self._full.pop(ALL_TENANTS, None)
+
+    def _known_count(self, tenant: str) -> int | None:
+        """The count of the tenant that has refused a session a moment ago; None if there is none."""
+        count, until_s = self._full.get(tenant, (0, -math.inf))
+        return count if asyncio.get_running_loop().time() < until_s else None
+
+    def _remember(self, tenant: str, count: int) -> None:
+        if len(self._full) >= MAX_FULL:
+            self._full.clear()
+        self._full[tenant] = (count, asyncio.get_running_loop().time() + FULL_S)
 
     def _counted_here(self, tenant: str) -> list[str]:
         """The tenant's sessions that the store may not have yet, or may believe expired because they are in use."""

@@ -228,7 +228,8 @@ class RedisStore:
             return most if most <= enough else sum(self._count_index(index, exclude) for index in indexes)
 
     def _count_index(self, index: str, exclude: Collection[str]) -> int:
-        ids = [i for i in map(bytes.decode, self._redis.zrange(index, 0, -1)) if i not in exclude]
+        excluded = set(exclude)
+        ids = [i for i in map(bytes.decode, self._redis.zrange(index, 0, -1)) if i not in excluded]
         count = 0
         for first in range(0, len(ids), PAGE):
             with self._redis.pipeline(transaction=False) as pipeline:

@@ -160,15 +160,16 @@ class SqliteStore:
             return int(db.execute("SELECT count(*) FROM session").fetchone()[0])
 
     def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
-        """See `Store`."""
+        """See `Store`. An index counts a tenant's sessions with the expired ones, which takes a tenth of the time."""
         whose, of = ("", ()) if tenant == ALL_TENANTS else (" AND tenant = ?", (tenant,))
-        query = f"SELECT count(*) FROM session WHERE expires_s > ?{whose}"  # noqa: S608 - one of two texts
-        excluded = f"{query} AND id IN (SELECT value FROM json_each(?))"  # noqa: S608 - see above
+        live = f"SELECT count(*) FROM session WHERE expires_s > ?{whose}"  # noqa: S608 - one of two texts
+        excluded = f"{live} AND id IN (SELECT value FROM json_each(?))"  # noqa: S608 - see above
         with self._read() as db:
-            count: int = db.execute(query, (now_s, *of)).fetchone()[0]
-            if count > enough:
-                count -= db.execute(excluded, (now_s, *of, json.dumps(list(exclude)))).fetchone()[0]
-        return count
+            if of and (most := _number(db, "SELECT count(*) FROM session WHERE tenant = ?", *of)) <= enough:
+                return most
+            if (count := _number(db, live, now_s, *of)) <= enough:
+                return count
+            return count - _number(db, excluded, now_s, *of, json.dumps(list(exclude)))
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`."""
@@ -257,6 +258,11 @@ def _write_contents(db: sqlite3.Connection, known: list[tuple[int, Write]]) -> N
     db.executemany(
         "INSERT OR REPLACE INTO state VALUES (?, ?, ?)", [(n, at, state) for n, w in known for at, state in w.states]
     )
+
+
+def _number(db: sqlite3.Connection, query: str, *values: float | str) -> int:
+    """The one number that a query answers."""
+    return int(db.execute(query, values).fetchone()[0])
 
 
 def _version(db: sqlite3.Connection) -> int:
