@@ -9,8 +9,8 @@ import sys
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
-STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""What every record has; the rest was given with `extra`."""
+STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+"""What every record has, and uvicorn's second message with colours; the rest was given with `extra`."""
 
 
 class JsonLines(logging.Formatter):
