@@ -50,7 +50,7 @@ def test_each_method_steers_a_stream_that_another_call_reads(server, client, enc
     assert control.insert("O").position == START + 5
     assert control.rewind(START + 3, seed=8).position == START + 3
     assert control.resume().position == START + 3
-    control.grant(100)
+    control.grant(10)  # fewer than there may be, so that the generation is still running
     assert control.stop().position in range(START + 3, START + 41)
     for chunk in conversation:
         keep(tokens, chunk)

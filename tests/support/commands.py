@@ -13,6 +13,8 @@ import termios
 from collections.abc import Iterator
 
 GRUVE = (sys.executable, "-m", "gruve.cli")
+# A terminal has a size of its own; pytest-xdist sets COLUMNS in its processes.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
 
 
 def gruve(*arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +50,7 @@ def in_a_terminal(
     # The first terminal that a session leader opens becomes its controlling terminal, so that Ctrl-C interrupts it.
     script = 'exec "$@" <"$0" >"$0" 2>&1'
     command = ("sh", "-c", script, os.ttyname(inside), *GRUVE, *arguments)
-    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"TERM": "xterm"} | environment)
+    process = subprocess.Popen(command, start_new_session=True, env=_ENVIRONMENT | {"TERM": "xterm"} | environment)
     try:
         yield process, shown, inside
     finally:
