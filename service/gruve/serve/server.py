@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from gruve.receipt.signing import Sign
 from gruve.serve import metrics_server
 from gruve.serve.access import Access, AccessConfig
 from gruve.serve.access_log import LogCall, TraceCall
+from gruve.serve.broken_models import describe_broken, log_broken
 from gruve.serve.exposure import warn_if_unprotected
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
@@ -43,7 +44,6 @@ from gruve.serve.model_service import ModelServicer
 from gruve.serve.model_watch import ModelWatch
 from gruve.serve.served_model import ServedModel
 from gruve.serve.session_service import SessionServicer
-from gruve.serve.status import shorten
 from gruve.serve.tls import Certificates, TlsFiles
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.persistence import Persistence
@@ -61,8 +61,6 @@ from gruve.v1 import (
 )
 
 log = logging.getLogger(__name__)
-MAX_LOGGED_MODELS, MAX_SHOWN_MODELS = 20, 3
-"""How many entries that cannot be served are logged one by one, and named in an error."""
 FLUSH_S = 2.0
 """How long the last messages of handed over streams may take to be sent."""
 SWITCH_S = 0.0005
@@ -210,9 +208,9 @@ class Server:
             await self._watch.begin()
         await self.models.start()
         broken = tuple((served.name, served.state_reason) for served in self.models.broken)
-        _log_broken(broken)
+        log_broken(broken)
         if not self.models.serving:
-            raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served: {_shortened(broken)}")
+            raise ModelUnknown(f"no model in {str(self.config.models)!r} can be served: {describe_broken(broken)}")
         if self.persistence.store is not None:
             log.info("sessions are stored", extra={"store": self.persistence.store.name})
         await self.persistence.start()
@@ -354,24 +352,6 @@ class Server:
 
     def _load(self) -> int:
         return sum(host.engine.load for host in self.models.hosts)
-
-
-def _log_broken(broken: Sequence[tuple[str, str]]) -> None:
-    """Logs the entries that cannot be served, the first of them one by one."""
-    for name, why in broken[:MAX_LOGGED_MODELS]:
-        log.warning("model is broken", extra={"model": name, "why": why})
-    if len(broken) > MAX_LOGGED_MODELS:
-        log.warning("more models are broken", extra={"models": len(broken) - MAX_LOGGED_MODELS})
-
-
-def _shortened(broken: Sequence[tuple[str, str]]) -> str:
-    """Why the entries of a repository cannot be served, in an error of bounded length."""
-    if not broken:
-        files = "config.json, tokenizer.json, model.safetensors"
-        return f"it has no folder with a model; a model is a folder with {files}; `gruve models add` makes one"
-    shown = "; ".join(f"{shorten(name)}: {shorten(why)}" for name, why in broken[:MAX_SHOWN_MODELS])
-    more = len(broken) - MAX_SHOWN_MODELS
-    return f"{shown}; and {more} more folders without a model that can be served" if more > 0 else shown
 
 
 def _key_of(store: Store | None) -> bytes | None:
