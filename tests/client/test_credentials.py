@@ -12,10 +12,10 @@ from certificates import Authority
 from commands import gruve
 from gruve.client import AccessDenied, AsyncClient, Client, ConnectionLost, Reconnect, Tls
 from gruve.client.credentials import Access
+from gruve.ports import TlsFiles
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Role
-from gruve.serve.tls import TlsFiles
 
 SOON = Reconnect(max_reconnects=2, first_reconnects=2, backoff_s=0.01)
 

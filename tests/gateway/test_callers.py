@@ -7,9 +7,9 @@ import asyncio
 from certificates import Authority
 from gruve.client import Tls
 from gruve.gateway.sse import EventResponse, event
+from gruve.ports import TlsFiles
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
-from gruve.serve.tls import TlsFiles
 from http_gateway import RunningGateway
 
 COMPLETIONS = "/v1/completions"

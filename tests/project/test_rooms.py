@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "service" / "gruve"
 # A room may import from the rooms named here, and from itself.
 MAY_IMPORT = {
     "errors": set(),
-    "loopback": set(),
+    "ports": set(),
     "v1": set(),
     "receipt": {"errors", "v1"},
     "tune": {"errors"},
@@ -23,13 +23,13 @@ MAY_IMPORT = {
     "decode": {"errors", "model"},
     "engine": {"errors", "model", "decode"},
     "sessions": {"errors", "receipt", "model", "decode", "engine"},
-    "serve": {"errors", "loopback", "receipt", "model", "decode", "engine", "sessions", "v1"},
+    "serve": {"errors", "ports", "receipt", "model", "decode", "engine", "sessions", "v1"},
     "client": {"errors", "receipt", "v1"},
-    "gateway": {"errors", "loopback", "receipt", "client", "v1"},
-    "bench": {"errors", "receipt", "tune", "model", "decode", "engine", "sessions", "serve", "client", "v1"},
+    "gateway": {"errors", "ports", "receipt", "client", "v1"},
+    "bench": {"errors", "ports", "receipt", "tune", "model", "decode", "engine", "sessions", "serve", "client", "v1"},
     "cli": {
         "errors",
-        "loopback",
+        "ports",
         "receipt",
         "tune",
         "model",

@@ -20,12 +20,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gruve.client.errors import failure_of
 from gruve.errors import CredentialsBroken, InvalidField
+from gruve.ports import TlsFiles
 from gruve.serve import watched_file
 from gruve.serve.access import METHODS, ROLES, AccessConfig
 from gruve.serve.api_keys import ApiKeys, add_key, read_keys, revoke_key
 from gruve.serve.exposure import unprotected
 from gruve.serve.identity import Limits, Role
-from gruve.serve.tls import TlsFiles
 from gruve.serve.tokens import Tokens
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import model_pb2

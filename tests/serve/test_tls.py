@@ -12,7 +12,8 @@ from cryptography import x509
 
 from certificates import Authority
 from gruve.errors import CredentialsBroken
-from gruve.serve.tls import Certificates, TlsFiles
+from gruve.ports import TlsFiles
+from gruve.serve.tls import Certificates
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 from serving import first

@@ -13,10 +13,11 @@ from gruve.cli.credentials import add_tls, tls_credentials
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.logs import log_to_standard_error
+from gruve.cli.server_flags import add_log_level, tls_files
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
-    from gruve.gateway.config import GatewayConfig, HttpTls
+    from gruve.gateway.config import GatewayConfig
 
 DESCRIPTION = """Offer servers over HTTP until Ctrl-C or SIGTERM: OpenAI's completions, for clients that speak no gRPC;
 Connect and gRPC-Web, for browsers; and a page for people at /.
@@ -56,15 +57,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         action="store_true",
         help="end when standard input is closed, so that it ends with the process that started it",
     )
-    add_flag(
-        parser,
-        "--log-level",
-        str,
-        "info",
-        "the lowest level that is logged",
-        variable="GRUVE_LOG_LEVEL",
-        choices=("debug", "info", "warning", "error"),
-    )
+    add_log_level(parser)
 
 
 def _add_http(group: argparse._ArgumentGroup) -> None:
@@ -138,12 +131,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> GatewayConfig:
     from gruve.gateway.config import GatewayConfig
-    from gruve.loopback import is_loopback
+    from gruve.ports import is_loopback
 
     servers = tuple(address.strip() for address in args.server.split(",") if address.strip())
     if not servers:
         raise Failure(f"--server is {args.server!r}; must be HOST:PORT, or several with commas between", USAGE)
-    tls = http_tls(args)
+    tls = tls_files(args)
     if tls is None and not args.insecure and not is_loopback(args.host):
         raise Failure(
             f"--host is {args.host!r}, which other machines reach, and the port has no TLS; "
@@ -160,20 +153,6 @@ def _config(args: argparse.Namespace) -> GatewayConfig:
         max_body_bytes=args.max_body,
         body_s=args.body_timeout,
     )
-
-
-def http_tls(args: argparse.Namespace) -> HttpTls | None:
-    """The certificate that the flags name; None without."""
-    from gruve.gateway.config import HttpTls
-
-    if (args.tls_cert is None) != (args.tls_key is None):
-        given, absent = ("--tls-cert", "--tls-key") if args.tls_key is None else ("--tls-key", "--tls-cert")
-        raise Failure(f"{given} is given without {absent}; a server needs both", USAGE)
-    if args.tls_cert is None:
-        if args.tls_client_ca is not None:
-            raise Failure("--tls-client-ca is given without --tls-cert and --tls-key; a server needs them too", USAGE)
-        return None
-    return HttpTls(args.tls_cert, args.tls_key, args.tls_client_ca)
 
 
 def _tell(port: int) -> None:

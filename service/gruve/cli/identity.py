@@ -12,8 +12,8 @@ from gruve.cli.flags import add_flag
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
+    from gruve.ports import TlsFiles
     from gruve.serve.access import AccessConfig
-    from gruve.serve.tls import TlsFiles
 
 
 def add_identity(group: argparse._ArgumentGroup) -> None:
@@ -111,17 +111,3 @@ def check_exposure(host: str, tls: TlsFiles | None, access: AccessConfig, *, ins
             "give --tls-cert, --tls-key and --keys or --jwks, or --insecure if the network protects it",
             USAGE,
         )
-
-
-def tls_files(args: argparse.Namespace) -> TlsFiles | None:
-    """The certificates that the flags name; None without."""
-    from gruve.serve.tls import TlsFiles
-
-    if (args.tls_cert is None) != (args.tls_key is None):
-        given, absent = ("--tls-cert", "--tls-key") if args.tls_key is None else ("--tls-key", "--tls-cert")
-        raise Failure(f"{given} is given without {absent}; a server needs both", USAGE)
-    if args.tls_cert is None:
-        if args.tls_client_ca is not None:
-            raise Failure("--tls-client-ca is given without --tls-cert and --tls-key; a server needs them too", USAGE)
-        return None
-    return TlsFiles(args.tls_cert, args.tls_key, args.tls_client_ca)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_command
 from gruve.cli.http_beside import GatewayBeside
-from gruve.cli.identity import access_config, check_exposure, tls_files
+from gruve.cli.identity import access_config, check_exposure
 from gruve.cli.logs import AccessLog, log_to_standard_error
 from gruve.cli.model_folder import BUILTIN, BUILTIN_NAMES, USUAL, models_folder
 from gruve.cli.serve_flags import add_flags, default_store
+from gruve.cli.server_flags import tls_files
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from gruve.cli.flags import Parser, add_flag
 from gruve.cli.identity import add_identity
 from gruve.cli.model_folder import add_models
+from gruve.cli.server_flags import add_log_level
 
 LIMITS = ("streams", "waiting", "sessions", "tokens-per-minute", "requests-per-minute")
 """The limits that `--tenant-limits` and `--total-limits` know."""
@@ -83,15 +84,7 @@ def add_flags(parser: Parser) -> None:
         default=os.environ.get("GRUVE_OTEL") == "1",
         help="trace each call with the OpenTelemetry SDK that `opentelemetry-instrument` sets up (or GRUVE_OTEL=1)",
     )
-    add_flag(
-        parser,
-        "--log-level",
-        str,
-        "info",
-        "the lowest level that is logged",
-        variable="GRUVE_LOG_LEVEL",
-        choices=("debug", "info", "warning", "error"),
-    )
+    add_log_level(parser)
 
 
 def _add_work(group: argparse._ArgumentGroup) -> None:

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from gruve.client.credentials import Credentials
+from gruve.ports import TlsFiles
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class HttpTls:
-    """The PEM files of the HTTP port."""
-
-    cert: Path
-    """The certificate, followed by the intermediate ones."""
-    key: Path
-    """The private key, without a password."""
-    client_ca: Path | None = None
-    """The authorities that sign client certificates. With it, a connection without such a certificate is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +22,7 @@ class GatewayConfig:
     """Where HTTP listens."""
     port: int = 8_080
     """The port of HTTP; 0 takes any free one."""
-    tls: HttpTls | None = None
+    tls: TlsFiles | None = None
     """The certificate of the HTTP port. None serves without TLS."""
     allowed_origins: tuple[str, ...] = ()
     """The origins whose pages may call, such as `https://example.com`; those of this machine may always."""

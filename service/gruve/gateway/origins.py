@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gruve.gateway.errors import Refused
 from gruve.gateway.forms import error_response
-from gruve.loopback import is_loopback
+from gruve.ports import is_loopback
 
 
 class OriginCheck:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from gruve.loopback import is_loopback
+from gruve.ports import TlsFiles, is_loopback
 from gruve.serve.access import AccessConfig
-from gruve.serve.tls import TlsFiles
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from gruve.engine.engine import EngineConfig
 from gruve.errors import ModelUnknown, StoreUnavailable, Unavailable
 from gruve.model.repository import Model
 from gruve.model.versions import Version, load_version
+from gruve.ports import TlsFiles
 from gruve.receipt.signing import Sign
 from gruve.serve import metrics_server
 from gruve.serve.access import Access, AccessConfig
@@ -44,7 +45,7 @@ from gruve.serve.model_service import ModelServicer
 from gruve.serve.model_watch import ModelWatch
 from gruve.serve.served_model import ServedModel
 from gruve.serve.session_service import SessionServicer
-from gruve.serve.tls import Certificates, TlsFiles
+from gruve.serve.tls import Certificates
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.record import Session

@@ -6,32 +6,19 @@ used, for example because the key is not written yet, the log says so and the la
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import ssl
 import threading
-from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc
 
 from gruve.errors import CredentialsBroken
+from gruve.ports import TlsFiles
 from gruve.serve.watched_file import Signature, signature
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """The PEM files of a server."""
-
-    cert: Path
-    """The certificate, followed by the intermediate ones."""
-    key: Path
-    """The private key, without a password."""
-    client_ca: Path | None = None
-    """The authorities that sign client certificates. With it, a connection without such a certificate is refused."""
 
 
 class Certificates:
