@@ -1,4 +1,4 @@
-"""`gruve bench overload`: what a server does for its tenants when more is asked of it than it can give.
+"""`gruve bench overload`: how a server treats its tenants when requests exceed its capacity.
 
 Three questions, each against a server of its own, with clients in other processes:
 

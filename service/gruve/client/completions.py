@@ -1,6 +1,6 @@
 """What `complete` asks for: the generations of one prompt or several, and the seed of each.
 
-Knows no socket, so both clients share it.
+Independent of sockets, so both clients share it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Prompts = list[str] | tuple[str, ...]
 
 
 def derived_seed(seed: int, number: int) -> int:
-    """The seed of the completion with this number, from 0, of one request: they count up from the request's seed."""
+    """The seed of completion `number`, counted from 0: the request's seed plus the number, modulo 2^64."""
     return (seed + number) % SEEDS
 
 

@@ -70,5 +70,5 @@ class SlotTimes:
 
 
 def too_late(wait_s: float, decoding_s: float, left_s: float) -> bool:
-    """Whether a sequence that waits and decodes for so long is to be refused, with `left_s` until its deadline."""
+    """Whether a sequence that waits `wait_s` and decodes `decoding_s` is refused, with `left_s` to its deadline."""
     return wait_s > 0.0 and wait_s + decoding_s > USABLE * left_s

@@ -1,4 +1,4 @@
-"""What is passed on of each caller: the headers that become the metadata of its gRPC calls.
+"""The headers of a caller that are passed on as the metadata of its gRPC calls.
 
 The gateway has one client for all callers and no key of its own. The middleware sets the metadata of a request, and the
 client asks for it at each call that the request's task, or a task started by it, makes.

@@ -1,4 +1,4 @@
-"""What a request is refused with: one table from gRPC statuses to those of HTTP, for the routes of every form."""
+"""Refusals: one table from gRPC statuses to HTTP statuses, for the routes of every form."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class ConnectionClosing(Refused):
 
 
 def refusal_of(failure: CallFailed) -> Refused:
-    """What a failed call to a server is answered with.
+    """The HTTP refusal for a failed call to a server.
 
-    `Retry-After` stands where the server says that it pays to come back; where it does not pay, clients of OpenAI's
-    API are told not to.
+    It has `Retry-After` if the server asked for a retry. If a retry cannot help, `x-should-retry: false` tells clients
+    of OpenAI's API not to try.
     """
     if isinstance(failure, RequestTooLarge):
         return Refused(413, "REQUEST_TOO_LARGE", failure.message)

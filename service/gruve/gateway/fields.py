@@ -25,7 +25,7 @@ class Fields:
         self._from_query = from_query
 
     def take(self, name: str) -> Any:
-        """The value as it stands; None if it is absent."""
+        """The unconverted value; None if it is absent."""
         self._known.add(name)
         return self._left.pop(name, None)
 
@@ -73,7 +73,7 @@ class Fields:
         return None if value is None else [_given(name, number, int, "a list of whole numbers") for number in value]
 
     def refuse_rest(self) -> None:
-        """Refuses fields that were not read: what they ask for would not happen."""
+        """Refuses fields that were not read, because they would have no effect."""
         for name in self._left:
             near = difflib.get_close_matches(name, self._known, n=1)
             raise InvalidField(name[:100], f"is not known here{f'; did you mean {near[0]}?' if near else ''}")

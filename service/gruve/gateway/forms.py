@@ -39,7 +39,7 @@ def error_response(refused: Refused) -> Response:
 
 
 def as_refused(error: Exception) -> Refused:
-    """What an exception of a route is answered with. An exception that is not foreseen is the gateway's fault."""
+    """The refusal for an exception of a route. An unexpected exception is the gateway's fault."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, CallFailed):

@@ -1,4 +1,4 @@
-"""The page at `/`, for people: three files of the package, which load nothing from elsewhere."""
+"""The page at `/`, for people: four files of the package, which load nothing from elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts a model into a repository: reads it from a folder or an archive, checks it, and gives it its name at once.
+"""Installs a model in a repository: reads it from a folder or an archive, checks it, and renames it into place.
 
 What is read is bounded before it is read, and nothing is extracted by a path that an archive names: of an archive, the
 files with the four names of a model are read into memory, and only uncompressed tar and zip can be read so.

@@ -26,7 +26,7 @@ class Choice:
     logprobs: LogprobsOfChoice | None = None
 
     async def part(self, chunk: Chunk, texts: TokenTexts) -> dict[str, Any]:
-        """What a chunk adds."""
+        """The choice object for the text that a chunk adds."""
         logprobs = None
         if self.logprobs is not None and self.stream.start is not None:
             start = self.stream.start
@@ -35,7 +35,7 @@ class Choice:
         return self._object(chunk.text, logprobs, None)
 
     def end(self) -> dict[str, Any]:
-        """What is known when the generation has ended: why, and in `gruve` all that is needed to repeat or continue."""
+        """The last choice object: the finish reason, and in `gruve` what a client needs to repeat or continue."""
         start, end = self.stream.start, self.stream.end
         if start is None or end is None:
             raise RuntimeError("the generation has not ended")
@@ -57,7 +57,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Envelope:
-    """What every object of one answer has."""
+    """The fields that all objects of one answer share."""
 
     model: str
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
@@ -65,7 +65,7 @@ class Envelope:
     fingerprint: str | None = None
 
     def identify(self, digest: str, numerics_id: str) -> None:
-        """Takes what decides the tokens beside the request: the model and the arithmetic."""
+        """Sets the fingerprint from the model's digest and its numerics."""
         self.fingerprint = f"{digest[:16]}-{numerics_id}"
 
     def around(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Routes of OpenAI's API that are not offered, for the reason that they give."""
+"""Routes of OpenAI's API that are refused, with the reason."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ NO_CHAT = (
 
 
 async def chat_completions(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
-    """Refuses."""
+    """Refuses the request."""
     raise Refused(404, "NO_CHAT", NO_CHAT)

@@ -1,4 +1,4 @@
-"""The request of `/v1/completions`, checked as a whole before anything is asked of a server."""
+"""The request of `/v1/completions`, validated completely before a server is called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gruve.client import GenerateOptions
+from gruve.client.completions import derived_seed
 from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import Fields
@@ -40,7 +41,7 @@ class CompletionRequest:
 
     def seed_of(self, answer: int) -> int | None:
         """The seed of a prompt's answer, by its number from 0."""
-        return None if self.seed is None else (self.seed + answer) % (1 << 64)
+        return None if self.seed is None else derived_seed(self.seed, answer)
 
 
 def completion_request(fields: Fields) -> CompletionRequest:

@@ -17,7 +17,7 @@ MAX_TOKENS = 65_536
 
 
 async def tokenize(request: Request) -> Response:
-    """Cuts a text into tokens, as a prompt is cut."""
+    """Splits a text into tokens in the same way as a prompt."""
     client: AsyncClient = request.app.state.client
     fields = await json_fields(request)
     name, text = fields.string("model"), fields.string("prompt")

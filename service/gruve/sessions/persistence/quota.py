@@ -90,7 +90,7 @@ class Quota:
         self._full.pop(ALL_TENANTS, None)
 
     def _known_count(self, tenant: str) -> int | None:
-        """The count of the tenant that has refused a session a moment ago; None if there is none."""
+        """The tenant's count, if it refused a session within the last `FULL_S`; else None."""
         count, until_s = self._full.get(tenant, (0, -math.inf))
         return count if asyncio.get_running_loop().time() < until_s else None
 
