@@ -131,6 +131,17 @@ def test_never_a_token_more_than_granted_is_sent_or_computed(start):
     assert conversation.finish == "CANCELLED"
 
 
+def test_a_resume_also_ends_a_pause_that_waits_for_the_end_of_an_inserted_prompt(server):
+    conversation = talk(server, 20, echo=True).until(20)
+    begin = conversation.position(conversation.insert("thou art"))
+    conversation.grant(2)
+    conversation.until(22)
+    pause, resume = conversation.say(pause={}), conversation.say(resume={})
+    assert conversation.position(pause) == conversation.position(resume) == begin + 2
+    conversation.grant(200)
+    assert conversation.rest().finish == "LENGTH"
+
+
 def test_every_echoed_token_uses_credit_and_a_skipped_one_none(server):
     conversation = talk(server, 3, echo=True).until(3)
     conversation.grant(2)

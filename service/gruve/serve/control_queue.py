@@ -84,6 +84,12 @@ class ControlQueue:
         """Lets a control wait for its position."""
         bisect.insort(self._waiting, (position, next(self._order), control))
 
+    def take_pauses(self) -> list[Control]:
+        """Removes the pauses that named no position and wait for the end of an inserted prompt."""
+        pauses = [control for *_, control in self._waiting if control.kind == "pause" and control.at is None]
+        self._waiting = [waiting for waiting in self._waiting if waiting[2] not in pauses]
+        return pauses
+
     def pop(self) -> tuple[int, int, Control]:
         """Removes the first control that waits; returns its position, its place in the order of arrival, and it."""
         return self._waiting.pop(0)

@@ -283,6 +283,8 @@ class Conversation(Stream):
         """Lets a control wait for its position, applies it now if it needs none, or refuses it."""
         here, generation = self._here(), self.generation
         if control.kind == "resume":
+            for pause in self._controls.take_pauses():  # it ends them too, though they have not begun
+                self._answer(pause, here)
             self._paused = False
             self._answer(control, here)
             return
