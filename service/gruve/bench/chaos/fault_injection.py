@@ -106,8 +106,9 @@ def _overwrite(path: Path, patches: Callable[[sqlite3.Connection], list[Patch]])
         before = [os.pread(file.fileno(), len(patch), at) for at, patch in places]
         for at, patch in places:
             os.pwrite(file.fileno(), patch, at)
-        db.execute("UPDATE meta SET value = value")  # anything written, but not to the first page
-        db.execute("COMMIT")
+        db.execute("INSERT INTO meta VALUES ('fault', x'')")  # makes the server read its pages again
+        db.execute("DELETE FROM meta WHERE name = 'fault'")  # an UPDATE to the same value would write nothing
+        db.execute("COMMIT")  # writes no first page, which would undo a fault in the header
     return places, before
 
 
