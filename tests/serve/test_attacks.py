@@ -38,10 +38,13 @@ from http2 import (
 from server_process import Process
 from serving import HELD, PATIENCE_S, Read, broken, metrics_at, read, token, until
 
-GROWTH_BYTES = 64 << 20
-"""Memory that gRPC and the allocator take once and use again."""
+GROWTH_BYTES = 128 << 20
+"""Memory that gRPC and the allocator take and use again, over all repetitions of an attack. It depends on how many of
+its calls were open at once."""
 FLAT_BYTES = 12 << 20
-"""Memory that a repetition may take."""
+"""Memory that the last repetition may take."""
+REPETITIONS = 8
+"""How often an attack may be repeated until it takes no more memory. A leak takes as much each time."""
 SEEDED = {"sampling": s.SamplingParameters(seed=7)}
 REQUEST = g.GenerateRequest(model="tiny", max_tokens=2_000).SerializeToString()
 
@@ -259,11 +262,10 @@ def test_streams_that_are_abandoned_without_closing_leave_memory_flat(server, co
 
 
 def assert_flat(server, attack):
-    before = server.memory_bytes()
-    attack()
-    assert_it_serves(server)
-    after = server.memory_bytes()
-    assert after - before < GROWTH_BYTES
-    attack()
-    assert_it_serves(server)
-    assert server.memory_bytes() - after < FLAT_BYTES
+    sizes = [server.memory_bytes()]
+    while len(sizes) < 3 or sizes[-1] - sizes[-2] >= FLAT_BYTES:
+        assert len(sizes) <= REPETITIONS, f"every repetition takes more memory: {sizes} bytes"
+        attack()
+        assert_it_serves(server)
+        sizes.append(server.memory_bytes())
+    assert sizes[-1] - sizes[0] < GROWTH_BYTES
