@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from commands import gruve, started
+from gruve.gateway.server import listen
 from http_gateway import RunningGateway
 
 
@@ -37,6 +38,13 @@ def test_a_port_that_is_taken_is_one_line(gateway):
     ran = gruve("gateway", "--port", str(gateway.port))
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
     assert f"cannot listen on 127.0.0.1:{gateway.port}" in ran.stderr
+
+
+def test_a_chunk_is_sent_without_waiting_for_the_receipt_of_the_one_before():
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_models_are_listed_in_the_form_of_openai(gateway):
