@@ -313,7 +313,7 @@ def test_a_full_queue_refuses_at_once_and_answers_everyone_it_took(start):
 
 def test_a_deadline_that_the_queue_does_not_allow_is_refused_at_once(start):
     server = start(slots=1)
-    server.host("tiny").engine.slot_times.record(seconds=40.0, tokens=10)
+    server.host("tiny").engine.slot_times.record(seconds=40.0, tokens=10, allowed=10)
     holder = server.generate(max_tokens_per_second=HELD)
     token(holder)
     failure = refusal(lambda: server.generate(timeout=30.0))

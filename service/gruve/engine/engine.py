@@ -158,8 +158,7 @@ class Engine:
         held_s = [now_s - (now_s if holder.started_s is None else holder.started_s) for holder in holders]
         ahead = self.waiting_of(admission.tenant)
         wait_s = slot_times.wait_s(ahead, slots, held_s)
-        tokens = len(admission.forced) + max(0, admission.max_tokens - admission.generated)
-        decoding_s, left_s = slot_times.decoding_s(tokens), deadline_s - now_s
+        decoding_s, left_s = slot_times.decoding_s(admission.allowed_tokens), deadline_s - now_s
         if too_late(wait_s, decoding_s, left_s):
             raise DeadlineTooSoon(
                 f"the deadline is {left_s:.3f} s away; behind {ahead} waiting requests for {slots} slots this one is "

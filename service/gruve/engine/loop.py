@@ -145,8 +145,11 @@ class Loop:
             if self._intake.failed:  # every sequence has had its last progress
                 return
             self._chooser.record(call.plan, call.step_seconds)
-            progress = self.updater.update(rows, call.block, self._clock())
-            self._scheduler.finish_call(rows)
+            now_s, scheduler = self._clock(), self._scheduler
+            tokens, full = int(call.block.steps_taken.sum()), len(scheduler.running) == scheduler.slots
+            self.updater.slot_times.record_call(now_s, tokens, scheduler.slots, full=full)
+            progress = self.updater.update(rows, call.block, now_s)
+            scheduler.finish_call(rows)
             self._deliver(progress, call)
 
     def _fail_call(self, calls: CallQueue, rows: list[Sequence], incident: str) -> None:

@@ -53,7 +53,7 @@ class Scheduler:
         self.in_flight = 0
         """Rows of the calls in flight; a row in two calls counts twice."""
         self._tenants: dict[str, TenantQueue] = {}
-        self._slots = slots
+        self.slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._preempted: set[int] = set()
         """Sequences that `preemptable` has named and that still hold their slot."""
@@ -142,9 +142,9 @@ class Scheduler:
         queues, own = list(self._tenants.values()), self._tenants.get(tenant)
         others = [queue for queue in queues if queue is not own]
         total = weight + sum([queue.weight for queue in others])
-        share = math.ceil(self._slots * weight / total)
+        share = math.ceil(self.slots * weight / total)
         held = 0 if own is None else len(own.running)
-        slots, holders = self._slots, list(self.running.values())
+        slots, holders = self.slots, list(self.running.values())
         if any(queue.waiting for queue in others):
             slots, holders = max(share, held), [] if own is None else list(own.running.values())
         return slots, holders[: slots - max(0, share - held)]

@@ -82,6 +82,11 @@ class Admission:
     weight: float = 1.0
     """The tenant's share relative to that of others, above 0."""
 
+    @property
+    def allowed_tokens(self) -> int:
+        """How many tokens the sequence may still have, forced ones included."""
+        return len(self.forced) + max(0, self.max_tokens - self.generated)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprobs:

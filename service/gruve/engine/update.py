@@ -92,7 +92,7 @@ class Updater:
         self._remove(sequence)
         if sequence.started_s is not None and reason is not FinishReason.PREEMPTED:
             consumed, cut = sequence.position - sequence.admission.position, reason is FinishReason.DEADLINE
-            self.slot_times.record(now_s - sequence.started_s, consumed, cut=cut)
+            self.slot_times.record(now_s - sequence.started_s, consumed, sequence.admission.allowed_tokens, cut=cut)
         position = sequence.position + 1 - len(tokens)
         queue_s = (now_s if sequence.started_s is None else sequence.started_s) - sequence.arrived_s
         return Progress(sequence.id, position, tokens, forced, logprobs, reason, state, None, queue_s)
