@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -126,6 +127,21 @@ async def test_http_answers_are_read_chunk_by_chunk_and_connections_kept():
     assert connections == 1
 
 
+async def test_a_connection_that_the_server_has_closed_is_not_used_again():
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n5\n\r\n0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        transport = HttpTransport(*server.sockets[0].getsockname(), "/", _body, _ints)
+        for _ in range(2):
+            assert [raw async for raw in transport.stream(Ask("m", (1,), 2, 0))] == [b"5\n"]
+            (reader, _), *_ = transport._idle
+            assert await reader.read() == b""
+        await transport.close()
+
+
 async def test_an_http_error_is_a_refusal():
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}")
@@ -138,8 +154,8 @@ async def test_an_http_error_is_a_refusal():
             await anext(transport.stream(Ask("m", (1,), 2, 0)))
 
 
-def _body(ask: Ask) -> dict[str, object]:
-    return {"prompt": list(ask.prompt), "max_tokens": ask.max_tokens}
+def _body(ask: Ask) -> bytes:
+    return json.dumps({"prompt": ask.prompt, "max_tokens": ask.max_tokens}).encode()
 
 
 def _ints(chunk: bytes) -> tuple[int, ...]:

@@ -105,6 +105,20 @@ def plot_overload(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_gateway(rows: Sequence[Row], path: Path) -> None:
+    """Tokens per second on the left and TTFT on the right, of each way to reach a server."""
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    named: list[Row] = [{**row, "system": row["way"]} for row in rows]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    grid = figure.subplots(1, 2)
+    for axes, (key, label) in zip(grid, (("tokens_per_s", "tokens/s"), ("ttft_ms_p50", "TTFT p50, ms")), strict=True):
+        _bars(axes, named, ways, key)
+        axes.set_xlabel("streams")
+        axes.set_ylabel(label)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ways))
+    figure.savefig(path)
+
+
 def plot_gpu(rows: Sequence[Row], path: Path) -> None:
     """Microseconds of a step against batch size on a GPU, one column per size, above its lower bound."""
     steps = [row for row in rows if row["what"] == "step"]

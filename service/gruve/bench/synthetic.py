@@ -62,10 +62,15 @@ def blueprint(size: Size, cell: str = "gru") -> ModelConfig:
     )
 
 
-def make_model(folder: Path, size: Size, cell: str = "gru") -> Model:
-    """Writes a model into the repository's folder and loads it."""
+def make_model(folder: Path, size: Size, cell: str = "gru", *, start_bias: float | None = None) -> Model:
+    """Writes a model into the repository's folder and loads it.
+
+    With a `start_bias` far below 0 the start token, which has no text, is never generated.
+    """
     config = blueprint(size, cell)
     weights = {name: torch.from_numpy(_draw(name, shape)) for name, shape in config.shapes().items()}
+    if start_bias is not None:
+        weights["head.bias"][0] = start_bias
     return save(folder, config, tokenizer(), weights)
 
 

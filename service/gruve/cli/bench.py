@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gruve.cli.bench_arguments import PICTURES, numbers, picture, size, sizes, words
 from gruve.cli.exit_codes import USAGE
+from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.terminal import Failure
 
@@ -31,6 +32,7 @@ examples:
   gruve bench peers --plot peers.svg             installs the peers into .bench and compares; half an hour
   gruve bench chaos --quick                      kills servers under 64 streams and compares every token
   gruve bench overload --plot overload.svg       500 streams beside one, and 5 times the capacity
+  gruve bench gateway --plot gateway.svg         HTTP beside direct gRPC, every token compared
   gruve bench gpu --plot gpu.svg                 proves and measures the GPU path, in under 8 minutes
   gruve bench bits                               a digest for comparing CPUs
 """
@@ -69,6 +71,8 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         kinds, "overload", "More than a server can give: a greedy neighbour, too many, refusals.", _overload
     )
     _plot(overload)
+    gateway = _kind(kinds, "gateway", "HTTP through a gateway beside direct gRPC: speed, limit, memory.", _gateway)
+    _plot(gateway)
     chaos = _kind(kinds, "chaos", CHAOS, _chaos)
     add_flag(chaos, "--scenarios", words, None, "what is done", metavar="LIST")
     gpu = _kind(kinds, "gpu", "The GPU path: proofs, a step beside its peers and the GPU's floor, the server.", _gpu)
@@ -181,6 +185,13 @@ def _overload(args: argparse.Namespace) -> int:
     from gruve.bench.overload import OverloadBenchConfig, run_overload
 
     return _end(run_overload(_config(OverloadBenchConfig, args, "plot"), _say), args)
+
+
+def _gateway(args: argparse.Namespace) -> int:
+    require_extra("http", "`gruve bench gateway`")
+    from gruve.bench.gateway.measure import GatewayBenchConfig, run_gateway
+
+    return _end(run_gateway(_config(GatewayBenchConfig, args, "plot"), _say), args)
 
 
 def _gpu(args: argparse.Namespace) -> int:

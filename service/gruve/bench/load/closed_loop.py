@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from gruve.bench.figures import OBJECTIVE, Figures, S, figures
+from gruve.bench.figures import OBJECTIVE, Figures, Record, S, figures
 from gruve.bench.load.generator import Clients, Closed, Workload, soon_ns
-from gruve.bench.load.processes import Server
+from gruve.bench.load.processes import Child, Server
 from gruve.bench.load.transport import connect
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig
@@ -24,9 +24,11 @@ class Loaded:
 
     figures: Figures
     cpu_s_per_million_tokens: float
-    """The CPU time of the server; NaN if there was no token."""
+    """The CPU time of the measured process; NaN if there was no token."""
     rss_mb: float
-    """The memory of the server at the end of the window."""
+    """The memory of the measured process at the end of the window."""
+    records: Sequence[Record]
+    """Every request, also those outside of the window."""
 
 
 class Side:
@@ -51,15 +53,23 @@ class Side:
         self.clients = stack.enter_context(Clients(connect(self.server.target, channels, key, ca=ca), client_processes))
 
     def load(self, workload: Workload, sessions: int, warm_s: float, seconds: float) -> Loaded:
-        """Runs `sessions` concurrent sessions and measures them for `seconds`, after `warm_s` of warm-up."""
-        begin_ns = soon_ns()
-        window_ns = begin_ns + int(warm_s * S)
-        end_ns = window_ns + int(seconds * S)
-        self.clients.begin(workload, Closed(sessions, begin_ns, end_ns))
-        time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
-        cpu_s = self.server.cpu_s()
-        time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
-        cpu_s, rss_mb = self.server.cpu_s() - cpu_s, self.server.rss_mb()
-        found = figures(self.clients.finish(), window_ns, end_ns, OBJECTIVE)
-        tokens = found.tokens_per_s * seconds
-        return Loaded(found, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb)
+        """See `closed_loop`."""
+        return closed_loop(self.server, self.clients, workload, sessions, warm_s, seconds)
+
+
+def closed_loop(
+    measured: Child, clients: Clients, workload: Workload, sessions: int, warm_s: float, seconds: float
+) -> Loaded:
+    """Runs `sessions` concurrent sessions for `warm_s`, then measures them and a process for `seconds`."""
+    begin_ns = soon_ns()
+    window_ns = begin_ns + int(warm_s * S)
+    end_ns = window_ns + int(seconds * S)
+    clients.begin(workload, Closed(sessions, begin_ns, end_ns))
+    time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
+    cpu_s = measured.cpu_s()
+    time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
+    cpu_s, rss_mb = measured.cpu_s() - cpu_s, measured.rss_mb()
+    records = clients.finish()
+    found = figures(records, window_ns, end_ns, OBJECTIVE)
+    tokens = found.tokens_per_s * seconds
+    return Loaded(found, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb, records)

@@ -12,7 +12,9 @@ import contextlib
 import dataclasses
 import gc
 import multiprocessing
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -85,6 +87,7 @@ class Clients:
     def __init__(self, connect: Callable[[], Transport], processes: int) -> None:
         self._pipes: list[Connection] = []
         self._processes = []
+        self._frozen = False
         for _ in range(processes):
             ours, theirs = SPAWN.Pipe()
             process = SPAWN.Process(target=_client, args=(connect, theirs), daemon=True)
@@ -115,13 +118,19 @@ class Clients:
             records += answer
         return records
 
+    def freeze(self) -> None:
+        """Stops the processes as they are: they keep their connections and read nothing more. Only `close` follows."""
+        self._frozen = True
+        for process in self._processes:
+            os.kill(process.pid or 0, signal.SIGSTOP)
+
     def close(self) -> None:
         """Ends the processes."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
         for process in self._processes:
-            process.join(10)
+            process.join(0 if self._frozen else 10)
             process.kill()
 
     def __enter__(self) -> Self:

@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import functools
 import itertools
-import json
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
@@ -109,7 +108,7 @@ class GruveTransport:
 
     async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
         """One Generate call."""
-        call = next(self._turns)(_generate_request(ask), timeout=self._timeout_s, metadata=self._metadata)
+        call = next(self._turns)(generate_request(ask), timeout=self._timeout_s, metadata=self._metadata)
         try:
             while (raw := await call.read()) is not EOF:
                 yield raw
@@ -143,29 +142,30 @@ def connect(
 
 
 class HttpTransport:
-    """POST with a JSON body and a chunked answer over persistent connections. Implements only this part of HTTP/1.1."""
+    """POST with a chunked answer over persistent connections. Implements only this part of HTTP/1.1."""
 
     def __init__(
         self,
         host: str,
         port: int,
         path: str,
-        body: Callable[[Ask], dict[str, object]],
+        body: Callable[[Ask], bytes],
         tokens: Callable[[bytes], tuple[int, ...]],
+        content_type: str = "application/json",
     ) -> None:
-        """`body` makes the JSON of a request; `tokens` parses one chunk."""
+        """`body` makes the body of a request; `tokens` parses one chunk."""
         self._host, self._port, self._path = host, port, path
-        self._body, self._tokens = body, tokens
+        self._body, self._tokens, self._content_type = body, tokens, content_type
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def open(self) -> None:
         """Connections are opened when they are needed."""
 
     async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
-        """One POST. The connection is reused if the answer ended normally."""
-        reader, writer = self._idle.pop() if self._idle else await self._connect()
-        body = json.dumps(self._body(ask)).encode()
-        head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        """One POST. The connection is reused if the answer ended normally and the server does not close it."""
+        reader, writer = await self._connection()
+        body = self._body(ask)
+        head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {self._content_type}\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         try:
             header = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -194,7 +194,12 @@ class HttpTransport:
         for _, writer in self._idle:
             writer.close()
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
         try:
             return await asyncio.open_connection(self._host, self._port, limit=LIMIT_BYTES)
         except OSError as error:
@@ -259,7 +264,8 @@ ERROR_MESSAGE = b"\x0a"
 """The tag of ModelStreamInferResponse.error_message; a response begins with another."""
 
 
-def _generate_request(ask: Ask) -> bytes:
+def generate_request(ask: Ask) -> bytes:
+    """The GenerateRequest of a request."""
     request = generation_pb2.GenerateRequest(
         tokens=sampling_pb2.TokenIds(ids=ask.prompt) if ask.prompt else None, max_tokens=ask.max_tokens
     )

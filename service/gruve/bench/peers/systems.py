@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -95,8 +96,8 @@ def _triton_grpc(port: int) -> Connect:
     return functools.partial(TritonTransport, f"127.0.0.1:{port}", CHANNELS)
 
 
-def _body(ask: Ask) -> dict[str, object]:
-    return {"prompt": list(ask.prompt), "max_tokens": ask.max_tokens}
+def _body(ask: Ask) -> bytes:
+    return json.dumps({"prompt": ask.prompt, "max_tokens": ask.max_tokens}).encode()
 
 
 def _lines(chunk: bytes) -> tuple[int, ...]:
