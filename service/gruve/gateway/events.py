@@ -102,28 +102,30 @@ def _prompt(value: Any) -> Text | None:
 
 
 async def _events(asked: EventsRequest, stream: AsyncTokenStream) -> Events:
-    """The events: `start`, one for each message of tokens, and `end` with the last of them."""
+    """The events: `start`, one for each message of tokens, and `end` with the last of them.
+
+    What is known at the same time is sent together.
+    """
     with contextlib.closing(stream):
         last: Chunk | None = None
         started = False
         async for chunk in stream:
-            if not started:
-                yield RETRY + event(_start(stream), name="start")
-                started = True
             if stream.end is not None:  # its text may hold what was withheld, so it is sent with the end or not at all
                 last = chunk
-                break
-            yield event(_tokens(chunk), event_id=asked.event_id(chunk.position + len(chunk.token_ids)))
-        if not started:
-            yield RETRY + event(_start(stream), name="start")
-        yield event(_end(stream, last), name="end", event_id=END)
+                continue
+            tokens = event(_tokens(chunk), event_id=asked.event_id(chunk.position + len(chunk.token_ids)))
+            yield tokens if started else _start(stream) + tokens
+            started = True
+        end = event(_end(stream, last), name="end", event_id=END)
+        yield end if started else _start(stream) + end
 
 
-def _start(stream: AsyncTokenStream) -> dict[str, Any]:
+def _start(stream: AsyncTokenStream) -> str:
+    """The first event of a connection."""
     start = stream.start
     if start is None:
         raise RuntimeError("the generation has not begun")
-    return {
+    about = {
         "model": start.model,
         "model_digest": start.model_digest,
         "numerics_id": start.numerics_id,
@@ -133,6 +135,7 @@ def _start(stream: AsyncTokenStream) -> dict[str, Any]:
         "start_position": start.start_position,
         "max_tokens": start.max_tokens,
     }
+    return RETRY + event(about, name="start")
 
 
 def _tokens(chunk: Chunk) -> dict[str, Any]:

@@ -25,8 +25,12 @@ class Choice:
     stream: AsyncTokenStream
     logprobs: LogprobsOfChoice | None = None
 
-    async def part(self, chunk: Chunk, texts: TokenTexts) -> dict[str, Any]:
-        """The choice object for the text that a chunk adds."""
+    async def parts(self, chunk: Chunk | None, texts: TokenTexts) -> list[dict[str, Any]]:
+        """The choice objects that a chunk adds: its text if there is one, and the end if it is the last."""
+        found = [] if chunk is None else [await self._part(chunk, texts)]
+        return found if self.stream.end is None else [*found, self._end()]
+
+    async def _part(self, chunk: Chunk, texts: TokenTexts) -> dict[str, Any]:
         logprobs = None
         if self.logprobs is not None and self.stream.start is not None:
             start = self.stream.start
@@ -34,7 +38,7 @@ class Choice:
             logprobs = self.logprobs.part(chunk.token_ids, chunk.logprobs, known)
         return self._object(chunk.text, logprobs, None)
 
-    def end(self) -> dict[str, Any]:
+    def _end(self) -> dict[str, Any]:
         """The last choice object: the finish reason, and in `gruve` what a client needs to repeat or continue."""
         start, end = self.stream.start, self.stream.end
         if start is None or end is None:

@@ -59,15 +59,24 @@ def _generate(asked: CompletionRequest, client: AsyncClient, prompt: Text | None
 
 
 async def _events(asked: CompletionRequest, choices: list[Choice], texts: TokenTexts) -> Events:
-    """The events of a stream: parts, the end of each choice, the usage if it is wanted, and OpenAI's last line."""
-    envelope = Envelope(asked.model)
+    """The events of a stream: parts, the end of each choice, the usage if it is wanted, and OpenAI's last line.
+
+    What is known at the same time is sent together.
+    """
+    envelope, running = Envelope(asked.model), len(choices)
+    last = ""
     async with contextlib.aclosing(merged(choices)) as chunks:
         async for choice, chunk in chunks:
             _identify(envelope, choice)
-            yield event(envelope.around([choice.end() if chunk is None else await choice.part(chunk, texts)]))
+            parts = "".join([event(envelope.around([part])) for part in await choice.parts(chunk, texts)])
+            running -= choice.stream.end is not None
+            if running:
+                yield parts
+            else:
+                last = parts
     if asked.include_usage:
-        yield event(envelope.around([], usage_of(choices)))
-    yield "data: [DONE]\n\n"
+        last += event(envelope.around([], usage_of(choices)))
+    yield last + "data: [DONE]\n\n"
 
 
 async def _whole(asked: CompletionRequest, choices: list[Choice], texts: TokenTexts) -> dict[str, Any]:
@@ -77,7 +86,7 @@ async def _whole(asked: CompletionRequest, choices: list[Choice], texts: TokenTe
     async with contextlib.aclosing(merged(choices)) as chunks:
         async for choice, chunk in chunks:
             _identify(envelope, choice)
-            parts[choice.index].append(choice.end() if chunk is None else await choice.part(chunk, texts))
+            parts[choice.index] += await choice.parts(chunk, texts)
     return envelope.around([_joined(of_one) for of_one in parts], usage_of(choices))
 
 

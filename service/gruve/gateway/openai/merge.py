@@ -10,9 +10,9 @@ from gruve.gateway.openai.answer import Choice
 
 
 async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chunk | None], None]:
-    """The chunks of all choices as they come, with None after a choice's last one.
+    """The chunks of all choices as they come. A choice's `stream.end` is set with the last of them, which may be None.
 
-    No more than one chunk of each waits for the reader. Whatever ends the loop cancels the generations that still run.
+    A choice is read again when its chunk was taken. Whatever ends the loop cancels the generations that still run.
     """
     waiting = {asyncio.ensure_future(_next(choice)): choice for choice in choices}
     try:
@@ -21,9 +21,9 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chun
             for task in sorted(done, key=lambda task: waiting[task].index):
                 choice = waiting.pop(task)
                 chunk = task.result()
-                if chunk is not None:
-                    waiting[asyncio.ensure_future(_next(choice))] = choice
                 yield choice, chunk
+                if choice.stream.end is None:
+                    waiting[asyncio.ensure_future(_next(choice))] = choice
     finally:
         for task in waiting:
             task.cancel()
@@ -34,4 +34,7 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chun
 
 
 async def _next(choice: Choice) -> Chunk | None:
-    return await anext(choice.stream, None)
+    chunk = await anext(choice.stream, None)
+    if chunk is not None and choice.stream.end is not None:
+        await anext(choice.stream, None)  # reads the call to its end, so that the server does not count it as cancelled
+    return chunk
