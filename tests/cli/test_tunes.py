@@ -105,7 +105,7 @@ def test_a_tune_is_written_as_notation_drawn_and_to_play(generate: Generate, tmp
         ("G", "K:G", "the tune is in G major"),
         ("Bb", "K:Bb", "the tune is in Bb major"),
         ("G#", "K:Ab", "the tune is in Ab major; G# major would need more than seven sharps or flats"),
-        ("Am", "K:A", "the tune is in A major; its mode is not the one that --key asks for, A minor"),
+        ("Am", "K:A", "the tune is in A major; its mode is not the one asked for, A minor"),
     ],
 )
 def test_the_key_is_the_root_asked_for_and_said(

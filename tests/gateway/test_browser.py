@@ -24,32 +24,7 @@ BROWSER = Path(__file__).parent / "browser"
 PROTO = Path(__file__).parents[2] / "proto"
 FORMS = ["connect json", "connect binary", "grpc-web json", "grpc-web binary"]
 FIELDS = {"seed": 5, "maxTokens": 40}
-PATIENCE_MS = 20_000
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    need_program("chromium", "apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium):
-    """A page whose scripts may not fail."""
-    context = chromium.new_context()
-    context.set_default_timeout(PATIENCE_MS)
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: errors.append(said.text) if "Content Security Policy" in said.text else None)
-    yield page
-    context.close()
-    assert not errors
 
 
 # ---- connect-web, from another origin

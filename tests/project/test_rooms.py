@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "sessions": {"errors", "receipt", "model", "decode", "engine"},
     "serve": {"errors", "ports", "receipt", "model", "decode", "engine", "sessions", "v1"},
     "client": {"errors", "receipt", "v1"},
-    "gateway": {"errors", "ports", "receipt", "client", "v1"},
+    "gateway": {"errors", "ports", "receipt", "tune", "client", "v1"},
     "bench": {
         "errors",
         "ports",

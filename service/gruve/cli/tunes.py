@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.terminal import Failure
-from gruve.errors import TuneError, UnknownCharacter
+from gruve.errors import TuneError
 
 if TYPE_CHECKING:
     from gruve.client import TokenStream
@@ -49,44 +49,25 @@ def _picture(abc: str) -> bytes:
 
 
 def finished_tune(text: str, note: Callable[[str], None]) -> Tune:
-    """The tune that generated tokens spell; raises `Failure` if they spell none.
-
-    A tune that breaks the rules of notation, as a model's may, is read as far as it makes sense; `note` is told.
-    """
-    from gruve.tune.parse import parse_tune
-    from gruve.tune.recover import recovered
-    from gruve.tune.tokens import split
+    """The tune of generated text, repaired if need be; `note` is told. Raises `Failure` if the text has none."""
+    from gruve.tune.generated import read_generated
 
     try:
-        return parse_tune(f"X:1\n{text.rstrip()}\n")
+        tune, repaired = read_generated(text)
     except TuneError as error:
-        wrong = error
-    try:
-        tune = recovered(split(text))
-    except UnknownCharacter:
-        tune = None
-    if tune is None or not tune.events:
-        raise Failure(f"no tune was written, the text is none in ABC notation: {wrong}")
-    note(f"the notation was repaired: {wrong}")
+        raise Failure(str(error)) from None
+    if repaired:
+        note(repaired)
     return tune
 
 
 def in_key(tune: Tune, request: KeyRequest, note: Callable[[str], None]) -> Tune:
     """The tune on the root asked for, in its own mode; `note` is told which key that is, and what could not be."""
-    from dataclasses import replace
+    from gruve.tune.generated import on_root
 
-    from gruve.tune.keys import key_words, within_seven_signs
-    from gruve.tune.transpose import to_key
-
-    wanted = replace(request.key, mode=tune.key.mode)
-    target = within_seven_signs(wanted)
-    told = f"the tune is in {key_words(target)}"
-    if target != wanted:
-        told += f"; {key_words(wanted)} would need more than seven sharps or flats"
-    if request.mode and request.mode != tune.key.mode:
-        told += f"; its mode is not the one that --key asks for, {key_words(request.key)}"
+    transposed, told = on_root(tune, request)
     note(told)
-    return to_key(tune, target)
+    return transposed
 
 
 def origin(stream: TokenStream, model: Model) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -23,6 +24,7 @@ from gruve.gateway.forms import on_error
 from gruve.gateway.health import health
 from gruve.gateway.openai.logprobs import TokenTexts
 from gruve.gateway.origins import OriginCheck
+from gruve.gateway.tune import tune
 
 
 def create_app(config: GatewayConfig) -> Starlette:
@@ -45,6 +47,7 @@ def create_app(config: GatewayConfig) -> Starlette:
         routes=[
             Route("/health", health),
             Route("/v1/generate", generate, methods=["GET", "POST"]),
+            Route("/v1/tune", tune, methods=["POST"]),
             *openai.ROUTES,
             *rpc.routes(servers, config),
             *page.ROUTES,
@@ -71,4 +74,5 @@ def create_app(config: GatewayConfig) -> Starlette:
         lifespan=lifespan,
     )
     app.state.config, app.state.client, app.state.texts = config, client, TokenTexts(client)
+    app.state.one_tune = asyncio.Semaphore(1)
     return app

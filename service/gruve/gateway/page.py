@@ -1,4 +1,7 @@
-"""The page at `/`, for people: four files of the package, which load nothing from elsewhere."""
+"""The page at `/`, for people: files of the package, which load nothing from elsewhere.
+
+`abcjs-basic-min.js` is abcjs 6.7.2 (MIT, https://abcjs.net) as its npm package has it; its licence stands beside it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,18 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 STATIC = Path(__file__).parent / "static"
-FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
+FILES = {
+    "/": "index.html",
+    **{
+        f"/{name}": name
+        for name in ("page.css", "page.js", "notation.js", "player.js", "abcjs-basic-min.js", "icon.svg")
+    },
+}
+ABCJS_STYLE = "'sha256-BCpnf71gZdCsSCHDzyB1RsBbZ0qQdqseK6v+yJsgg30='"
+"""The one style that abcjs puts into each drawing; any other is refused."""
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "content-security-policy": f"default-src 'none'; script-src 'self'; style-src 'self' {ABCJS_STYLE}; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",

@@ -1,4 +1,4 @@
-"""Writes a tune as ABC with a title, notes beamed by the beat, and four bars on a line."""
+"""Writes a tune as ABC with a title, notes beamed by the beat, and some bars on a line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ MAX_TEXT: Final = 200
 _PART_ENDS: Final = frozenset({"||", "|]", ":|"})
 
 
-def write_tune(tune: Tune, *, title: str = "", number: int = 1, fields: Iterable[tuple[str, str]] = ()) -> str:
+def write_tune(
+    tune: Tune,
+    *,
+    title: str = "",
+    number: int = 1,
+    fields: Iterable[tuple[str, str]] = (),
+    bars_per_line: int = BARS_PER_LINE,
+) -> str:
     """The tune as ABC: `X:`, `T:`, `R:`, `fields`, `M:`, `L:`, `Q:`, `K:`, then its music, ending in a line feed.
 
     `R:` and `Q:` are written if the tune has a rhythm and a tempo; `fields` are more headers, each a letter and its
@@ -32,7 +39,7 @@ def write_tune(tune: Tune, *, title: str = "", number: int = 1, fields: Iterable
     head += [f"{name}:{_one_line(text)}" for name, text in fields]
     head += [f"M:{'none' if tune.free_meter else _meter_text(tune.meter)}", f"L:1/{WHOLE // unit}"]
     head += [f"Q:{tune.tempo.note}={tune.tempo.per_minute}"] if tune.tempo else []
-    return "\n".join([*head, f"K:{key_name(tune.key, short=True)}", *_lines(tune, unit)]) + "\n"
+    return "\n".join([*head, f"K:{key_name(tune.key, short=True)}", *_lines(tune, unit, bars_per_line)]) + "\n"
 
 
 def complete(tune: Tune) -> Tune:
@@ -55,7 +62,7 @@ def group_ticks(meter: Meter) -> int:
     return WHOLE // 2 if meter in (Meter(4, 4), Meter(2, 2)) else WHOLE // 4
 
 
-def _lines(tune: Tune, unit: int) -> Iterator[str]:
+def _lines(tune: Tune, unit: int, bars_per_line: int) -> Iterator[str]:
     """The lines of music, each a whole number of bars."""
     line = ""
     bars = 0
@@ -64,7 +71,7 @@ def _lines(tune: Tune, unit: int) -> Iterator[str]:
         # A line that opens a part begins the next line of text, unless it ends the music before it.
         line += f"{' ' if line and music else ''}{music}{' ' if music else ''}{bar}"
         bars += full
-        if bar in _PART_ENDS or (bars >= BARS_PER_LINE and bar == "|"):
+        if bar in _PART_ENDS or (bars >= bars_per_line and bar == "|"):
             yield line
             line, bars = "", 0
         elif bar == "|:" and not opens:

@@ -1,6 +1,8 @@
 // The page: starts a conversation with StartConversation and steers it with Control, both in Connect's JSON form.
 "use strict";
 
+import { Notation } from "./notation.js";
+
 const GENERATIONS = "gruve.v1.GenerationService";
 const RETRIES = 5; // in a row, after a lost connection; the waits double from 0.5 s
 const ENDS = {
@@ -13,6 +15,7 @@ const ENDS = {
 const byId = (id) => document.getElementById(id);
 const form = byId("form"), model = byId("model"), output = byId("output");
 const given = byId("given"), written = byId("written");
+export const notation = new Notation((text) => say(text, true));
 const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy") };
 let models = [];
 let run = null; // the generation that is being written: {id, session, seed, beginning, next, paused, stopped, abort}
@@ -130,13 +133,17 @@ async function loadModels() {
   showButtons();
 }
 
+function chosenModel() {
+  return models.find((each) => each.name === model.value);
+}
+
 function showModel() {
-  const chosen = models.find((each) => each.name === model.value);
+  const chosen = chosenModel();
   if (!chosen) return;
   const tunes = chosen.tokenizer === "abc";
   byId("about").textContent = chosen.description || "";
   byId("temperature").value = Number((chosen.defaultTemperature ?? 1).toFixed(3));
-  byId("beginning").placeholder = tunes ? "M:6/8\nK:Cmaj\n" : "";
+  byId("beginning").placeholder = tunes ? "L:1/8\nM:6/8\nK:Cmaj\n" : "";
   byId("output-heading").textContent = tunes ? "ABC notation" : "Text";
 }
 
@@ -162,6 +169,8 @@ async function write() {
   const generate = request();
   run = { id: "", session: "", next: 0, paused: false, stopped: false, abort: new AbortController() };
   run.beginning = generate.text || "";
+  run.writesTunes = chosenModel().tokenizer === "abc";
+  notation.begin();
   given.textContent = written.textContent = "";
   say("Waiting for the first token …");
   showButtons();
@@ -186,6 +195,7 @@ async function write() {
     if (run.stopped) say("Stopped.");
     else sayFailed(error);
   }
+  if (run.writesTunes) notation.settle(output.textContent, false);
   run = null;
   showButtons();
 }
@@ -201,6 +211,15 @@ function show(text) {
   buttons.copy.disabled = false;
   add(given, own);
   add(written, text.slice(own.length));
+  if (run.writesTunes) notation.grow(output.textContent);
+}
+
+// What a tune was made from, as `gruve generate` writes it into a file.
+function originOf({ model: name, modelDigest, sampling }) {
+  return [
+    `made by gruve with ${name}: seed ${sampling.seed}, temperature ${Number((sampling.temperature ?? 1).toFixed(3))}`,
+    `model digest ${modelDigest}`,
+  ];
 }
 
 // Shows one call of the stream, to the end of the generation.
@@ -210,6 +229,7 @@ async function follow(generate) {
     const { position, tokenIds = [], text = "", start, end } = message.tokens;
     if (start) {
       Object.assign(run, { id: start.generationId, session: start.sessionId, seed: start.sampling.seed });
+      notation.madeBy(`${start.model}, seed ${run.seed}`, ...originOf(start));
       if (run.paused) control({ pause: {} }); // a new call does not know of it
       say(`${run.paused ? "Paused" : "Writing"}; seed ${run.seed}`);
       showButtons();
@@ -238,6 +258,7 @@ async function pauseOrContinue() {
   if (!(await control(paused ? { pause: {} } : { resume: {} })) || !run) return;
   run.paused = paused;
   say(`${paused ? "Paused" : "Writing"}; seed ${run.seed}`);
+  if (run.writesTunes) notation.settle(output.textContent, !paused);
   showButtons();
 }
 

@@ -1,0 +1,88 @@
+"""`/v1/tune`: the text of a model of tunes as complete ABC, as `gruve generate` writes it, or as a MIDI file.
+
+It asks no server, so it needs no key. A gateway reads one tune at a time, in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gruve.errors import TuneError
+from gruve.gateway.errors import InvalidField
+from gruve.gateway.fields import json_fields
+from gruve.gateway.forms import json_response
+from gruve.tune.generated import on_root, read_generated
+from gruve.tune.keys import KeyRequest, parse_key_request
+from gruve.tune.play import midi_file
+from gruve.tune.score import Note, Tune
+from gruve.tune.write import BARS_PER_LINE, complete, write_tune
+
+MAX_CHARACTERS = 8_192
+MAX_REMARKS = 8
+MAX_BARS_PER_LINE = 16
+FORMATS = ("abc", "midi")
+
+
+@dataclass(frozen=True, slots=True)
+class TuneRequest:
+    """A text to read as a tune, and how to write it. `remarks` are its `N:` fields."""
+
+    text: str
+    title: str
+    remarks: tuple[str, ...]
+    key: KeyRequest | None
+    bars_per_line: int
+    format: str
+
+
+async def tune(request: Request) -> Response:
+    """Answers with the tune; 400 if the text has none."""
+    asked = await _asked(request)
+    async with request.app.state.one_tune:
+        return await asyncio.to_thread(_answer, asked)
+
+
+async def _asked(request: Request) -> TuneRequest:
+    fields = await json_fields(request)
+    text, title, key = fields.string("text"), fields.string("title"), fields.string("key")
+    remarks, form = fields.strings("remarks"), fields.string("format")
+    bars_per_line = fields.integer("bars_per_line", 1, MAX_BARS_PER_LINE)
+    fields.refuse_rest()
+    if text is None:
+        raise InvalidField("text", "is absent; must be ABC as a model writes it")
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidField("text", f"has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+    if remarks is not None and len(remarks) > MAX_REMARKS:
+        raise InvalidField("remarks", f"has {len(remarks)} entries; at most {MAX_REMARKS} are written")
+    wanted = None if key is None else parse_key_request(key)
+    if key is not None and wanted is None:
+        raise InvalidField("key", f"is {key[:20]!r}; must be a root from A to G, with # or b: G, Bb")
+    if form is not None and form not in FORMATS:
+        raise InvalidField("format", f"is {form[:20]!r}; must be one of {', '.join(FORMATS)}")
+    return TuneRequest(
+        text, title or "", tuple(remarks or ()), wanted, bars_per_line or BARS_PER_LINE, form or FORMATS[0]
+    )
+
+
+def _answer(asked: TuneRequest) -> Response:
+    try:
+        read, repaired = read_generated(asked.text)
+    except TuneError as error:
+        raise InvalidField("text", str(error)) from None
+    if asked.key:
+        read, _ = on_root(read, asked.key)
+    done = complete(read)
+    if asked.format == "midi":
+        return Response(midi_file(done), media_type="audio/midi")
+    remarks = [("N", remark) for remark in asked.remarks]
+    abc = write_tune(done, title=asked.title, fields=remarks, bars_per_line=asked.bars_per_line)
+    return json_response({"abc": abc, "notes": _notes(done), "repaired": repaired or None})
+
+
+def _notes(tune: Tune) -> int:
+    """How many notes are written, rests not counted."""
+    return sum(isinstance(event, Note) and event.pitch is not None for event in tune.events)

@@ -1,0 +1,172 @@
+"""The notation on the gateway's page, in a real browser: what grows, what is played, and what can be downloaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gruve.tune.generated import read_generated
+from gruve.tune.parse import parse_tune
+from gruve.tune.play import midi_file, played
+from gruve.tune.score import WHOLE, Note
+from gruve.tune.write import complete, write_tune
+from http_gateway import RunningGateway
+
+MODELS = Path(__file__).parents[2] / "models"
+SEED = "16"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("folk", "tiny"):
+        shutil.copytree(MODELS / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def url(start, models):
+    running = RunningGateway(start(models=models).address, drain_s=1.0)
+    yield running.url
+    running.close()
+
+
+@pytest.fixture
+def page(page):
+    """A page that may write nothing to the console either."""
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    yield page
+    assert not said
+
+
+def write(page, url, model="folk", **fields):
+    page.goto(url)
+    page.wait_for_selector("#write:not([disabled])")
+    page.select_option("#model", model)
+    for name, value in {"seed": SEED, "rate": "", **fields}.items():
+        page.fill(f"#{name}", value)
+    page.click("#write")
+
+
+def done(page):
+    """Waits for the end and for the last drawing; returns the text."""
+    page.wait_for_selector("#write:not([disabled])")
+    drawn(page)
+    return page.text_content("#output")
+
+
+def drawn(page):
+    page.wait_for_selector("#tune[aria-busy=false]")
+
+
+def notes(page):
+    return page.locator("#paper .abcjs-note").count()
+
+
+def written_notes(text):
+    return sum(isinstance(event, Note) and event.pitch is not None for event in read_generated(text)[0].events)
+
+
+def test_notes_appear_while_the_model_writes_and_in_the_end_are_those_of_the_tune(url, page):
+    write(page, url, rate="40")
+    page.wait_for_function("() => document.querySelectorAll('#paper .abcjs-note').length > 5")
+    assert page.text_content("#status").startswith("Writing")
+    growing = notes(page)
+    text = done(page)
+    assert growing < notes(page) == written_notes(text)
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3", "21"])
+def test_the_page_plays_what_the_midi_file_has(url, page, seed):
+    write(page, url, seed=seed)
+    tune = complete(read_generated(done(page))[0])
+    page.select_option("#root", "C")
+    drawn(page)
+    heard = page.evaluate("() => import('/page.js').then(({ notation }) => notation.sounding())")
+    second = float(WHOLE / 4 * tune.tempo.quarters_per_minute / 60)
+    expected = [(sound.start / second, sound.midi % 12) for sound in played(tune)]
+    assert [each["midi"] % 12 for each in heard] == [midi for _, midi in expected]
+    assert [each["at"] for each in heard] == pytest.approx([at for at, _ in expected], abs=0.01)
+
+
+def test_the_sound_begins_marks_its_note_and_stops(url, page):
+    write(page, url)
+    done(page)
+    page.click("#play")
+    page.wait_for_selector("#paper .sounding")
+    assert page.text_content("#play") == "Stop"
+    page.click("#play")
+    assert page.locator("#paper .sounding").count() == 0
+    assert page.text_content("#play") == "Play"
+
+
+def test_the_files_are_those_of_the_command_line(url, page, tmp_path):
+    write(page, url)
+    tune = parse_tune(write_tune(complete(read_generated(done(page))[0])))
+    page.select_option("#root", "C")
+    drawn(page)
+    files = {}
+    for kind in ("abc", "midi", "svg"):
+        with page.expect_download() as downloading:
+            page.click(f"#save-{kind}")
+        files[kind] = Path(downloading.value.path()).read_bytes()
+        assert downloading.value.suggested_filename.startswith("folk-seed-16.")
+    saved = parse_tune(files["abc"].decode())
+    assert (saved.title, len(played(saved))) == ("folk, seed 16", len(played(tune)))
+    assert "temperature 0.9" in files["abc"].decode()
+    assert files["midi"] == midi_file(saved)
+    assert files["svg"].startswith(b"<svg")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_notes_can_be_read_on_a_phone_in_both_colour_schemes(url, page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    write(page, url)
+    text = done(page)
+    assert notes(page) == written_notes(text)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    note, ink = page.evaluate(
+        "() => [getComputedStyle(document.querySelector('#paper .abcjs-note path')).fill,"
+        " getComputedStyle(document.body).color]"
+    )
+    assert note == ink
+
+
+def test_a_stopped_tune_and_one_without_its_end_are_drawn(url, page):
+    write(page, url, rate="40")
+    page.wait_for_function("() => document.querySelectorAll('#paper .abcjs-note').length > 5")
+    page.click("#stop")
+    assert written_notes(done(page)) == notes(page)
+    for length in ("15", "16", "17", "18", "19", "20"):
+        write(page, url, length=length)
+        assert written_notes(done(page)) == notes(page)
+
+
+def test_a_wild_tune_breaks_nothing(url, page):
+    write(page, url, temperature="2.5", length="300")
+    assert written_notes(done(page)) == notes(page)
+
+
+def test_a_text_has_no_notation(url, page):
+    write(page, url)
+    done(page)
+    write(page, url, model="tiny", length="40")
+    page.wait_for_selector("#status:has-text('Done')")
+    assert page.is_hidden("#tune")
+    assert page.text_content("#output-heading") == "Text"
+
+
+def test_the_notation_loads_nothing_from_elsewhere(url, page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    write(page, url)
+    done(page)
+    page.click("#play")
+    page.wait_for_selector("#paper .sounding")
+    page.click("#play")
+    assert [each for each in asked if not each.startswith(url)] == []
