@@ -21,6 +21,7 @@ from gruve.training.report import naming
 from gruve.training.trainer import model_config, train
 
 MODELS = Path(__file__).parents[2] / "models"
+BENCHMARKS = MODELS.parent / "benchmarks" / "README.md"
 RIGHT = "L:1/8\nM:2/4\nK:Cmaj\n|: CDEF| G2G2| FEDC| C4:|\n"
 WRONG = RIGHT.replace("FEDC", "FEDCB")
 UNREADABLE = RIGHT.replace("FEDC", "(3(3FE")
@@ -100,6 +101,14 @@ def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
     assert model.digest in card
     assert re.search(r"\| validation \| carried \| 414 \| \d\.\d{4} \|", card)
     assert "8 updates" in card
+    int8 = {"measured_on": "all", "nats_float32": 1.5, "nats_int8": 1.5003}
+    results = tmp_path / "models" / "cat" / "results.json"
+    results.write_text(json.dumps({**json.loads(results.read_text("utf-8")), "int8": int8}), "utf-8")
+    publish(config, text, corpus, tmp_path / "runs" / "cat", results.parent)
+    assert "loss of all from 1.500000 to 1.500300, by +0.020%" in (results.parent / "README.md").read_text("utf-8")
+    cooler = dataclasses.replace(config, default_temperature=0.6)  # another model
+    publish(cooler, text, corpus, tmp_path / "runs" / "cat", results.parent)
+    assert "int8" not in json.loads(results.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "folk", "tiny"])
@@ -120,6 +129,17 @@ def test_a_shipped_card_is_what_its_results_render_to(name: str) -> None:
         "utf-8"
     )
     assert results["model"]["digest"] == load(folder).digest
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "folk", "tiny"])
+def test_a_shipped_card_has_the_int8_loss_of_the_benchmarks(name: str) -> None:
+    int8 = json.loads((MODELS / name / "results.json").read_text(encoding="utf-8"))["int8"]
+    before, after = int8["nats_float32"], int8["nats_int8"]
+    assert abs(after / before - 1) < 2e-4
+    figures = f"| {before:.6f} | {after:.6f} | {100 * (after / before - 1):+.3f}% |"
+    (row,) = re.findall(rf"^ *\| {name} \| .*$", BENCHMARKS.read_text("utf-8"), re.MULTILINE)
+    assert row.endswith(figures)
+    assert f"from {before:.6f} to {after:.6f}" in (MODELS / name / "README.md").read_text("utf-8")
 
 
 def test_a_card_text_with_an_unknown_key_is_refused(tmp_path: Path) -> None:

@@ -212,6 +212,12 @@ def _losses(results: Results) -> str:
         f"Rounding the weights to {results['model']['precision']} changed the first figure from {r['nats_before']:.6f} "
         f"to {r['nats_after']:.6f}, by {100 * r['relative']:.4f}%.",
     ]
+    if int8 := results.get("int8"):
+        change = 100 * (int8["nats_int8"] / int8["nats_float32"] - 1)
+        lines[-1] += (
+            f" `gruve serve --arithmetic int8` changes the loss of {int8['measured_on']} from "
+            f"{int8['nats_float32']:.6f} to {int8['nats_int8']:.6f}, by {change:+.3f}%."
+        )
     return "\n".join(lines)
 
 
