@@ -1,15 +1,22 @@
-"""A caller's key is passed on, and nothing is read ahead for a caller that stops reading."""
+"""A caller's key and limits are passed on, the port may have TLS, and nothing is read ahead of a slow reader."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import ssl
+
+import httpx
+import pytest
 
 from certificates import Authority
+from commands import started
 from gruve.client import Tls
 from gruve.gateway.sse import EventResponse, event
 from gruve.ports import TlsFiles
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
+from gruve.serve.identity import Limits
 from http_gateway import RunningGateway
 
 COMPLETIONS = "/v1/completions"
@@ -35,6 +42,34 @@ def test_the_key_of_each_caller_is_passed_on_over_tls_and_kept_for_no_other(star
         assert refused.json()["error"]["type"] == "authentication_error"
     assert gateway.http.get("/health").status_code == 200
     gateway.close()
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/generate"])
+def test_a_tenant_beyond_its_limit_is_told_when_to_come_back(start, tmp_path, path):
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "ann", "ann", limits=Limits(requests_per_minute=1))
+    gateway = RunningGateway(start(access=AccessConfig(keys=keys)).address)
+    first, second = (gateway.http.post(path, json=TINY, headers={"authorization": f"Bearer {key}"}) for _ in range(2))
+    gateway.close()
+    assert (first.status_code, second.status_code) == (200, 429)
+    assert second.json()["error"]["code"] == "LIMIT_EXCEEDED"
+    assert 1 <= int(second.headers["retry-after"]) <= 60
+
+
+def test_the_command_serves_https_to_those_who_trust_its_certificate(server, tmp_path):
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("gateway")
+    flags = ("--server", server.address, "--port", "0", "--tls-cert", str(cert), "--tls-key", str(key))
+    with started("gateway", *flags) as process:
+        address = f"localhost:{json.loads(process.stdout.readline())['port']}"
+        with httpx.Client(
+            base_url=f"https://{address}", verify=ssl.create_default_context(cafile=authority.ca)
+        ) as https:
+            answer = https.post(COMPLETIONS, json={**TINY, "stream": True})
+        assert answer.text.endswith("data: [DONE]\n\n")
+        for url in (f"https://{address}/health", f"http://{address}/health"):
+            with pytest.raises(httpx.TransportError):
+                httpx.get(url)
 
 
 async def test_a_reader_that_stops_reading_is_not_read_ahead_of_and_its_source_ends_with_it():
