@@ -10,18 +10,17 @@ Three questions:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from gruve.bench.figures import Record, S, median
 from gruve.bench.gateway.forms import connect_form, events_form, openai_form
+from gruve.bench.gateway.process import run_gateway_process
 from gruve.bench.load.closed_loop import Loaded, closed_loop
 from gruve.bench.load.generator import Clients, Closed, Open, Workload, soon_ns
 from gruve.bench.load.processes import Child, Server
@@ -33,7 +32,6 @@ from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import SMALL, VOCABULARY_SIZE, Size, make_model, tokenizer
 from gruve.decode.choose import DecodeConfig
 from gruve.gateway.config import GatewayConfig
-from gruve.gateway.server import serve
 from gruve.serve.server import ServeConfig
 
 MODEL = "bench"
@@ -79,7 +77,7 @@ class GatewayBenchConfig:
     @classmethod
     def quick(cls) -> GatewayBenchConfig:
         """Fewer rounds, in less than 50 seconds."""
-        return cls(limit_streams=(64,), rounds=1, seconds=1.5, stopped_s=5.0)
+        return cls(limit_streams=(64,), rounds=2, seconds=1.0, stopped_s=5.0)
 
     @property
     def workload(self) -> Workload:
@@ -91,12 +89,8 @@ class Gateway(Child):
     """A gateway of one server, on a free port."""
 
     def __init__(self, target: str) -> None:
-        super().__init__(_run_gateway, GatewayConfig(servers=(target,), port=0, drain_s=1.0))
+        super().__init__(run_gateway_process, GatewayConfig(servers=(target,), port=0, drain_s=1.0))
         self.port = int(self.ready)
-
-
-def _run_gateway(config: GatewayConfig, pipe: Connection) -> None:
-    asyncio.run(serve(config, pipe.send))
 
 
 class Ways:
@@ -139,9 +133,10 @@ def run_gateway(config: GatewayBenchConfig, report: Report) -> Result:
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as name:
         make_model(Path(name) / MODEL, config.size, start_bias=START_BIAS)
         serving = ServeConfig(models=Path(name), decode=config.decode, store="memory", drain_s=0.0)
-        speed = _speed(config, serving, report)
+        with Server(serving) as server:
+            speed = _speed(config, server, report)
+            stopped = _stopped(config, server, report)
         limit = _limit(config, serving, report)
-        stopped = _stopped(config, serving, report)
     if config.plot is not None:
         config.plot.parent.mkdir(parents=True, exist_ok=True)
         plot_gateway(speed, config.plot)
@@ -152,9 +147,10 @@ def run_gateway(config: GatewayBenchConfig, report: Report) -> Result:
     return Result("gateway", describe_machine(), versions, [*speed, *limit, stopped])
 
 
-def _speed(config: GatewayBenchConfig, serving: ServeConfig, report: Report) -> list[Row]:
+def _speed(config: GatewayBenchConfig, server: Server, report: Report) -> list[Row]:
+    """The same streams direct and through the gateway."""
     with contextlib.ExitStack() as stack:
-        ways = Ways(stack, config, stack.enter_context(Server(serving)))
+        ways = Ways(stack, config, server)
         found = ways.rounds(config.workload, config.streams, tuple(ways.clients), report)
         records = [record for rounds in found.values() for loaded in rounds for record in loaded.records]
         direct = _answers(config, ways.clients[DIRECT], records)
@@ -226,22 +222,23 @@ def _limit_row(way: str, streams: int, found: Sequence[Loaded]) -> Row:
     }
 
 
-def _stopped(config: GatewayBenchConfig, serving: ServeConfig, report: Report) -> Row:
+def _stopped(config: GatewayBenchConfig, server: Server, report: Report) -> Row:
     """The memory of a gateway before and after its clients stopped reading long answers with log-probabilities."""
     workload = dataclasses.replace(config.workload, min_length=LONGEST, max_length=LONGEST)
-    with Server(serving) as server, Gateway(server.target) as gateway:
-        form = openai_form(gateway.port, IDS, logprobs=20)
-        with Clients(form, config.client_processes) as clients:
-            short = dataclasses.replace(workload, min_length=8, max_length=16)
-            begin_ns = soon_ns()
-            clients.play(short, Closed(config.stopped_streams, begin_ns, begin_ns + S))
-            before_mb = gateway.rss_mb()
-            begin_ns = soon_ns()
-            clients.begin(workload, Closed(config.stopped_streams, begin_ns, begin_ns + S))
-            time.sleep(1.0)
-            clients.freeze()
-            time.sleep(config.stopped_s)
-            after_mb = gateway.rss_mb()
+    with (
+        Gateway(server.target) as gateway,
+        Clients(openai_form(gateway.port, IDS, logprobs=20), config.client_processes) as clients,
+    ):
+        short = dataclasses.replace(workload, min_length=8, max_length=16)
+        begin_ns = soon_ns()
+        clients.play(short, Closed(config.stopped_streams, begin_ns, begin_ns + S))
+        before_mb = gateway.rss_mb()
+        begin_ns = soon_ns()
+        clients.begin(workload, Closed(config.stopped_streams, begin_ns, begin_ns + S))
+        time.sleep(1.0)
+        clients.freeze()
+        time.sleep(config.stopped_s)
+        after_mb = gateway.rss_mb()
     report(f"{config.stopped_streams} clients that do not read: {before_mb:.1f} MB before, {after_mb:.1f} MB after")
     return {
         "what": "stopped",
