@@ -83,6 +83,7 @@ def test_doctor_says_how_to_get_what_serving_needs() -> None:
         (["demo"], "serve,draw"),
         (["train", "--config", "a", "--corpus", "b", "--out", "c"], "train"),
         (["evaluate", "a", "b"], "train"),
+        (["export-tokenizer", "a", "b"], "serve"),
         (["bench", "decode"], "train"),
     ],
 )

@@ -41,10 +41,12 @@ BAR_TEXT: Final[dict[BarKind, str]] = {
 }  # fmt: skip
 _LINE_TEXT: Final = {str(kind): text for kind, text in BAR_TEXT.items()}
 _ACCIDENTALS: Final = {-2: "__", -1: "_", 0: "=", 1: "^", 2: "^^"}
-_TOKEN: Final = re.compile(
-    r"(?P<header>[LMK]:\S+)|(?P<bar>:\|2|\|1|\|\]|\|:|:\||\|\||\|)"
+WORD_PATTERN: Final = (
+    r"[LMK]:\S+|:\|2|\|1|\|\]|\|:|:\||\|\||\|"
     r"|(?:\^\^|\^|__|_|=)?[A-Ga-g](?:,+|'+)?|z|\d+/\d+|/\d+|\d+|[-<>]|\(\d(?::\d:\d)?"
 )
+"""A token as it stands in a text, without the space that ends its own text."""
+_TOKEN: Final = re.compile(WORD_PATTERN)
 
 
 def detokenize(tokens: Iterable[str]) -> Tune:
@@ -94,7 +96,7 @@ def locate(text: str) -> Iterator[tuple[str, int]]:
         if found is None:
             raise UnknownCharacter(text[at], text, at, "ABC")
         token = found[0]
-        yield (token + "\n" if found["header"] else _LINE_TEXT.get(token, token)), at
+        yield (token + "\n" if token[0] in "LMK" else _LINE_TEXT.get(token, token)), at
         at = found.end()
 
 
