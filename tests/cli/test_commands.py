@@ -326,6 +326,15 @@ def test_training_leaves_a_model_that_can_be_served(tmp_path, capsys):
     assert said[2].startswith("gruve: ")
 
 
+@pytest.mark.parametrize("command", ["train", "publish"])
+def test_a_folder_that_is_no_name_of_a_model_is_refused_before_the_work(command, tmp_path, capsys):
+    flags = {"config": "absent.toml", "corpus": "absent.txt", "out": str(tmp_path / "My Run")}
+    flags |= {"run": "absent", "card": "absent.toml"} if command == "publish" else {}
+    arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    assert main([command, *arguments]) == 2
+    assert "My Run', and names the model: model name 'My Run' is not of the form" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"", b"a" * 2_000, b"\xff\xfe" * 2_000, b"\x00\x01" * 2_000])
 def test_a_bad_corpus_is_one_line(tmp_path, content, capsys):
     (tmp_path / "bad.txt").write_bytes(content)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.terminal import say_error
+from gruve.cli.terminal import Failure, say_error
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
 """The functions that complete a file name in each shell; `shtab.FILE` without the import."""
@@ -164,3 +164,14 @@ def checked(kind: Callable[[str], Any], choices: tuple[str, ...] | None = None) 
             raise argparse.ArgumentTypeError(f"is {str(text)!r}{source}; must be {wanted}") from error
 
     return convert
+
+
+def check_model_folder(flag: str, folder: Path) -> None:
+    """Raises `Failure` if the last part of a path is no name of a model, before the work whose result goes there."""
+    from gruve.errors import ModelBroken
+    from gruve.model.repository import check_name
+
+    try:
+        check_name(folder.name)
+    except ModelBroken as error:
+        raise Failure(f"{flag} is {str(folder)!r}, and names the model: {error}", exit_code=USAGE) from None

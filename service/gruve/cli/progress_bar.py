@@ -16,18 +16,17 @@ REDRAW_S: Final = 0.1
 MIN_BAR: Final = 8
 MAX_BAR: Final = 40
 """Columns of the bar; with less room there is none."""
-ERASE_LINE: Final = "\r\x1b[K"
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A function that shows progress on the terminal of standard error; the last state stays there."""
     began = time.monotonic()
-    last, drawn_s, best = "", -1.0, float("inf")
+    last, drawn, drawn_s, best = "", "", -1.0, float("inf")
     first_step: int | None = None
 
     def show(progress: Progress) -> None:
-        nonlocal last, drawn_s, best, first_step
+        nonlocal last, drawn, drawn_s, best, first_step
         if first_step is None:
             first_step = progress.step - 1
         if progress.validation_loss is not None:
@@ -35,14 +34,15 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         now = time.monotonic()
         last = progress_line(progress, best, now - began, _columns(), first_step)
         if now - drawn_s >= REDRAW_S:
-            drawn_s = now
-            _draw(last)
+            _draw(last, over=drawn)
+            drawn, drawn_s = last, now
 
     try:
         yield show
     finally:
         if last:
-            _draw(last + "\n")
+            _draw(last, over=drawn)
+            _draw("\n")
 
 
 def progress_line(progress: Progress, best: float, elapsed_s: float, columns: int, first_step: int = 0) -> str:
@@ -83,6 +83,7 @@ def _columns() -> int:
         return 80
 
 
-def _draw(line: str) -> None:
-    sys.stderr.write(ERASE_LINE + line)
+def _draw(line: str, *, over: str = "") -> None:
+    """Write a line over another. Spaces clear its rest, because NO_COLOR and some terminals want no escape codes."""
+    sys.stderr.write("\r" * bool(over) + line.ljust(len(over)))
     sys.stderr.flush()
