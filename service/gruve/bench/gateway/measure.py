@@ -77,7 +77,7 @@ class GatewayBenchConfig:
     @classmethod
     def quick(cls) -> GatewayBenchConfig:
         """Fewer rounds, in less than 50 seconds."""
-        return cls(limit_streams=(64,), rounds=2, seconds=1.0, stopped_s=5.0)
+        return cls(limit_streams=(64,), rounds=2, seconds=1.5, stopped_s=5.0)
 
     @property
     def workload(self) -> Workload:
@@ -198,7 +198,7 @@ def _speed_row(
 
 def _limit(config: GatewayBenchConfig, serving: ServeConfig, report: Report) -> list[Row]:
     """What a gateway delivers of a server that is faster than it."""
-    workload = dataclasses.replace(config.workload, min_length=8_000, max_length=16_000)
+    workload = dataclasses.replace(config.workload, min_length=2_000, max_length=4_000)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(serving, functools.partial(choose_null, config.step_us / 1e6)))
         ways = Ways(stack, config, server)
