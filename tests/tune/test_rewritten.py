@@ -27,10 +27,15 @@ Heard = list[tuple[Fraction, int]]
 
 
 def plain(text: str) -> str:
-    """An original without what the reader leaves out by rule and abc2midi plays."""
+    """An original without what the reader leaves out by rule and abc2midi plays, and without `||:`.
+
+    abc2midi 4.84 takes `||:` for `||` alone, so `:|` then goes back to the beginning of the tune, pick-up included. It
+    reads `|:`, `|||:` and `[|:` as the standard does (ABC 2.1, 4.8), for which all four begin a repeat.
+    """
     head, key, music = text.partition("\nK:")
     field, newline, music = music.partition("\n")
     music = re.sub(r'"[^"\n]*"|\{[^}\n]*\}|![^!\n]{1,40}!|[~TuvPHLMOSJR.]+(?=[\^_=]?[A-Ga-gz\[(])', "", music)
+    music = music.replace("||:", "|:")
     head = re.sub(r"^%%MIDI.*$", "", head, flags=re.MULTILINE)
     return head + key + field + newline + music
 
@@ -107,4 +112,4 @@ def test_the_fixtures_rewritten_tunes_sound_as_their_originals(heard: Callable[[
 def test_the_corpora_s_rewritten_tunes_sound_as_their_originals(heard: Callable[[str], Heard | None]) -> None:
     count, different = compared(CORPORA, heard)
     assert count >= 1_300
-    assert len(different) <= 1, different
+    assert different == []
