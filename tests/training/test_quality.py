@@ -135,7 +135,7 @@ def test_a_shipped_card_is_what_its_results_render_to(name: str) -> None:
 def test_a_shipped_card_has_the_int8_loss_of_the_benchmarks(name: str) -> None:
     int8 = json.loads((MODELS / name / "results.json").read_text(encoding="utf-8"))["int8"]
     before, after = int8["nats_float32"], int8["nats_int8"]
-    assert abs(after / before - 1) < 2e-4
+    assert abs(after / before - 1) < 5e-4
     figures = f"| {before:.6f} | {after:.6f} | {100 * (after / before - 1):+.3f}% |"
     (row,) = re.findall(rf"^ *\| {name} \| .*$", BENCHMARKS.read_text("utf-8"), re.MULTILINE)
     assert row.endswith(figures)

@@ -45,6 +45,8 @@ class CardText:
     limits: list[str]
     usage: str = ""
     """How to prompt the model. If empty, the card has no such section."""
+    initial: str = "[initial.toml](initial.toml) trains without pointers"
+    """How to train the model that the run began with, if it began with one; follows "which"."""
     transcribers: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -174,8 +176,7 @@ def _training(text: CardText, results: Results) -> str:
     ]
     if initial:
         sentences.append(
-            f"The run began with the weights of the model `{t['initial_digest']}`, which "
-            "[initial.toml](initial.toml) trains without pointers."
+            f"The run began with the weights of the model `{t['initial_digest']}`, which {text.initial.strip()}."
         )
     if any(r[f"dropout_{where}"] for where in ("embedding", "between", "head", "weight")):
         sentences.append(f"Locked dropout and dropped recurrent weights: {', '.join(dropouts)}{falling}.")
