@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import grpc
@@ -14,6 +15,8 @@ from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
 from gruve.serve.ledger import MAX_IDLE_TENANTS, Ledger
+from gruve.sessions.encoding import content_bytes
+from gruve.sessions.opening import GenerationOpener
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import session_pb2 as s
 from serving import HELD, read, refusal, token, until
@@ -173,8 +176,8 @@ class Tenant:
         branches = [{}] * count
         return self.call("ForkSession", session_id=session_id, branches=branches).sessions
 
-    def generate(self):
-        request = g.GenerateRequest(max_tokens=3, new_session={"model": "tiny"})
+    def generate(self, max_tokens=3, **where):
+        request = g.GenerateRequest(max_tokens=max_tokens, **where or {"new_session": {"model": "tiny"}})
         return list(self.server.generation.Generate(request, **self.how))
 
 
@@ -203,3 +206,44 @@ def test_no_call_makes_a_session_too_many_over_the_wire_not_even_after_a_restart
     ann.call("DeleteSession", session_id=first)
     ann.call("ImportSession", blob=blob)
     assert "the tenant's limit sessions is 3" in refusal(ann.generate).message
+
+
+@pytest.mark.parametrize("kept", ["sqlite", "memory"])
+def test_a_tenants_bytes_are_refused_beyond_its_limit_until_it_deletes_a_session(start, sqlite, tmp_path, kept):
+    keys, bound = tmp_path / "keys.json", 120_000
+    how = {"store": sqlite} if kept == "sqlite" else {}
+    ann_key, bob_key = (add_key(keys, n, n, limits=Limits(stored_bytes=b)) for n, b in [("ann", bound), ("bob", None)])
+    server = start(**how, access=AccessConfig(keys=keys))
+    ann, bob = Tenant(server, ann_key), Tenant(server, bob_key)
+    first = ann.create()
+    most = refusal(lambda: ann.generate(65_536, session_id=first))  # its tokens alone would take more
+    assert (most.code, most.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
+    assert (most.metadata["limit"], most.metadata["bound"], most.retry_after_s) == ("stored_bytes", str(bound), None)
+    made = [first]
+    with contextlib.suppress(grpc.RpcError):
+        while len(made) < 1_000:
+            ann.generate(300, session_id=made[-1])
+            made.append(ann.fork(made[-1], 1)[0].id)
+    assert 2 < len(made) < 200
+    refused = refusal(lambda: ann.generate(8_000, session_id=first))
+    assert "more are asked for; the tenant's limit stored_bytes is 120000" in refused.message
+    bob.generate(8_000)
+    for session_id in made[1:]:
+        ann.call("DeleteSession", session_id=session_id)
+    ann.generate(8_000, session_id=first)
+
+
+def test_a_generation_never_takes_more_than_it_has_reserved(start, sqlite, monkeypatch):
+    taken, end = [], GenerationOpener.end
+
+    def observed(self, running):
+        taken.append((content_bytes(running.session), running.session.promised_bytes))
+        end(self, running)
+
+    monkeypatch.setattr(GenerationOpener, "end", observed)
+    server = start(store=sqlite)
+    bias = {"biases": dict.fromkeys(range(5), -1.2345678901234568e-05)}
+    for fields in ({}, {"max_tokens": 5_000}, {"stop": ["\u2028" * 64] * 16}, {"sampling": {"logit_bias": bias}}):
+        read(server.generate(**{"max_tokens": 700, "ignore_eos": True, "new_session": {"model": "tiny"}, **fields}))
+    assert len(taken) == 4
+    assert all(used <= reserved for used, reserved in taken)

@@ -54,7 +54,7 @@ def make(request, tmp_path):
 def contents(session):
     """The contents of a session, independent of the store."""
     plain = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
-    for name in ("store_progress", "in_use", "pins", "idle_bytes", "state", "snapshots"):
+    for name in ("store_progress", "in_use", "pins", "idle_bytes", "promised_bytes", "state", "snapshots"):
         del plain[name]
     return plain | {"states": {at: state.tolist() for at, state in session.snapshots.items()}}
 
@@ -221,6 +221,36 @@ def test_live_sessions_are_counted_for_a_tenant_and_for_all_without_those_exclud
     assert store.count_live(ALL_TENANTS, NOW, ["s1", "s3", "s0", "unknown"], 0) == 2
     assert store.count_live("ann", NOW, {"s1", "s3"}, 0) == 1
     assert 2 <= store.count_live("ann", NOW, [], 3) <= 3
+
+
+@all_stores
+def test_the_bytes_of_live_sessions_add_up_for_a_tenant_and_for_all(make):
+    store = make()
+    size = {}
+    for i, tenant in enumerate(["ann", "ann", "bob"]):
+        session = session_of(f"s{i}", tokens=300 * i, tenant=tenant)
+        grow(session, [5] * 9)
+        session.advance(np.zeros((1, 1, 2), np.float32), 3)
+        save(store, session)
+        kept = store.read(session.id, NOW)
+        size[i] = sum(map(len, (kept.summary.head, kept.transcript, *kept.generations, kept.states[0][1])))
+    assert store.live_bytes("ann", NOW, []) == size[0] + size[1]
+    assert store.live_bytes(ALL_TENANTS, NOW, ["s1"]) == size[0] + size[2]
+    rewind(session, 1)
+    save(store, session)
+    assert store.live_bytes("bob", NOW, []) == len(store.read("s2", NOW).summary.head) + 2
+    assert store.delete("s0", "me", 1)
+    assert store.live_bytes("ann", NOW, []) == size[1]
+
+
+def test_redis_measures_a_session_that_was_written_without_its_size(redis_server):
+    store = RedisStore(redis_server.url)
+    store._redis.flushall()
+    save(store, session_of(tokens=300))
+    wanted = store.live_bytes("default", NOW, [])
+    store._redis.hdel("gruve:{a}", "bytes")
+    assert store.live_bytes("default", NOW, []) == wanted == int(store._redis.hget("gruve:{a}", "bytes"))
+    store.close()
 
 
 @all_stores

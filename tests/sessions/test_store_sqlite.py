@@ -11,6 +11,7 @@ import pytest
 
 from gruve.errors import StoreBroken, StoreUnavailable
 from gruve.sessions.encoding import pack_head, prepare_write
+from gruve.sessions.store import ALL_TENANTS
 from gruve.sessions.store.sqlite import MIGRATIONS, SqliteStore
 from session_records import NOW, load, save, session_of
 
@@ -62,6 +63,26 @@ def test_a_file_of_a_later_version_is_refused_by_name(tmp_path):
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(StoreBroken, match="schema 9"):
         SqliteStore(tmp_path / "s.db")
+
+
+def test_a_file_from_before_sizes_were_kept_gets_those_of_its_contents(tmp_path):
+    path = tmp_path / "s.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"BEGIN; {MIGRATIONS[0]} {MIGRATIONS[1]} PRAGMA user_version = 2; COMMIT;")
+        query = "INSERT INTO session VALUES (?, ?, 'm', ?, ?, ?, 3, ?, ?)"
+        for number, tenant in enumerate(["ann", "ann", "bob"]):
+            db.execute(query, (number, f"s{number}", NOW, NOW, NOW + 100.0, "é" * 10, tenant))
+            db.execute("INSERT INTO chunk VALUES (?, 0, zeroblob(6))", (number,))
+            db.execute("INSERT INTO generation VALUES (?, 0, 'two')", (number,))
+            db.execute("INSERT INTO state VALUES (?, 2, zeroblob(40))", (number,))
+        db.commit()
+    store = SqliteStore(path)
+    assert [store.live_bytes(of, NOW, []) for of in ("ann", "bob", "eve", ALL_TENANTS)] == [138, 69, 0, 207]
+    assert store.live_bytes("ann", NOW, ["s0", "s2"]) == 69
+    assert store.live_bytes("ann", NOW + 101.0, []) == 0
+    assert store.delete("s0", "me", 1)
+    assert store.live_bytes(ALL_TENANTS, NOW, []) == 138
+    store.close()
 
 
 def test_a_file_from_before_there_were_tenants_belongs_to_the_default_tenant(tmp_path):

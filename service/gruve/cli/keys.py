@@ -35,6 +35,7 @@ LIMITS = {
     "streams": "streams that run or wait",
     "waiting": "requests that wait for a slot",
     "sessions": "sessions, in memory and in the store",
+    "stored_bytes": "bytes of sessions in the store",
     "tokens_per_minute": "tokens a minute",
     "requests_per_minute": "requests a minute",
 }

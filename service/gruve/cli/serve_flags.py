@@ -11,7 +11,7 @@ from gruve.cli.identity import add_identity
 from gruve.cli.model_folder import add_models
 from gruve.cli.server_flags import add_log_level
 
-LIMITS = ("streams", "waiting", "sessions", "tokens-per-minute", "requests-per-minute")
+LIMITS = ("streams", "waiting", "sessions", "stored-bytes", "tokens-per-minute", "requests-per-minute")
 """The limits that `--tenant-limits` and `--total-limits` know."""
 
 
@@ -175,7 +175,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--total-limits",
         limits,
         "",
-        "what all tenants together may use; names are streams, waiting, sessions, tokens-per-minute, "
+        "what all tenants together may use; names are streams, waiting, sessions, stored-bytes, tokens-per-minute, "
         "requests-per-minute",
         variable="GRUVE_TOTAL_LIMITS",
         metavar="NAME=N,...",

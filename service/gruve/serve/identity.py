@@ -43,6 +43,8 @@ class Limits:
     """Requests that wait for a slot."""
     sessions: int | None = None
     """Sessions, in memory and in the store."""
+    stored_bytes: int | None = None
+    """Bytes of the sessions in the store."""
     tokens_per_minute: int | None = None
     requests_per_minute: int | None = None
 

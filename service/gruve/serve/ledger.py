@@ -2,7 +2,8 @@
 
 A stream reserves all tokens that it may use when it is admitted, and gives back at its end what it did not use. Limits
 of tokens and requests are token buckets: they hold a minute's worth, and refill evenly. Pure: no gRPC and no clock (a
-time is an argument). The limit of sessions is checked where sessions are counted; the ledger only says what it is.
+time is an argument). The limits of sessions and of their bytes are checked where those are counted; the
+ledger only says what they are.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ class Ledger:
         return Limits(**{n: getattr(self._tenant, n) if v is None else v for n, v in values.items()})
 
     def session_bounds(self, own: Limits) -> SessionBounds:
-        """How many sessions a tenant with these limits may have, and all tenants together."""
-        return SessionBounds(self.limits_of(own).sessions, self._total.sessions)
+        """How many sessions and bytes a tenant with these limits may have, and all tenants together."""
+        tenant, total = self.limits_of(own), self._total
+        return SessionBounds(tenant.sessions, total.sessions, tenant.stored_bytes, total.stored_bytes)
 
     def begin(self, tenant: str, own: Limits, now_s: float, *, waiting: int = 0, all_waiting: int = 0) -> Reservation:
         """Counts a request and opens a stream. Raises `LimitExceeded`, and then counts nothing.

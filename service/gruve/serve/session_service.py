@@ -16,10 +16,10 @@ from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Ledger
 from gruve.serve.model_hosts import ModelHosts
 from gruve.serve.paging import MAX_PAGE_BYTES, page_size, page_start, page_token
-from gruve.sessions.encoding import unpack_head
+from gruve.sessions.encoding import content_bytes, unpack_head
 from gruve.sessions.export import export_session, import_session
 from gruve.sessions.generations import make_continuable
-from gruve.sessions.persistence import NEW_SESSION_WAIT_S, Persistence
+from gruve.sessions.persistence import NEW_SESSION_BYTES, NEW_SESSION_WAIT_S, Persistence
 from gruve.sessions.record import Generation, Session
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store import SessionSummary
@@ -48,7 +48,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         export_key: bytes | None,
         most_request_bytes: int,
     ) -> None:
-        """`ledger` knows how many sessions a tenant may have. Without `export_key`, export and import are refused."""
+        """`ledger` knows what sessions a tenant may have. Without `export_key`, export and import are refused."""
         self._models = models
         self._persistence = persistence
         self._ledger = ledger
@@ -65,7 +65,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidField("session", "absent; it must name a model")
         ttl_s = validation.validate_ttl(request.session, "session.idle_ttl", self._persistence.config.idle_ttl_s)
         async with self._models.use(request.session.model) as host:
-            await self._check_quota(1)
+            await self._check_quota(1, NEW_SESSION_BYTES)
             session = self._persistence.create(host.model.name, host.model.digest, host.numerics_id, ttl_s, _owner())
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.CreateSessionResponse(session=self._message(session))
@@ -129,7 +129,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
         seeds = [branch.seed if branch.HasField("seed") else secrets.randbits(64) for branch in request.branches]
         async with self._persistence.use(request.session_id, _owner()) as session:
-            await self._check_quota(len(seeds))
+            await self._check_quota(len(seeds), len(seeds) * content_bytes(session))
             branches = self._persistence.fork(session, seeds)
         await asyncio.gather(*(self._persistence.wait_durable(branch, NEW_SESSION_WAIT_S) for branch in branches))
         return session_pb2.ForkSessionResponse(sessions=[self._message(branch) for branch in branches])
@@ -176,16 +176,16 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 model_digest=version.digest,
             )
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
-        await self._check_quota(1)
+        await self._check_quota(1, content_bytes(exported))
         session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s, _owner())
         session.copy_from(exported)
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.ImportSessionResponse(session=self._message(session))
 
-    async def _check_quota(self, new: int) -> None:
-        """Raises `LimitExceeded` unless the caller may have so many more sessions."""
+    async def _check_quota(self, new: int, new_bytes: int) -> None:
+        """Raises `LimitExceeded` unless the caller may have so many more sessions, and bytes in the store."""
         bounds = self._ledger.session_bounds(current_identity().limits)
-        await self._persistence.check_quota(_owner(), new, bounds)
+        await self._persistence.check_quota(_owner(), new, new_bytes, bounds)
 
     def _key(self) -> bytes:
         if self._export_key is None:

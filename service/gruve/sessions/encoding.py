@@ -22,7 +22,8 @@ from gruve.sessions.store import CHUNK_TOKENS, SessionSummary, StoredSession, Wr
 PLAIN_GENERATION = tuple(
     field.name
     for field in dataclasses.fields(Generation)
-    if field.name not in ("sampling", "changes", "finish_reason", "stop", "stop_token_ids", "computed_from")
+    if field.name
+    not in ("sampling", "changes", "finish_reason", "stop", "stop_token_ids", "computed_from", "record_bytes")
 )
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -65,6 +66,8 @@ def prepare_write(session: Session, *, release: bool = False) -> PendingWrite:
     # The last submitted generation may have grown, or the next one may have finished it. While it only grows, its
     # record follows from the tokens.
     first_generation = max(0, progress.generations - 1) if eventful else len(session.generations)
+    head, generations = pack_head(session) if eventful else "", session.generations[first_generation:]
+    records = tuple(map(pack_generation, generations))
     new_states = ((at, state) for at, state in session.snapshots.items() if at not in progress.snapshots)
     write = Write(
         id=session.id,
@@ -75,11 +78,12 @@ def prepare_write(session: Session, *, release: bool = False) -> PendingWrite:
         used_s=session.used_s,
         ttl_s=session.idle_ttl_s,
         position=session.position,
-        head=pack_head(session) if eventful else "",
+        content_bytes=content_bytes(session),
+        head=head,
         first_chunk=first_chunk,
         chunks=pack_chunks(session.transcript, first_chunk),
         first_generation=first_generation,
-        generations=tuple(map(pack_generation, session.generations[first_generation:])),
+        generations=records,
         states=tuple((at, pack_state(state)) for at, state in new_states),
         dropped_states=tuple(progress.stored_snapshots - session.snapshots.keys()),
         create=not progress.stored,
@@ -92,9 +96,21 @@ def prepare_write(session: Session, *, release: bool = False) -> PendingWrite:
     return PendingWrite(session, write, progress.events, progress.cuts)
 
 
+def content_bytes(session: Session) -> int:
+    """The size of a session in the store, if it were written now: head, transcript, generations and states."""
+    if not session.store_progress.head_bytes:
+        pack_head(session)
+    for generation in session.generations:
+        if not generation.record_bytes:
+            pack_generation(generation)
+    records = sum([generation.record_bytes for generation in session.generations])
+    states = sum([len(_state_shape(state)) + state.nbytes for state in session.snapshots.values()])
+    return session.store_progress.head_bytes + 2 * len(session.transcript) + records + states
+
+
 def pack_head(session: Session) -> str:
-    """Encode the session's metadata, without transcript, generations and states."""
-    return _encode(
+    """Encode the session's metadata, without transcript, generations and states. Notes the size."""
+    head = _encode(
         {
             "model": session.model,
             "digest": session.digest,
@@ -106,6 +122,8 @@ def pack_head(session: Session) -> str:
             "sampling": None if session.sampling is None else _plain(session.sampling),
         }
     )
+    session.store_progress.head_bytes = len(head)
+    return head
 
 
 def unpack_head(summary: SessionSummary) -> Session:
@@ -147,17 +165,18 @@ def unpack_session(stored: StoredSession, version: int) -> Session:
         stored_snapshots=frozenset(at for at, _ in stored.states),
         durable_position=session.position,
         events=0,
+        head_bytes=len(stored.summary.head),
     )
     return session
 
 
 def pack_generation(generation: Generation) -> str:
-    """Encode a generation."""
+    """Encode a generation. Notes the size."""
     samplings = list(dict.fromkeys([generation.sampling, *(change.sampling for change in generation.changes)]))
     plain: dict[str, Any] = {name: getattr(generation, name) for name in PLAIN_GENERATION}
     if generation.computed_from:  # a server of the last version reads all others
         plain["computed_from"] = generation.computed_from
-    return _encode(
+    record = _encode(
         plain
         | {
             "stop": generation.stop,
@@ -167,6 +186,8 @@ def pack_generation(generation: Generation) -> str:
             "changes": [[c.position, samplings.index(c.sampling), c.inserted] for c in generation.changes],
         }
     )
+    generation.record_bytes = len(record)
+    return record
 
 
 def unpack_generation(record: str) -> Generation:
@@ -183,6 +204,7 @@ def unpack_generation(record: str) -> Generation:
         stop_token_ids=stop_token_ids,
         changes=changes,
         finish_reason=None if reason is None else FinishReason(reason),
+        record_bytes=len(record),
     )
 
 
@@ -212,7 +234,11 @@ def unpack_tokens(packed: bytes) -> array.array[int]:
 
 def pack_state(state: NDArray[np.float32]) -> bytes:
     """Encode a state, its shape first."""
-    return struct.pack(f"<B{state.ndim}I", state.ndim, *state.shape) + state.astype("<f4").tobytes()
+    return _state_shape(state) + state.astype("<f4").tobytes()
+
+
+def _state_shape(state: NDArray[np.float32]) -> bytes:
+    return struct.pack(f"<B{state.ndim}I", state.ndim, *state.shape)
 
 
 def unpack_state(packed: bytes) -> NDArray[np.float32]:

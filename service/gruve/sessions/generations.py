@@ -17,9 +17,13 @@ from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.admission import build_admission
 from gruve.sessions.generation_request import GenerationRequest, check_bias, check_same_request, inherit_sampling
-from gruve.sessions.record import START_TOKEN, Generation, Session
+from gruve.sessions.record import MAX_SNAPSHOTS, SNAPSHOT_TOKENS, START_TOKEN, Generation, Session
 
 DEFAULT_MAX_TOKENS = 1_024
+RECORD_BYTES = 2_048
+"""The most that the store has of a generation and of its session's head, without texts, token ids and biases."""
+LETTER_BYTES, STOP_TOKEN_BYTES, BIAS_BYTES, SHAPE_BYTES = 6, 6, 64, 32
+"""The most of a letter, of a stop token and of a bias in JSON, and of a state's shape."""
 FINAL = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.END_OF_SEQUENCE)
 """The reasons that follow from the tokens. A generation that ended for another one continues when it is resumed."""
 
@@ -87,6 +91,21 @@ class _SessionBackup:
             latest.finish_reason, latest.finished = self.latest.finish_reason, self.latest.finished
             latest.digest, latest.numerics_id = self.latest.digest, self.latest.numerics_id
             latest.computed_from = self.latest.computed_from
+
+
+def most_growth_bytes(session: Session | None, request: GenerationRequest, state_bytes: int) -> int:
+    """The most by which a new generation makes a session grow in the store; `session` is None for a new one.
+
+    `state_bytes` is the size of one state. What controls add while the generation runs is not included.
+    """
+    tokens = 1 + len(request.prompt) + (DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens)
+    kept = len(session.snapshots) if session else 0
+    states = min(MAX_SNAPSHOTS - kept, 2 + tokens // SNAPSHOT_TOKENS) * (state_bytes + SHAPE_BYTES)
+    letters = len(request.generation_id) + sum(map(len, request.stop))
+    stops = STOP_TOKEN_BYTES * (len(request.stop) + len(request.stop_token_ids))
+    bias = inherit_sampling(session.sampling if session else None, request).logit_bias
+    biases = 2 * BIAS_BYTES * len(bias)  # in the generation's record and in the head
+    return RECORD_BYTES + 2 * tokens + states + LETTER_BYTES * letters + stops + biases
 
 
 def open_generation(

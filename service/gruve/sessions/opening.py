@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from gruve.errors import GruveError, SessionElsewhere
 from gruve.model.repository import Model
 from gruve.model.tokenizer import Tokenizer
+from gruve.sessions.encoding import content_bytes
 from gruve.sessions.generation_request import GenerationRequest, check_same_request, limit_top_k
-from gruve.sessions.generations import OpenedGeneration, abandon, open_generation
-from gruve.sessions.persistence import Persistence, SessionBounds
+from gruve.sessions.generations import OpenedGeneration, abandon, most_growth_bytes, open_generation
+from gruve.sessions.persistence import NEW_SESSION_BYTES, Persistence, SessionBounds
 from gruve.sessions.record import DEFAULT_TENANT, Session
 
 
@@ -174,7 +175,8 @@ class GenerationOpener:
         """Opens a generation in a session of the tenant; all of it or nothing.
 
         Raises `InvalidField`, `UnknownCharacter`, a `ModelError`, a `SessionError` or `StoreUnavailable`, and
-        `LimitExceeded` if a new session would exceed `bounds`.
+        `LimitExceeded` if a new session or what a new generation may come to take would exceed `bounds`. A generation
+        that is resumed was admitted when it began.
         """
         source = request.source
         if isinstance(source, ExistingSession):
@@ -183,35 +185,48 @@ class GenerationOpener:
                 try:
                     generation = await request.resolve(served.model.tokenizer)
                     session = await self._wait_until_free(session, generation)
-                    return self._open(session, served, generation)
+                    growth = most_growth_bytes(session, generation, served.model.config.state_bytes)
+                    if session.generation(generation.generation_id) is None and bounds is not None:
+                        await self.persistence.check_quota(tenant, 0, growth, bounds)
+                        session = await self._wait_until_free(session, generation)
+                    return self._open(session, served, generation, growth)
                 except BaseException:
                     self._models.release(served)
                     raise
         served = await self._models.acquire(source.model)
         try:
             generation = await request.resolve(served.model.tokenizer)
+            growth = most_growth_bytes(None, generation, served.model.config.state_bytes)
             if isinstance(source, NewSession) and bounds is not None:
-                await self.persistence.check_quota(tenant, 1, bounds)
-            return self._open_new(source, served, generation, tenant)
+                await self.persistence.check_quota(tenant, 1, NEW_SESSION_BYTES + growth, bounds)
+            return self._open_new(source, served, generation, tenant, growth)
         except BaseException:
             self._models.release(served)
             raise
 
     def _open_new(
-        self, source: NewSession | NoSession, served: ServingModel, request: GenerationRequest, tenant: str
+        self, source: NewSession | NoSession, served: ServingModel, request: GenerationRequest, tenant: str, growth: int
     ) -> RunningGeneration:
         model, numerics_id = served.model, served.numerics_id
         if isinstance(source, NewSession):
             session = self.persistence.create(model.name, model.digest, numerics_id, source.idle_ttl_s, tenant)
-            return self._open(session, served, request, created=session)
+            return self._open(session, served, request, growth, created=session)
         now_s = time.time()
-        return self._open(Session("", model.name, model.digest, numerics_id, 0.0, now_s, now_s), served, request)
+        return self._open(Session("", model.name, model.digest, numerics_id, 0.0, now_s, now_s), served, request, 0)
 
     def _open(
-        self, session: Session, served: ServingModel, request: GenerationRequest, created: Session | None = None
+        self,
+        session: Session,
+        served: ServingModel,
+        request: GenerationRequest,
+        growth: int,
+        created: Session | None = None,
     ) -> RunningGeneration:
+        """Opens the generation; `growth` is the most by which the session's stored size grows until it ends."""
         table = self.persistence.table
         table.lease(session)
+        if session.id:
+            session.promised_bytes = content_bytes(session) + growth
         try:
             opened = open_generation(
                 session,
@@ -222,6 +237,7 @@ class GenerationOpener:
                 max_transcript=table.config.max_transcript_tokens,
             )
         except BaseException:
+            session.promised_bytes = 0
             table.release(session)
             if created is not None:
                 self.persistence.discard(created)
@@ -250,6 +266,7 @@ class GenerationOpener:
         """Ends the lease of a running generation's session, and the use of its model."""
         if self._running.get(running.session.id) is running:
             del self._running[running.session.id]
+        running.session.promised_bytes = 0
         self.persistence.table.release(running.session)
         self._models.release(running.served)
 

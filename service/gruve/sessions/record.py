@@ -79,6 +79,8 @@ class Generation:
     numerics_id: str = ""
     computed_from: int = 0
     """The first position that `digest` and `numerics_id` have computed; 0 for its start."""
+    record_bytes: int = dataclasses.field(default=0, compare=False)
+    """The size of its record when it was last encoded or decoded; 0 before that."""
 
     @property
     def generated(self) -> int:
@@ -158,6 +160,8 @@ class StoreProgress:
     durable_events: int = 0
     changed: bool = False
     """Whether something has changed that no token depends on: how a generation ended, when it was last used."""
+    head_bytes: int = 0
+    """The size of the head when it was last encoded or decoded; 0 before that."""
     cuts: int = 0
     """How many rewinds there have been: a write that was submitted before a rewind makes no position durable."""
 
@@ -201,6 +205,8 @@ class Session:
     """How many requests are about to use it; a pinned session does not leave memory."""
     idle_bytes: int = 0
     """Its share of the memory budget while it is idle."""
+    promised_bytes: int = 0
+    """What it may come to take in the store until the generation that runs has ended; 0 while none runs."""
     store_progress: StoreProgress = dataclasses.field(default_factory=StoreProgress)
     prefix_hash: TokenHash | None = None
     """The hash of the transcript's first `prefix_hash.position` tokens, from the last receipt; None if there is none.

@@ -63,6 +63,8 @@ class SessionTable:
         self._expiries: list[tuple[float, str]] = []
         self._busy: dict[str, Session] = {}
         self._idle_bytes = 0
+        self._idle_bytes_of: collections.Counter[str] = collections.Counter()
+        """What each tenant's idle sessions take of the budget."""
         self._counts: collections.Counter[str] = collections.Counter()
         """How many sessions each tenant has in memory."""
         self.expired = 0
@@ -80,6 +82,13 @@ class SessionTable:
         """How many sessions a tenant has, or all tenants, without those that have expired."""
         self.expire()
         return len(self._table) if tenant == ALL_TENANTS else self._counts[tenant]
+
+    def memory_bytes(self, tenant: str = ALL_TENANTS) -> int:
+        """The memory of the sessions of a tenant, or of all tenants; of those in use what they may come to take."""
+        self.expire()
+        idle = self._idle_bytes if tenant == ALL_TENANTS else self._idle_bytes_of[tenant]
+        busy = [session for session in self._busy.values() if tenant in (ALL_TENANTS, session.tenant)]
+        return idle + sum(max(session.promised_bytes, session.memory_bytes()) for session in busy)
 
     def busy(self) -> list[Session]:
         """The sessions in use."""
@@ -203,9 +212,7 @@ class SessionTable:
 
     def _account(self, session: Session) -> None:
         """Updates what a session takes of the budget, nothing while it is in use, and evicts others if need be."""
-        self._idle_bytes -= session.idle_bytes
-        session.idle_bytes = 0 if session.in_use else session.memory_bytes()
-        self._idle_bytes += session.idle_bytes
+        self._set_idle_bytes(session, 0 if session.in_use else session.memory_bytes())
         self.evict_to_fit(keep=session)
 
     def evict_to_fit(self, keep: Session | None = None) -> None:
@@ -223,13 +230,18 @@ class SessionTable:
     def _is_evictable(self, session: Session) -> bool:
         return session.is_idle and self._can_evict(session)
 
+    def _set_idle_bytes(self, session: Session, idle_bytes: int) -> None:
+        self._idle_bytes += idle_bytes - session.idle_bytes
+        self._idle_bytes_of[session.tenant] += idle_bytes - session.idle_bytes
+        session.idle_bytes = idle_bytes
+
     def _drop(self, session: Session) -> None:
         del self._table[session.id]
+        self._set_idle_bytes(session, 0)
         self._counts[session.tenant] -= 1
         if not self._counts[session.tenant]:
-            del self._counts[session.tenant]
+            del self._counts[session.tenant], self._idle_bytes_of[session.tenant]
         self._busy.pop(session.id, None)  # a session is deleted while it is leased
-        self._idle_bytes -= session.idle_bytes
         if len(self._expiries) > 2 * len(self._table) + STALE_EXPIRIES:
             self._expiries = [entry for entry in self._expiries if entry[1] in self._table]
             heapq.heapify(self._expiries)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from gruve.errors import SessionElsewhere, StoreUnavailable
 from gruve.sessions.persistence.async_store import AsyncStore, StoreObserver
 from gruve.sessions.persistence.leases import Leases
-from gruve.sessions.persistence.quota import Quota, SessionBounds
+from gruve.sessions.persistence.quota import NEW_SESSION_BYTES, Quota, SessionBounds
 from gruve.sessions.persistence.reader import Reader
 from gruve.sessions.persistence.sweeper import Sweeper
 from gruve.sessions.persistence.writer import Writer
@@ -24,7 +24,7 @@ from gruve.sessions.record import DEFAULT_TENANT, Session
 from gruve.sessions.store import SessionSummary, Store
 from gruve.sessions.table import SessionsConfig, SessionTable
 
-__all__ = ["Persistence", "SessionBounds", "StoreObserver"]
+__all__ = ["NEW_SESSION_BYTES", "Persistence", "SessionBounds", "StoreObserver"]
 
 DURABLE_WAIT_S = 0.2
 """How long a message waits until what it depends on is durable."""
@@ -103,9 +103,9 @@ class Persistence:
         await self._writer.flush()
         self._async_store.close()
 
-    async def check_quota(self, tenant: str, new: int, bounds: SessionBounds) -> None:
+    async def check_quota(self, tenant: str, new: int, new_bytes: int, bounds: SessionBounds) -> None:
         """See `Quota.check`."""
-        await self._quota.check(tenant, new, bounds)
+        await self._quota.check(tenant, new, new_bytes, bounds)
 
     def create(
         self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None, tenant: str = DEFAULT_TENANT

@@ -108,6 +108,10 @@ class AsyncStore:
         """See `Store.count_live`."""
         return await self._run("read", "count_live", self.store.count_live, tenant, now_s, exclude, enough)
 
+    async def live_bytes(self, tenant: str, now_s: float, exclude: Collection[str]) -> int:
+        """See `Store.live_bytes`."""
+        return await self._run("read", "live_bytes", self.store.live_bytes, tenant, now_s, exclude)
+
     async def _run(self, kind: str, operation: str, function: Callable[..., T], *args: object) -> T:
         started_s = time.monotonic()
         try:

@@ -35,6 +35,8 @@ class Write:
     ttl_s: float
     position: int
     """The transcript's length after this write."""
+    content_bytes: int
+    """The size of head, transcript, generations and states together after this write."""
     head: str
     """Empty if nothing has changed but the number of tokens."""
     first_chunk: int
@@ -132,6 +134,11 @@ class Store(Protocol):
         """How many sessions of a tenant, or of `ALL_TENANTS`, have not expired and are not in `exclude`.
 
         A store may return a number that is too high, up to `enough`, where the exact one takes longer.
+        """
+
+    def live_bytes(self, tenant: str, now_s: float, exclude: Collection[str]) -> int:
+        """The `Write.content_bytes` of the sessions of a tenant, or of `ALL_TENANTS`, that have not expired and are
+        not in `exclude`, together.
         """
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:

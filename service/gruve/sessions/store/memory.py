@@ -24,6 +24,7 @@ class _Entry:
     created_s: float
     used_s: float = 0.0
     ttl_s: float = 0.0
+    content_bytes: int = 0
     head: str = ""
     transcript: bytes = b""
     generations: list[str] = dataclasses.field(default_factory=list)
@@ -86,6 +87,7 @@ class MemoryStore:
         if entry is None or (entry.owner, entry.version) != (owner, write.version):
             return False
         entry.used_s, entry.ttl_s, entry.head = write.used_s, write.ttl_s, write.head or entry.head
+        entry.content_bytes = write.content_bytes
         entry.transcript = entry.transcript[: write.first_chunk * CHUNK_BYTES] + b"".join(write.chunks)
         if write.head:
             entry.generations[write.first_generation :] = write.generations
@@ -139,11 +141,20 @@ class MemoryStore:
     def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
         """See `Store`; the number is always exact."""
         with self._lock:
-            return sum(
-                session_id not in exclude and self._entry(session_id, now_s) is not None
-                for session_id, entry in self._entries.items()
-                if tenant in (ALL_TENANTS, entry.tenant)
-            )
+            return len(self._live(tenant, now_s, exclude))
+
+    def live_bytes(self, tenant: str, now_s: float, exclude: Collection[str]) -> int:
+        """See `Store`."""
+        with self._lock:
+            return sum(entry.content_bytes for entry in self._live(tenant, now_s, exclude))
+
+    def _live(self, tenant: str, now_s: float, exclude: Collection[str]) -> list[_Entry]:
+        return [
+            entry
+            for session_id, entry in self._entries.items()
+            if tenant in (ALL_TENANTS, entry.tenant)
+            if session_id not in exclude and self._entry(session_id, now_s) is not None
+        ]
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`."""

@@ -1,10 +1,10 @@
 """The Redis store: several servers share it, so that each of them can serve every session.
 
 A session is one hash, so it is on one node of a cluster and expires as a whole. Its fields are `head`, `created`,
-`used`, `ttl`, `position`, `tenant`; the lease's `owner`, `version` and `until`; and, by number, `t:` chunks, `g:`
-generations and `s:` states. Operations that must be atomic are Lua scripts. Leases are measured by Redis's own clock.
-Session ids are in sorted sets by time of creation, for each tenant one of all models and one of each; `expire` removes
-expired ids from them.
+`used`, `ttl`, `position`, `bytes`, `tenant`; the lease's `owner`, `version` and `until`; and, by number, `t:` chunks,
+`g:` generations and `s:` states. Operations that must be atomic are Lua scripts. Leases are measured by Redis's own
+clock. Session ids are in sorted sets by time of creation, for each tenant one of all models and one of each; `expire`
+removes expired ids from them.
 
 Whether a write survives a crash of Redis depends on its `appendfsync`: `always` loses nothing, `everysec` may lose a
 second.
@@ -65,7 +65,7 @@ WRITE = (
 local at = 2
 local function given() at = at + 1 return ARGV[at] end
 local create, release, lease, least = given() == '1', given() == '1', given(), given()
-local tenant, created, used, ttl, position, head = given(), given(), given(), given(), given(), given()
+local tenant, created, used, ttl, position, bytes, head = given(), given(), given(), given(), given(), given(), given()
 if create and redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'version', ARGV[2], 'created', created, 'tenant', tenant)
 end
@@ -77,7 +77,7 @@ local function replace(kind, cut)
   for _ = 1, given() do redis.call('HSET', KEYS[1], kind .. n, given()) n = n + 1 end
   while cut and redis.call('HDEL', KEYS[1], kind .. n) == 1 do n = n + 1 end
 end
-redis.call('HSET', KEYS[1], 'used', used, 'ttl', ttl, 'position', position,
+redis.call('HSET', KEYS[1], 'used', used, 'ttl', ttl, 'position', position, 'bytes', bytes,
   'owner', ARGV[1], 'until', release and 0 or now + lease)
 replace('t:', head ~= '')
 if head ~= '' then
@@ -102,6 +102,17 @@ return 1
 """
 )
 DELETE = MINE + "return redis.call('DEL', KEYS[1])"
+MEASURE = """
+local bytes = redis.call('HGET', KEYS[1], 'bytes')
+if bytes then return tonumber(bytes) end
+bytes = 0
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if name == 'head' or name:find('^[tgs]:') then bytes = bytes + redis.call('HSTRLEN', KEYS[1], name) end
+end
+if bytes > 0 then redis.call('HSET', KEYS[1], 'bytes', bytes) end
+return bytes
+"""
+"""Returns 0 if there is no such session. One that was written before sessions had `bytes` gets them."""
 
 
 class RedisStore:
@@ -124,6 +135,7 @@ class RedisStore:
             raise StoreBroken(f"the session store {self.name} cannot be used: {error}") from None
         register: Callable[[str], Any] = self._redis.register_script
         self._acquire, self._write, self._renew, self._delete = map(register, (ACQUIRE, WRITE, RENEW, DELETE))
+        self._measure = register(MEASURE)
         self._sweeping, self._swept = DEFAULT_TENANT, 0
         """Whose sessions `expire` looks at next, and how many of them it has looked at."""
 
@@ -220,23 +232,35 @@ class RedisStore:
     def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
         """See `Store`. The indexes also hold ids of sessions that are gone, so above `enough` each id is looked up."""
         with _failing():
-            indexes = [_index(each, "") for each in (self._tenants() if tenant == ALL_TENANTS else [tenant])]
+            indexes = self._indexes(tenant)
             with self._redis.pipeline(transaction=False) as pipeline:
                 for index in indexes:
                     pipeline.zcard(index)
                 most = sum(map(int, pipeline.execute()))
-            return most if most <= enough else sum(self._count_index(index, exclude) for index in indexes)
+            return most if most <= enough else sum(self._sum_index(index, exclude) for index in indexes)
 
-    def _count_index(self, index: str, exclude: Collection[str]) -> int:
+    def live_bytes(self, tenant: str, now_s: float, exclude: Collection[str]) -> int:
+        """See `Store`. Each of the sessions is looked up: Redis removes expired ones without a word."""
+        with _failing():
+            return sum(self._sum_index(index, exclude, measure=True) for index in self._indexes(tenant))
+
+    def _indexes(self, tenant: str) -> list[str]:
+        return [_index(each, "") for each in (self._tenants() if tenant == ALL_TENANTS else [tenant])]
+
+    def _sum_index(self, index: str, exclude: Collection[str], *, measure: bool = False) -> int:
+        """How many sessions of an index there are, or with `measure` how many bytes they take."""
         excluded = set(exclude)
         ids = [i for i in map(bytes.decode, self._redis.zrange(index, 0, -1)) if i not in excluded]
-        count = 0
+        total = 0
         for first in range(0, len(ids), PAGE):
             with self._redis.pipeline(transaction=False) as pipeline:
-                for session_id in ids[first : first + PAGE]:
-                    pipeline.exists(_name(session_id))
-                count += sum(pipeline.execute())
-        return count
+                for name in map(_name, ids[first : first + PAGE]):
+                    if measure:
+                        self._measure(keys=[name], client=pipeline)
+                    else:
+                        pipeline.exists(name)
+                total += sum(pipeline.execute())
+        return total
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`. Redis removes expired sessions itself; this removes their ids, some more with each call.
@@ -291,6 +315,7 @@ def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
     arguments += [
         int(write.ttl_s * 1e3),
         write.position,
+        write.content_bytes,
         write.head,
         write.first_chunk,
         len(write.chunks),

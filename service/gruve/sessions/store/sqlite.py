@@ -43,6 +43,23 @@ MIGRATIONS = (
     CREATE INDEX session_of_tenant ON session (tenant, created_s, id);
     CREATE INDEX session_of_model ON session (tenant, model, created_s, id);
     """,
+    """
+    ALTER TABLE session ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE session SET bytes = length(CAST(head AS BLOB))
+        + (SELECT coalesce(sum(length(tokens)), 0) FROM chunk WHERE session = number)
+        + (SELECT coalesce(sum(length(CAST(record AS BLOB))), 0) FROM generation WHERE session = number)
+        + (SELECT coalesce(sum(length(state)), 0) FROM state WHERE session = number);
+    CREATE TABLE tenant_bytes (tenant TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO tenant_bytes SELECT tenant, sum(bytes) FROM session GROUP BY tenant;
+    CREATE TRIGGER session_grows AFTER UPDATE OF bytes ON session WHEN new.bytes <> old.bytes BEGIN
+        INSERT INTO tenant_bytes VALUES (new.tenant, new.bytes - old.bytes)
+            ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes;
+    END;
+    CREATE TRIGGER session_goes AFTER DELETE ON session BEGIN
+        UPDATE tenant_bytes SET bytes = bytes - old.bytes WHERE tenant = old.tenant;
+        DELETE FROM tenant_bytes WHERE tenant = old.tenant AND bytes = 0;
+    END;
+    """,
 )
 """Each takes the schema from one version to the next; PRAGMA user_version counts those that were applied."""
 NUMBER = "(SELECT number FROM session WHERE id = ?)"
@@ -118,9 +135,17 @@ class SqliteStore:
     def _number(db: sqlite3.Connection, write: Write) -> int | None:
         """Updates the session's row and returns its number, or None if there is no such row."""
         row = db.execute(
-            "UPDATE session SET used_s = ?, expires_s = ?, position = ?, head = iif(? = '', head, ?) WHERE id = ? "
-            "RETURNING number",
-            (write.used_s, write.used_s + write.ttl_s, write.position, write.head, write.head, write.id),
+            "UPDATE session SET used_s = ?, expires_s = ?, position = ?, bytes = ?, head = iif(? = '', head, ?) "
+            "WHERE id = ? RETURNING number",
+            (
+                write.used_s,
+                write.used_s + write.ttl_s,
+                write.position,
+                write.content_bytes,
+                write.head,
+                write.head,
+                write.id,
+            ),
         ).fetchone()
         return None if row is None else int(row[0])
 
@@ -170,6 +195,17 @@ class SqliteStore:
             if (count := _number(db, live, now_s, *of)) <= enough:
                 return count
             return count - _number(db, excluded, now_s, *of, json.dumps(list(exclude)))
+
+    def live_bytes(self, tenant: str, now_s: float, exclude: Collection[str]) -> int:
+        """See `Store`. Triggers keep a sum for each tenant; only expired and excluded sessions are looked up."""
+        whose, of = ("", ()) if tenant == ALL_TENANTS else (" AND tenant = ?", (tenant,))
+        kept = f"SELECT coalesce(sum(bytes), 0) FROM tenant_bytes WHERE true{whose}"  # noqa: S608 - one of two texts
+        left = (
+            f"SELECT coalesce(sum(bytes), 0) FROM session WHERE id IN (SELECT id FROM session WHERE expires_s <= ? "  # noqa: S608 - see above
+            f"UNION SELECT value FROM json_each(?)){whose}"
+        )
+        with self._read() as db:
+            return _number(db, kept, *of) - _number(db, left, now_s, json.dumps(list(exclude)), *of)
 
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`."""
