@@ -133,7 +133,7 @@ def _chaos(args: argparse.Namespace) -> int:
 
 def _kind(kinds: Any, name: str, description: str, run: Any) -> Parser:
     parser = add_command(kinds, name, description, EXAMPLES, run, extra="train")
-    parser.add_argument("--quick", action="store_true", help="less of everything, in less than 50 seconds")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in about a minute")
     add_flag(parser, "--output", Path, None, "also write the JSON here", metavar="FILE")
     return parser
 

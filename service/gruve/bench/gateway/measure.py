@@ -76,7 +76,7 @@ class GatewayBenchConfig:
 
     @classmethod
     def quick(cls) -> GatewayBenchConfig:
-        """Fewer rounds, in less than 50 seconds."""
+        """Fewer rounds: about a minute of measuring."""
         return cls(limit_streams=(64,), rounds=2, seconds=1.5, stopped_s=5.0)
 
     @property
