@@ -20,8 +20,9 @@ def gateway(server) -> Iterator[RunningGateway]:
     running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """A browser. While it runs, playwright's event loop counts as running, so other files must not inherit it."""
     need_program("chromium", "apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
