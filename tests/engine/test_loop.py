@@ -131,8 +131,8 @@ def test_a_single_stream_comes_token_by_token_where_steps_are_slow():
 
 def test_among_few_rows_the_first_token_ends_a_call_and_the_next_ones_come_together():
     backend = FakeBackend()
-    with engine_of(backend, max_call_ms=1_000.0) as (engine, recorder):
-        recorder.wait_for_end(engine.admit(admission_of(max_tokens=100)))  # it learns that steps take no time
+    with engine_of(backend, max_call_ms=1e6) as (engine, recorder):
+        recorder.wait_for_end(engine.admit(admission_of(max_tokens=100)))  # it learns that steps take little time
         recorder.wait_for_end(sequence := engine.admit(admission_of([1] * 30, max_tokens=40)))
     assert delivered(recorder, sequence) == [31, 39]
 
