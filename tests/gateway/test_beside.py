@@ -19,7 +19,7 @@ def is_open(port: int) -> bool:
 
 
 def test_http_is_served_beside_grpc_and_ends_with_the_server(tiny_repository):
-    with Process(tiny_repository, "--http-port", "0") as server:
+    with Process(tiny_repository, "--http-port", "0", "--log-level", "warning") as server:
         port = server.line["http_port"]
         body = {"model": "tiny", "prompt": "ROMEO:", "max_tokens": 5, "seed": 1}
         answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=PATIENCE_S)
@@ -27,6 +27,7 @@ def test_http_is_served_beside_grpc_and_ends_with_the_server(tiny_repository):
         code, _, log = server.end()
         assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 5)
         assert (code, is_open(port)) == (0, False), log
+        assert "uvicorn" not in log  # what it says at `info`
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import sys
 from gruve.cli.exit_codes import FAILED
 from gruve.cli.terminal import Failure
 
-KEPT = ("GRUVE_ALLOW_ORIGIN", "GRUVE_HTTP_MAX_BODY", "GRUVE_HTTP_BODY_TIMEOUT_S", "GRUVE_LOG_LEVEL")
+KEPT = ("GRUVE_ALLOW_ORIGIN", "GRUVE_HTTP_MAX_BODY", "GRUVE_HTTP_BODY_TIMEOUT_S")
 """The gruve variables that the gateway gets; the others are the server's, and some hold keys."""
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a server is reached that listens everywhere
 PATIENCE_S = 10.0
@@ -24,16 +24,18 @@ class GatewayBeside:
     the pipe to its standard input is closed, so it does not outlive a server that is killed.
     """
 
-    def __init__(self, host: str, http_port: int) -> None:
+    def __init__(self, host: str, http_port: int, log_level: str) -> None:
         self._host = host
         self._http_port = http_port
+        self._log_level = log_level
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, grpc_port: int) -> int:
         """Starts it and returns its port once it answers. Raises `Failure`."""
         reached = ANY.get(self._host, self._host)
         server = f"[{reached}]:{grpc_port}" if ":" in reached else f"{reached}:{grpc_port}"
-        flags = ("--server", server, "--host", self._host, "--port", str(self._http_port), "--insecure")
+        where = ("--server", server, "--host", self._host, "--port", str(self._http_port))
+        flags = (*where, "--insecure", "--log-level", self._log_level)
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and flags from here
             (sys.executable, "-m", "gruve.cli", "gateway", "--end-with-stdin", *flags),
             stdin=subprocess.PIPE,

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         log.info("there is no folder of models here; the model that comes with gruve is served", extra=found)
     from gruve.serve.server import serve
 
-    beside = None if args.http_port is None else GatewayBeside(args.host, args.http_port)
+    beside = None if args.http_port is None else GatewayBeside(args.host, args.http_port, args.log_level)
     try:
         asyncio.run(serve(config, lambda serving: _tell(serving, beside)))
     finally:

@@ -166,7 +166,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--tenant-limits",
         limits,
         "",
-        "what each tenant may use unless its key says otherwise, such as streams=64,tokens-per-minute=600000",
+        "what each tenant may use unless its key says otherwise, such as streams=64,tokens-per-minute=600000; "
+        "--total-limits lists the names",
         variable="GRUVE_TENANT_LIMITS",
         metavar="NAME=N,...",
     )
