@@ -85,11 +85,13 @@ def test_a_second_signal_hands_over_at_once(start):
 
 def test_a_measure_that_is_cut_by_the_end_is_answered(start):
     server = start()
-    gate = Gate(server.host("tiny"))
+    host = server.host("tiny")
+    gate = Gate(host)
     measured = server.generation.Score.future(g.ScoreRequest(model="tiny", text="To be, or not to be", window_tokens=1))
     gate.let(0)
     drain(server, "hand_over")
     server.close()
+    until(lambda: host.engine._intake._closing)  # before that the engine may still measure all of it
     gate.open()
     failure = refusal(measured.result)
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
