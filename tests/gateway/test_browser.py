@@ -6,19 +6,25 @@ import functools
 import http.server
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
+from commands import started
 from conversing import LONG, PROMPT, START, alone, plain
+from gruve.bench.chaos.replicas import free_port
+from gruve.client import Client
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from http_gateway import gateway_url
 from requiring import need, need_program
-from serving import until
+from server_process import Process
+from serving import PATIENCE_S, until
 
 BROWSER = Path(__file__).parent / "browser"
 PROTO = Path(__file__).parents[2] / "proto"
@@ -104,6 +110,57 @@ def test_connect_web_has_the_servers_error_with_its_reason(url, scenario, form):
 def test_a_browser_lets_no_page_of_an_origin_that_is_not_listed_call(server, scenario):
     with gateway_url(server.address) as closed:
         assert scenario("refused", "connect json", closed)["code"] == "Unknown"
+
+
+# ---- EventSource
+
+
+LISTEN = """(fields) => {
+  window.heard = {seeds: [], tokens: [], text: '', failed: null};
+  const source = new EventSource('/v1/generate?' + fields);
+  const on = (name, then) => source.addEventListener(name, (event) => then(JSON.parse(event.data)));
+  on('start', (start) => heard.seeds.push(start.seed));
+  on('message', (part) => { heard.tokens.push(...part.token_ids); heard.text += part.text; });
+  on('failed', (error) => { heard.failed = error; source.close(); });
+}"""
+ENDLESS = {"model": "tiny", "prompt": PROMPT, "max_tokens": 65_536, "ignore_eos": "true", "rate": 100}
+"""A stream that no test waits for the end of. It has no seed, so the ids of its events must carry the drawn one."""
+
+
+def heard(page, connections, tokens):
+    """What the page has heard, once that is more than `tokens` tokens over at least so many connections."""
+    enough = "([n, m]) => heard.failed || heard.seeds.length >= n && heard.tokens.length > m"
+    page.wait_for_function(enough, arg=[connections, tokens], timeout=PATIENCE_S * 1_000)
+    found = page.evaluate("heard")
+    assert found["failed"] is None
+    return found
+
+
+def test_an_event_source_goes_on_at_the_next_token_after_a_killed_gateway_and_a_killed_server(tiny_repository, page):
+    port, http_port = str(free_port()), str(free_port())
+    run_gateway = ("gateway", "--server", f"127.0.0.1:{port}", "--port", http_port)
+    with Process(tiny_repository, "--port", port) as server:
+        assert server.line
+        with started(*run_gateway) as gateway:
+            assert gateway.stdout.readline()
+            page.goto(f"http://127.0.0.1:{http_port}/health")
+            page.evaluate(LISTEN, urlencode(ENDLESS))
+            before = heard(page, 1, 10)
+            gateway.send_signal(signal.SIGKILL)
+            gateway.wait(PATIENCE_S)
+        with started(*run_gateway) as gateway:
+            assert gateway.stdout.readline()
+            heard(page, 2, len(before["tokens"]) + 20)
+            server.signal(signal.SIGKILL)
+            server.end()
+            before = page.evaluate("heard")
+            with Process(tiny_repository, "--port", port) as again, Client(f"127.0.0.1:{port}") as client:
+                assert again.line
+                found = heard(page, 2, len(before["tokens"]) + 100)
+                options = {"seed": found["seeds"][0], "max_tokens": len(found["tokens"]), "ignore_eos": True}
+                whole = client.generate(PROMPT, model="tiny", **options)
+                assert (whole.text(), set(found["seeds"])) == (found["text"], {options["seed"]})
+                assert found["tokens"] == client.tokenize(found["text"], model="tiny")
 
 
 # ---- the page
