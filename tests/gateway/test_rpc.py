@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import socket
 import threading
+from itertools import product
 
 import httpx
 import pytest
-from connectrpc.client import ConnectClientSync
+from connectrpc.client import ConnectClientSync, ResponseMetadata
 from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 from connectrpc.errors import ConnectError
@@ -21,6 +22,7 @@ from gruve.bench.chaos.replicas import free_port
 from gruve.gateway.rpc import SERVICES, endpoints
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
+from gruve.serve.identity import Limits
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import model_pb2
 from http_gateway import gateway_url
@@ -162,6 +164,20 @@ def test_the_callers_key_is_passed_on_and_no_other(start, tmp_path):
         for wrong in (None, key + "x"):
             error = Calls(url, key=wrong).refused("ListModels", model_pb2.ListModelsRequest())
             assert error.code is Code.UNAUTHENTICATED
+
+
+def test_a_tenant_beyond_its_limit_is_told_when_to_come_back_in_every_form(start, tmp_path):
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "ann", "ann", limits=Limits(requests_per_minute=1))
+    requests = {"Generate": g.GenerateRequest(**REQUEST), "Score": g.ScoreRequest(model="tiny", text=PROMPT)}
+    with gateway_url(start(access=AccessConfig(keys=keys)).address) as url:
+        list(Calls(url, key=key).stream("Generate", requests["Generate"]))
+        for form, method in product(FORMS, requests):
+            with ResponseMetadata() as answer:
+                error = Calls(url, form, key).refused(method, requests[method])
+            assert error.code is Code.RESOURCE_EXHAUSTED
+            assert len(details(error, error_details_pb2.RetryInfo)) == 1
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
 def test_a_deadline_reaches_the_server(url):

@@ -65,10 +65,8 @@ def refusal_of(failure: CallFailed) -> Refused:
     if isinstance(failure, RequestTooLarge):
         return Refused(413, "REQUEST_TOO_LARGE", failure.message)
     status = HTTP_STATUS.get(failure.code, 500)
-    headers = {}
-    if failure.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(failure.retry_after_s))
-    elif not failure.connection_lost:
+    headers = retry_after(failure)
+    if not headers and not failure.connection_lost:
         headers["x-should-retry"] = "false"
     if status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -77,6 +75,11 @@ def refusal_of(failure: CallFailed) -> Refused:
         return Refused(503, "UNAVAILABLE", "no server answers the gateway; try again", headers=headers)
     field = _field_of(failure)
     return Refused(status, failure.reason or failure.code.name, failure.message, field=field, headers=headers)
+
+
+def retry_after(failure: CallFailed) -> dict[str, str]:
+    """The header `Retry-After`, in whole seconds, if the server asked for a retry; otherwise none."""
+    return {} if failure.retry_after_s is None else {"retry-after": str(math.ceil(failure.retry_after_s))}
 
 
 def _field_of(failure: CallFailed) -> str:

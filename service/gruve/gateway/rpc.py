@@ -15,7 +15,7 @@ from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 from connectrpc.errors import ConnectError, ErrorDetail
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
-from connectrpc.request import RequestContext
+from connectrpc.request import Headers, RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
 from google.protobuf import message_factory
 from grpc_status import rpc_status
@@ -29,7 +29,7 @@ from gruve.client.credentials import Access
 from gruve.client.errors import failure_of
 from gruve.gateway.caller import caller_metadata
 from gruve.gateway.config import GatewayConfig
-from gruve.gateway.errors import ConnectionClosing, Refused
+from gruve.gateway.errors import ConnectionClosing, Refused, retry_after
 from gruve.gateway.forms import error_response
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -39,6 +39,7 @@ SERVICES = {
     "models": model_pb2.DESCRIPTOR.services_by_name["ModelService"],
 }
 """The services by the name of their stub in `gruve.client.connection.Stubs`."""
+AnyContext = RequestContext[Any, Any]
 NOT_SENT = "connections to all backends failing"
 """How gRPC's message begins for a call that was not sent, because no connection to its server could be made."""
 
@@ -57,27 +58,29 @@ class Servers:
         """Closes the connections. Calls that still run end."""
         await self._transport.close(self._connections.close())
 
-    async def unary(self, service: str, method: str, request: Any, timeout_s: float | None) -> Any:
+    async def unary(self, service: str, method: str, request: Any, context: AnyContext) -> Any:
         """Makes a call with one response. Raises `ConnectError`."""
         for last in self._attempts():
             try:
-                return await self._rpc(service, method)(request, timeout=timeout_s, metadata=caller_metadata())
+                rpc = self._rpc(service, method)
+                return await rpc(request, timeout=_timeout_s(context), metadata=caller_metadata())
             except grpc.aio.AioRpcError as error:
                 if last or not self._goes_elsewhere(error):
-                    raise connect_error(error) from error
+                    raise connect_error(error, context.response_headers) from error
         raise AssertionError("there is a last attempt")
 
-    async def stream(self, service: str, method: str, request: Any, timeout_s: float | None) -> AsyncIterator[Any]:
+    async def stream(self, service: str, method: str, request: Any, context: AnyContext) -> AsyncIterator[Any]:
         """Makes a call with a stream of responses; ending the iteration cancels it. Raises `ConnectError`."""
         for last in self._attempts():
-            call = self._rpc(service, method)(request, timeout=timeout_s, metadata=caller_metadata())
+            rpc = self._rpc(service, method)
+            call = rpc(request, timeout=_timeout_s(context), metadata=caller_metadata())
             try:
                 async for response in call:
                     yield response
                 return
             except grpc.aio.AioRpcError as error:
                 if last or not self._goes_elsewhere(error):
-                    raise connect_error(error) from error
+                    raise connect_error(error, context.response_headers) from error
             finally:
                 call.cancel()
 
@@ -106,10 +109,14 @@ class Servers:
         return elsewhere or failure.message.startswith(NOT_SENT)
 
 
-def connect_error(error: grpc.aio.AioRpcError) -> ConnectError:
-    """The status of a call, with its details, as Connect has it."""
-    code = Code(error.code().name.lower().replace("cancelled", "canceled"))
-    if failure_of(error).connection_lost:
+def connect_error(error: grpc.aio.AioRpcError, headers: Headers) -> ConnectError:
+    """The status of a call, with its details, as Connect has it.
+
+    If the server asked for a retry, `headers`, those of the answer, get `Retry-After`.
+    """
+    code, failure = Code(error.code().name.lower().replace("cancelled", "canceled")), failure_of(error)
+    headers.update(retry_after(failure))
+    if failure.connection_lost:
         # gRPC's message lists addresses that a caller need not know.
         return ConnectError(Code.UNAVAILABLE, "no server answers the gateway; try again")
     try:
@@ -186,23 +193,21 @@ def endpoints(servers: Servers) -> Mapping[str, Any]:
     return found
 
 
-def _unary(servers: Servers, service: str, method: str) -> Callable[[Any, RequestContext[Any, Any]], Awaitable[Any]]:
-    async def call(request: Any, context: RequestContext[Any, Any]) -> Any:
-        return await servers.unary(service, method, request, _timeout_s(context))
+def _unary(servers: Servers, service: str, method: str) -> Callable[[Any, AnyContext], Awaitable[Any]]:
+    async def call(request: Any, context: AnyContext) -> Any:
+        return await servers.unary(service, method, request, context)
 
     return call
 
 
-def _streaming(
-    servers: Servers, service: str, method: str
-) -> Callable[[Any, RequestContext[Any, Any]], AsyncIterator[Any]]:
-    def call(request: Any, context: RequestContext[Any, Any]) -> AsyncIterator[Any]:
-        return servers.stream(service, method, request, _timeout_s(context))
+def _streaming(servers: Servers, service: str, method: str) -> Callable[[Any, AnyContext], AsyncIterator[Any]]:
+    def call(request: Any, context: AnyContext) -> AsyncIterator[Any]:
+        return servers.stream(service, method, request, context)
 
     return call
 
 
-def _timeout_s(context: RequestContext[Any, Any]) -> float | None:
+def _timeout_s(context: AnyContext) -> float | None:
     return None if context.timeout_ms is None else max(0.0, context.timeout_ms / 1000.0)
 
 
