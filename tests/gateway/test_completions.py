@@ -128,7 +128,15 @@ def test_tokens_come_and_go(gateway, direct):
     assert (answer["tokens"], answer["count"]) == (direct.tokenize(PROMPT, model="tiny"), len(PROMPT))
     assert answer["token_strs"] == list(PROMPT)
     assert gateway.post("/detokenize", model="tiny", tokens=answer["tokens"]).json() == {"prompt": PROMPT}
-    assert gateway.http.get("/tokenizer_info", params={"model": "tiny"}).json()["tokenizer_class"] == "characters"
+
+
+@pytest.mark.parametrize(("model", "kind"), [("tiny", "characters"), ("abc", "abc")])
+def test_start_and_end_tokens_have_an_id_but_no_text(server, gateway, model, kind):
+    found = gateway.http.get("/tokenizer_info", params={"model": model}).json()
+    tokenizer = server.host(model).model.tokenizer
+    assert (found["tokenizer_class"], found["vocab_size"]) == (kind, tokenizer.size)
+    assert (found["bos_token"], found["bos_token_id"]) == (None, tokenizer.start_id)
+    assert (found["eos_token"], found["eos_token_id"]) == (None, tokenizer.end_id)
 
 
 REFUSED = [

@@ -48,7 +48,11 @@ async def detokenize(request: Request) -> Response:
 
 
 async def tokenizer_info(request: Request) -> Response:
-    """Describes a model's tokenizer. Start and end tokens have no text."""
+    """Describes a model's tokenizer. Start and end tokens have no text, so their texts are null, as in vLLM's answers.
+
+    A client takes a text to be what it can send: `lm_eval` has the text of the start token tokenized, and stops
+    generating at the text of the end token. Both fail with an empty text.
+    """
     fields = Fields(request.query_params, from_query=True)
     model = await _model(request.app.state.client, fields.string("model"))
     fields.refuse_rest()
@@ -58,9 +62,9 @@ async def tokenizer_info(request: Request) -> Response:
             "tokenizer_class": model.tokenizer,
             "vocab_size": model.vocabulary_size,
             "model_max_length": MAX_TOKENS,
-            "bos_token": "",
+            "bos_token": None,
             "bos_token_id": model.start_token_id,
-            "eos_token": "" if model.HasField("end_token_id") else None,
+            "eos_token": None,
             "eos_token_id": model.end_token_id if model.HasField("end_token_id") else None,
             "chat_template": None,
         }
