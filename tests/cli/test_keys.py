@@ -43,7 +43,7 @@ def test_keys_are_added_listed_and_revoked(tmp_path):
         (["add", "a", "--keys", "FILE", "--expires", "soon"], "such as 90d"),
         (["add", "a", "--keys", "FILE", "--expires", "2001-01-01"], "must be in the future"),
         (["add", "a", "--keys", "FILE", "--weight", "0"], "must be 0.001 to 1000"),
-        (["add", "a"], "--keys is absent"),
+        (["add", "a"], "give --keys FILE or set GRUVE_KEYS"),
         (["list", "--keys", "absent.json"], "'absent.json' cannot be read"),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_wrong_argument_is_explained(tmp_path, arguments, complaint, capsys, m
         (["--host", "0.0.0.0", "--tls-cert", "a", "--tls-key", "b"], "has no authentication;"),
         (["--tls-cert", "a"], "--tls-cert is given without --tls-key"),
         (["--tls-client-ca", "a"], "without --tls-cert and --tls-key"),
-        (["--jwks", "FILE"], "without --jwt-issuer and --jwt-audience"),
+        (["--jwks", "FILE"], "--jwks needs --jwt-issuer and --jwt-audience"),
     ],
 )
 def test_a_server_does_not_start_with_what_would_not_protect_it(tmp_path, arguments, complaint, capsys):

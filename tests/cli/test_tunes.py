@@ -72,10 +72,10 @@ def test_a_tune_that_cannot_be_read_does_not_cost_the_others(
     out, err = capsys.readouterr()
     assert [line for line in out.splitlines() if line.startswith("X:")] == ["X:1", "X:3"]
     assert book.read_text().count("X:") == 2
-    assert err.startswith("gruve: tune 2: no tune was written")
+    assert err.startswith("gruve: tune 2: the text is not a tune")
     tunes.blank_seeds = {7, 8}
     assert generate("--n", "2", "--seed", "7", "--quiet") == 1
-    assert capsys.readouterr().err.count("no tune was written") == 2
+    assert capsys.readouterr().err.count("the text is not a tune") == 2
 
 
 def test_several_tunes_are_a_book_and_have_a_seed_each(
@@ -147,7 +147,7 @@ def test_a_text_that_is_no_tune_is_a_failure(
     tunes.text = b"L:1/8\n"
     tunes.length = len(tunes.text)
     assert generate("--quiet") == 1
-    assert "no tune was written" in capsys.readouterr().err
+    assert "the text is not a tune" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--out", "/no/where/a.abc"), ("--key", "G"), ("--n", "2"), ("--raw",)])

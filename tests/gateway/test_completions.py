@@ -175,6 +175,21 @@ def test_what_cannot_be_done_is_refused_and_named(gateway, fields, param):
     assert error_of(gateway.post(COMPLETIONS, **{**TINY, **fields})) == (400, param)
 
 
+MEASURE = {"max_tokens": 0, "echo": True}
+REASONS = [
+    (MEASURE | {"n": 2}, "n: is 2; must be 1 with max_tokens 0, which measures the prompts"),
+    (MEASURE | {"prompt": ""}, "prompt: is empty; max_tokens 0 measures a prompt"),
+    ({"stream_options": {}}, "stream_options: is allowed only if stream is true"),
+    ({"session": "new", "n": 2}, "session: is allowed for one answer; n and the prompts ask for 2"),
+    ({"temperature": 10**400}, f"temperature: is 1{'0' * 19}...; must be within ±1.8e+308"),
+]
+
+
+@pytest.mark.parametrize(("fields", "why"), REASONS, ids=[why.partition(":")[0] for _, why in REASONS])
+def test_a_refusal_quotes_the_value_and_the_bound(gateway, fields, why):
+    assert gateway.post(COMPLETIONS, **{**TINY, **fields}).json()["error"]["message"] == why
+
+
 def test_errors_of_the_server_have_their_status(gateway, sdk):
     assert error_of(gateway.post(COMPLETIONS, **{**TINY, "model": "none"}))[0] == 404
     assert gateway.post(COMPLETIONS, **{**TINY, "prompt": "€"}).json()["error"]["code"] == "UNKNOWN_CHARACTER"

@@ -141,6 +141,18 @@ def test_what_could_not_be_resumed_is_refused_and_named(gateway, fields, last, p
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"model": "tiny", "session": "x", "generation_id": "y"}, "is 'tiny', and session is given too"),
+        ({}, "is absent, and so is session"),
+    ],
+)
+def test_a_model_or_a_session_is_needed(gateway, fields, why):
+    message = gateway.http.get(GENERATE, params=fields).json()["error"]["message"]
+    assert message == f"model: {why}; give one of the two"
+
+
 @pytest.mark.slow
 def test_a_killed_gateway_and_a_killed_server_cost_a_reader_nothing(tiny_repository, tmp_path):
     port, http_port = free_port(), free_port()

@@ -58,8 +58,8 @@ def test_every_beginning_of_a_tune_with_a_note_is_read(gateway):
     ("fields", "why"),
     [
         ({}, "text: is absent"),
-        ({"text": "To be"}, "text: no tune was written"),
-        ({"text": "L:1/8\nM:6/8\nK:Cdor\n|: "}, "text: no tune was written"),
+        ({"text": "To be"}, "text: the text is not a tune"),
+        ({"text": "L:1/8\nM:6/8\nK:Cdor\n|: "}, "text: the text is not a tune"),
         ({"text": "C" * (MAX_CHARACTERS + 1)}, f"has {MAX_CHARACTERS + 1} characters; at most {MAX_CHARACTERS}"),
         ({"text": TEXT, "key": "H"}, "key: is 'H'; must be a root from A to G"),
         ({"text": TEXT, "format": "svg"}, "format: is 'svg'; must be one of abc, midi"),

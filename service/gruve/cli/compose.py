@@ -83,7 +83,8 @@ class TuneOptions:
         if args.n > 1 and args.session not in (None, "new"):
             raise Failure(f"--n is {args.n}; a session goes on with one tune", exit_code=2)
         if args.raw and args.key and not args.out:
-            raise Failure("--raw prints the model's tokens, which stand on C; --key then needs --out", exit_code=2)
+            why = "has no effect on --raw, which prints tokens on C; give --out FILE too, for the tune in that key"
+            raise Failure(f"--key {why}", exit_code=2)
         return cls(tuple(args.out or ()), key, args.title or "", args.n, args.raw)
 
     def refuse_for(self, model: str) -> None:

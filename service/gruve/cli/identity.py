@@ -94,7 +94,9 @@ def access_config(args: argparse.Namespace) -> AccessConfig:
     from gruve.serve.access import AccessConfig
 
     if args.jwks is not None and not (args.jwt_issuer and args.jwt_audience):
-        raise Failure("--jwks is given without --jwt-issuer and --jwt-audience; tokens of others would be valid", USAGE)
+        raise Failure(
+            "--jwks needs --jwt-issuer and --jwt-audience; without them it would accept tokens for others", USAGE
+        )
     if args.jwks is None and (args.jwt_issuer or args.jwt_audience):
         raise Failure("--jwt-issuer or --jwt-audience is given without --jwks", USAGE)
     return AccessConfig(args.keys, args.jwks, args.jwt_issuer, args.jwt_audience)

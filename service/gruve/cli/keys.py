@@ -135,7 +135,7 @@ def run_revoke(args: argparse.Namespace) -> int:
 
 def _file(args: argparse.Namespace) -> Path:
     if args.keys is None:
-        raise Failure("--keys is absent, and so is GRUVE_KEYS; one names the file of keys", USAGE)
+        raise Failure("no file of keys is named; give --keys FILE or set GRUVE_KEYS", USAGE)
     file: Path = args.keys
     return file
 

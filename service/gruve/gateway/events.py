@@ -67,8 +67,10 @@ def _asked(fields: Fields, last_event_id: str) -> EventsRequest:
     if session is not None and generation_id is None:
         why = "is absent; with a session it is needed, so that a client that connects again continues this generation"
         raise InvalidField("generation_id", why)
-    if (session is None) == (model is None):
-        raise InvalidField("model", "and session: give one of the two")
+    if session is None and model is None:
+        raise InvalidField("model", "is absent, and so is session; give one of the two")
+    if session is not None and model is not None:
+        raise InvalidField("model", f"is {model[:100]!r}, and session is given too; give one of the two")
     seed_in_ids = seed is None and session is None
     if seed_in_ids:
         if position is not None and drawn is None:

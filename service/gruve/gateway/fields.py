@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, NoReturn
@@ -50,7 +51,7 @@ class Fields:
         try:
             return None if value is None else float(_given(name, value, int | float, "a number"))
         except OverflowError:
-            raise InvalidField(name, "is beyond every bound; must be a number") from None
+            raise InvalidField(name, f"is {str(value)[:20]}...; must be within ±{sys.float_info.max:.2g}") from None
 
     def boolean(self, name: str) -> bool:
         """true or false; false if it is absent."""
@@ -100,16 +101,16 @@ async def json_fields(request: Request) -> Fields:
     except ValueError as error:
         raise _malformed(str(error)) from None
     if not isinstance(values, dict):
-        raise _malformed(f"it is {_kind(values)}; must be an object")
+        raise _malformed(f"it is {_kind(values)}")
     return Fields(values)
 
 
 def _malformed(why: str) -> Refused:
-    return Refused(400, "REQUEST_MALFORMED", f"the body is no JSON object that can be read: {why}")
+    return Refused(400, "REQUEST_MALFORMED", f"the body is not a JSON object: {why}")
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _checked(name: str, value: Any, kind: type | UnionType, wanted: str) -> Any:

@@ -28,7 +28,7 @@ def read_generated(text: str) -> tuple[Tune, str]:
     except UnknownCharacter:
         tune = None
     if tune is None or not tune.events:
-        raise TuneError(f"no tune was written, the text is none in ABC notation: {wrong}")
+        raise TuneError(f"the text is not a tune in ABC notation: {wrong}")
     return tune, f"the notation was repaired: {wrong}"
 
 

@@ -97,8 +97,10 @@ def _is_token(value: Any) -> bool:
 def _include_usage(value: Any, *, stream: bool) -> bool:
     if value is None:
         return False
-    if not isinstance(value, dict) or not stream:
-        raise InvalidField("stream_options", "must be an object, and is allowed with stream alone")
+    if not isinstance(value, dict):
+        raise InvalidField("stream_options", "must be an object")
+    if not stream:
+        raise InvalidField("stream_options", "is allowed only if stream is true")
     options = Fields(value)
     include = options.boolean("include_usage")
     options.boolean("include_obfuscation")  # padding against observers of encrypted traffic, which is not offered
@@ -123,12 +125,14 @@ def _check_together(asked: CompletionRequest) -> None:
         raise InvalidField("n", f"asks for {choices} answers with all prompts; must be at most {MAX_CHOICES}")
     for name, value in (("session", asked.session), ("generation_id", asked.generation_id)):
         if value is not None and choices > 1:
-            raise InvalidField(name, f"is allowed with one answer; {choices} are asked for")
+            raise InvalidField(name, f"is allowed for one answer; n and the prompts ask for {choices}")
     if asked.max_tokens == 0:
         if not asked.echo:
             raise InvalidField("max_tokens", "is 0; must be at least 1 without echo")
         for name in ("stream", "session", "generation_id"):
             if getattr(asked, name):
                 raise InvalidField(name, "is not allowed with max_tokens 0, which measures the prompts")
-        if None in asked.prompts or asked.n > 1:
-            raise InvalidField("prompt", "must not be empty, and n must be 1, with max_tokens 0")
+        if None in asked.prompts:
+            raise InvalidField("prompt", "is empty; max_tokens 0 measures a prompt")
+        if asked.n > 1:
+            raise InvalidField("n", f"is {asked.n}; must be 1 with max_tokens 0, which measures the prompts")
