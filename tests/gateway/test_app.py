@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import signal
 import socket
 
+import httpx
 import pytest
 
 from commands import gruve, started
 from gruve.gateway.server import listen
-from http_gateway import RunningGateway
+from http_gateway import RunningGateway, gateway_url
+from serving import HELD, PATIENCE_S, until
 
 
 def answered(port: int, request: bytes, timeout_s: float = 30.0) -> bytes:
@@ -125,6 +129,51 @@ def test_a_body_that_grows_too_large_is_refused_on_the_way(server):
     small.close()
     assert answer.startswith(b"HTTP/1.1 413")
     assert b'"code":"BODY_TOO_LARGE"' in answer
+
+
+@pytest.fixture(scope="module")
+def impatient(server):
+    """The address of a gateway that does not wait. A connection may be closed before its test has sent anything."""
+    with gateway_url(server.address, head_s=0.3) as url:
+        yield "127.0.0.1", int(url.rpartition(":")[2])
+
+
+def test_a_head_that_is_slow_is_refused(impatient):
+    def answer():
+        with contextlib.suppress(OSError):
+            return answered(impatient[1], b"GET /health HTTP/1.1\r\nHost:")
+        return b""
+
+    until(lambda: (found := answer()).startswith(b"HTTP/1.1 408") and b'"code":"HEAD_TOO_SLOW"' in found)
+
+
+def test_a_silent_connection_is_closed(impatient):
+    assert answered(impatient[1], b"") == b""
+
+
+def test_a_body_that_nobody_reads_does_not_keep_a_connection_open(impatient):
+    def was_closed():
+        answer = b""
+        with socket.create_connection(impatient, timeout=PATIENCE_S) as endless, contextlib.suppress(OSError):
+            endless.sendall(b"POST /none HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+            answer = endless.recv(65_536)
+            while not select.select([endless], [], [], 0.02)[0]:
+                endless.sendall(b" ")  # each of these would lengthen uvicorn's own wait
+        return answer.startswith(b"HTTP/1.1 404")
+
+    until(was_closed)
+
+
+def test_requests_on_more_connections_than_allowed_are_refused(server):
+    held = {"model": "tiny", "rate": HELD, "max_tokens": 100}
+    with gateway_url(server.address, max_connections=1) as url:
+        with httpx.stream("POST", f"{url}/v1/generate", json=held, timeout=PATIENCE_S) as answer:
+            received = answer.iter_bytes()  # dropped, it would close the response
+            next(received)
+            refused = httpx.get(f"{url}/health")
+        until(lambda: httpx.get(f"{url}/health").status_code == 200)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json()["error"]["code"] == "TOO_MANY_CONNECTIONS"
 
 
 def test_a_body_that_is_slow_is_refused(server):

@@ -77,7 +77,7 @@ ALONE_MAY_KNOW = {
     "starlette": ("gateway", "bench/peers"),
     "torch": ("model", "training", "decode", "bench"),
     "triton": ("decode",),
-    "uvicorn": ("gateway/server",),
+    "uvicorn": ("gateway/connection", "gateway/server"),
     "verovio": ("tune/draw",),
 }
 # Beside the command line, only this place reads the environment: `Client.from_env` has to.

@@ -99,6 +99,24 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
     )
     add_flag(
         group,
+        "--max-connections",
+        bounded(int, 1, 1_000_000),
+        1_000,
+        "the most connections; requests on further ones are refused with 503",
+        variable="GRUVE_HTTP_MAX_CONNECTIONS",
+        metavar="N",
+    )
+    add_flag(
+        group,
+        "--head-timeout",
+        bounded(float, 0.1, 3_600),
+        10.0,
+        "seconds that the head of a request may take to arrive",
+        variable="GRUVE_HTTP_HEAD_TIMEOUT_S",
+        metavar="S",
+    )
+    add_flag(
+        group,
         "--max-body",
         bounded(int, 1, 1 << 30),
         1 << 20,
@@ -150,6 +168,8 @@ def _config(args: argparse.Namespace) -> GatewayConfig:
         port=args.port,
         tls=tls,
         allowed_origins=tuple(origin.strip() for origin in args.allow_origin.split(",") if origin.strip()),
+        max_connections=args.max_connections,
+        head_s=args.head_timeout,
         max_body_bytes=args.max_body,
         body_s=args.body_timeout,
     )

@@ -10,7 +10,13 @@ import sys
 from gruve.cli.exit_codes import FAILED
 from gruve.cli.terminal import Failure
 
-KEPT = ("GRUVE_ALLOW_ORIGIN", "GRUVE_HTTP_MAX_BODY", "GRUVE_HTTP_BODY_TIMEOUT_S")
+KEPT = (
+    "GRUVE_ALLOW_ORIGIN",
+    "GRUVE_HTTP_BODY_TIMEOUT_S",
+    "GRUVE_HTTP_HEAD_TIMEOUT_S",
+    "GRUVE_HTTP_MAX_BODY",
+    "GRUVE_HTTP_MAX_CONNECTIONS",
+)
 """The gruve variables that the gateway gets; the others are the server's, and some hold keys."""
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a server is reached that listens everywhere
 PATIENCE_S = 10.0

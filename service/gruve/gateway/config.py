@@ -30,5 +30,9 @@ class GatewayConfig:
     """The largest body of a request. A server takes requests of 1 MiB."""
     body_s: float = 10.0
     """How long the body of a request may take to arrive."""
+    max_connections: int = 1_000
+    """How many connections there may be. Requests on further ones are refused."""
+    head_s: float = 10.0
+    """How long the head of a request may take to arrive, from the connection or the last answer on."""
     drain_s: float = 5.0
     """How long running responses may continue after SIGTERM."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, Any
 
 import uvicorn
@@ -15,6 +16,7 @@ import uvicorn
 from gruve.errors import CannotListen, CredentialsBroken
 from gruve.gateway.app import create_app
 from gruve.gateway.config import GatewayConfig
+from gruve.gateway.connection import BoundedConnection
 
 BACKLOG = 2_048
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -78,9 +80,10 @@ def listen(host: str, port: int) -> socket.socket:
 def uvicorn_config(config: GatewayConfig) -> uvicorn.Config:
     """How uvicorn runs the application. Raises `CredentialsBroken`."""
     tls = config.tls
+    connection = partial(BoundedConnection, head_s=config.head_s, max_connections=config.max_connections)
     made = uvicorn.Config(
         create_app(config),
-        http="h11",
+        http=connection,  # type: ignore[arg-type] # it is called as the class would be
         ws="none",
         lifespan="on",
         log_config=None,
