@@ -9,6 +9,7 @@ ledger only says what they are.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from gruve.errors import LimitExceeded
 from gruve.serve.identity import Limits
@@ -41,6 +42,13 @@ class _Usage:
     def idle(self) -> bool:
         """Whether forgetting it changes nothing."""
         return not (self.streams or self.tokens or self.requests)
+
+
+@functools.lru_cache(maxsize=MAX_IDLE_TENANTS)  # every request asks, and refusals must be cheap
+def _complete(own: Limits, common: Limits) -> Limits:
+    """`own`, with the limits that it leaves open taken from `common`."""
+    given = {name: value for name, value in dataclasses.asdict(own).items() if value is not None}
+    return dataclasses.replace(common, **given)
 
 
 class Reservation:
@@ -99,9 +107,7 @@ class Ledger:
 
     def limits_of(self, own: Limits) -> Limits:
         """A tenant's own limits, completed by those for every tenant."""
-        names = [field.name for field in dataclasses.fields(Limits)]
-        values = {name: getattr(own, name) for name in names}
-        return Limits(**{n: getattr(self._tenant, n) if v is None else v for n, v in values.items()})
+        return _complete(own, self._tenant)
 
     def session_bounds(self, own: Limits) -> SessionBounds:
         """How many sessions and bytes a tenant with these limits may have, and all tenants together."""

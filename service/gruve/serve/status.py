@@ -10,7 +10,7 @@ import math
 import uuid
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from gruve import errors
@@ -88,9 +88,7 @@ def trailer(error: errors.GruveError) -> tuple[str, bytes]:
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=status_code(error).value[0], message=shorten(str(error)))
     for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+        status.details.add().Pack(detail)
     return DETAILS_KEY, status.SerializeToString()
 
 
