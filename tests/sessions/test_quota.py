@@ -87,7 +87,7 @@ class World:
     async def pass_time(self, seconds):
         """Lets time pass once all is stored: a session that waits for the store counts although it has expired."""
         while self.persistence.behind:
-            await asyncio.sleep(0.001)
+            await self.persistence._writer.wait_written()
         self.now[0] += seconds
 
     async def delete(self, session_id, tenant):
