@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoding import admission_of, alone, row_of
-from devices import SMALL, LateDevice, need_triton, torch_backend, triton_backend
+from devices import SHARED_BYTES, SMALL, SPILLED_BYTES, LateDevice, compiled, need_triton, torch_backend, triton_backend
 from gruve.decode import Row, RowStatus
 from gruve.decode.cuda.exact import check_exact
 from gruve.decode.cuda.records import Field
@@ -32,9 +27,6 @@ from sampling_cases import masked_of, parameters
 need_triton_now = pytest.fixture(autouse=True, scope="module")(need_triton)
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
 BOUNDS = {"float16": 2e-2, "float32": 1e-4}
-SHARED_BYTES = 99 * 1024
-"""The shared memory of a block on the smallest supported GPUs, sm_86 and sm_89, in bytes."""
-SPILLED_BYTES = 16
 
 
 @pytest.fixture
@@ -249,18 +241,6 @@ def test_prompts_and_stops_work_in_two_groups_with_one_call_in_flight():
     for slot, row in enumerate(asked):
         solo.admit(0, row, None)
         assert got[slot] == life(solo, 0, 2)[0]
-
-
-def compiled(cache: Path, *arguments: str) -> list[dict]:
-    """Returns the output of `compiling.py`."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(cache)
-    program = Path(__file__).parents[1] / "support" / "compiling.py"
-    result = subprocess.run(
-        [sys.executable, program, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def check_compiled(kernels: list[dict]) -> None:

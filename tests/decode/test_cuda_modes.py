@@ -36,7 +36,7 @@ def test_the_startup_check_refuses_a_step_whose_bits_depend_on_the_place():
 
 
 def test_the_first_gpu_mode_that_works_is_used_and_the_reason_is_given(monkeypatch):
-    def make(model, slots, mode, why):
+    def make(model, slots, mode, why, arithmetic):
         if mode == "triton":
             raise ModelBroken("it has no compiler")
         return (mode, why)
@@ -54,7 +54,7 @@ def test_a_gpu_decodes_a_model_with_pointers_in_the_eager_mode_and_gives_the_rea
     model = model_of(config_of(CELLS[0], V=9, H=16, pointers=pointers_of(9)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(modes, "ReferenceBackend", lambda *given: given)
-    _, _, device, reason = choose_backend(model, DecodeConfig("cuda"))
+    _, _, device, reason, _ = choose_backend(model, DecodeConfig("cuda"))
     assert (device, reason) == (
         "cuda",
         "a GPU was asked for; triton and graph do not compute pointers; decoding with eager",

@@ -18,15 +18,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gruve.decode.cuda import draw, layers
+from gruve.decode.cuda import draw, int8_layers, layers
+from gruve.decode.cuda.triton_int8_step import INT8
 from gruve.decode.cuda.triton_step import FULL, HALF, Tiling, head_tile
 
 TARGETS = (80, 90)
+TILINGS = {"float16": HALF, "float32": FULL, "int8": INT8}
+TYPES = {"float16": "*fp16", "float32": "*fp32", "int8": "*i8"}
 
 
 def tensors(operand: str, names: str) -> dict[str, str]:
     """The types of a kernel's arguments: operands, integers, and fp32 for the rest."""
-    kinds = {"integers": "*i64", "size": "i32", "kept": "i32"}
+    kinds = {"integers": "*i64", "integer_fields": "*i64", "size": "i32", "kept": "i32"}
     kinds |= dict.fromkeys(("inbox", "outbox", "seen", "stops"), "*i32") | {"masks": "*i8"}
     kinds |= dict.fromkeys(("W", "U", "operand", "operand_after", "reset"), operand)
     return {name: kinds.get(name, "*fp32") for name in names.split()}
@@ -34,8 +37,17 @@ def tensors(operand: str, names: str) -> dict[str, str]:
 
 def cases(tiling: Tiling, H: int, V: int):
     """(name, kernel, argument types, constants, tile) of every kernel that is launched."""
-    operand = "*fp16" if tiling.precision == "float16" else "*fp32"
-    tile = tiling.layer
+    operand = TYPES[tiling.precision]
+    yield from int8_layer_cases(tiling, H) if tiling is INT8 else layer_cases(tiling, H)
+    names = "integers reals inbox outbox logits_kept seen bias masks stops operand W steps b size kept"
+    head = head_tile(tiling, triton.next_power_of_2(V))
+    constants = {"V": V, "H": H, "BR": head.rows, "BV": triton.next_power_of_2(V), "BK": head.depth}
+    yield "head", draw.head_and_draw, tensors(operand, names), {**constants, "PRECISION": tiling.precision}, head
+
+
+def layer_cases(tiling: Tiling, H: int):
+    """The layers' kernels in floating point."""
+    operand, tile = TYPES[tiling.precision], tiling.layer
     common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth, "PRECISION": "ieee"}
     for x, x_name in ((layers.BELOW, "below"), (layers.EMBEDDING, "embedding"), (layers.TABLE, "table")):
         K = 64 if x_name == "embedding" else H
@@ -50,14 +62,32 @@ def cases(tiling: Tiling, H: int, V: int):
         ):
             constants = {**common, "X": x.value, "K": K}
             yield f"{kernel.__name__} {x_name}", kernel, tensors(operand, names) | kinds, constants, tile
-    names = "integers reals inbox outbox logits_kept seen bias masks stops operand W b size kept"
-    head = head_tile(tiling, triton.next_power_of_2(V))
-    constants = {"V": V, "H": H, "BR": head.rows, "BV": triton.next_power_of_2(V), "BK": head.depth}
-    yield "head", draw.head_and_draw, tensors(operand, names), {**constants, "PRECISION": "ieee"}, head
+
+
+def int8_layer_cases(tiling: Tiling, H: int):
+    """The layers' kernels in int8. ROW differs from TOKEN in one address."""
+    tile = tiling.layer
+    common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth}
+    given = "integer_fields x W W_steps U U_steps bias"
+    for x, x_name in ((int8_layers.BELOW, "below"), (int8_layers.TOKEN, "table")):
+        kinds = {"x": "*fp32" if x_name == "table" else "*i8"}
+        for cell, name in ((int8_layers.GRU, "gru"), (int8_layers.LSTM, "lstm"), (int8_layers.ELMAN, "elman")):
+            names = f"{given} bias_hn h c operand operand_after size"
+            constants = {**common, "CELL": cell.value, "X": x.value}
+            yield f"{name} {x_name}", int8_layers.layer, tensors("*i8", names) | kinds, constants, tile
+        for kernel, names in (
+            (int8_layers.reset_and_update, f"{given} h operand reset update size"),
+            (int8_layers.candidate, f"{given} h reset update operand_after size"),
+        ):
+            yield f"{kernel.__name__} {x_name}", kernel, tensors("*i8", names) | kinds, common | {"X": x.value}, tile
 
 
 def compiled(kernel, kinds, constants, tile, capability: int, fusion: bool) -> dict[str, object]:
-    """The shared memory, registers, spills and matrix instructions of one kernel."""
+    """The shared memory, registers, spills, matrix and fused instructions of one kernel.
+
+    `numbers` is how many numbers of a tile a thread computes; `loose` has the instructions that round otherwise than to
+    nearest, or flush denormals.
+    """
     signature = kinds | dict.fromkeys(constants, "constexpr")
     order = [name for name in kernel.arg_names if name in signature]
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(order) if kinds.get(name, "").startswith("*")}
@@ -71,6 +101,10 @@ def compiled(kernel, kinds, constants, tile, capability: int, fusion: bool) -> d
         "wgmma": text.count("wgmma.mma_async"),
         "mma": text.count("mma.sync"),
         "async_copies": text.count("cp.async"),
+        "integer_products": len(re.findall(r"mma\S*\.s32\.s8\.s8", text)),
+        "fused": text.count("fma.rn.f32"),
+        "numbers": tile.rows * (tile.units or constants["BV"]) // (32 * tile.warps),
+        "loose": sorted(set(re.findall(r"\w+\.(?:approx|full)\S*|\w+\.\S*ftz\S*", text))),
     }
 
 
@@ -99,10 +133,10 @@ def usage(ptx: str) -> dict[str, int]:
 
 def main(precision: str, H: str, V: str, *wanted: str) -> None:
     """Compiles the kernels with these names, or all."""
-    tiling = HALF if precision == "float16" else FULL
+    tiling = TILINGS[precision]
     for name, kernel, kinds, constants, tile in cases(tiling, int(H), int(V)):
         for capability in TARGETS if not wanted or name in wanted else ():
-            found = compiled(kernel, kinds, constants, tile, capability, fusion=name != "head")
+            found = compiled(kernel, kinds, constants, tile, capability, fusion=name != "head" and tiling is not INT8)
             what = {"kernel": name, "precision": precision, "H": int(H), "V": int(V), "sm": capability}
             sys.stdout.write(json.dumps(what | found) + "\n")
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from gruve.decode.cuda.backend import CudaBackend, CudaConfig
 from gruve.decode.cuda.device import CpuDevice
+from gruve.decode.cuda.interpreted import interpreted_backend
 from gruve.decode.cuda.torch_step import TorchStep
 from requiring import need
 
 SMALL = CudaConfig(sizes=(4, 16, 64), pieces=(8, 2, 1), stop_entries=1 << 16)
+SHARED_BYTES = 99 * 1024
+"""The shared memory of a block on the smallest supported GPUs, sm_86 and sm_89, in bytes."""
+SPILLED_BYTES = 24
 
 
 class LateDevice(CpuDevice):
@@ -68,10 +77,10 @@ class _Copying:
         return self._values
 
 
-def torch_backend(model, slots=5, device=None, config=SMALL) -> CudaBackend:
+def torch_backend(model, slots=5, device=None, config=SMALL, arithmetic="float32") -> CudaBackend:
     """The backend of mode `graph`, on the CPU."""
     device = device or CpuDevice()
-    return CudaBackend(model, slots, TorchStep(model, device.kind), device, "a test", config)
+    return CudaBackend(model, slots, TorchStep(model, device.kind, arithmetic), device, "a test", config)
 
 
 def triton_backend(model, slots=5, device=None, precision="float16", config=SMALL) -> CudaBackend:
@@ -79,8 +88,22 @@ def triton_backend(model, slots=5, device=None, precision="float16", config=SMAL
     from gruve.decode.cuda.triton_step import Tile, Tiling, TritonStep
 
     device = device or CpuDevice()
+    if precision == "int8":
+        return interpreted_backend(model, slots, device, config)
     tiling = Tiling(Tile(16, 16, 16, 4, 2), Tile(16, 0, 16, 4, 2), precision)
     return CudaBackend(model, slots, TritonStep(model, device.kind, tiling), device, "a test", config)
+
+
+def compiled(cache: Path, *arguments: str) -> list[dict]:
+    """Returns the output of `compiling.py`."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    program = Path(__file__).parent / "compiling.py"
+    result = subprocess.run(
+        [sys.executable, program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def need_triton() -> None:

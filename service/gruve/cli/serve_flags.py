@@ -139,7 +139,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--arithmetic",
         str,
         "float32",
-        "number format of the products; int8 is faster, rounds more, and gives the same tokens on every CPU backend",
+        "number format of the products; int8 is faster, rounds more, and gives the same tokens on every device",
         variable="GRUVE_ARITHMETIC",
         choices=("float32", "int8"),
     )

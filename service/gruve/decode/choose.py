@@ -33,8 +33,8 @@ class DecodeConfig:
     isa: str | None = None
     """The instruction set of the native backend, one that the CPU supports; None for the fastest."""
     arithmetic: Arithmetic = "float32"
-    """The number format of products with a state. `int8` is faster and makes other tokens, the same with every backend;
-    fused kernels and captured graphs on a GPU do not have it."""
+    """The number format of products with a state. `int8` is faster on a CPU and makes other tokens, the same with every
+    backend and device."""
     cuda: CudaMode = "auto"
     """How a GPU computes: `triton`, `graph` or `eager`; `auto` takes the first of these that works."""
 
@@ -42,23 +42,15 @@ class DecodeConfig:
 def choose_backend(model: Model, config: DecodeConfig) -> Backend:
     """The best backend for `model` on this machine.
 
-    Raises `InvalidField` when `device` asks for a GPU that torch does not see, `isa` for what the CPU has not, or
-    `arithmetic` for int8 on a GPU in another mode than `eager`; `ModelBroken` when no backend can keep its promises
-    with this model.
+    Raises `InvalidField` when `device` asks for a GPU that torch does not see, or `isa` for what the CPU has not;
+    `ModelBroken` when no backend can keep its promises with this model.
     """
     device, cuda = config.device, torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise InvalidField("device", "cuda was asked for and torch sees no GPU")
     if device == "cuda" or (device == "auto" and cuda):
         reason = "torch sees a GPU" if device == "auto" else "a GPU was asked for"
-        if config.arithmetic == "int8":
-            if config.cuda != "eager":
-                raise InvalidField(
-                    "arithmetic",
-                    f"int8 is decoded on the CPU or with --cuda eager; here --cuda is {config.cuda}: {reason}",
-                )
-            return ReferenceBackend(model, config.slots, "cuda", reason, "int8")
-        return cuda_backend(model, config.slots, config.cuda, reason)
+        return cuda_backend(model, config.slots, config.cuda, reason, config.arithmetic)
     reason = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
     unavailable = unavailable_reason() if config.native else "the native backend was not to be used"
     if unavailable is None:

@@ -33,6 +33,8 @@ INPUT_STEPS = 127
 WEIGHT_STEPS = 63
 MAX_TABLE_ENTRIES = 1 << 24
 """With more entries (64 MiB), pointers' included, layer 0's input projection is computed instead of looked up."""
+POLYNOMIAL = ("0x1.44138ap-13", "0x1.5f0890p-10", "0x1.3b2a54p-7", "0x1.c6af6cp-5", "0x1.ebfbe0p-3", "0x1.62e430p-1")
+"""(2**f - 1) / f for |f| <= 1/2, the coefficient of f**5 first."""
 EXACT_DEPTH = (1 << 24) // (INPUT_STEPS * WEIGHT_STEPS)
 """Of so many products fp32 holds the sum exactly, in any order."""
 
@@ -76,8 +78,8 @@ def _exponential(t: Tensor) -> tuple[Tensor, Tensor]:
     magic = _like(float.fromhex("0x1.8p23"), t)
     shifted = t + magic
     f = t - (shifted - magic)
-    q = _like(float.fromhex("0x1.44138ap-13"), t)
-    for coefficient in ("0x1.5f0890p-10", "0x1.3b2a54p-7", "0x1.c6af6cp-5", "0x1.ebfbe0p-3", "0x1.62e430p-1"):
+    q = _like(float.fromhex(POLYNOMIAL[0]), t)
+    for coefficient in POLYNOMIAL[1:]:
         q = fma(q, f, _like(float.fromhex(coefficient), t))
     exponent = ((shifted.view(torch.int32) & 0xFF) + 127) & 0xFF
     return (exponent << 23).view(torch.float32), q * f
@@ -92,7 +94,8 @@ def _clamped(x: Tensor, most: float) -> Tensor:
 
 def _like(value: float, x: Tensor) -> Tensor:
     """A scalar of x's type and device; the value must be one of fp32."""
-    return torch.tensor(value, dtype=torch.float32, device=x.device)
+    # Filled on the device: a copy from the host could not be captured in a CUDA graph.
+    return torch.full((), value, dtype=torch.float32, device=x.device)
 
 
 class IntegerMatrix:
@@ -132,21 +135,21 @@ class Int8Step:
         self.hidden_size = config.hidden_size
         self._config = config
         self._device = device
-        self._w = {name: weight.float() for name, weight in model.weights.items()}
+        self.weights = {name: weight.float() for name, weight in model.weights.items()}
         for name, shape in config.shapes().items():
-            if tuple(self._w[name].shape) != shape:
-                raise ModelBroken(f"{name} has shape {tuple(self._w[name].shape)}; expected {shape}")
+            if tuple(self.weights[name].shape) != shape:
+                raise ModelBroken(f"{name} has shape {tuple(self.weights[name].shape)}; expected {shape}")
         self._pack_head()
         H, L = config.hidden_size, config.num_layers
-        self._U, self._n, self._W = [], [], []
+        self.U, self.n, self.W = [], [], []
         for l in range(L):
-            U = self._w[f"layers.{l}.weight_hh"]
+            U = self.weights[f"layers.{l}.weight_hh"]
             first = 2 * H if config.reset == "before" else len(U)
-            self._U.append(IntegerMatrix(U[:first], device))
-            self._n.append(IntegerMatrix(U[first:], device) if config.reset == "before" else None)
-            self._W.append(IntegerMatrix(self._w[f"layers.{l}.weight_ih"], device) if l else None)
+            self.U.append(IntegerMatrix(U[:first], device))
+            self.n.append(IntegerMatrix(U[first:], device) if config.reset == "before" else None)
+            self.W.append(IntegerMatrix(self.weights[f"layers.{l}.weight_ih"], device) if l else None)
         self._pack_input()
-        self._w = {name: weight.to(device) for name, weight in self._w.items()}
+        self.weights = {name: weight.to(device) for name, weight in self.weights.items()}
 
     def padded(self, rows: int) -> int:
         """`rows`: no row needs others beside it."""
@@ -159,15 +162,19 @@ class Int8Step:
         """One step: logits (B, V) and the new state, each tensor (L, B, H); see `tiles.Tiles.step`."""
         layers: list[tuple[Tensor, ...]] = []
         for l in range(self._config.num_layers):
-            W = self._W[l]
-            x = self._input(tokens, pointed) if W is None else W.add_to(self._w[f"layers.{l}.bias"], layers[-1][0])
+            W = self.W[l]
+            x = self.input(tokens, pointed) if W is None else W.add_to(self.weights[f"layers.{l}.bias"], layers[-1][0])
             layers.append(self._cell(l, x, tuple(tensor[l] for tensor in state)))
-        logits = self._gated(self._head.add_to(self._head_bias, layers[-1][0]), pointed)
+        logits = self._gated(self.logits(layers[-1][0]), pointed)
         return logits, tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+
+    def logits(self, h: Tensor) -> Tensor:
+        """The head by itself: the last layer's state (B, H) -> logits (B, V), and each pointer's gate after them."""
+        return self.head.add_to(self.head_bias, h)
 
     def _cell(self, l: int, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The new state of layer l, from the input's share of its gates (B, G*H)."""
-        h, U, n_matrix = state[0], self._U[l], self._n[l]
+        h, U, n_matrix = state[0], self.U[l], self.n[l]
         if self._config.cell == "elman":
             return (tanh(U.add_to(x, h)),)
         if self._config.cell == "lstm":
@@ -179,7 +186,7 @@ class Int8Step:
             r, z = U.add_to(x[:, : 2 * H], h).chunk(2, dim=1)
             n = tanh(n_matrix.add_to(x[:, 2 * H :], sigmoid(r) * h))
         else:
-            b_hn = self._w[f"layers.{l}.bias_hn"].expand(len(x), H)
+            b_hn = self.weights[f"layers.{l}.bias_hn"].expand(len(x), H)
             r, z, u = U.add_to(torch.cat((x[:, : 2 * H], b_hn), dim=1), h).chunk(3, dim=1)
             n = tanh(fma(sigmoid(r), u, x[:, 2 * H :]))
         return (fma(sigmoid(z), n - h, h),)
@@ -193,49 +200,49 @@ class Int8Step:
         rows = V
         if pointers is not None:
             rows += pointers.size * (V + 1 + pointers.matches) + pointers.places + pointers.counts
-        self._table = None
-        self._added: dict[str, Tensor] = {}
+        self.table = None
+        self.added: dict[str, Tensor] = {}
         if rows * config.gates * config.hidden_size > MAX_TABLE_ENTRIES:
             return
-        none = self._w["layers.0.bias"].double()
+        none = self.weights["layers.0.bias"].double()
         if pointers is not None:
             for k in range(pointers.size):
-                none = self._projected(self._w["pointers.weight"][k, V:], none)[0]
+                none = self._projected(self.weights["pointers.weight"][k, V:], none)[0]
                 if pointers.matches:
-                    none = self._projected(self._w["pointers.match"][k, :1], none)[0]
+                    none = self._projected(self.weights["pointers.match"][k, :1], none)[0]
             # Differences to each pointer's row for "none", which is part of the table.
-            self._added["weight"] = torch.stack([self._differences(w, V) for w in self._w["pointers.weight"]])
+            self.added["weight"] = torch.stack([self._differences(w, V) for w in self.weights["pointers.weight"]])
             if pointers.matches:
-                self._added["match"] = torch.stack([self._differences(w, 0) for w in self._w["pointers.match"]])
+                self.added["match"] = torch.stack([self._differences(w, 0) for w in self.weights["pointers.match"]])
             for name, size in (("place", pointers.places), ("count", pointers.counts)):
                 if size:
-                    self._added[name] = self._projected(self._w[f"pointers.{name}"], torch.zeros_like(none))
-        self._table = self._projected(self._w["embedding.weight"], none).float().to(self._device)
-        self._added = {name: table.float().to(self._device) for name, table in self._added.items()}
+                    self.added[name] = self._projected(self.weights[f"pointers.{name}"], torch.zeros_like(none))
+        self.table = self._projected(self.weights["embedding.weight"], none).float().to(self._device)
+        self.added = {name: table.float().to(self._device) for name, table in self.added.items()}
 
     def _projected(self, rows: Tensor, start: Tensor) -> Tensor:
         """start + rows (N, E) times W of layer 0, in float64 and in the order of E: (N, G*H)."""
-        W = self._w["layers.0.weight_ih"].double()
+        W = self.weights["layers.0.weight_ih"].double()
         sums = start.expand(len(rows), -1).clone()
         for e in range(rows.shape[1]):
             sums += rows[:, e : e + 1].double() * W[:, e]
         return sums
 
     def _differences(self, rows: Tensor, base: int) -> Tensor:
-        nothing = torch.zeros(len(self._w["layers.0.bias"]), dtype=torch.float64)
+        nothing = torch.zeros(len(self.weights["layers.0.bias"]), dtype=torch.float64)
         return self._projected(rows, -self._projected(rows[base : base + 1], nothing)[0])
 
-    def _input(self, tokens: Tensor, pointed: Tensor | None) -> Tensor:
+    def input(self, tokens: Tensor, pointed: Tensor | None = None) -> Tensor:
         """The input's share of layer 0's gates (B, G*H)."""
-        if self._table is not None:
-            return self._summed(self._table[tokens], self._added, pointed, folded=True)
+        if self.table is not None:
+            return self._summed(self.table[tokens], self.added, pointed, folded=True)
         rows = {
-            name: self._w[f"pointers.{name}"]
+            name: self.weights[f"pointers.{name}"]
             for name in ("weight", "match", "place", "count")
-            if f"pointers.{name}" in self._w
+            if f"pointers.{name}" in self.weights
         }
-        x = self._summed(self._w["embedding.weight"][tokens], rows, pointed, folded=False)
-        W, share = self._w["layers.0.weight_ih"], self._w["layers.0.bias"].expand(len(x), -1)
+        x = self._summed(self.weights["embedding.weight"][tokens], rows, pointed, folded=False)
+        W, share = self.weights["layers.0.weight_ih"], self.weights["layers.0.bias"].expand(len(x), -1)
         for e in range(x.shape[1]):
             share = fma(W[:, e], x[:, e : e + 1], share)
         return share
@@ -265,7 +272,7 @@ class Int8Step:
     # ---- the head
 
     def _pack_head(self) -> None:
-        w, config = self._w, self._config
+        w, config = self.weights, self._config
         if "head.weight" not in w and "head.projection" in w:
             projection, rows = w["head.projection"].double(), w["embedding.weight"].double()
             sums = torch.zeros(config.vocabulary_size, config.hidden_size, dtype=torch.float64)
@@ -278,7 +285,7 @@ class Int8Step:
         if config.pointers is not None:  # each pointer's gate is one more output
             weight = torch.cat((weight, w["pointers.gate"]))
             bias = torch.cat((bias, torch.zeros(config.pointers.size)))
-        self._head, self._head_bias = IntegerMatrix(weight, self._device), bias.to(self._device)
+        self.head, self.head_bias = IntegerMatrix(weight, self._device), bias.to(self._device)
 
     def _gated(self, logits: Tensor, pointed: Tensor | None) -> Tensor:
         """The logits (B, V), each pointer's gate added to the token that it names, one pointer after the other."""
@@ -289,7 +296,7 @@ class Int8Step:
         row, K = torch.arange(len(logits), device=logits.device), pointers.size
         for k in range(K):
             named = pointed[:, k].clamp_max(V - 1)
-            gate = gates[:, k] + self._w["pointers.gate_bias"][k][pointed[:, K + k]]
+            gate = gates[:, k] + self.weights["pointers.gate_bias"][k][pointed[:, K + k]]
             before = logits[row, named]
             logits[row, named] = torch.where(pointed[:, k] == V, before, before + gate)
         return logits

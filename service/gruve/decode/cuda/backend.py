@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gruve.decode import Block, Row
+from gruve.decode import Arithmetic, Block, Row, int8
 from gruve.decode.cuda.device import Device, Pending, Work
 from gruve.decode.cuda.logprobs import Recorder
 from gruve.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, SLOT, STATUS, TAKEN, Memory, Rows
@@ -49,8 +49,9 @@ class Step(Protocol):
 
     hidden_size: int
     """H, padded as this step needs it."""
+    arithmetic: Arithmetic
     description: str
-    """Everything about the step that its bits may depend on; part of the numerics id."""
+    """Everything about the step that its bits may depend on; in float32, part of the numerics id."""
     kinds: tuple[bool, ...]
     """The values of `plain` that `step` takes; False alone if it makes no difference."""
 
@@ -116,7 +117,7 @@ class CudaBackend:
             raise ValueError(f"slots {slots} is below 1")
         self.slots = slots
         self.workers = 1  # a step takes as long for a few rows as for hundreds, so splitting them gains nothing
-        self.selection_reason = selection_reason
+        self.selection_reason = f"{selection_reason} (int8)" if step.arithmetic == "int8" else selection_reason
         self._config = config or CudaConfig()
         self._model = model.config
         self._device = device
@@ -129,7 +130,8 @@ class CudaBackend:
         step.attach(self.memory, self._stops)
         device.synchronize()
         text = f"{self.name} {VERSION} {step.description} {device.description}"
-        self.numerics_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+        whole = step.arithmetic == "int8"
+        self.numerics_id = int8.numerics_id(model.config) if whole else hashlib.sha256(text.encode()).hexdigest()[:16]
         # What the host keeps of each slot's row, by slot. Everything else is on the device.
         self._held = np.zeros(slots, dtype=bool)
         self._forced: list[NDArray[np.int32]] = [_NO_TOKENS] * slots

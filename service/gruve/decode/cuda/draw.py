@@ -197,6 +197,34 @@ def _advance(token, rows, slot, record, outbox, seen, stops, active, prompted, s
     tl.store(record + ACTIVE, running.to(tl.int64), mask=active)
 
 
+@triton.jit
+def _logits(
+    operand,
+    W,
+    steps,
+    b,
+    rows,
+    ids,
+    active,
+    H: tl.constexpr,
+    BR: tl.constexpr,
+    BV: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Returns the head's outputs (BR, BV). In int8 the operand and W are integers; `steps` is used only there."""
+    sums = tl.zeros((BR, BV), tl.int32 if PRECISION == "int8" else tl.float32)
+    for k in range(0, H, BK):
+        ks = k + tl.arange(0, BK)
+        x = tl.load(operand + rows[:, None] * H + ks[None, :], mask=active[:, None], other=0)
+        w = tl.load(W + ids[None, :] * H + ks[:, None])
+        sums = tl.dot(x, w, sums, input_precision="ieee", out_dtype=sums.dtype)
+    if PRECISION == "int8":
+        return tl.fma(sums.to(tl.float32), tl.load(steps + ids)[None, :], tl.load(b + ids)[None, :])
+    else:  # noqa: RET505 - Triton compiles one of the two, and nothing may follow a return
+        return sums + tl.load(b + ids)[None, :]
+
+
 # One kernel for every batch size: by default, Triton compiles another one for numbers divisible by 16.
 @triton.jit(do_not_specialize=["size", "kept"])
 def head_and_draw(
@@ -211,6 +239,7 @@ def head_and_draw(
     stops,
     operand,
     W,
+    steps,
     b,
     size,
     kept,
@@ -223,8 +252,9 @@ def head_and_draw(
 ):
     """Samples the next token of every active row; one program for BR rows.
 
-    `operand` (B, H) is the last layer's output, W (BV, H) and b (BV,) are the head. For rows that requested
-    log-probabilities, the logits of step k are stored in `logits_kept` (kept, B, V) at k modulo kept.
+    `operand` (B, H) is the last layer's output, W (BV, H) and b (BV,) are the head, and in int8 `steps` (BV,) is the
+    size of its rows' steps. PRECISION is the type of the products' operands. For rows that requested log-probabilities,
+    the logits of step k are stored in `logits_kept` (kept, B, V) at k modulo kept.
     """
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     ids = tl.arange(0, BV)
@@ -232,12 +262,7 @@ def head_and_draw(
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    logits = tl.zeros((BR, BV), tl.float32)
-    for k in range(0, H, BK):
-        ks = k + tl.arange(0, BK)
-        x = tl.load(operand + rows[:, None] * H + ks[None, :], mask=active[:, None], other=0.0)
-        logits = tl.dot(x, tl.load(W + ids[None, :] * H + ks[:, None]), logits, input_precision=PRECISION)
-    logits += tl.load(b + ids)[None, :]
+    logits = _logits(operand, W, steps, b, rows, ids, active, H, BR, BV, BK, PRECISION)
     slot = tl.load(inbox + SLOT * size + rows, mask=active, other=0)
     taken = tl.load(record + TAKEN, mask=active, other=0)
     requested = active & (tl.load(record + LOGPROBS, mask=active, other=0) != 0)

@@ -1,6 +1,7 @@
 """Checks at startup that a row's bits do not depend on its place, on the other rows or on the size of the call.
 
-A device or compiler that makes them depend on these cannot keep the promise of exact results.
+A device or compiler that makes them depend on these cannot keep the promise of exact results. In int8 the bits must
+also be those of a CPU.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.decode import Row
+from gruve.decode import Backend, Row
 from gruve.decode.cuda.backend import CudaBackend
+from gruve.decode.reference import ReferenceBackend
 from gruve.errors import ModelBroken
 from gruve.model.config import ModelConfig
+from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
 
 STEPS = 3
@@ -38,6 +41,21 @@ def check_exact(backend: CudaBackend, config: ModelConfig) -> None:
                         f"a row at place {slot} of {len(slots)} makes other bits than alone; this way of decoding "
                         "cannot be exact here"
                     )
+
+
+def check_int8(backend: Backend, model: Model) -> None:
+    """Raises `ModelBroken` unless a row gets the bits of the reference backend on the CPU; leaves slot 0 empty."""
+    config = model.config
+    state = np.random.default_rng(2).uniform(-1, 1, (config.state_tensors, config.num_layers, config.hidden_size))
+    start, nothing = np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int32)
+    row = Row(start, 0, nothing, SamplingParameters(seed=2), max_tokens=STEPS + 1)
+    made = []
+    for other in (ReferenceBackend(model, 1, arithmetic="int8"), backend):
+        other.admit(0, row, state.astype(np.float32))
+        made.append((other.decode([0], [STEPS], STEPS).tokens.tolist(), other.snapshot(0).tobytes()))
+        other.release(0)
+    if made[0] != made[1]:
+        raise ModelBroken("int8 has other bits here than on a CPU, so this way of decoding is refused")
 
 
 def _run(

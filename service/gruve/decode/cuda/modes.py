@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 
-from gruve.decode import Backend
+from gruve.decode import Arithmetic, Backend
 from gruve.decode.cuda.backend import CudaBackend, CudaConfig, Step, refuse_pointers
 from gruve.decode.cuda.device import Device, GpuDevice
-from gruve.decode.cuda.exact import check_exact
+from gruve.decode.cuda.exact import check_exact, check_int8
 from gruve.decode.cuda.torch_step import TorchStep
 from gruve.decode.reference import ReferenceBackend
 from gruve.errors import ModelBroken
@@ -31,7 +31,9 @@ TORCH_CONFIG = CudaConfig(sizes=(256, 1_024, 4_096), pieces=(8, 2, 1))
 """Torch operations use tiles of 256 rows, and a graph of them has some hundred nodes a step."""
 
 
-def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str) -> Backend:
+def cuda_backend(
+    model: Model, slots: int, mode: CudaMode, selection_reason: str, arithmetic: Arithmetic = "float32"
+) -> Backend:
     """Returns a backend on the current GPU, in the requested mode or, for `auto`, in the first that works.
 
     Its `selection_reason` begins with the given one and names the modes that do not work here, with reasons.
@@ -44,7 +46,7 @@ def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str
         candidates = ("eager",)
     for candidate in candidates:
         try:
-            return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]))
+            return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]), arithmetic)
         except Exception as error:
             known = isinstance(error, ModelBroken)  # a `ModelBroken` explains itself; others get a trace
             log.warning("%s does not work for this model: %s", candidate, error, exc_info=not known)
@@ -52,15 +54,19 @@ def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str
     raise ModelBroken("; ".join(reasons))
 
 
-def make_step(model: Model, mode: CudaMode, device: Device) -> Step:
+def make_step(model: Model, mode: CudaMode, device: Device, arithmetic: Arithmetic = "float32") -> Step:
     """Returns the step of mode `triton` or `graph`; raises `ModelBroken` if it does not work here."""
     if mode == "graph":
-        return TorchStep(model, device.kind)
+        return TorchStep(model, device.kind, arithmetic)
     if (reason := triton_unavailable()) is not None:
         raise ModelBroken(reason)
     # Imported late: only CUDA builds of torch bring Triton.
-    module = importlib.import_module("gruve.decode.cuda.triton_step")
-    step: Step = module.TritonStep(model, device.kind)
+    if arithmetic == "int8":
+        int8_step: Step = importlib.import_module("gruve.decode.cuda.triton_int8_step").TritonInt8Step(
+            model, device.kind
+        )
+        return int8_step
+    step: Step = importlib.import_module("gruve.decode.cuda.triton_step").TritonStep(model, device.kind)
     return step
 
 
@@ -73,14 +79,20 @@ def triton_unavailable() -> str | None:
     return None
 
 
-def _make(model: Model, slots: int, mode: CudaMode, selection_reason: str) -> Backend:
+def _make(model: Model, slots: int, mode: CudaMode, selection_reason: str, arithmetic: Arithmetic) -> Backend:
     # TF32 would round the torch operations' operands.
     torch.set_float32_matmul_precision("highest")
     if mode == "eager":
-        return ReferenceBackend(model, slots, "cuda", selection_reason)
+        eager = ReferenceBackend(model, slots, "cuda", selection_reason, arithmetic)
+        if arithmetic == "int8":
+            check_int8(eager, model)
+        return eager
     refuse_pointers(model)
     device = GpuDevice()
     config = TORCH_CONFIG if mode == "graph" else CudaConfig()
-    backend = CudaBackend(model, slots, make_step(model, mode, device), device, selection_reason, config)
+    step = make_step(model, mode, device, arithmetic)
+    backend = CudaBackend(model, slots, step, device, selection_reason, config)
     check_exact(backend, model.config)
+    if arithmetic == "int8":
+        check_int8(backend, model)
     return backend

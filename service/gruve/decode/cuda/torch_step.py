@@ -1,7 +1,7 @@
 """One step of a call's rows in torch operations of fixed shapes, which a CUDA graph can capture.
 
-The network is the reference backend's, in fp32 tiles, and sampling is `decode/sampler.py`. Knows the call's memory, not
-streams, graphs or the host.
+The network is the reference backend's, in either arithmetic, and sampling is `decode/sampler.py`. Knows the call's
+memory, not streams, graphs or the host.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gruve.decode import RowStatus
+from gruve.decode import Arithmetic, RowStatus
 from gruve.decode.cuda.memory import INBOX, OUTBOX, Memory, Rows
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import ALWAYS, BIASED, EARLY, MASKED, NEVER, Field, Real
+from gruve.decode.int8 import Int8Step
 from gruve.decode.sampler import RowSampling, Sampler
 from gruve.decode.stops import MATCHED
 from gruve.decode.tiles import Tiles
-from gruve.decode.weight_packing import padded_size
 from gruve.model.repository import Model
 
 
@@ -25,9 +25,10 @@ class TorchStep:
 
     kinds: tuple[bool, ...] = (True, False)
 
-    def __init__(self, model: Model, device: torch.device) -> None:
-        self.hidden_size = padded_size(model.config.hidden_size)
-        self.tiles = Tiles(model, device)
+    def __init__(self, model: Model, device: torch.device, arithmetic: Arithmetic = "float32") -> None:
+        self.arithmetic = arithmetic
+        self.tiles = Int8Step(model, device) if arithmetic == "int8" else Tiles(model, device)
+        self.hidden_size = self.tiles.hidden_size
         self.description = f"fp32 torch {torch.__version__.split('+')[0]} tiles of {self.tiles.rows}"
 
     def attach(self, memory: Memory, stops: StopPool) -> None:

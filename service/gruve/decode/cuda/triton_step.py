@@ -13,10 +13,12 @@ import torch
 import triton
 from torch import Tensor
 
+from gruve.decode import Arithmetic
 from gruve.decode.cuda import draw, layers
 from gruve.decode.cuda.memory import Memory, Rows
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.torch_step import TorchTail
+from gruve.decode.int8 import Int8Step
 from gruve.decode.tiles import Tiles
 from gruve.decode.weight_packing import head, input_table, padded_size, padded_weights
 from gruve.model.config import ModelConfig
@@ -49,7 +51,7 @@ class Tiling:
     head: Tile
     """`units` is not used: the head's tile has the whole vocabulary. See `head_tile`."""
     precision: str
-    """The type of the products' operands, `float16` or `float32`. Sums and states are fp32."""
+    """The type of the products' operands, `float16`, `float32` or `int8`. States are fp32, sums fp32 or s32."""
 
 
 HALF = Tiling(Tile(128, 32, 64, 8, 3), Tile(16, 0, 64, 8, 3), "float16")
@@ -73,23 +75,23 @@ class TritonStep:
     For a vocabulary of more than `draw.MAX_VOCABULARY` tokens, torch operations compute the head and sample.
     """
 
+    arithmetic: Arithmetic = "float32"
+
     def __init__(self, model: Model, device: torch.device, tiling: Tiling | None = None) -> None:
         config = model.config
         self._config = config
-        self._tiling = tiling or tiling_of(config)
+        self._tiling = tiling or self._default_tiling(config)
         layer = self._tiling.layer
         width = max(layer.units, layer.depth, self._tiling.head.depth)
         self.hidden_size = padded_size(config.hidden_size, width)
         self.kinds: tuple[bool, ...] = (False,)
         fused = config.vocabulary_size <= draw.MAX_VOCABULARY
-        self._tiles = None if fused else Tiles(model, device)
         if not fused:
             self.kinds = (True, False)
         self.description = (
             f"triton {triton.__version__} {self._tiling} {'fused' if fused else 'torch ' + torch.__version__}"
         )
-        weights = padded_weights(model, width)
-        self._pack(weights, device)
+        self._tiles = self._pack(model, width, device, fused=fused)
 
     def attach(self, memory: Memory, stops: StopPool) -> None:
         """See `Step`."""
@@ -110,7 +112,7 @@ class TritonStep:
     def poison(self) -> None:
         """See `Step`."""
         for buffer in (self._operands, self._reset, self._update):
-            buffer.fill_(math.nan)
+            buffer.fill_(math.nan if buffer.is_floating_point() else -77)
 
     def step(self, rows: Rows, parity: int, *, plain: bool) -> None:
         """See `Step`."""
@@ -166,6 +168,7 @@ class TritonStep:
             self._stops.entries,
             operand,
             self._head,
+            self._head_steps,
             self._head_bias,
             rows.size,
             rows.logits.shape[0],
@@ -174,7 +177,7 @@ class TritonStep:
             BR=tile.rows,
             BV=len(self._head_bias),
             BK=tile.depth,
-            PRECISION="ieee",
+            PRECISION=self._tiling.precision,
             num_warps=tile.warps,
             num_stages=tile.stages,
             enable_fp_fusion=False,
@@ -194,8 +197,15 @@ class TritonStep:
         L, H = self._config.num_layers, self.hidden_size
         return self._operands[side, : L * rows.size * H].view(L, rows.size, H)
 
-    def _pack(self, w: dict[str, Tensor], device: torch.device) -> None:
-        """Converts the weights to the type of the products, and biases and the input table to fp32."""
+    def _default_tiling(self, config: ModelConfig) -> Tiling:
+        return tiling_of(config)
+
+    def _pack(self, model: Model, width: int, device: torch.device, *, fused: bool) -> Tiles | Int8Step | None:
+        """Converts the weights to the type of the products, and biases and the input table to fp32.
+
+        Returns torch's head, or None if `fused`.
+        """
+        w = padded_weights(model, width)
         config, L, H = self._config, self._config.num_layers, self.hidden_size
         self._dtype = torch.float16 if self._tiling.precision == "float16" else torch.float32
 
@@ -216,3 +226,5 @@ class TritonStep:
         self._head[: config.vocabulary_size] = operand(head(w))
         self._head_bias = torch.zeros(tokens, device=device)
         self._head_bias[: config.vocabulary_size] = w["head.bias"].to(device)
+        self._head_steps = self._head_bias  # for the argument of a kernel that does not read it
+        return None if fused else Tiles(model, device)

@@ -1,0 +1,108 @@
+"""One step of a call's rows in the int8 arithmetic: fused Triton kernels on tensor cores, and the bits of every CPU.
+
+Packs the integers of `decode/int8.py` for the kernels and launches them. Not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from gruve.decode import Arithmetic, int8
+from gruve.decode.cuda import int8_layers
+from gruve.decode.cuda.memory import Rows
+from gruve.decode.cuda.records import Field
+from gruve.decode.cuda.triton_step import Tile, Tiling, TritonStep
+from gruve.decode.int8 import Int8Step, IntegerMatrix
+from gruve.model.config import ModelConfig
+from gruve.model.repository import Model
+
+INT8 = Tiling(Tile(128, 16, 64, 8, 3), Tile(16, 0, 64, 8, 3), "int8")
+CELL = {"gru": int8_layers.GRU, "lstm": int8_layers.LSTM, "elman": int8_layers.ELMAN}
+
+
+class TritonInt8Step(TritonStep):
+    """Steps in fused kernels; see `gruve.decode.cuda.backend.Step`.
+
+    Torch operations compute layer 0's input where the vocabulary is too large for a table, and the head and the samples
+    where it is too large for one tile.
+    """
+
+    arithmetic: Arithmetic = "int8"
+
+    def begin(self, rows: Rows) -> None:
+        """See `Step`."""
+        self._operand(0, rows).copy_(int8.integer_inputs(rows.states[0]))
+
+    def step(self, rows: Rows, parity: int, *, plain: bool) -> None:
+        """See `Step`."""
+        if self._inputs is not None:
+            shares = self._inputs.input(rows.integers[:, Field.PENDING])
+            self._x = self._by_gate(shares, 1)
+        super().step(rows, parity, plain=plain)
+
+    def _layer(self, l: int, rows: Rows, before: Tensor, after: Tensor) -> None:
+        tile, H = self._tiling.layer, self.hidden_size
+        grid = (H // tile.units, triton.cdiv(rows.size, tile.rows))
+        x, X = (after[l - 1], int8_layers.BELOW) if l else (self._x, self._input)
+        W, W_steps = self._W[l], self._W_steps[l]
+        U, U_steps, b, h = self._U[l], self._U_steps[l], self._b[l], rows.states[0, l]
+        shape = {
+            "X": X,
+            "H": H,
+            "BM": tile.rows,
+            "BU": tile.units,
+            "BK": tile.depth,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+            "enable_fp_fusion": False,
+        }
+        given = (rows.integers, x, W, W_steps, U, U_steps, b)
+        if self._config.reset == "before":
+            int8_layers.reset_and_update[grid](*given, h, before, self._reset, self._update, rows.size, **shape)
+            int8_layers.candidate[grid](*given, h, self._reset, self._update, after[l], rows.size, **shape)
+            return
+        c, b_hn = rows.states[-1, l], self._b_hn[l]
+        int8_layers.layer[grid](*given, b_hn, h, c, before, after[l], rows.size, CELL=CELL[self._config.cell], **shape)
+
+    def _default_tiling(self, config: ModelConfig) -> Tiling:  # noqa: ARG002 - one for every model
+        return INT8
+
+    def _pack(self, model: Model, width: int, device: torch.device, *, fused: bool) -> Int8Step | None:  # noqa: ARG002
+        """Pads the integers of the statement's own step. Returns that step for its head, or None if `fused`."""
+        config, L, V = self._config, self._config.num_layers, self._config.vocabulary_size
+        self._dtype = torch.int8
+        made = Int8Step(model, device)
+        recurrent = [self._matrix(made.U[l], made.n[l]) for l in range(L)]
+        # Layer 0 has no product with its input; the arguments of its kernel are not read.
+        products = [self._matrix(made.W[l] or made.U[l]) for l in range(L)]
+        self._U, self._U_steps = [integers for integers, _ in recurrent], [steps for _, steps in recurrent]
+        self._W, self._W_steps = [integers for integers, _ in products], [steps for _, steps in products]
+        self._b = [self._by_gate(made.weights[f"layers.{l}.bias"], 0) for l in range(L)]
+        nothing = torch.zeros(config.hidden_size, device=device)
+        self._b_hn = [self._by_gate(made.weights.get(f"layers.{l}.bias_hn", nothing), 0) for l in range(L)]
+        self._inputs = made if made.table is None else None
+        if made.table is not None:
+            self._x = self._by_gate(made.table, 1)
+        self._input = int8_layers.ROW if made.table is None else int8_layers.TOKEN
+        tokens = max(16, triton.next_power_of_2(V))
+        self._head = torch.zeros(tokens, self.hidden_size, dtype=torch.int8, device=device)
+        self._head[:V, : config.hidden_size] = made.head.integers[:V]
+        self._head_steps, self._head_bias = torch.zeros(2, tokens, device=device)
+        self._head_steps[:V], self._head_bias[:V] = made.head.steps[:V], made.head_bias[:V]
+        return None if fused else made
+
+    def _matrix(self, *parts: IntegerMatrix | None) -> tuple[Tensor, Tensor]:
+        """The integers (G, H, H) and their steps (G, H), H padded."""
+        given = [part for part in parts if part is not None]
+        integers, steps = torch.cat([part.integers for part in given]), torch.cat([part.steps for part in given])
+        more = self.hidden_size - self._config.hidden_size
+        return torch.nn.functional.pad(self._by_gate(integers, 0), (0, more)).contiguous(), self._by_gate(steps, 0)
+
+    def _by_gate(self, values: Tensor, dim: int) -> Tensor:
+        """`values` with its dimension `dim` (G*H) split into (G, H), H padded with zeros."""
+        H = self._config.hidden_size
+        gates = values.reshape(*values.shape[:dim], -1, H, *values.shape[dim + 1 :])
+        after = values.dim() - 1 - dim
+        return torch.nn.functional.pad(gates, [0, 0] * after + [0, self.hidden_size - H]).contiguous()
