@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from devices import need_triton
 from gruve.bench.bits import BitsBenchConfig, generate, run_bits
 from gruve.bench.decode import measure as decode
 from gruve.bench.decode.measure import DecodeBenchConfig, run_decode
@@ -83,17 +84,27 @@ def test_two_threads_are_probed_together_and_the_peak_is_above_nothing():
 
 
 def test_a_digest_is_printed_for_every_cell():
-    result = run_bits(BitsBenchConfig(size=Size(1, 16), tokens=100), lambda _: None)
+    result = run_bits(BitsBenchConfig(size=Size(1, 16), tokens=100, interpreted_tokens=0), lambda _: None)
     assert {row["cell"] for row in result.rows} == {"gru", "gru_before", "lstm", "elman"}
     assert all(len(str(row["digest"])) == 16 and row["tokens"] == 100 for row in result.rows)
 
 
 @needs_native
 def test_every_instruction_set_of_this_cpu_gives_the_same_digest():
-    result = run_bits(BitsBenchConfig(size=Size(1, 16), tokens=200), lambda _: None)
+    result = run_bits(BitsBenchConfig(size=Size(1, 16), tokens=200, interpreted_tokens=0), lambda _: None)
     natives = [row for row in result.rows if row["backend"] == "native"]
     assert len({(row["cell"], row["arithmetic"], row["digest"]) for row in natives}) == 8
     assert len({(row["cell"], row["digest"]) for row in result.rows if row["arithmetic"] == "int8"}) == 4
+
+
+def test_interpreted_kernels_have_the_digest_of_the_reference():
+    need_triton()
+    config = BitsBenchConfig(size=Size(1, 16), cells=("gru", "lstm"), tokens=20, interpreted_tokens=10)
+    rows = [row for row in run_bits(config, lambda _: None).rows if row["tokens"] == 10]
+    assert [(row["cell"], row["backend"]) for row in rows] == [
+        (cell, backend) for cell in config.cells for backend in ("cuda", "reference")
+    ]
+    assert len({(row["cell"], row["digest"]) for row in rows}) == 2
 
 
 def test_digested_tokens_are_distinct_sequences(tmp_path):

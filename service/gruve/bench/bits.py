@@ -1,7 +1,8 @@
 """`gruve bench bits`: a digest of 10,000 tokens of every cell on every instruction set, to compare CPUs.
 
 The same digest means the same bits: every token is sampled from logits that another CPU must compute identically.
-In int8 the reference backend has the digest of the native one too.
+In int8 the reference backend has the digest of the native one too, and so have a GPU's kernels. Without a GPU, the
+kernels are interpreted on the CPU; that is slow, so only the first tokens are compared.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gruve.bench.machine import describe_machine, describe_versions
@@ -19,9 +21,13 @@ from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import CELLS, Size, make_model
 from gruve.decode import Arithmetic, Backend
 from gruve.decode import Row as Admitted
+from gruve.decode.cuda import cuda_backend
+from gruve.decode.cuda.interpreted import interpreted_backend
 from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.native.library import ISAS, library
 from gruve.decode.reference import ReferenceBackend
+from gruve.errors import ModelBroken
+from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import START_TOKEN
 
@@ -39,11 +45,13 @@ class BitsBenchConfig:
     cells: tuple[str, ...] = CELLS
     tokens: int = 10_000
     """From ten sequences with the seeds 0 to 9."""
+    interpreted_tokens: int = 500
+    """As many of these, from interpreted kernels; 0 to leave them out."""
 
     @classmethod
     def quick(cls) -> BitsBenchConfig:
-        """Returns the same configuration, because it takes only seconds."""
-        return cls()
+        """Returns a configuration that takes seconds: only interpreted kernels take longer."""
+        return cls(interpreted_tokens=50)
 
 
 def run_bits(config: BitsBenchConfig, report: Report) -> Result:
@@ -60,14 +68,21 @@ def run_bits(config: BitsBenchConfig, report: Report) -> Result:
                         rows.append(_row(config, cell, arithmetic, isa, native))
                 reference = ReferenceBackend(model, SEQUENCES, arithmetic=arithmetic)
                 rows.append(_row(config, cell, arithmetic, "torch", reference))
+            try:
+                rows += _kernels(config, cell, model)
+            except ModelBroken as error:
+                skipped.append({"cell": cell, "isa": "triton", "why": str(error)})
             skipped += [
                 {"cell": cell, "isa": isa, "why": why} for isa in ISAS if (why := _unavailable(isa)) is not None
             ]
     for line in table(rows, COLUMNS):
         report(line)
     for cell in config.cells:
-        digests = {row["digest"] for row in rows if (row["cell"], row["arithmetic"]) == (cell, "int8")}
-        report(f"{cell} in int8: {'one digest' if len(digests) == 1 else f'{len(digests)} DIFFERENT DIGESTS'}")
+        whole = [row for row in rows if (row["cell"], row["arithmetic"]) == (cell, "int8")]
+        for tokens in sorted({int(str(row["tokens"])) for row in whole}, reverse=True):
+            digests = {row["digest"] for row in whole if row["tokens"] == tokens}
+            verdict = "one digest" if len(digests) == 1 else f"{len(digests)} DIFFERENT DIGESTS"
+            report(f"{cell} in int8, {tokens} tokens: {verdict}")
     for row in skipped:
         report(f"{row['cell']} on {row['isa']} was not run: {row['why']}")
     return Result("bits", describe_machine(), describe_versions(), rows, skipped)
@@ -78,6 +93,17 @@ def _unavailable(isa: str) -> str | None:
     if why is None and library().isa(isa) != isa:
         return "this CPU has it not"
     return why
+
+
+def _kernels(config: BitsBenchConfig, cell: str, model: Model) -> list[Row]:
+    """The line of the Triton kernels in int8, and without a GPU the reference's of as many tokens."""
+    if torch.cuda.is_available():
+        return [_row(config, cell, "int8", "triton", cuda_backend(model, SEQUENCES, "triton", "a benchmark", "int8"))]
+    if not config.interpreted_tokens:
+        return []
+    few = dataclasses.replace(config, tokens=min(config.tokens, config.interpreted_tokens))
+    interpreted = _row(few, cell, "int8", "triton, interpreted", interpreted_backend(model, SEQUENCES))
+    return [interpreted, _row(few, cell, "int8", "torch", ReferenceBackend(model, SEQUENCES, arithmetic="int8"))]
 
 
 def _row(config: BitsBenchConfig, cell: str, arithmetic: Arithmetic, isa: str, backend: Backend) -> Row:

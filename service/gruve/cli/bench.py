@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_flag(gpu, "--modes", words, None, "ways of decoding: triton, graph, eager", metavar="LIST")
     gpu.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     _plot(gpu)
-    _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing CPUs.", _bits)
+    _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing devices.", _bits)
 
 
 def _front(args: argparse.Namespace) -> int:
@@ -211,6 +212,10 @@ def _gpu(args: argparse.Namespace) -> int:
 
 
 def _bits(args: argparse.Namespace) -> int:
+    from gruve.decode.cuda.device import gpu_unavailable_reason
+
+    if gpu_unavailable_reason() is not None:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which the next line may do
     from gruve.bench.bits import BitsBenchConfig, run_bits
 
     return _end(run_bits(_config(BitsBenchConfig, args), _say), args)
