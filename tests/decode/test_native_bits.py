@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from decoding import admission_of, alone, row_of
 from engines import random_schedule
+from gruve.decode import HISTORY_TOKENS
 from gruve.decode.native import NativeBackend
-from gruve.decode.native.backend import packed_weights
+from gruve.decode.native.backend import native_sizes, packed_weights
 from gruve.decode.native.library import library
 from gruve.decode.reference import ReferenceBackend
 from gruve.model.oracle import Oracle, sigmoid
 from gruve.model.sampling import SamplingParameters
 from natively import ISAS, every_isa, life, native, row_with
-from nets import CELL_NAMES, CELLS, config_of, configs, model_of, weights_of
+from nets import CELL_NAMES, CELLS, config_of, configs, model_of, pointers_of, weights_of
 
 __all__ = ["native"]
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
@@ -257,3 +258,21 @@ def test_weights_that_are_no_float16_are_refused_where_the_model_says_they_are()
     weights = weights_of(config_of(CELLS[0], precision="float32"))
     with pytest.raises(ValueError, match="said to be float16"):
         NativeBackend(type(model)("odd", model.config, model.tokenizer, weights), 1)
+
+
+@every_isa
+@cells
+@arithmetics
+def test_the_size_of_packed_weights_is_known_before_they_are_packed(cell, arithmetic, isa):
+    for more in ({}, {"pointers": pointers_of(13)}, {"tied": True}, {"precision": "float32", "L": 4}):
+        config = config_of(cell, **more)
+        packed = packed_weights(model_of(config), isa, whole=arithmetic == "int8")
+        assert native_sizes(config, 8, 2, isa, arithmetic)[0] == packed.bytes
+
+
+def test_the_size_of_a_decoder_grows_by_what_each_slot_and_thread_takes():
+    config = config_of(CELLS[0], H=64)
+    one, two, more = (native_sizes(config, n, t, "portable", "float32")[1] for n, t in ((64, 1), (128, 1), (64, 2)))
+    state, history = 2 * config.state_bytes, 4 * HISTORY_TOKENS
+    assert 64 * (state + history) < two - one < 64 * (state + history + 1_024)
+    assert more > one

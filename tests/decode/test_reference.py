@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from decoding import admission_of, alone, row_of
 from engines import engine_of, random_schedule
 from gruve.decode import RowStatus
-from gruve.decode.reference import ReferenceBackend
+from gruve.decode.reference import ReferenceBackend, reference_bytes
 from gruve.decode.stops import compile_stops
 from gruve.errors import ModelBroken
 from gruve.model.oracle import Oracle
 from gruve.model.sampling import draw
-from nets import CELL_NAMES, CELLS, config_of, configs, model_of
+from nets import CELL_NAMES, CELLS, config_of, configs, model_of, pointers_of
 
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
 
@@ -231,3 +231,28 @@ def test_a_state_of_nans_changes_nothing_of_the_next_row_in_its_slot():
 def test_an_empty_slot_is_not_decoded():
     with pytest.raises(ValueError, match="slot 0 holds no sequence"):
         ReferenceBackend(model_of(config_of(CELLS[0])), slots=1).decode([0], [1], 1)
+
+
+@cells
+@pytest.mark.parametrize("arithmetic", ["float32", "int8"])
+def test_the_size_of_a_backend_is_known_before_it_is_made(cell, arithmetic):
+    for more in ({"pointers": pointers_of(99)}, {"tied": True}, {"tied": True, "E": 16, "L": 1}, {"V": 99, "H": 64}):
+        model = model_of(config_of(cell, **{"V": 99, "E": 6, "H": 16, **more}))
+        backend = ReferenceBackend(model, 8, arithmetic=arithmetic)
+        own = {weight.data_ptr() for weight in model.weights.values()}
+        held = {t.data_ptr(): t.numel() * t.element_size() for t in tensors_in(backend)}
+        found = sum(size for address, size in held.items() if address not in own)
+        expected = reference_bytes(model.config, 8, arithmetic)
+        assert abs(found - expected) <= 0.02 * expected
+
+
+def tensors_in(thing) -> list[torch.Tensor]:
+    """The tensors that an object of this package holds, and those that its own objects, lists and dictionaries hold."""
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    if isinstance(thing, dict):
+        thing = list(thing.values())
+    if isinstance(thing, list | tuple):
+        return [tensor for part in thing for tensor in tensors_in(part)]
+    held = vars(thing).values() if type(thing).__module__.startswith("gruve.decode") else ()
+    return [tensor for part in held for tensor in tensors_in(part)]

@@ -9,9 +9,10 @@ import torch
 
 from gruve.decode import Arithmetic, Backend
 from gruve.decode.cuda import CudaMode, cuda_backend
-from gruve.decode.native import NativeBackend, unavailable_reason
-from gruve.decode.reference import ReferenceBackend
+from gruve.decode.native import NativeBackend, native_bytes, unavailable_reason
+from gruve.decode.reference import ReferenceBackend, reference_bytes
 from gruve.errors import InvalidField
+from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -45,16 +46,37 @@ def choose_backend(model: Model, config: DecodeConfig) -> Backend:
     Raises `InvalidField` when `device` asks for a GPU that torch does not see, or `isa` for what the CPU has not;
     `ModelBroken` when no backend can keep its promises with this model.
     """
-    device, cuda = config.device, torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise InvalidField("device", "cuda was asked for and torch sees no GPU")
-    if device == "cuda" or (device == "auto" and cuda):
+    device = config.device
+    if uses_gpu(config):
         reason = "torch sees a GPU" if device == "auto" else "a GPU was asked for"
         return cuda_backend(model, config.slots, config.cuda, reason, config.arithmetic)
     reason = "torch sees no GPU" if device == "auto" else "a CPU was asked for"
-    unavailable = unavailable_reason() if config.native else "the native backend was not to be used"
+    unavailable = _not_native(config)
     if unavailable is None:
         return NativeBackend(model, config.slots, config.threads, reason, config.isa, config.arithmetic)
     # Torch's small operations gain nothing from a second thread, and would take it from the wire.
     torch.set_num_threads(config.threads or 1)
     return ReferenceBackend(model, config.slots, "cpu", f"{reason}; {unavailable}", config.arithmetic)
+
+
+def uses_gpu(config: DecodeConfig) -> bool:
+    """Whether models are decoded on a GPU. Raises `InvalidField` when one is asked for that torch does not see."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise InvalidField("device", "cuda was asked for and torch sees no GPU")
+    return config.device == "cuda" or (config.device == "auto" and cuda)
+
+
+def backend_bytes(model: ModelConfig, config: DecodeConfig) -> int:
+    """The memory that the CPU backend of a model would take with a sequence in every slot, in bytes.
+
+    It is computed from the sizes alone, and does not include the model's own weights nor what requests bring.
+    """
+    if _not_native(config) is None:
+        return native_bytes(model, config.slots, config.threads, config.isa, config.arithmetic)
+    return reference_bytes(model, config.slots, config.arithmetic)
+
+
+def _not_native(config: DecodeConfig) -> str | None:
+    """Why the native backend does not decode on a CPU; None if it does."""
+    return unavailable_reason() if config.native else "the native backend was not to be used"

@@ -125,6 +125,24 @@ def integer_inputs(h: Tensor) -> Tensor:
     return torch.round(_clamped(h * _like(float(INPUT_STEPS), h), float(INPUT_STEPS)))
 
 
+def int8_bytes(config: ModelConfig) -> int:
+    """The size of the weights that `Int8Step` holds beside the model's own."""
+    V, H, L, GH = config.vocabulary_size, config.hidden_size, config.num_layers, config.gates * config.hidden_size
+    rows = (2 * L - 1) * GH + V + (0 if config.pointers is None else config.pointers.size)
+    exact_bytes = 4 if H <= EXACT_DEPTH else 8
+    return rows * (H * (1 + exact_bytes) + 4) + 4 * _table_entries(config)
+
+
+def _table_entries(config: ModelConfig) -> int:
+    """The entries of the tables of layer 0's input; 0 if it is computed."""
+    pointers, V = config.pointers, config.vocabulary_size
+    rows = V
+    if pointers is not None:
+        rows += pointers.size * (V + 1 + pointers.matches) + pointers.places + pointers.counts
+    entries = rows * config.gates * config.hidden_size
+    return entries if entries <= MAX_TABLE_ENTRIES else 0
+
+
 class Int8Step:
     """A model's step in this arithmetic; the interface of `tiles.Tiles`, for any number of rows."""
 
@@ -195,14 +213,10 @@ class Int8Step:
 
     def _pack_input(self) -> None:
         """The table of layer 0's input (V, G*H), or None, and what pointers add to it."""
-        config, pointers = self._config, self._config.pointers
-        V = config.vocabulary_size
-        rows = V
-        if pointers is not None:
-            rows += pointers.size * (V + 1 + pointers.matches) + pointers.places + pointers.counts
+        pointers, V = self._config.pointers, self._config.vocabulary_size
         self.table = None
         self.added: dict[str, Tensor] = {}
-        if rows * config.gates * config.hidden_size > MAX_TABLE_ENTRIES:
+        if not _table_entries(self._config):
             return
         none = self.weights["layers.0.bias"].double()
         if pointers is not None:

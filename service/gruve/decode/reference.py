@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gruve.decode import HISTORY_TOKENS, Arithmetic, Block, Logprobs, Row, RowStatus, int8
-from gruve.decode.int8 import Int8Step
+from gruve.decode.int8 import Int8Step, int8_bytes
 from gruve.decode.sampler import RowSampling, Sampler, seen_in_ring
 from gruve.decode.stops import MATCHED
-from gruve.decode.tiles import Tiles
+from gruve.decode.tiles import Tiles, tiles_bytes
+from gruve.decode.weight_packing import padded_size
 from gruve.model.config import ModelConfig
 from gruve.model.pointer_tracker import PointerTracker
 from gruve.model.pointers import WINDOW
@@ -194,6 +195,14 @@ class ReferenceBackend:
         if self._config.pointers is not None:
             text += f" pointers {POINTERS_VERSION}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def reference_bytes(config: ModelConfig, slots: int, arithmetic: Arithmetic) -> int:
+    """The memory that a backend would take for its weights and slots, in bytes, the model's weights not included."""
+    whole = arithmetic == "int8"
+    hidden_size = config.hidden_size if whole else padded_size(config.hidden_size)
+    state = 4 * config.state_tensors * config.num_layers * hidden_size
+    return (int8_bytes(config) if whole else tiles_bytes(config)) + slots * (state + 8 * HISTORY_TOKENS)
 
 
 class _Slot:

@@ -10,15 +10,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from gruve.decode.weight_packing import head, input_table, padded_size, padded_weights
+from gruve.decode.weight_packing import head, input_table, padded_count, padded_size, padded_weights
 from gruve.errors import ModelBroken
 from gruve.model.cells import cell_function
+from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 TILE = {"cpu": 16, "cuda": 256}
 """The rows of a tile by device type. On a GPU a tile costs about the same with any smaller number of rows."""
 MAX_TABLE_ENTRIES = 1 << 24
 """With more entries (64 MiB), the input projection is computed instead of looked up."""
+
+
+def tiles_bytes(config: ModelConfig) -> int:
+    """The size of the weights that `Tiles` holds."""
+    count, hidden_size = padded_count(config), padded_size(config.hidden_size)
+    if _has_table(config):
+        count += config.vocabulary_size * config.gates * hidden_size
+    if "head.projection" in config.shapes():
+        count += config.vocabulary_size * hidden_size
+    return 4 * count
+
+
+def _has_table(config: ModelConfig) -> bool:
+    """Whether layer 0's input is looked up. A table has the projection of one row; with pointers the input is many."""
+    return config.pointers is None and config.vocabulary_size * config.gates * config.hidden_size <= MAX_TABLE_ENTRIES
 
 
 class Tiles:
@@ -36,10 +52,8 @@ class Tiles:
         self._config = config
         self._cell = cell_function(config)
         weights = padded_weights(model)
-        small = config.vocabulary_size * config.gates * config.hidden_size <= MAX_TABLE_ENTRIES
         self._w = {name: weight.to(device) for name, weight in weights.items()}
-        # A table has the projection of one row; with pointers the input is a sum of many.
-        self.input_table = input_table(weights).to(device) if small and config.pointers is None else None
+        self.input_table = input_table(weights).to(device) if _has_table(config) else None
         self._head = head(weights).to(device)
         self._check_exactness()
 

@@ -7,6 +7,7 @@ every cell.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -25,6 +26,12 @@ def padded_size(size: int, width: int = WIDTH) -> int:
 def padded_weights(model: Model, width: int = WIDTH) -> dict[str, Tensor]:
     """The weights with E and H rounded up to whole vectors, zeros in what is added."""
     return {name: _padded(name, weight, model.config, width) for name, weight in model.weights.items()}
+
+
+def padded_count(config: ModelConfig, width: int = WIDTH) -> int:
+    """The number of weights with what `padded_weights` adds."""
+    unread = {name: torch.empty(shape, device="meta") for name, shape in config.shapes().items()}
+    return sum(_padded(name, weight, config, width).numel() for name, weight in unread.items())
 
 
 def input_table(weights: dict[str, Tensor]) -> Tensor:

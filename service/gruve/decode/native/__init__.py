@@ -5,7 +5,7 @@ implements the decode interface. Below it, in C++, are `model` (packing of weigh
 instruction set), `sampling`, `pointers`, `call` and `decoder` (slots and steps), and `pool` (threads).
 """
 
-from gruve.decode.native.backend import NativeBackend
+from gruve.decode.native.backend import NativeBackend, native_bytes
 from gruve.decode.native.library import unavailable_reason
 
-__all__ = ["NativeBackend", "unavailable_reason"]
+__all__ = ["NativeBackend", "native_bytes", "unavailable_reason"]

@@ -149,6 +149,19 @@ int32_t gruve_model_create(
     });
 }
 
+int32_t gruve_memory(
+    const gruve_weights* weights, const char* isa, int32_t slots, int32_t threads, size_t* model, size_t* decoder,
+    char* error, size_t error_size) {
+    return guarded(error, error_size, [&] {
+        for (const void* argument : std::initializer_list<const void*>{weights, model, decoder})
+            check_present("an argument", argument);
+        if (const char* why = refuse(*weights)) throw std::invalid_argument(why);
+        Model sizes;
+        *model = Pages::resident(lay_out(*weights, kernels_named(isa), sizes));
+        *decoder = Decoder::bytes(sizes, slots, threads);
+    });
+}
+
 void gruve_model_destroy(gruve_model* model) { delete model; }
 
 size_t gruve_model_bytes(const gruve_model* model) { return model == nullptr ? 0 : model->model->pages.bytes(); }

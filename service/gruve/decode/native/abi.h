@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRUVE_ABI_VERSION 6
+#define GRUVE_ABI_VERSION 7
 #define GRUVE_MAX_LAYERS 4
 #define GRUVE_MAX_ROWS 64
 #define GRUVE_MAX_STEPS 4096
@@ -147,6 +147,11 @@ GRUVE_EXPORT int32_t gruve_multiplies_exactly(const char* isa);
 // Packs weights for `isa`, a name that gruve_isa returned.
 GRUVE_EXPORT int32_t gruve_model_create(
     const gruve_weights* weights, const char* isa, gruve_model** model, char* error, size_t error_size);
+// The bytes that the packed weights would take, and those of a decoder when every slot has a sequence. Reads no weight:
+// the addresses say only which there are.
+GRUVE_EXPORT int32_t gruve_memory(
+    const gruve_weights* weights, const char* isa, int32_t slots, int32_t threads, size_t* model, size_t* decoder,
+    char* error, size_t error_size);
 GRUVE_EXPORT void gruve_model_destroy(gruve_model* model);
 GRUVE_EXPORT size_t gruve_model_bytes(const gruve_model* model);
 

@@ -164,6 +164,25 @@ class NativeBackend:
         )
 
 
+def native_bytes(config: ModelConfig, slots: int, threads: int | None, isa: str | None, arithmetic: Arithmetic) -> int:
+    """The memory that a backend would take with a sequence in every slot, in bytes, the model's weights not included.
+
+    Prompts, stop tables and what else belongs to requests are not included either.
+    """
+    return sum(native_sizes(config, slots, threads or available_cores(), abi.chosen_isa(isa), arithmetic))
+
+
+def native_sizes(config: ModelConfig, slots: int, threads: int, isa: str, arithmetic: Arithmetic) -> tuple[int, int]:
+    """The bytes of the packed weights and of the decoder, as the library lays them out. It reads no weight."""
+    weights = {name: np.broadcast_to(np.float32(0.0), shape) for name, shape in config.shapes().items()}
+    pointers, keep = _pointers_struct(config, weights)
+    given = _weights_struct(config, weights, whole=arithmetic == "int8")
+    given.pointers = None if pointers is None else ctypes.addressof(pointers)
+    sizes = abi.library().memory(given, isa, slots, threads)
+    del pointers, keep  # the library has read them
+    return sizes
+
+
 def available_cores() -> int:
     """The number of cores this process may use: its CPU affinity, or less if its control groups limit its time."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

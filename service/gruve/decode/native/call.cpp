@@ -82,7 +82,7 @@ int32_t Call::begin_layer() {
             view.x = view.out - model_.padded_size;
         } else {
             const float* input = model_.pointers.size > 0 ? place_.input(active_[i]) : nullptr;
-            if (model_.table != nullptr) {
+            if (model_.folded) {
                 view.start = input != nullptr ? input : model_.table + model_.table_stride * slot.pending;
                 view.x = nullptr;
             } else {
@@ -172,7 +172,7 @@ void Call::make_input(int32_t row) {
     const Slot& slot = decoder_.slots_[call_.slots[row]];
     const float* rows[MAX_INPUT_ROWS];
     const int32_t count = model_.input_rows(slot.pending, slot.pointers.pointed(), rows);
-    const size_t floats = model_.table != nullptr ? model_.table_stride : model_.embedding_size;
+    const size_t floats = model_.folded ? model_.table_stride : model_.embedding_size;
     model_.kernels->sum_rows(rows, count, static_cast<int32_t>(floats), place_.input(row));
 }
 

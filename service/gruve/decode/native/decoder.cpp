@@ -21,11 +21,39 @@ size_t whole_floats(const Model& model) {
     return model.whole ? round_up(static_cast<size_t>(model.padded_size) * 2 / sizeof(float), LANES) : 0;
 }
 
+// The number of floats of a workspace's row.
+size_t workspace_floats(const Model& model) {
+    const size_t layers = 3 * static_cast<size_t>(model.padded_size);
+    return odd_lines(layers + model.logits_stride + whole_floats(model) + model.input_floats());
+}
+
+size_t layer_floats(const Model& model) { return static_cast<size_t>(model.num_layers) * model.padded_size; }
+
+size_t slot_floats(const Model& model) { return odd_lines(layer_floats(model) * (model.state_tensors() + 1)); }
+
+void check_sizes(int32_t slots, int32_t threads) {
+    check("slots", slots, 1, 1 << 20);
+    check("threads", threads, 1, GRUVE_MAX_THREADS);
+}
+
 }  // namespace
 
+size_t Workspace::bytes(const Model& model, int32_t threads) {
+    const size_t wide = Pages::resident(model.wide_floats() * sizeof(float));
+    return Pages::resident(workspace_floats(model) * GRUVE_MAX_ROWS * sizeof(float)) +
+           threads * (Scratch::bytes(model.vocabulary_size) + wide);
+}
+
+size_t Decoder::bytes(const Model& model, int32_t slots, int32_t threads) {
+    check_sizes(slots, threads);
+    const size_t tracker = model.pointers.size > 0 ? PointerTracker::bytes() : 0;
+    const size_t held = sizeof(Slot) + sizeof(std::atomic<bool>) + GRUVE_HISTORY * sizeof(int32_t) + tracker;
+    return Pages::resident(slots * slot_floats(model) * sizeof(float)) + slots * held +
+           Workspace::bytes(model, threads) + threads * Workspace::bytes(model, 1);
+}
+
 Workspace::Workspace(const Model& model, int32_t threads)
-    : row_floats(odd_lines(
-          3 * static_cast<size_t>(model.padded_size) + model.logits_stride + whole_floats(model) + model.input_floats())),
+    : row_floats(workspace_floats(model)),
       logits_offset(3 * static_cast<size_t>(model.padded_size)),
       logits_stride(model.logits_stride),
       input_offset(logits_offset + model.logits_stride + whole_floats(model)),
@@ -36,10 +64,9 @@ Workspace::Workspace(const Model& model, int32_t threads)
 
 Decoder::Decoder(std::shared_ptr<const Model> model, int32_t slots, int32_t threads)
     : model_(std::move(model)),
-      layer_floats_(static_cast<size_t>(model_->num_layers) * model_->padded_size),
-      slot_floats_(odd_lines(layer_floats_ * (model_->state_tensors() + 1))) {
-    check("slots", slots, 1, 1 << 20);
-    check("threads", threads, 1, GRUVE_MAX_THREADS);
+      layer_floats_(layer_floats(*model_)),
+      slot_floats_(slot_floats(*model_)) {
+    check_sizes(slots, threads);
     slots_.resize(slots);
     states_ = Pages(slot_floats_ * slots * sizeof(float));
     held_ = std::make_unique<std::atomic<bool>[]>(slots);

@@ -53,6 +53,8 @@ struct Busy : std::runtime_error {
 // The buffers of one call. Several calls, each with its own, may be under way at once.
 struct Workspace {
     Workspace(const Model& model, int32_t threads);
+    // The bytes that it takes. The model may have been laid out only.
+    static size_t bytes(const Model& model, int32_t threads);
 
     float* scratch(int32_t row) const { return rows.at<float>(row_floats * row * sizeof(float)); }
     float* logits(int32_t row) const { return scratch(row) + logits_offset; }
@@ -77,6 +79,9 @@ class Decoder {
 public:
     Decoder(std::shared_ptr<const Model> model, int32_t slots, int32_t threads);
     ~Decoder();
+    // The bytes that a decoder takes when every slot has a sequence, without prompts and what belongs to requests. The
+    // model may have been laid out only. Throws std::invalid_argument like the constructor.
+    static size_t bytes(const Model& model, int32_t slots, int32_t threads);
     Decoder(const Decoder&) = delete;
     Decoder& operator=(const Decoder&) = delete;
 

@@ -16,7 +16,7 @@ from gruve.errors import InvalidField
 
 log = logging.getLogger(__name__)
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
@@ -144,6 +144,10 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "gruve_struct_sizes": (None, (POINTER(c_size_t),) * len(STRUCTS)),
     "gruve_isa": (c_char_p, (c_char_p,)),
     "gruve_model_create": (c_int32, (POINTER(Weights), c_char_p, POINTER(c_void_p), *_ERROR)),
+    "gruve_memory": (
+        c_int32,
+        (POINTER(Weights), c_char_p, c_int32, c_int32, POINTER(c_size_t), POINTER(c_size_t), *_ERROR),
+    ),
     "gruve_model_destroy": (None, (c_void_p,)),
     "gruve_model_bytes": (c_size_t, (c_void_p,)),
     "gruve_decoder_create": (c_int32, (c_void_p, c_int32, c_int32, POINTER(c_void_p), *_ERROR)),
@@ -212,6 +216,13 @@ class Library:
     def model_bytes(self, model: c_void_p) -> int:
         """The size of a packed model in memory."""
         return int(self._c.gruve_model_bytes(model))
+
+    def memory(self, weights: Weights, isa: str, slots: int, threads: int) -> tuple[int, int]:
+        """The bytes of a packed model, and of a decoder when every slot has a sequence. Reads no weight."""
+        model, decoder = c_size_t(), c_size_t()
+        sizes = ctypes.byref(model), ctypes.byref(decoder)
+        self.call("gruve_memory", ctypes.byref(weights), isa.encode(), slots, threads, *sizes)
+        return model.value, decoder.value
 
     def isa(self, wanted: str | None = None) -> str | None:
         """`wanted` if this CPU supports it, else None; for None, the fastest that this CPU supports."""

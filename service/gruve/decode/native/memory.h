@@ -21,8 +21,7 @@ class Pages {
 public:
     Pages() = default;
     explicit Pages(size_t bytes) : bytes_(round_up(bytes < 1 ? 1 : bytes, 4096)) {
-        // A block of several huge pages is aligned to one; a smaller one is not worth a huge page.
-        const bool large = bytes_ >= 2 * HUGE_PAGE;
+        const bool large = is_large(bytes_);
         mapped_ = large ? round_up(bytes_, HUGE_PAGE) + HUGE_PAGE : bytes_;
         map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (map_ == MAP_FAILED) throw std::bad_alloc();
@@ -45,8 +44,12 @@ public:
         return reinterpret_cast<T*>(data_ + byte_offset);
     }
     size_t bytes() const { return bytes_; }
+    // The memory that a block of `bytes` takes once all of it was touched.
+    static size_t resident(size_t bytes) { return round_up(bytes, is_large(bytes) ? HUGE_PAGE : 4096); }
 
 private:
+    // A block of several huge pages is aligned to one; a smaller one is not worth a huge page.
+    static bool is_large(size_t bytes) { return bytes >= 2 * HUGE_PAGE; }
     void swap(Pages& other) {
         std::swap(map_, other.map_);
         std::swap(mapped_, other.mapped_);

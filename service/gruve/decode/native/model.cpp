@@ -24,7 +24,7 @@ public:
 
     // Lays out all arrays, and writes them if there are pages.
     size_t run() {
-        const bool table = needs_table();
+        const bool table = model_.folded = needs_table();
         model_.table_stride = static_cast<size_t>(groups()) * layer_vectors() * kernels_.width;
         for (int32_t l = 0; l < model_.num_layers; ++l) layer(l, l == 0 && table);
         if (table) fold_table();
@@ -334,7 +334,6 @@ const char* refuse(const gruve_weights& w) {
 }
 
 int32_t Model::input_rows(int32_t token, const Pointed& pointed, const float** rows) const {
-    const bool folded = table != nullptr;
     const size_t stride = folded ? table_stride : embedding_size;
     int32_t count = 0;
     rows[count++] = (folded ? table : embedding) + stride * token;
@@ -362,7 +361,7 @@ size_t Model::wide_floats() const {
     return most;
 }
 
-void pack(const gruve_weights& weights, const Kernels& kernels, Model& model) {
+size_t lay_out(const gruve_weights& weights, const Kernels& kernels, Model& model) {
     model.cell = static_cast<Cell>(weights.cell);
     model.vocabulary_size = weights.vocabulary_size;
     model.embedding_size = weights.embedding_size;
@@ -373,10 +372,13 @@ void pack(const gruve_weights& weights, const Kernels& kernels, Model& model) {
     model.whole = weights.whole != 0;
     model.kernels = &kernels;
     model.pointers = checked(weights.pointers, weights.vocabulary_size);
-    const size_t bytes = Packer(weights, kernels, model, nullptr).run();
-    model.pages = Pages(bytes);
+    return Packer(weights, kernels, model, nullptr).run();
+}
+
+void pack(const gruve_weights& weights, const Kernels& kernels, Model& model) {
+    model.pages = Pages(lay_out(weights, kernels, model));
     Packer(weights, kernels, model, &model.pages).run();
-    if (model.table == nullptr) model.embedding = weights.embedding;
+    if (!model.folded) model.embedding = weights.embedding;
 }
 
 }  // namespace gruve

@@ -27,6 +27,7 @@ struct Model {
 
     Layer layers[GRUVE_MAX_LAYERS];
     const float* bias[GRUVE_MAX_LAYERS] = {};  // packed like the layer's groups; for layer 0 only without a table
+    bool folded = false;                  // whether there is a table
     const float* table = nullptr;         // layer 0: embedding times W plus bias, (V, table_stride), packed likewise
     size_t table_stride = 0;
     const float* embedding = nullptr;     // the caller's (V, E), if there is no table
@@ -47,7 +48,7 @@ struct Model {
     // The floats of one row's input to layer 0 in a model with pointers.
     size_t input_floats() const {
         if (pointers.size == 0) return 0;
-        return table != nullptr ? table_stride : round_up(static_cast<size_t>(embedding_size), LANES);
+        return folded ? table_stride : round_up(static_cast<size_t>(embedding_size), LANES);
     }
     // Writes the rows whose sum is that input, for a pending token and its pointers, and returns their number.
     int32_t input_rows(int32_t token, const Pointed& pointed, const float** rows) const;
@@ -65,6 +66,9 @@ const char* refuse(const gruve_weights& weights);
 
 // The most rows that `input_rows` gives.
 constexpr int32_t MAX_INPUT_ROWS = 2 * GRUVE_MAX_POINTERS + 3;
+
+// Sets all of a model but its arrays, and returns the bytes that they take. Reads no weight.
+size_t lay_out(const gruve_weights& weights, const Kernels& kernels, Model& model);
 
 // Throws std::invalid_argument if `half` is set and a weight is not an fp16 value, and std::bad_alloc.
 void pack(const gruve_weights& weights, const Kernels& kernels, Model& model);

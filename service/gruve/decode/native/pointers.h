@@ -3,6 +3,7 @@
 #ifndef GRUVE_NATIVE_POINTERS_H
 #define GRUVE_NATIVE_POINTERS_H
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -51,6 +52,10 @@ public:
     void feed(const int32_t* ring, int64_t position, int32_t known);
 
     const Pointed& pointed() const { return pointed_; }
+    // The bytes that one takes beside itself.
+    static constexpr size_t bytes() {
+        return GRUVE_HISTORY * (sizeof(int32_t) + sizeof(int16_t)) + MAX_BAR_DISTANCE * sizeof(Bar);
+    }
 
 private:
     struct Bar {

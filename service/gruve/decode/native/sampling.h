@@ -3,6 +3,7 @@
 #ifndef GRUVE_NATIVE_SAMPLING_H
 #define GRUVE_NATIVE_SAMPLING_H
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -43,6 +44,9 @@ struct Scratch {
     std::vector<double> logprobs;
     explicit Scratch(int32_t vocabulary_size)
         : adjusted(vocabulary_size), weights(vocabulary_size), order(vocabulary_size), logprobs(vocabulary_size) {}
+    static size_t bytes(int32_t vocabulary_size) {
+        return vocabulary_size * (sizeof(float) + sizeof(int32_t) + sizeof(uint64_t) + sizeof(double));
+    }
 };
 
 struct Philox {
