@@ -296,7 +296,8 @@ class LimitExceeded(Unavailable):
     """The request would exceed a limit of the tenant or of the server; `limit` names it.
 
     `retry_after_s` says when the request may succeed; it is None if it is larger than the limit itself, and for the
-    limits of sessions and of their bytes, which waiting does not help.
+    limits of sessions and of their bytes, which waiting does not help. `model_memory` is the server's limit on the
+    memory of loaded models.
     """
 
     reason = "LIMIT_EXCEEDED"

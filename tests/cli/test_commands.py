@@ -19,6 +19,7 @@ from commands import GRUVE, generate, gruve, in_a_terminal, read_until, started
 from gruve.cli import main
 from gruve.cli.interrupts import deferred_interrupt
 from gruve.cli.model_folder import models_folder
+from gruve.cli.serve_flags import size
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
@@ -58,6 +59,13 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
     assert (configs[0].engine, configs[0].decode) == (EngineConfig(), DecodeConfig())
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2GiB", 2 << 30), ("500MiB", 500 << 20), ("1.5 KiB", 1_536), ("1TiB", 1 << 40)]
+)
+def test_a_size_is_a_number_with_a_unit(text, expected):
+    assert size(text) == expected
+
+
 def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny_repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [model.name for model in scan(models_folder(None)).values()] == ["tiny"]
@@ -80,6 +88,13 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["serve", "--drain", "-1"], {}, 2, "--drain is -1.0; must be 0 to 86400"),
         (["serve", "--session-ttl", "0"], {}, 2, "--session-ttl is 0.0; must be 1 to 315360000"),
         (["serve", "--session-memory", "-1"], {}, 2, "--session-memory is -1.0; must be 0 to 1048576"),
+        (
+            ["serve", "--model-memory", "2"],
+            {},
+            2,
+            "--model-memory is '2'; must be a size above 0 in KiB, MiB, GiB or TiB",
+        ),
+        (["serve", "--model-memory", "0GiB"], {}, 2, "--model-memory is '0GiB'; must be a size above 0"),
         (["serve"], {"GRUVE_PORT": "x"}, 2, "--port is 'x' in GRUVE_PORT; must be a whole number"),
         (["serve"], {"GRUVE_DEVICE": "tpu"}, 2, "--device is 'tpu' in GRUVE_DEVICE; must be one of auto, cpu, cuda"),
         (["serve"], {"GRUVE_SESSION_KEY": "short"}, 2, "GRUVE_SESSION_KEY has 5 bytes; at least 16"),

@@ -228,7 +228,7 @@ def test_memory_and_threads_return_after_reloads(start, tmp_path):
         replace_model(models / "net", tmp_path / str(2 - turn % 2))
         reload(server)
         server.read(**{**ASK, "max_tokens": 3})
-        until(lambda: len(server.server.models.hosts) == 1 and not server.server.models._closing)
+        until(lambda: len(server.server.models.hosts) == 1 and not server.server.models.loaded.closing)
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
         threads.append(engine_threads())
     one_model = 2 * 4 * server.host("net").model.config.parameter_count()

@@ -37,6 +37,7 @@ EXAMPLES = """\
 examples:
   gruve serve                                    ./models, or the model that comes with gruve, on localhost:50051
   gruve serve --models models/folk               this model alone
+  gruve serve --model-memory 2GiB                of many models, as many loaded at once as fit into 2 GiB
   gruve serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --keys keys.json     for other machines too
   gruve serve --http-port 8080                   OpenAI's completions on this port too, for the simple case
   gruve serve --port 0 --metrics-port 0          any free ports; the line on standard output names them
@@ -171,6 +172,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         access=access,
         drain_s=args.drain,
         watch_s=args.watch,
+        model_memory_bytes=args.model_memory,
         session_key=session_key,
         export_key=export_key,
         log_call=AccessLog(args.access_log, args.access_log_format) if args.access_log else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from gruve.cli.flags import Parser, add_flag
@@ -11,6 +12,8 @@ from gruve.cli.identity import add_identity
 from gruve.cli.model_folder import add_models
 from gruve.cli.server_flags import add_log_level
 
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+"""The units of sizes, in bytes."""
 LIMITS = ("streams", "waiting", "sessions", "stored-bytes", "tokens-per-minute", "requests-per-minute")
 """The limits that `--tenant-limits` and `--total-limits` know."""
 
@@ -27,6 +30,16 @@ def add_flags(parser: Parser) -> None:
         "seconds between two looks at the models' files; what has changed and come to rest is reloaded; absent, never",
         variable="GRUVE_WATCH_S",
         metavar="S",
+    )
+    add_flag(
+        where,
+        "--model-memory",
+        size,
+        None,
+        "memory for models, such as 2GiB; each is loaded by the first request for it, and unloaded when it is idle and "
+        "others need the room; absent, all are loaded at the start",
+        variable="GRUVE_MODEL_MEMORY",
+        metavar="SIZE",
     )
     add_flag(where, "--host", str, "127.0.0.1", "where gRPC listens", variable="GRUVE_HOST", metavar="HOST")
     add_flag(where, "--port", int, 50051, "gRPC's port, 0 for any free one", variable="GRUVE_PORT", metavar="N")
@@ -263,6 +276,14 @@ def default_store() -> str:
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
     return f"sqlite:{folder / 'gruve' / 'sessions.db'}"
+
+
+def size(text: str) -> int:
+    """The bytes of a size with its unit: `500MiB`, `1.5GiB`."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(KiB|MiB|GiB|TiB)", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError("must be a size above 0 in KiB, MiB, GiB or TiB, such as 500MiB or 2GiB")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def limits(text: str) -> dict[str, int]:

@@ -72,19 +72,28 @@ def load(folder: Path, name: str | None = None) -> Model:
     name = folder.name if name is None else name
     check_name(name)
     config = read_config(folder)
-    tokenizer_bytes = _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
-    weight_bytes = _read(folder / WEIGHTS, 4 * config.parameter_count() + MAX_HEADER_BYTES + 8)
-    for file, content in ((TOKENIZER, tokenizer_bytes), (WEIGHTS, weight_bytes)):
-        found, expected = hashlib.sha256(content).hexdigest(), dict(config.files)[file]
-        if found != expected:
-            raise ModelBroken(
-                f"{file} has {len(content)} bytes with sha256 {found[:16]}…; {CONFIG} expects {expected[:16]}… "
-                "(truncated, changed or of another model)"
-            )
-    tokenizer = Tokenizer.from_json(_text(TOKENIZER, tokenizer_bytes))
-    _check_sizes(tokenizer, config)
+    tokenizer = _tokenizer(folder, config)
+    weight_bytes = _read(folder / WEIGHTS, _most_weight_bytes(config))
+    _check_hash(WEIGHTS, weight_bytes, config)
     card_license, description = read_card(folder)
     return Model(name, config, tokenizer, _weights(weight_bytes, config), description, card_license)
+
+
+def check_unread(folder: Path) -> ModelConfig:
+    """Checks a model as far as it can be without reading its weights: its config, tokenizer, and the weights' shapes.
+
+    Raises `ModelBroken` as `load` does. A weight that was changed is found by `load` alone.
+    """
+    config = read_config(folder)
+    _tokenizer(folder, config)
+    path = folder / WEIGHTS
+    header, size = _read(path, _most_weight_bytes(config), 8 + MAX_HEADER_BYTES), path.stat().st_size
+    needed = (
+        _check_header(header, size, config) + (2 if config.precision == "float16" else 4) * config.parameter_count()
+    )
+    if size != needed:
+        raise ModelBroken(f"{WEIGHTS} has {size} bytes; its tensors need {needed}")
+    return config
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -98,6 +107,28 @@ def read_config(folder: Path) -> ModelConfig:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model. Raises `ModelBroken`."""
     return Tokenizer.from_json(_text(TOKENIZER, _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)))
+
+
+def _tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    content = _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
+    _check_hash(TOKENIZER, content, config)
+    tokenizer = Tokenizer.from_json(_text(TOKENIZER, content))
+    _check_sizes(tokenizer, config)
+    return tokenizer
+
+
+def _check_hash(file: str, content: bytes, config: ModelConfig) -> None:
+    found, expected = hashlib.sha256(content).hexdigest(), dict(config.files)[file]
+    if found != expected:
+        raise ModelBroken(
+            f"{file} has {len(content)} bytes with sha256 {found[:16]}…; {CONFIG} expects {expected[:16]}… "
+            "(truncated, changed or of another model)"
+        )
+
+
+def _most_weight_bytes(config: ModelConfig) -> int:
+    """The maximum size of the file of weights."""
+    return 4 * config.parameter_count() + MAX_HEADER_BYTES + 8
 
 
 def save(
@@ -150,8 +181,8 @@ def _text(name: str, content: bytes) -> str:
         raise ModelBroken(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def _read(path: Path, most_bytes: int) -> bytes:
-    """Reads the file after checking its size. Follows links. Opens only regular files."""
+def _read(path: Path, most_bytes: int, first_bytes: int | None = None) -> bytes:
+    """Reads the file, or its first bytes, after checking its size. Follows links. Opens only regular files."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ModelBroken(f"{path.name} is no regular file")
@@ -159,19 +190,20 @@ def _read(path: Path, most_bytes: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most_bytes:
                 raise ModelBroken(f"{path.name} has {size} bytes; at most {most_bytes} are possible")
-            return file.read(most_bytes)
+            return file.read(most_bytes if first_bytes is None else first_bytes)
     except OSError as error:
         raise ModelBroken(f"{path.name} cannot be read: {error.strerror}") from error
 
 
-def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
-    """Returns the checked tensors as fp32."""
+def _check_header(content: bytes, size: int, config: ModelConfig) -> int:
+    """Checks names, types and shapes in the header of weights of `size` bytes; returns where the numbers begin."""
     expected = config.shapes()
     dtype = "F16" if config.precision == "float16" else "F32"
-    if len(content) < 8 or struct.unpack("<Q", content[:8])[0] > min(MAX_HEADER_BYTES, len(content) - 8):
-        raise ModelBroken(f"{WEIGHTS} is no safetensors file: its header does not fit into its {len(content)} bytes")
+    length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else size
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        raise ModelBroken(f"{WEIGHTS} is no safetensors file: its header does not fit into its {size} bytes")
     try:
-        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+        header = json.loads(content[8 : 8 + length])
         found = {
             name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__"
         }
@@ -182,6 +214,12 @@ def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
     for name, shape in expected.items():
         if found[name] != (dtype, shape):
             raise ModelBroken(f"{WEIGHTS}: {name} is {found[name][0]} {found[name][1]}; expected {dtype} {shape}")
+    return 8 + int(length)
+
+
+def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
+    """Returns the checked tensors as fp32."""
+    _check_header(content, len(content), config)
     try:
         tensors = load_safetensors(content)
     except SafetensorError as error:
@@ -189,7 +227,7 @@ def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelBroken(f"{WEIGHTS}: {name} holds values that are not finite")
-    return {name: tensors[name].float() for name in expected}
+    return {name: tensors[name].float() for name in config.shapes()}
 
 
 def read_card(folder: Path) -> tuple[str, str]:

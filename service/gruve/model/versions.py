@@ -18,7 +18,16 @@ from pathlib import Path
 
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.config import ModelConfig
-from gruve.model.repository import CONFIG, Model, check_name, load, read_card, read_config, read_tokenizer
+from gruve.model.repository import (
+    CONFIG,
+    Model,
+    check_name,
+    check_unread,
+    load,
+    read_card,
+    read_config,
+    read_tokenizer,
+)
 
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 """The name of a version's folder."""
@@ -160,12 +169,26 @@ def load_version(name: str, version: Version) -> Model:
         model = load(version.folder, name)
     except ModelBroken as error:
         raise ModelBroken(shorten_reason(error)) from error
-    if model.digest != version.digest:
+    _check_digest(model.digest, version)
+    return model
+
+
+def check_version(name: str, version: Version) -> None:
+    """Checks a version without reading its weights. Raises `ModelBroken` also if its config is not the one found."""
+    try:
+        check_name(name)
+        config = check_unread(version.folder)
+    except ModelBroken as error:
+        raise ModelBroken(shorten_reason(error)) from error
+    _check_digest(config.digest(), version)
+
+
+def _check_digest(found: str, version: Version) -> None:
+    if found != version.digest:
         raise ModelBroken(
             f"{CONFIG} has changed since the repository was read: the digest was {version.digest[:16]} and is "
-            f"{model.digest[:16]}; reload the model"
+            f"{found[:16]}; reload the model"
         )
-    return model
 
 
 def split_reference(reference: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Protocol
 
 import prometheus_client
@@ -115,6 +115,10 @@ class Metrics:
         """Adds the metrics of the session table and the store, which are read at each scrape."""
         self.registry.register(_SessionTable(sessions, persistence))
 
+    def watch_models(self, models: LoadedModels) -> None:
+        """Adds the metrics of loading and unloading, which are read at each scrape."""
+        self.registry.register(_LoadedModels(models))
+
     def rpc(self, kind: str, service: str, method: str) -> RpcMetrics:
         """The series of one method; `kind` is its `grpc_type` label."""
         labels = (kind, service, method)
@@ -197,6 +201,28 @@ class PersistenceState(Protocol):
         """Whether the store fails."""
 
 
+class MemoryState(Protocol):
+    """What the metrics read from `ModelMemory`."""
+
+    limit_bytes: int
+    used_bytes: int
+
+
+class LoadedModels(Protocol):
+    """What the metrics read from `LoadedHosts`."""
+
+    loads: int
+    unloads: int
+
+    @property
+    def open(self) -> Sized:
+        """The versions of models that are loaded."""
+
+    @property
+    def memory(self) -> MemoryState | None:
+        """The limit on their memory; None without one."""
+
+
 class ModelMetrics:
     """The series of one model, all versions together, looked up once instead of for each message.
 
@@ -269,6 +295,30 @@ class ModelMetrics:
         self._metrics.requests.labels(self._model, reason.value if reason else "failed").inc()
         if queue_s is not None:
             self._queue.observe(queue_s)
+
+
+class _LoadedModels(Collector):
+    """Collects the metrics of loading and unloading models."""
+
+    def __init__(self, models: LoadedModels) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        """Reads the numbers. It runs on the scraper's thread, so it reads nothing else."""
+        models, memory = self._models, self._models.memory
+        yield GaugeMetricFamily("gruve_models_loaded", "Versions of models that are loaded.", len(models.open))
+        yield CounterMetricFamily("gruve_model_loads", "Versions of models that were loaded.", models.loads)
+        yield CounterMetricFamily("gruve_model_unloads", "Versions of models that were unloaded.", models.unloads)
+        if memory is not None:
+            yield GaugeMetricFamily(
+                "gruve_model_memory_bytes",
+                "What models take of their memory's limit.",
+                memory.used_bytes,
+                unit="bytes",
+            )
+            yield GaugeMetricFamily(
+                "gruve_model_memory_limit_bytes", "The limit on the memory of models.", memory.limit_bytes, unit="bytes"
+            )
 
 
 class _SessionTable(Collector):

@@ -62,6 +62,8 @@ class ModelHost:
         """How many calls use the host; see `ModelHosts.use`. It is closed only while there are none."""
         self.idle_since_s = 0.0
         """The event loop's time since which there are none."""
+        self.memory_bytes = 0
+        """What it takes of the limit on the memory of models; 0 without one."""
         self.failed = False
         """Whether the engine has failed for good."""
         self.engine = Engine(

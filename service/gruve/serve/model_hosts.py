@@ -11,10 +11,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from gruve.errors import ModelBroken, ModelUnknown, ReloadRefused
+from gruve.errors import Draining, LimitExceeded, ModelBroken, ModelUnknown, ReloadRefused
 from gruve.model.versions import (
     Entry,
     Version,
+    check_version,
     choose_version,
     find_entries,
     find_entry,
@@ -23,10 +24,14 @@ from gruve.model.versions import (
     shorten_reason,
     split_reference,
 )
+from gruve.serve.loaded_hosts import HostEvents, LoadedHosts
 from gruve.serve.model_host import ModelHost
+from gruve.serve.model_memory import ModelMemory
 from gruve.serve.served_model import ServedModel
 
 log = logging.getLogger(__name__)
+Check = Callable[[str, Version], object]
+"""Checks the files of a version of a model; raises `ModelBroken`."""
 OLD_VERSION_IDLE_S = 60.0
 """How long a version that is not the newest stays loaded without a user."""
 
@@ -39,47 +44,46 @@ class ModelHosts:
         repository: Path,
         load: Callable[[str, Version], Awaitable[ModelHost]],
         on_change: Callable[[ServedModel], None] = lambda _: None,
+        memory: ModelMemory | None = None,
     ) -> None:
         """`load` makes the host of a version and starts its engine; it raises `ModelBroken`.
 
-        `on_change` is called when a model has begun or ceased to be usable.
+        `on_change` is called when a model has begun or ceased to be usable. With `memory`, models are loaded by the
+        first request for them, and unloaded when others need their room.
         """
         self.served: dict[str, ServedModel] = {}
         self._repository = repository
         self._load_host = load
         self._on_change = on_change
-        self._hosts: dict[tuple[str, str], ModelHost] = {}
-        """The loaded versions that requests can get, by name and digest."""
-        self._open: set[ModelHost] = set()
-        """These, and hosts that were replaced and still have users."""
-        self._loading: dict[tuple[str, str], asyncio.Task[ModelHost]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        events = HostEvents(self._show, self._remember_broken, self._report_closed)
+        self.loaded = LoadedHosts(lambda name, version: self._load_host(name, version), events, memory)
+        self._memory = memory
         self._reloading = asyncio.Lock()
 
     async def start(self) -> None:
-        """Reads the repository and loads the newest version of every model. Raises `ModelUnknown` without a folder."""
+        """Reads the repository and loads the newest version of every model. Raises `ModelUnknown` without a folder.
+
+        With a limit on memory, it checks them without their weights.
+        """
         for name, entry in (await asyncio.to_thread(find_entries, self._repository)).items():
             self.served[name] = ServedModel(entry)
             with contextlib.suppress(ModelBroken):
-                await self._load_newest(self.served[name])
+                await self._ready_newest(self.served[name], check_version)
 
     async def close(self) -> None:
         """Closes every host; what their engines still decode is handed over."""
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
-        for host in list(self._open):
-            self._close(host)
-        await asyncio.gather(*self._closing)
+        await self.loaded.close_all()
 
     @property
     def hosts(self) -> list[ModelHost]:
         """Every host that is open."""
-        return list(self._open)
+        return list(self.loaded.open)
 
     @property
     def failed(self) -> list[ModelHost]:
         """The hosts of newest versions whose engine has failed."""
         newest = [(served.name, served.newest) for served in self.served.values()]
-        hosts = [self._hosts.get((name, version.digest)) for name, version in newest if version is not None]
+        hosts = [self.loaded.by_key.get((name, version.digest)) for name, version in newest if version is not None]
         return [host for host in hosts if host is not None and host.failed]
 
     @property
@@ -94,11 +98,11 @@ class ModelHosts:
 
     def get(self, name: str) -> ModelHost:
         """The host of a model's newest version, which must be loaded. Raises `ModelUnknown` or `ModelBroken`."""
-        return self._hosts[name, self.find(name)[1].digest]
+        return self.loaded.by_key[name, self.find(name)[1].digest]
 
     def host(self, served: ServedModel, version: Version) -> ModelHost | None:
         """The host of a version; None if it is not loaded."""
-        return self._hosts.get((served.name, version.digest))
+        return self.loaded.by_key.get((served.name, version.digest))
 
     def model(self, name: str) -> ServedModel:
         """The model of a name. Raises `ModelUnknown`."""
@@ -125,7 +129,7 @@ class ModelHosts:
         """
         served, version = self.look_up(reference)
         if digest:
-            host = self._hosts.get((served.name, digest))
+            host = self.loaded.by_key.get((served.name, digest))
             own = host.version if host else served.with_digest(digest)
             if own is not None:
                 return served, own
@@ -144,21 +148,26 @@ class ModelHosts:
             self.release(host)
 
     async def acquire(self, reference: str, digest: str = "") -> ModelHost:
-        """The host of what `find` finds, loaded if it is not. It stays until `release`. Raises what `find` raises."""
+        """The host of what `find` finds, loaded if it is not. It stays until `release`.
+
+        Raises what `find` raises, `LimitExceeded` if there is no memory for it, or `Draining`.
+        """
         while True:
             served, version = self.find(reference, digest)
-            key = served.name, version.digest
-            host = self._hosts.get(key)
-            if host is None:
-                with contextlib.suppress(ModelBroken):  # `find` chooses another version then, or raises
-                    await self._load(served, version)
-                continue  # it may have been replaced before this call ran on
-            host.users += 1
-            return host
+            host = self.host(served, version)
+            if host is not None:
+                host.users += 1
+                return host
+            if self.loaded.ended:
+                raise Draining("the server is shutting down")
+            # After a load nothing else runs before the host is used above. If it fails, `find` chooses another version.
+            with self.loaded.want((served.name, version.digest)), contextlib.suppress(ModelBroken):
+                await self.loaded.load(served.name, version)
 
     def release(self, host: ModelHost) -> None:
         """Ends one use of a host, and closes it if nothing needs it any more."""
         host.users -= 1
+        host.idle_since_s = asyncio.get_running_loop().time()
         self._settle(host)
 
     async def reload(self, name: str) -> ServedModel:
@@ -180,10 +189,10 @@ class ModelHosts:
             return self.served[name]
 
     async def _load_new(self, entry: Entry) -> None:
-        """Loads a model that was not there, or broken."""
+        """Loads a model that was not there, or broken; with a limit on memory, it checks all of it instead."""
         served = self.served[entry.name] = ServedModel(entry)
         try:
-            await self._load_newest(served)
+            await self._ready_newest(served, load_version)
         except ModelBroken as error:
             why = str(error)
             raise ReloadRefused(f"model {entry.name!r} cannot be loaded: {why}", state_reason=why) from error
@@ -191,60 +200,85 @@ class ModelHosts:
             self._on_change(served)
 
     async def _replace(self, served: ServedModel, entry: Entry) -> None:
-        """Loads the newest version beside the one that serves, and switches to it."""
+        """Loads the newest version beside the one that serves, and switches to it.
+
+        With a limit on memory, it is loaded if the model is loaded and there is room, else by the next request.
+        """
         version, name = entry.versions[-1], entry.name
         if version.why:
             raise _refused(name, version.why)
-        old = self._hosts.get((name, version.digest))
+        old = self.loaded.by_key.get((name, version.digest))
         try:
-            if old is None or old.failed:
-                self._add(await self._load_host(name, version))
+            if self._memory is None and (old is None or old.failed):
+                self.loaded.add(await self._load_host(name, version))
             else:
-                await asyncio.to_thread(load_version, name, version)  # the other files may have been damaged
+                await self._check(name, version, load_version)  # the other files may have been damaged
+            if self._memory is not None:
+                await self._load_beside(name, version)
         except ModelBroken as error:
             raise _refused(name, str(error)) from error
         served.entry, served.failures = entry, {}
         self._on_change(served)
-        for host in [host for host in self._open if host.model.name == name]:
+        for host in [host for host in self.hosts if host.model.name == name]:
             self._show(host)
             self._settle(host)
 
-    async def _load_newest(self, served: ServedModel) -> None:
-        """Loads the highest version that can be loaded. Raises `ModelBroken` if none can."""
+    async def _load_beside(self, name: str, version: Version) -> None:
+        """Loads a version if others of the model are loaded, in place of one whose engine has failed.
+
+        Where there is no room for it beside them, the next request loads it.
+        """
+        hosts = self.loaded.by_key
+        was_loaded = any(loaded == name for loaded, _ in hosts)
+        old = hosts.get((name, version.digest))
+        if old is not None and old.failed:
+            del hosts[name, version.digest]
+            self._settle(old)
+        if was_loaded and (name, version.digest) not in hosts:
+            with contextlib.suppress(LimitExceeded):
+                await self.loaded.load(name, version)
+
+    async def _ready_newest(self, served: ServedModel, check: Check) -> None:
+        """Loads the highest version that can be loaded, or with a limit on memory only checks it.
+
+        Raises `ModelBroken` if none can.
+        """
         while (version := served.newest) is not None:
-            with contextlib.suppress(ModelBroken):
-                await self._load(served, version)
+            try:
+                if self._memory is None:
+                    await self.loaded.load(served.name, version)
+                else:
+                    await self._check(served.name, version, check)
                 return
+            except ModelBroken as error:
+                self._remember_broken(served.name, version, error)
         raise ModelBroken(served.state_reason)
 
-    async def _load(self, served: ServedModel, version: Version) -> None:
-        """Loads a version, once for all who ask meanwhile. Raises `ModelBroken`, and then remembers why."""
-        key = served.name, version.digest
-        task = self._loading.get(key)
-        if task is None:
-            task = self._loading[key] = asyncio.ensure_future(self._load_host(served.name, version))
-            task.add_done_callback(lambda done: self._end_loading(served, version, done))
-        await asyncio.shield(task)
+    async def _check(self, name: str, version: Version, check: Check) -> None:
+        """Checks the files and the size of a version. Raises `ModelBroken`."""
+        if self._memory is not None and version.config is not None:
+            self._memory.needed(version.config)
+        await asyncio.to_thread(check, name, version)
 
-    def _end_loading(self, served: ServedModel, version: Version, task: asyncio.Task[ModelHost]) -> None:
-        del self._loading[served.name, version.digest]
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, ModelBroken):
-            served.failures[version.digest] = shorten_reason(error)
-            log.warning("model is broken", extra={"model": served.name, "version": version.number, "why": str(error)})
-            self._on_change(served)
-        elif error is None and not task.cancelled():
-            self._add(task.result())
+    def _remember_broken(self, name: str, version: Version, error: ModelBroken) -> None:
+        """Remembers that a version cannot be loaded, and why."""
+        served = self.served[name]
+        if version.digest in served.failures:
+            return
+        served.failures[version.digest] = shorten_reason(error)
+        log.warning("model is broken", extra={"model": name, "version": version.number, "why": str(error)})
+        self._on_change(served)
 
-    def _add(self, host: ModelHost) -> None:
-        self._hosts[host.model.name, host.model.digest] = host
-        self._open.add(host)
+    def _report_closed(self, host: ModelHost) -> None:
+        """Shows that a host has left, and with it, if it had failed, what made its model unready."""
         self._show(host)
+        if host.failed:
+            self._on_change(self.served[host.model.name])
 
     def _show(self, host: ModelHost) -> None:
         """Shows in the metrics what decodes the newest version of a host's model."""
         newest = self.served[host.model.name].newest
-        current = None if newest is None else self._hosts.get((host.model.name, newest.digest))
+        current = None if newest is None else self.loaded.by_key.get((host.model.name, newest.digest))
         if current is None:
             host.metrics.show_backend(None, "")
         else:
@@ -253,17 +287,18 @@ class ModelHosts:
     def _versions(self, served: ServedModel) -> list[Version]:
         """The versions that can be named: those on disk, after those that are loaded and no longer there."""
         on_disk = {version.digest for version in served.entry.versions}
-        loaded = [host.version for (name, digest), host in self._hosts.items() if name == served.name]
+        loaded = [host.version for (name, digest), host in self.loaded.by_key.items() if name == served.name]
         return [version for version in loaded if version.digest not in on_disk] + list(served.entry.versions)
 
     def _settle(self, host: ModelHost) -> None:
         """Closes a host that nobody uses and no request can ask for; gives another version that is old some time."""
-        if host.users or host not in self._open:
+        if host.users or host not in self.loaded.open:
             return
-        served = self.served[host.model.name]
-        if self._hosts.get((served.name, host.model.digest)) is not host or not served.with_digest(host.model.digest):
-            self._close(host)
-        elif served.newest is None or served.newest.digest != host.model.digest:
+        name, digest = host.model.name, host.model.digest
+        served = self.served[name]
+        if self.loaded.by_key.get((name, digest)) is not host or not served.with_digest(digest):
+            self.loaded.close(host)
+        elif served.newest is None or served.newest.digest != digest:
             loop = asyncio.get_running_loop()
             host.idle_since_s = loop.time()
             loop.call_later(OLD_VERSION_IDLE_S, self._unload, host, host.idle_since_s)
@@ -272,20 +307,8 @@ class ModelHosts:
         """Closes an old version that was not used since."""
         served = self.served[host.model.name]
         is_newest = served.newest is not None and served.newest.digest == host.model.digest
-        if host in self._open and not host.users and not is_newest and host.idle_since_s == idle_since_s:
-            self._close(host)
-
-    def _close(self, host: ModelHost) -> None:
-        """Takes a host out of service and frees it in the background."""
-        self._open.discard(host)
-        key = host.model.name, host.model.digest
-        if self._hosts.get(key) is host:
-            del self._hosts[key]
-        self._show(host)
-        log.debug("model unloaded", extra={"model": key[0], "digest": key[1][:16]})
-        task = asyncio.ensure_future(host.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        if host in self.loaded.open and not host.users and not is_newest and host.idle_since_s == idle_since_s:
+            self.loaded.close(host)
 
 
 def _refused(name: str, why: str) -> ReloadRefused:

@@ -41,6 +41,7 @@ from gruve.serve.ledger import Ledger
 from gruve.serve.metrics import Metrics
 from gruve.serve.model_host import ModelHost
 from gruve.serve.model_hosts import ModelHosts
+from gruve.serve.model_memory import ModelMemory
 from gruve.serve.model_service import ModelServicer
 from gruve.serve.model_watch import ModelWatch
 from gruve.serve.served_model import ServedModel
@@ -108,6 +109,9 @@ class ServeConfig:
     """SQLite's synchronous mode: NORMAL survives a crash of the process, FULL also a power failure."""
     watch_s: float | None = None
     """How often to look for models whose files have changed, which are reloaded; None for never."""
+    model_memory_bytes: int | None = None
+    """The memory that loaded models may take, on a CPU. Then each is loaded by the first request for it. None loads the
+    newest version of every model at the start."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     sessions: SessionsConfig = dataclasses.field(default_factory=SessionsConfig)
@@ -188,7 +192,10 @@ class Server:
         self.persistence = Persistence(self.table, store, self.metrics.store.observer())
         self.persistence.on_failing(self._report_store)
         self.health = Health()
-        self.models = ModelHosts(config.models, self._load_host, self._report_model)
+        memory = None
+        if config.model_memory_bytes is not None:
+            memory = ModelMemory(config.model_memory_bytes, config.decode)
+        self.models = ModelHosts(config.models, self._load_host, self._report_model, memory)
         self._grpc: GrpcServer | None = None
         self._generations: GenerationServicer | None = None
         self._metrics_server: Any = None
@@ -204,7 +211,7 @@ class Server:
         await self._close()
 
     async def start(self) -> Serving:
-        """Loads models, starts engines and listens."""
+        """Loads models, starts engines and listens. With a limit on the memory of models it loads none yet."""
         if self._watch is not None:
             await self._watch.begin()
         await self.models.start()
@@ -216,6 +223,7 @@ class Server:
             log.info("sessions are stored", extra={"store": self.persistence.store.name})
         await self.persistence.start()
         self.metrics.watch_sessions(self.table, self.persistence)
+        self.metrics.watch_models(self.models.loaded)
         self._metrics_server, metrics_port = metrics_server.listen(
             self.config.metrics_host,
             self.config.metrics_port,

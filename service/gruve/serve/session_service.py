@@ -10,7 +10,14 @@ from typing import Any
 
 import grpc
 
-from gruve.errors import ExportKeyMissing, GruveError, InvalidField, ModelChanged, PositionMismatch
+from gruve.errors import (
+    ExportKeyMissing,
+    GruveError,
+    InvalidField,
+    ModelChanged,
+    ModelError,
+    PositionMismatch,
+)
 from gruve.serve import messages, validation
 from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Ledger
@@ -250,8 +257,11 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         )
 
     async def _text(self, session: Session, tokens: list[int]) -> str:
-        """The tokens' text; empty if their model or its tokenizer is no longer served."""
-        with contextlib.suppress(GruveError):
+        """The tokens' text; empty if their model or its tokenizer is no longer served.
+
+        Raises `LimitExceeded` if there is no room for their model.
+        """
+        with contextlib.suppress(ModelError):
             async with self._models.use(session.model, session.digest) as host:
                 if session.tokenizer_digest in ("", host.model.tokenizer_digest):
                     return host.model.tokenizer.decode(tokens)

@@ -106,6 +106,7 @@ class ModelServiceServicer:
         INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHARACTER
         NOT_FOUND            MODEL_UNKNOWN
         FAILED_PRECONDITION  MODEL_NOT_SERVING
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +119,7 @@ class ModelServiceServicer:
         INVALID_ARGUMENT     INVALID_FIELD
         NOT_FOUND            MODEL_UNKNOWN
         FAILED_PRECONDITION  MODEL_NOT_SERVING
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +134,8 @@ class ModelServiceServicer:
         made with while that is in the repository or loaded, and is refused with MODEL_CHANGED afterwards. Reloading unchanged
         files has no effect, unless decoding has failed for good (ENGINE_FAILED): then the model is loaded
         again. A name that is new in the repository is loaded for the first time. Calls are served one
-        after the other.
+        after the other. A server that loads models on first use reads and checks the new weights, and
+        leaves loading them to the next request where there is no room beside the old ones.
 
         Refuses with
         PERMISSION_DENIED    PERMISSION_DENIED

@@ -138,6 +138,7 @@ class SessionServiceServicer:
         Refuses with
         INVALID_ARGUMENT     INVALID_FIELD
         NOT_FOUND            SESSION_UNKNOWN, SESSION_EXPIRED
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
         UNAVAILABLE          STORE_UNAVAILABLE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -188,6 +189,7 @@ class SessionServiceServicer:
         NOT_FOUND            SESSION_UNKNOWN, SESSION_EXPIRED
         FAILED_PRECONDITION  MODEL_NOT_SERVING, MODEL_CHANGED, NUMERICS_CHANGED, POSITION_MISMATCH
         ABORTED              SESSION_BUSY
+        RESOURCE_EXHAUSTED   LIMIT_EXCEEDED
         UNAVAILABLE          SESSION_ELSEWHERE, STORE_UNAVAILABLE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
