@@ -39,9 +39,6 @@ COLUMNS = (
     "of_peak",
     "weight_stream_ms",
 )
-LOGIT_BOUND = 1e-3
-"""The bound on the deviation of a peer's logits from the oracle's. Beyond it, the peer does not compute the same
-model."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -182,5 +179,5 @@ def _check(name: str, task: _Task) -> None:
     for token in (START_TOKEN, 5, 17, 99):
         found, expected = stepper.logits(token), oracle.step(token)
     worst = float(np.abs(found - expected).max())
-    if not worst <= LOGIT_BOUND:
+    if not worst <= stepper.logit_bound:
         raise Absent(f"it computes another model: its logits differ from the oracle's by {worst:.2g}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,11 +30,15 @@ from gruve.sessions.record import START_TOKEN
 onnxruntime = optional_package("onnxruntime")
 openvino = optional_package("openvino")
 
-BACKENDS = ("native", "native_int8", "reference", "torch", "onnxruntime", "openvino")
+BACKENDS = ("native", "native_int8", "reference", "torch", "torch_int8", "onnxruntime", "openvino")
 MOST_ROWS = 64
 STEPS_PER_CALL = {"native": 16, "reference": 2}
 """The number of steps of a call to gruve's backends. The others run one step per call."""
 FOREVER = 1 << 30
+LOGIT_BOUND = 1e-3
+"""The bound on the deviation of a float32 peer's logits from the oracle's. Beyond it, it computes another model."""
+INT8_LOGIT_BOUND = 0.5
+"""The same for a peer with int8 weights. The logits of the measured models are between -10 and 10."""
 
 
 class Absent(Exception):
@@ -53,6 +58,9 @@ class Stepper(Protocol):
 class Peer(Stepper, Protocol):
     """A stepper of another project. Its logits show that it computes the same model."""
 
+    logit_bound: float
+    """How far its logits may be from the oracle's."""
+
     def logits(self, token: int) -> NDArray[np.float32]:
         """Consumes `token` in every row and returns the first row's logits (V,)."""
 
@@ -61,11 +69,11 @@ def make_stepper(name: str, model: Model, batch: int, threads: int) -> Stepper:
     """Returns the stepper of that name; raises `Absent`."""
     if name in ("native", "native_int8", "reference"):
         return _BackendStepper(_backend(name, model, batch, threads), batch)
-    if model.config.reset == "before" and name == "torch":
-        raise Absent("torch.nn has no GRU with the reset gate before the product")
-    if name == "torch":
+    if name in ("torch", "torch_int8"):
+        if model.config.reset == "before":
+            raise Absent("torch.nn has no GRU with the reset gate before the product")
         torch.set_num_threads(threads)
-        return TorchStepper(model, batch)
+        return TorchStepper(model, batch) if name == "torch" else TorchInt8Stepper(model, batch)
     if model.config.cell != "gru":
         raise Absent("its GRU is measured, not its other cells")
     if onnx is None:
@@ -106,6 +114,7 @@ class TorchStepper:
     """Embedding, `torch.nn.GRU` (or LSTM, or RNN) and a linear layer, one step at a time."""
 
     steps_per_call = 1
+    logit_bound = LOGIT_BOUND
 
     def __init__(self, model: Model, batch: int) -> None:
         config, w = model.config, model.weights
@@ -140,10 +149,27 @@ class TorchStepper:
         return nn.functional.linear(out[0], self._head, self._bias)
 
 
+class TorchInt8Stepper(TorchStepper):
+    """The same with torch's dynamic int8: weights with one scale for each matrix, and states with one for the batch."""
+
+    logit_bound = INT8_LOGIT_BOUND
+
+    def __init__(self, model: Model, batch: int) -> None:
+        if model.config.cell == "elman":
+            raise Absent("torch has no int8 for torch.nn.RNN")
+        super().__init__(model, batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.ao is deprecated, and nothing in torch replaces it for a GRU
+            quantize: Any = torch.ao.quantization.quantize_dynamic
+            quantized = quantize(nn.Sequential(self._rnn), {nn.GRU, nn.LSTM})
+        self._rnn = quantized[0]
+
+
 class OnnxStepper:
     """The step as one ONNX graph, sampling included, with its state bound in place, in ONNX Runtime."""
 
     steps_per_call = 1
+    logit_bound = LOGIT_BOUND
 
     def __init__(self, model: Model, batch: int, threads: int) -> None:
         if onnxruntime is None:
@@ -198,6 +224,7 @@ class OpenvinoStepper:
     """The same graph in OpenVINO, compiled for its batch size, in fp32 like the others."""
 
     steps_per_call = 1
+    logit_bound = LOGIT_BOUND
 
     def __init__(self, model: Model, batch: int, threads: int) -> None:
         if openvino is None:
