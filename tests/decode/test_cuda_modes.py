@@ -60,7 +60,7 @@ def test_a_gpu_decodes_a_model_with_pointers_in_the_eager_mode_and_gives_the_rea
         "a GPU was asked for; triton and graph do not compute pointers; decoding with eager",
     )
     for mode in ("triton", "graph"):
-        with pytest.raises(ModelBroken, match="only the modes 'auto' and 'eager' compute them"):
+        with pytest.raises(ModelBroken, match="only the mode 'eager' and, in int8, 'triton' compute them"):
             choose_backend(model, DecodeConfig(cuda=mode))
 
 

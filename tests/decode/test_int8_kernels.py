@@ -14,12 +14,16 @@ from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.decode.cuda import modes
 from gruve.decode.cuda.exact import check_int8
 from gruve.decode.cuda.interpreted import interpreted_backend
+from gruve.decode.cuda.memory import SLOT
+from gruve.decode.cuda.records import Field
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.stops import compile_stops
 from gruve.errors import ModelBroken
+from gruve.model.pointer_tracker import PointerTracker
 from gruve.model.sampling import SamplingParameters
 from natively import row_with
 from nets import CELL_NAMES, CELLS, config_of, model_of
+from pointing import POINTERS, V, tune
 
 need_triton_now = pytest.fixture(autouse=True, scope="module")(need_triton)
 cells = pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
@@ -31,13 +35,15 @@ SAMPLING = (
 )
 
 
-def bits(backend, model, rows: int, calls: list[int], state=None):
+def bits(backend, model, rows: int, calls: list[int], history=(0,)):
     """Everything that mixed rows make: prompts of several lengths, every way of sampling, stops, log-probabilities."""
-    V = model.config.vocabulary_size
-    stops = compile_stops((), (V - 1,), model.tokenizer.texts)
+    stops = compile_stops((), (2,), model.tokenizer.texts)
     for i in range(rows):
-        row = row_with([k % V for k in range(i % 3)], max_tokens=3 + 9 * i, sampling=SAMPLING[i % 4], logprobs=2)
-        backend.admit(i, dataclasses.replace(row, stops=stops if i % 2 else None, end_id=1), state)
+        end, position = len(history) - i % len(history), len(history) - 1 - i % len(history)
+        prompt, sampling = [3, 11, 12][: i % 4], SAMPLING[i % 4]
+        row = row_with(prompt, history=history[max(0, end - 1_024) : end], position=position, max_tokens=3 + 9 * i)
+        row = dataclasses.replace(row, sampling=sampling, logprobs=2)
+        backend.admit(i, dataclasses.replace(row, stops=stops if i % 2 else None, end_id=1), None)
     made, running = [], list(range(rows))
     for steps in calls:
         if not running:
@@ -51,12 +57,13 @@ def bits(backend, model, rows: int, calls: list[int], state=None):
     return made, [backend.snapshot(i).tobytes() for i in range(rows)]
 
 
-def compare(make, config, rows, calls, *, seed=1, state=None):
+def compare(make, config, rows, calls, *, history=(0,)):
     """Compares a backend with the reference."""
-    model = model_of(config, seed=seed)
+    model = model_of(config)
     reference = ReferenceBackend(model, rows, arithmetic="int8")
     with np.errstate(all="ignore"):  # numpy's warnings about NaN, and of a tiny temperature's -inf
-        assert bits(make(model, rows), model, rows, calls, state) == bits(reference, model, rows, calls, state)
+        expected = bits(reference, model, rows, calls, history)
+        assert bits(make(model, rows), model, rows, calls, history) == expected
 
 
 @cells
@@ -129,10 +136,23 @@ def test_a_gpu_decodes_int8_in_each_mode(monkeypatch):
     assert given == [(mode, f"{why} {mode}", "int8") for mode in ("triton", "graph", "eager")]
 
 
+def test_a_gpu_decodes_int8_with_pointers_in_kernels_and_not_in_captured_operations(monkeypatch):
+    given = []
+    model = model_of(pointed_config(CELLS[0], "all", L=1))
+    with pytest.raises(ModelBroken, match="only the mode 'eager' and, in int8, 'triton' compute them"):
+        torch_backend(model, 1, arithmetic="int8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(modes, "_make", lambda *values: given.append(values[2:]))
+    choose_backend(model, DecodeConfig("cuda", arithmetic="int8"))
+    why = "a GPU was asked for; graph does not compute pointers; decoding with triton"
+    assert given == [("triton", why, "int8")]
+
+
 # How many fused operations the statement has for each number of a tile. One more would be a product and a sum that the
 # compiler has joined, one less a fused one that it has split.
 ACTIVATION = 6
 FUSED = {
+    "point": 0,
     "gru below": 6 + 3 * ACTIVATION + 2,
     "gru table": 3 + 3 * ACTIVATION + 2,
     "lstm below": 8 + 5 * ACTIVATION + 1,
@@ -146,12 +166,13 @@ FUSED = {
 def check_compiled(kernels: list[dict]) -> None:
     """Integer products, the statement's own operations, all rounded to nearest, and no denormal flushed."""
     for found in kernels:
-        assert found["integer_products"] == found["wgmma"] + found["mma"] > 0, found
+        assert found["integer_products"] == found["wgmma"] + found["mma"], found
+        assert (found["integer_products"] > 0) == (found["kernel"] != "point"), found
         assert found["fused"] == FUSED[found["kernel"]] * found["numbers"], found
         assert found["loose"] == [], found
         assert found["shared_bytes"] <= SHARED_BYTES, found
         assert found["spilled_bytes"] <= SPILLED_BYTES, found
-        assert found["async_copies"] > 0, found
+        assert found["async_copies"] > 0 or found["kernel"] == "point", found
 
 
 @pytest.mark.slow
@@ -159,3 +180,60 @@ def test_kernels_compile_to_integer_products_and_to_the_operations_of_the_statem
     kernels = compiled(tmp_path, "int8", "512", "140", *FUSED)
     assert len(kernels) == 2 * len(FUSED)
     check_compiled(kernels)
+
+
+def check_pointing(kind: str, lengths, more: int):
+    """Transcripts of these lengths, each continued by `more` tokens: the kernel's values are the tracker's."""
+    model = model_of(config_of(CELLS[3], V=V, H=16, L=1, pointers=POINTERS[kind]))
+    backend, trackers, transcripts = interpreted_backend(model, len(lengths)), [], []
+    for slot, length in enumerate(lengths):
+        transcripts.append(tune(length + more, slot))
+        trackers.append(PointerTracker(POINTERS[kind], V))
+        for token in transcripts[-1][: length - 1]:
+            trackers[-1].feed(token)
+        history = transcripts[-1][:length]
+        backend.admit(slot, row_with(history=history[-1_024:], position=length - 1), None)
+    backend.decode(range(len(lengths)), [0] * len(lengths), 1)  # writes the rows, takes no step
+    rows, size = backend.memory.rows(backend.sizes[-1]), len(lengths)
+    rows.inbox[SLOT, :size] = torch.arange(size)
+    rows.integers[:size, Field.ACTIVE] = 1
+    for k in range(more):
+        for i, length in enumerate(lengths):
+            rows.integers[i, Field.PENDING], rows.integers[i, Field.POSITION] = (
+                transcripts[i][length - 1 + k],
+                length - 1 + k,
+            )
+        backend._step._point(rows)
+        for i, made in enumerate(backend._step._pointed_rows(rows)[:size].tolist()):
+            tokens, matches, place_row, count_row = trackers[i].feed(transcripts[i][lengths[i] - 1 + k])
+            assert made == [*tokens, *matches, place_row, count_row], (i, k)
+
+
+def test_the_kernel_points_as_the_definition_says():
+    check_pointing("all", [2, 1_024, 1_500], 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", POINTERS)
+def test_the_kernel_points_as_the_definition_says_for_long(kind):
+    check_pointing(kind, [7, 90, 1_020, 1_500], 12)
+
+
+def pointed_config(cell, kind, **more):
+    return config_of(cell, V=V, H=9, pointers=POINTERS[kind], **more)
+
+
+def test_interpreted_kernels_make_the_bits_of_the_reference_with_pointers():
+    compare(interpreted_backend, pointed_config(CELLS[0], "all"), 3, [1, 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cell", "kind"), [(1, "followers"), (2, "bars"), (3, "no-start")])
+def test_interpreted_kernels_make_the_bits_of_the_reference_with_pointers_for_long(cell, kind):
+    compare(interpreted_backend, pointed_config(CELLS[cell], kind), 4, [3, 1, 3], history=tune(1_100))
+
+
+def test_pointers_work_where_the_vocabulary_is_too_large_for_a_table_and_for_one_tile(monkeypatch):
+    monkeypatch.setattr("gruve.decode.int8.MAX_TABLE_ENTRIES", 0)
+    monkeypatch.setattr("gruve.decode.cuda.draw.MAX_VOCABULARY", V)
+    compare(interpreted_backend, pointed_config(CELLS[0], "all", L=1), 3, [2])

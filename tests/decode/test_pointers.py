@@ -20,19 +20,13 @@ from gruve.model.pointers import point
 from gruve.model.sampling import SamplingParameters
 from natively import ISAS, life, row_with
 from nets import CELLS, config_of, model_of, pointers_of
+from pointing import POINTERS, V, tune
 
-V = 14
 LENGTH = 1_100
 SAMPLED = SamplingParameters(seed=5, temperature=1.2)
 BOUND = 1e-4
 """The bound on the difference of a float32 backend's log-probabilities to the oracle's."""
 
-POINTERS = {
-    "all": pointers_of(V),
-    "followers": pointers_of(V, bars=(), places=0, counts=0, matches=0, followers=(1, 3, 8)),
-    "bars": pointers_of(V, bars=(1, 2, 4, 16), followers=(), matches=5, places=40, counts=9),
-    "no-start": dataclasses.replace(pointers_of(V, matches=3), start_token=-1),
-}
 BACKENDS = {"reference": ReferenceBackend}
 if unavailable_reason() is None:
     BACKENDS["native"] = functools.partial(NativeBackend, threads=1)
@@ -43,18 +37,6 @@ native_only = pytest.mark.skipif("native" not in BACKENDS, reason=str(unavailabl
 
 def pointer_model(pointers, cell=CELLS[0], **more):
     return model_of(config_of(cell, V=V, H=16, pointers=pointers, **more))
-
-
-def tune(length: int, seed: int = 1) -> list[int]:
-    """Tokens that repeat earlier ones at the distances of the pointers, with bar lines among them."""
-    rng = np.random.default_rng(seed)
-    tokens = [0]
-    while len(tokens) < length:
-        if len(tokens) > 40 and rng.random() < 0.3:
-            at = int(rng.integers(1, len(tokens) - 20))
-            tokens += [token for token in tokens[at : at + 20] if token]
-        tokens += [*rng.integers(2, V - 2, 4).tolist(), V - 1 if rng.random() < 0.8 else V - 2]
-    return tokens[:length]
 
 
 def logprobs(logits):
@@ -197,7 +179,7 @@ def test_native_without_a_table_has_the_oracles_logits():
 
 
 def test_captured_graphs_refuse_a_model_with_pointers():
-    with pytest.raises(ModelBroken, match="only the modes 'auto' and 'eager' compute them"):
+    with pytest.raises(ModelBroken, match="only the mode 'eager' and, in int8, 'triton' compute them"):
         torch_backend(pointer_model(POINTERS["all"]), 1)
 
 

@@ -18,11 +18,27 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gruve.decode.cuda import draw, int8_layers, layers
+from gruve.decode.cuda import draw, int8_layers, layers, point
 from gruve.decode.cuda.triton_int8_step import INT8
-from gruve.decode.cuda.triton_step import FULL, HALF, Tiling, head_tile
+from gruve.decode.cuda.triton_step import FULL, HALF, Tile, Tiling, head_tile
+from gruve.model import pointers
 
 TARGETS = (80, 90)
+INT32 = [
+    "inbox",
+    "outbox",
+    "seen",
+    "stops",
+    "pointed",
+    "tokens",
+    "places",
+    "bars",
+    "states",
+    "kinds",
+    "advances",
+    "reaches",
+]
+POINTERS = {"K": 12, "MATCHES": 16, "PLACES": 64, "COUNTS": 33}
 TILINGS = {"float16": HALF, "float32": FULL, "int8": INT8}
 TYPES = {"float16": "*fp16", "float32": "*fp32", "int8": "*i8"}
 
@@ -30,7 +46,7 @@ TYPES = {"float16": "*fp16", "float32": "*fp32", "int8": "*i8"}
 def tensors(operand: str, names: str) -> dict[str, str]:
     """The types of a kernel's arguments: operands, integers, and fp32 for the rest."""
     kinds = {"integers": "*i64", "integer_fields": "*i64", "size": "i32", "kept": "i32"}
-    kinds |= dict.fromkeys(("inbox", "outbox", "seen", "stops"), "*i32") | {"masks": "*i8"}
+    kinds |= dict.fromkeys(INT32, "*i32") | {"masks": "*i8"}
     kinds |= dict.fromkeys(("W", "U", "operand", "operand_after", "reset"), operand)
     return {name: kinds.get(name, "*fp32") for name in names.split()}
 
@@ -38,11 +54,14 @@ def tensors(operand: str, names: str) -> dict[str, str]:
 def cases(tiling: Tiling, H: int, V: int):
     """(name, kernel, argument types, constants, tile) of every kernel that is launched."""
     operand = TYPES[tiling.precision]
-    yield from int8_layer_cases(tiling, H) if tiling is INT8 else layer_cases(tiling, H)
-    names = "integers reals inbox outbox logits_kept seen bias masks stops operand W steps b size kept"
+    yield from int8_layer_cases(tiling, H, V) if tiling is INT8 else layer_cases(tiling, H)
+    names = "integers reals inbox outbox logits_kept seen bias masks stops operand W steps b pointed gate_bias"
+    names += " size kept"
     head = head_tile(tiling, triton.next_power_of_2(V))
     constants = {"V": V, "H": H, "BR": head.rows, "BV": triton.next_power_of_2(V), "BK": head.depth}
-    yield "head", draw.head_and_draw, tensors(operand, names), {**constants, "PRECISION": tiling.precision}, head
+    constants |= {"PRECISION": tiling.precision, "K": POINTERS["K"] if tiling is INT8 else 0}
+    constants["MATCHES"] = POINTERS["MATCHES"]
+    yield "head", draw.head_and_draw, tensors(operand, names), constants, head
 
 
 def layer_cases(tiling: Tiling, H: int):
@@ -64,11 +83,14 @@ def layer_cases(tiling: Tiling, H: int):
             yield f"{kernel.__name__} {x_name}", kernel, tensors(operand, names) | kinds, constants, tile
 
 
-def int8_layer_cases(tiling: Tiling, H: int):
-    """The layers' kernels in int8. ROW differs from TOKEN in one address."""
+def int8_layer_cases(tiling: Tiling, H: int, V: int):
+    """The layers' kernels in int8, and that of pointers. ROW differs from TOKEN in one address."""
+    names = "integer_fields inbox tokens places bars states kinds advances reaches pointed size"
+    constants = {**POINTERS, "V": V, "DISTANCES": 6, "LONGEST": 32, "START": 0, "PLACE_STEP": 6}
+    yield "point", point.point, tensors("*i8", names), constants, Tile(1, pointers.WINDOW, 0, 4, 2)
     tile = tiling.layer
-    common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth}
-    given = "integer_fields x W W_steps U U_steps bias"
+    common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth, "V": V, **POINTERS}
+    given = "integer_fields x W W_steps U U_steps bias pointed pointer_rows"
     for x, x_name in ((int8_layers.BELOW, "below"), (int8_layers.TOKEN, "table")):
         kinds = {"x": "*fp32" if x_name == "table" else "*i8"}
         for cell, name in ((int8_layers.GRU, "gru"), (int8_layers.LSTM, "lstm"), (int8_layers.ELMAN, "elman")):

@@ -183,7 +183,7 @@ class Int8Step:
             W = self.W[l]
             x = self.input(tokens, pointed) if W is None else W.add_to(self.weights[f"layers.{l}.bias"], layers[-1][0])
             layers.append(self._cell(l, x, tuple(tensor[l] for tensor in state)))
-        logits = self._gated(self.logits(layers[-1][0]), pointed)
+        logits = self.gated(self.logits(layers[-1][0]), pointed)
         return logits, tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
 
     def logits(self, h: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ class Int8Step:
             bias = torch.cat((bias, torch.zeros(config.pointers.size)))
         self.head, self.head_bias = IntegerMatrix(weight, self._device), bias.to(self._device)
 
-    def _gated(self, logits: Tensor, pointed: Tensor | None) -> Tensor:
+    def gated(self, logits: Tensor, pointed: Tensor | None) -> Tensor:
         """The logits (B, V), each pointer's gate added to the token that it names, one pointer after the other."""
         pointers, V = self._config.pointers, self._config.vocabulary_size
         if pointers is None or pointed is None:

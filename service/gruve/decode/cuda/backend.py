@@ -22,6 +22,7 @@ from gruve.decode import Arithmetic, Block, Row, int8
 from gruve.decode.cuda.device import Device, Pending, Work
 from gruve.decode.cuda.logprobs import Recorder
 from gruve.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, SLOT, STATUS, TAKEN, Memory, Rows
+from gruve.decode.cuda.pointing import PointerMemory, Transcript, transcript_of
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import Record, build_record, check_row, is_plain
 from gruve.errors import ModelBroken
@@ -37,10 +38,10 @@ _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
 def refuse_pointers(model: Model) -> None:
-    """Raises `ModelBroken` for a model with pointers, which captured graphs do not compute."""
+    """Raises `ModelBroken` for a model with pointers, which only the kernels in int8 and the mode `eager` compute."""
     if model.config.pointers is not None:
         raise ModelBroken(
-            f"model {model.name!r} has pointers; on a GPU, only the modes 'auto' and 'eager' compute them"
+            f"model {model.name!r} has pointers; on a GPU, only the mode 'eager' and, in int8, 'triton' compute them"
         )
 
 
@@ -52,6 +53,8 @@ class Step(Protocol):
     arithmetic: Arithmetic
     description: str
     """Everything about the step that its bits may depend on; in float32, part of the numerics id."""
+    pointers: PointerMemory | None
+    """The transcripts that a model's pointers need, allocated by `attach`; None if the step computes no pointers."""
     kinds: tuple[bool, ...]
     """The values of `plain` that `step` takes; False alone if it makes no difference."""
 
@@ -93,6 +96,8 @@ class _Admitted:
 
     record: Record
     state: NDArray[np.float32] | None
+    transcript: Transcript | None
+    """For the pointers of a model."""
 
 
 class CudaBackend:
@@ -112,7 +117,6 @@ class CudaBackend:
         config: CudaConfig | None = None,
     ) -> None:
         """Allocates memory for `slots` sequences and captures the graphs of every size."""
-        refuse_pointers(model)
         if slots < 1:
             raise ValueError(f"slots {slots} is below 1")
         self.slots = slots
@@ -128,6 +132,8 @@ class CudaBackend:
         self.memory = Memory(model.config, slots, self.sizes[-1], step.hidden_size, device.kind)
         self._stops = StopPool(device, self._config.stop_entries)
         step.attach(self.memory, self._stops)
+        if step.pointers is None:
+            refuse_pointers(model)
         device.synchronize()
         text = f"{self.name} {VERSION} {step.description} {device.description}"
         whole = step.arithmetic == "int8"
@@ -160,7 +166,9 @@ class CudaBackend:
         self._forced_at[slot], self._forced_left[slot] = 0, len(row.forced)
         self._plain[slot] = is_plain(record, self._model.vocabulary_size)
         self._requested[slot] = -1 if row.logprobs is None else row.logprobs
-        self._admitted[slot] = _Admitted(record, None if state is None else state.astype(np.float32))
+        pointers = self._model.pointers
+        transcript = None if pointers is None else transcript_of(pointers, row.history.tolist(), row.position)
+        self._admitted[slot] = _Admitted(record, None if state is None else state.astype(np.float32), transcript)
 
     def release(self, slot: int) -> None:
         """Forgets the row in the slot."""
@@ -311,6 +319,7 @@ class CudaBackend:
         self._write(memory.seen, {slot: r.seen for slot, r in records.items() if r.seen is not None})
         self._write(memory.bias, {slot: r.bias for slot, r in records.items() if r.bias is not None})
         self._write(memory.masks, {slot: r.masks for slot, r in records.items() if r.masks is not None})
+        self._write_transcripts({slot: row.transcript for slot, row in admitted.items() if row.transcript is not None})
         # The padding too: if the slot's last state held NaN, its padding does as well.
         all_slots = self._device.upload(np.array(list(admitted), dtype=np.int64))
         self._device.run(lambda: _discard(memory.states.index_fill_(2, all_slots, 0.0)))
@@ -321,6 +330,14 @@ class CudaBackend:
             H = self._model.hidden_size
             self._device.run(lambda: _discard(memory.states[..., :H].index_copy_(2, where, states)))
         self._admitted = {}  # last, so that a failure above leaves them to be written again
+
+    def _write_transcripts(self, transcripts: dict[int, Transcript]) -> None:
+        memory = self._step.pointers
+        if memory is not None:
+            self._write(memory.tokens, {slot: transcript.tokens for slot, transcript in transcripts.items()})
+            self._write(memory.places, {slot: transcript.places for slot, transcript in transcripts.items()})
+            self._write(memory.bars, {slot: transcript.bars for slot, transcript in transcripts.items()})
+            self._write(memory.states, {slot: transcript.state for slot, transcript in transcripts.items()})
 
     def _write(self, target: torch.Tensor, values: dict[int, NDArray[np.generic]]) -> None:
         if values:

@@ -225,6 +225,20 @@ def _logits(
         return sums + tl.load(b + ids)[None, :]
 
 
+@triton.jit
+def _gated(logits, pointed, gate_bias, rows, ids, active, V: tl.constexpr, K: tl.constexpr, MATCHES: tl.constexpr):
+    """Adds each pointer's gate to the token that it names. The gates are the K outputs after those of the tokens."""
+    outputs, mine = logits, pointed + rows * (2 * K + 2)
+    for k in range(K):
+        named = tl.load(mine + k, mask=active, other=V)
+        match = tl.load(mine + K + k, mask=active, other=0)
+        gate = tl.sum(tl.where(ids[None, :] == V + k, outputs, 0.0), axis=1)
+        gate = gate + tl.load(gate_bias + k * MATCHES + match, mask=active, other=0.0)
+        adds = (ids[None, :] == named[:, None]) & (named < V)[:, None]
+        logits = tl.where(adds, logits + gate[:, None], logits)
+    return logits
+
+
 # One kernel for every batch size: by default, Triton compiles another one for numbers divisible by 16.
 @triton.jit(do_not_specialize=["size", "kept"])
 def head_and_draw(
@@ -241,6 +255,8 @@ def head_and_draw(
     W,
     steps,
     b,
+    pointed,
+    gate_bias,
     size,
     kept,
     V: tl.constexpr,
@@ -249,6 +265,8 @@ def head_and_draw(
     BV: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    K: tl.constexpr,
+    MATCHES: tl.constexpr,
 ):
     """Samples the next token of every active row; one program for BR rows.
 
@@ -263,6 +281,8 @@ def head_and_draw(
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
     logits = _logits(operand, W, steps, b, rows, ids, active, H, BR, BV, BK, PRECISION)
+    if K > 0:
+        logits = _gated(logits, pointed, gate_bias, rows, ids, active, V, K, MATCHES)
     slot = tl.load(inbox + SLOT * size + rows, mask=active, other=0)
     taken = tl.load(record + TAKEN, mask=active, other=0)
     requested = active & (tl.load(record + LOGPROBS, mask=active, other=0) != 0)

@@ -49,6 +49,12 @@ def _added(sums, steps, start):
 
 
 @triton.jit
+def _plus(x, entry, named):
+    """x and the row at `entry`, where one is named."""
+    return tl.where(named, x + tl.load(entry, mask=named, other=0.0), x)
+
+
+@triton.jit
 def _input(
     record,
     rows,
@@ -58,10 +64,17 @@ def _input(
     W,
     W_steps,
     bias,
+    pointed,
+    pointer_rows,
     X: tl.constexpr,
     FIRST: tl.constexpr,
     G: tl.constexpr,
     ALL: tl.constexpr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
     H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
@@ -92,6 +105,33 @@ def _input(
             x2 = tl.load(entry + 2 * H, mask=active[:, None], other=0.0)
         if G > 3:
             x3 = tl.load(entry + 3 * H, mask=active[:, None], other=0.0)
+    if X == TOKEN and K > 0:
+        mine = pointed + rows * (2 * K + 2)
+        table = pointer_rows + at[None, :]
+        for n in range(2 * K + 2):
+            # In the order of the statement: each pointer's row and its match's, then the place and the count.
+            k = n // 2
+            matches = n % 2 == 1
+            last = n >= 2 * K
+            field = tl.where(last, n, tl.where(matches, K + k, k))
+            value = tl.load(mine + field, mask=active, other=0)
+            first = tl.where(
+                last,
+                K * (V + 1) + K * MATCHES + tl.where(n > 2 * K, PLACES, 0),
+                tl.where(matches, K * (V + 1) + k * MATCHES, k * (V + 1)),
+            )
+            present = tl.where(n > 2 * K, COUNTS > 0, PLACES > 0)
+            # Differences to the row of a pointer that names or matches nothing are not added where it does not.
+            named = tl.where(last, present, tl.where(matches, (MATCHES > 0) & (value != 0), value != V))
+            named = (active & named)[:, None]
+            entry = table + (first + value).to(tl.int64)[:, None] * (ALL * H)
+            x0 = _plus(x0, entry, named)
+            if G > 1:
+                x1 = _plus(x1, entry + H, named)
+            if G > 2:
+                x2 = _plus(x2, entry + 2 * H, named)
+            if G > 3:
+                x3 = _plus(x3, entry + 3 * H, named)
     return x0, x1, x2, x3
 
 
@@ -104,6 +144,8 @@ def layer(
     U,
     U_steps,
     bias,
+    pointed,
+    pointer_rows,
     bias_hn,
     h,
     c,
@@ -112,6 +154,11 @@ def layer(
     size,
     CELL: tl.constexpr,
     X: tl.constexpr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
     H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
@@ -125,7 +172,31 @@ def layer(
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
     G: tl.constexpr = 3 if CELL == GRU else (4 if CELL == LSTM else 1)
-    x0, x1, x2, x3 = _input(record, rows, units, active, x, W, W_steps, bias, X, 0, G, G, H, BM, BU, BK)
+    x0, x1, x2, x3 = _input(
+        record,
+        rows,
+        units,
+        active,
+        x,
+        W,
+        W_steps,
+        bias,
+        pointed,
+        pointer_rows,
+        X,
+        0,
+        G,
+        G,
+        V,
+        K,
+        MATCHES,
+        PLACES,
+        COUNTS,
+        H,
+        BM,
+        BU,
+        BK,
+    )
     s0, s1, s2, s3 = _sums(operand + rows[:, None] * H, active, U + units[None, :] * H, H, G, BM, BU, BK)
     a0 = _added(s0, U_steps + units, x0)
     mine = rows[:, None] * H + units[None, :]
@@ -156,12 +227,19 @@ def reset_and_update(
     U,
     U_steps,
     bias,
+    pointed,
+    pointer_rows,
     h,
     operand,
     reset,
     update,
     size,
     X: tl.constexpr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
     H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
@@ -174,7 +252,31 @@ def reset_and_update(
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    x0, x1, _, _ = _input(record, rows, units, active, x, W, W_steps, bias, X, 0, 2, 3, H, BM, BU, BK)
+    x0, x1, _, _ = _input(
+        record,
+        rows,
+        units,
+        active,
+        x,
+        W,
+        W_steps,
+        bias,
+        pointed,
+        pointer_rows,
+        X,
+        0,
+        2,
+        3,
+        V,
+        K,
+        MATCHES,
+        PLACES,
+        COUNTS,
+        H,
+        BM,
+        BU,
+        BK,
+    )
     s0, s1, _, _ = _sums(operand + rows[:, None] * H, active, U + units[None, :] * H, H, 2, BM, BU, BK)
     r, z = sigmoid(_added(s0, U_steps + units, x0)), sigmoid(_added(s1, U_steps + H + units, x1))
     mine = rows[:, None] * H + units[None, :]
@@ -192,12 +294,19 @@ def candidate(
     U,
     U_steps,
     bias,
+    pointed,
+    pointer_rows,
     h,
     reset,
     update,
     operand_after,
     size,
     X: tl.constexpr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
     H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
@@ -210,7 +319,31 @@ def candidate(
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    x2, _, _, _ = _input(record, rows, units, active, x, W, W_steps, bias, X, 2, 1, 3, H, BM, BU, BK)
+    x2, _, _, _ = _input(
+        record,
+        rows,
+        units,
+        active,
+        x,
+        W,
+        W_steps,
+        bias,
+        pointed,
+        pointer_rows,
+        X,
+        2,
+        1,
+        3,
+        V,
+        K,
+        MATCHES,
+        PLACES,
+        COUNTS,
+        H,
+        BM,
+        BU,
+        BK,
+    )
     n_row = U + 2 * H * H + units[None, :] * H
     s2, _, _, _ = _sums(reset + rows[:, None] * H, active, n_row, H, 1, BM, BU, BK)
     n = tanh(_added(s2, U_steps + 2 * H + units, x2))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gruve.decode import Arithmetic, RowStatus
 from gruve.decode.cuda.memory import INBOX, OUTBOX, Memory, Rows
+from gruve.decode.cuda.pointing import PointerMemory
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import ALWAYS, BIASED, EARLY, MASKED, NEVER, Field, Real
 from gruve.decode.int8 import Int8Step
@@ -24,6 +25,7 @@ class TorchStep:
     """Steps in torch operations; see `gruve.decode.cuda.backend.Step`."""
 
     kinds: tuple[bool, ...] = (True, False)
+    pointers: PointerMemory | None = None
 
     def __init__(self, model: Model, device: torch.device, arithmetic: Arithmetic = "float32") -> None:
         self.arithmetic = arithmetic

@@ -10,11 +10,14 @@ import triton
 from torch import Tensor
 
 from gruve.decode import Arithmetic, int8
-from gruve.decode.cuda import int8_layers
-from gruve.decode.cuda.memory import Rows
+from gruve.decode.cuda import int8_layers, point
+from gruve.decode.cuda.memory import Memory, Rows
+from gruve.decode.cuda.pointing import PointerMemory
+from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import Field
 from gruve.decode.cuda.triton_step import Tile, Tiling, TritonStep
 from gruve.decode.int8 import Int8Step, IntegerMatrix
+from gruve.decode.tiles import Tiles
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
@@ -31,16 +34,70 @@ class TritonInt8Step(TritonStep):
 
     arithmetic: Arithmetic = "int8"
 
+    def attach(self, memory: Memory, stops: StopPool) -> None:
+        """See `Step`."""
+        super().attach(memory, stops)
+        pointers, device = self._config.pointers, memory.states.device
+        if pointers is not None:
+            self.pointers = PointerMemory(pointers, self._config.vocabulary_size, memory.empty, device)
+            width = 2 * pointers.size + 2
+            self._pointed = torch.zeros(memory.max_rows * width, dtype=torch.int32, device=device)
+
+    def poison(self) -> None:
+        """See `Step`."""
+        super().poison()
+        self._pointed.fill_(-77)
+
     def begin(self, rows: Rows) -> None:
         """See `Step`."""
         self._operand(0, rows).copy_(int8.integer_inputs(rows.states[0]))
 
     def step(self, rows: Rows, parity: int, *, plain: bool) -> None:
         """See `Step`."""
+        self._point(rows)
         if self._inputs is not None:
-            shares = self._inputs.input(rows.integers[:, Field.PENDING])
+            shares = self._inputs.input(rows.integers[:, Field.PENDING], self._pointed_rows(rows))
             self._x = self._by_gate(shares, 1)
         super().step(rows, parity, plain=plain)
+
+    def _point(self, rows: Rows) -> None:
+        """Feeds every row's pending token to its pointers."""
+        config, transcripts = self._config.pointers, self.pointers
+        if config is None or transcripts is None:
+            return
+        point.point[(rows.size,)](
+            rows.integers,
+            rows.inbox,
+            transcripts.tokens,
+            transcripts.places,
+            transcripts.bars,
+            transcripts.states,
+            transcripts.kinds,
+            transcripts.advances,
+            transcripts.reaches,
+            self._pointed,
+            rows.size,
+            V=self._config.vocabulary_size,
+            K=config.size,
+            DISTANCES=len(config.bars),
+            LONGEST=transcripts.longest,
+            START=config.start_token,
+            MATCHES=config.matches,
+            PLACES=config.places,
+            PLACE_STEP=config.place_step,
+            COUNTS=config.counts,
+        )
+
+    def _pointed_rows(self, rows: Rows) -> Tensor | None:
+        """The pointers (B, 2 K + 2) for torch, within bounds also for inactive rows; None for a model without."""
+        if self._config.pointers is None:
+            return None
+        width = 2 * self._config.pointers.size + 2
+        return self._pointed[: rows.size * width].view(rows.size, width).clamp_min(0).to(torch.int64)
+
+    def _tail_logits(self, rows: Rows, tiles: Tiles | Int8Step) -> Tensor:
+        logits = super()._tail_logits(rows, tiles)
+        return tiles.gated(logits, self._pointed_rows(rows)) if isinstance(tiles, Int8Step) else logits
 
     def _layer(self, l: int, rows: Rows, before: Tensor, after: Tensor) -> None:
         tile, H = self._tiling.layer, self.hidden_size
@@ -50,6 +107,8 @@ class TritonInt8Step(TritonStep):
         U, U_steps, b, h = self._U[l], self._U_steps[l], self._b[l], rows.states[0, l]
         shape = {
             "X": X,
+            "V": self._config.vocabulary_size,
+            **self._sizes,
             "H": H,
             "BM": tile.rows,
             "BU": tile.units,
@@ -58,7 +117,7 @@ class TritonInt8Step(TritonStep):
             "num_stages": tile.stages,
             "enable_fp_fusion": False,
         }
-        given = (rows.integers, x, W, W_steps, U, U_steps, b)
+        given = (rows.integers, x, W, W_steps, U, U_steps, b, self._pointed, self._pointer_rows)
         if self._config.reset == "before":
             int8_layers.reset_and_update[grid](*given, h, before, self._reset, self._update, rows.size, **shape)
             int8_layers.candidate[grid](*given, h, self._reset, self._update, after[l], rows.size, **shape)
@@ -71,7 +130,7 @@ class TritonInt8Step(TritonStep):
 
     def _pack(self, model: Model, width: int, device: torch.device, *, fused: bool) -> Int8Step | None:  # noqa: ARG002
         """Pads the integers of the statement's own step. Returns that step for its head, or None if `fused`."""
-        config, L, V = self._config, self._config.num_layers, self._config.vocabulary_size
+        config, L = self._config, self._config.num_layers
         self._dtype = torch.int8
         made = Int8Step(model, device)
         recurrent = [self._matrix(made.U[l], made.n[l]) for l in range(L)]
@@ -86,12 +145,34 @@ class TritonInt8Step(TritonStep):
         if made.table is not None:
             self._x = self._by_gate(made.table, 1)
         self._input = int8_layers.ROW if made.table is None else int8_layers.TOKEN
-        tokens = max(16, triton.next_power_of_2(V))
+        self._pack_pointers(made)
+        outputs = len(made.head_bias)  # the tokens, and each pointer's gate
+        tokens = max(16, triton.next_power_of_2(outputs))
         self._head = torch.zeros(tokens, self.hidden_size, dtype=torch.int8, device=device)
-        self._head[:V, : config.hidden_size] = made.head.integers[:V]
+        self._head[:outputs, : config.hidden_size] = made.head.integers
         self._head_steps, self._head_bias = torch.zeros(2, tokens, device=device)
-        self._head_steps[:V], self._head_bias[:V] = made.head.steps[:V], made.head_bias[:V]
+        self._head_steps[:outputs], self._head_bias[:outputs] = made.head.steps, made.head_bias
         return None if fused else made
+
+    def _pack_pointers(self, made: Int8Step) -> None:
+        """One table of what pointers add to layer 0's input (N, G, H), and the biases of their gates (K, matches)."""
+        pointers, device = self._config.pointers, made.head_bias.device
+        self._sizes = dict.fromkeys(("K", "MATCHES", "PLACES", "COUNTS"), 0)
+        self._pointed = torch.zeros(1, dtype=torch.int32, device=device)
+        self._pointer_rows = self._gate_bias = torch.zeros(1, device=device)
+        if pointers is None:
+            return
+        self._sizes = {
+            "K": pointers.size,
+            "MATCHES": pointers.matches,
+            "PLACES": pointers.places,
+            "COUNTS": pointers.counts,
+        }
+        self._gate_bias = made.weights["pointers.gate_bias"].contiguous()
+        tables = [made.added[name] for name in ("weight", "match", "place", "count") if name in made.added]
+        if tables:
+            width = tables[0].shape[-1]
+            self._pointer_rows = self._by_gate(torch.cat([table.reshape(-1, width) for table in tables]), 1)
 
     def _matrix(self, *parts: IntegerMatrix | None) -> tuple[Tensor, Tensor]:
         """The integers (G, H, H) and their steps (G, H), H padded."""

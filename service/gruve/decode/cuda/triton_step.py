@@ -16,6 +16,7 @@ from torch import Tensor
 from gruve.decode import Arithmetic
 from gruve.decode.cuda import draw, layers
 from gruve.decode.cuda.memory import Memory, Rows
+from gruve.decode.cuda.pointing import PointerMemory
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.torch_step import TorchTail
 from gruve.decode.int8 import Int8Step
@@ -76,6 +77,7 @@ class TritonStep:
     """
 
     arithmetic: Arithmetic = "float32"
+    pointers: PointerMemory | None = None
 
     def __init__(self, model: Model, device: torch.device, tiling: Tiling | None = None) -> None:
         config = model.config
@@ -85,7 +87,8 @@ class TritonStep:
         width = max(layer.units, layer.depth, self._tiling.head.depth)
         self.hidden_size = padded_size(config.hidden_size, width)
         self.kinds: tuple[bool, ...] = (False,)
-        fused = config.vocabulary_size <= draw.MAX_VOCABULARY
+        outputs = config.vocabulary_size + (0 if config.pointers is None else config.pointers.size)
+        fused = outputs <= draw.MAX_VOCABULARY
         if not fused:
             self.kinds = (True, False)
         self.description = (
@@ -170,6 +173,8 @@ class TritonStep:
             self._head,
             self._head_steps,
             self._head_bias,
+            self._pointed,
+            self._gate_bias,
             rows.size,
             rows.logits.shape[0],
             V=self._config.vocabulary_size,
@@ -178,19 +183,22 @@ class TritonStep:
             BV=len(self._head_bias),
             BK=tile.depth,
             PRECISION=self._tiling.precision,
+            K=0 if self._config.pointers is None else self._config.pointers.size,
+            MATCHES=1 if self._config.pointers is None else max(self._config.pointers.matches, 1),
             num_warps=tile.warps,
             num_stages=tile.stages,
             enable_fp_fusion=False,
         )
 
     def _torch_tail(self, rows: Rows, *, plain: bool) -> None:
-        if self._tiles is None or self._tail is None:
-            return
+        if self._tiles is not None and self._tail is not None:
+            self._tail.step(rows, self._tail_logits(rows, self._tiles), plain=plain)
+
+    def _tail_logits(self, rows: Rows, tiles: Tiles | Int8Step) -> Tensor:
+        """The head in torch."""
         last = rows.states[0, -1]
-        padded = torch.nn.functional.pad(
-            last[:, : self._tiles.hidden_size], (0, 0, 0, self._tiles.padded(rows.size) - rows.size)
-        )
-        self._tail.step(rows, self._tiles.logits(padded)[: rows.size], plain=plain)
+        padded = torch.nn.functional.pad(last[:, : tiles.hidden_size], (0, 0, 0, tiles.padded(rows.size) - rows.size))
+        return tiles.logits(padded)[: rows.size]
 
     def _operand(self, side: int, rows: Rows) -> Tensor:
         """(L, B, H): one of the two copies that steps use in turn."""
@@ -226,5 +234,7 @@ class TritonStep:
         self._head[: config.vocabulary_size] = operand(head(w))
         self._head_bias = torch.zeros(tokens, device=device)
         self._head_bias[: config.vocabulary_size] = w["head.bias"].to(device)
-        self._head_steps = self._head_bias  # for the argument of a kernel that does not read it
+        # For the arguments of a kernel that does not read them.
+        self._head_steps = self._gate_bias = self._head_bias
+        self._pointed = torch.zeros(1, dtype=torch.int32, device=device)
         return None if fused else Tiles(model, device)
