@@ -37,13 +37,16 @@ SAMPLING = (
 
 def bits(backend, model, rows: int, calls: list[int], history=(0,)):
     """Everything that mixed rows make: prompts of several lengths, every way of sampling, stops, log-probabilities."""
+    config = model.config
+    shape = (rows, config.state_tensors, config.num_layers, config.hidden_size)
+    states = np.random.default_rng(3).uniform(-1, 1, shape).astype(np.float32)
     stops = compile_stops((), (2,), model.tokenizer.texts)
     for i in range(rows):
         end, position = len(history) - i % len(history), len(history) - 1 - i % len(history)
-        prompt, sampling = [3, 11, 12][: i % 4], SAMPLING[i % 4]
+        prompt, sampling = [3, 11, 12][: 2 * (i % 2)], SAMPLING[i % 4]
         row = row_with(prompt, history=history[max(0, end - 1_024) : end], position=position, max_tokens=3 + 9 * i)
         row = dataclasses.replace(row, sampling=sampling, logprobs=2)
-        backend.admit(i, dataclasses.replace(row, stops=stops if i % 2 else None, end_id=1), None)
+        backend.admit(i, dataclasses.replace(row, stops=stops if i % 2 else None, end_id=1), states[i])
     made, running = [], list(range(rows))
     for steps in calls:
         if not running:
@@ -68,7 +71,7 @@ def compare(make, config, rows, calls, *, history=(0,)):
 
 @cells
 def test_interpreted_kernels_make_the_bits_of_the_reference(cell):
-    compare(interpreted_backend, config_of(cell, H=9, L=2), 6, [1, 2])
+    compare(interpreted_backend, config_of(cell, H=9, L=2), 4, [1])
 
 
 @pytest.mark.slow
@@ -210,7 +213,7 @@ def check_pointing(kind: str, lengths, more: int):
 
 
 def test_the_kernel_points_as_the_definition_says():
-    check_pointing("all", [2, 1_024, 1_500], 3)
+    check_pointing("all", [2, 1_024, 1_500], 2)
 
 
 @pytest.mark.slow
@@ -224,7 +227,7 @@ def pointed_config(cell, kind, **more):
 
 
 def test_interpreted_kernels_make_the_bits_of_the_reference_with_pointers():
-    compare(interpreted_backend, pointed_config(CELLS[0], "all"), 3, [1, 1])
+    compare(interpreted_backend, pointed_config(CELLS[0], "all"), 3, [1])
 
 
 @pytest.mark.slow
@@ -236,4 +239,4 @@ def test_interpreted_kernels_make_the_bits_of_the_reference_with_pointers_for_lo
 def test_pointers_work_where_the_vocabulary_is_too_large_for_a_table_and_for_one_tile(monkeypatch):
     monkeypatch.setattr("gruve.decode.int8.MAX_TABLE_ENTRIES", 0)
     monkeypatch.setattr("gruve.decode.cuda.draw.MAX_VOCABULARY", V)
-    compare(interpreted_backend, pointed_config(CELLS[0], "all", L=1), 3, [2])
+    compare(interpreted_backend, pointed_config(CELLS[0], "all", L=1), 2, [1])
