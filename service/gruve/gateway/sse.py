@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from gruve.client import CallFailed
 from gruve.gateway.errors import Refused
 from gruve.gateway.forms import as_refused, error_body, to_json
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 Events = AsyncGenerator[str, None]
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """Nothing on the way may keep events back."""
@@ -34,6 +33,12 @@ class EventResponse(StreamingResponse):
 
     media_type = "text/event-stream"
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Sends all events until the client goes away, in the task of the request: another one would be a detour."""
+        with contextlib.suppress(ClientDisconnect):
+            async with while_connected(receive):
+                await self.stream_response(send)
+
     async def stream_response(self, send: Send) -> None:
         """Sends all events, and closes their source whatever happens."""
         async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var] # an async generator
@@ -43,7 +48,8 @@ class EventResponse(StreamingResponse):
 async def event_response(request: Request, events: Events, error_name: str = "") -> EventResponse:
     """The response with these events. An error before the first one is raised, a later one is sent as an event."""
     try:
-        first = await unless_disconnected(request, anext(events))
+        async with while_connected(request.receive):
+            first = await anext(events)
     except BaseException:
         await events.aclose()
         raise
@@ -62,23 +68,27 @@ async def _guarded(first: str, rest: Events, error_name: str) -> Events:
             yield event(error_body(as_refused(error)), name=error_name)
 
 
-async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """The result of work, which is cancelled if the client goes away first: then `ClientDisconnect` is raised.
+@contextlib.asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block if the client goes away: then `ClientDisconnect` is raised.
 
-    The request's body must have been read.
+    The request's body must have been read. The block stays in its task, because each change of tasks waits behind all
+    messages that have arrived for other streams.
     """
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        gone.cancel()
-        if working.cancel():
-            await asyncio.wait((working,))
+        async with asyncio.timeout(None) as limit:
+            gone = asyncio.ensure_future(_expire_when_gone(receive, limit))
+            try:
+                yield
+            finally:
+                gone.cancel()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ClientDisconnect from None
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _expire_when_gone(receive: Receive, limit: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
+    limit.reschedule(asyncio.get_running_loop().time())

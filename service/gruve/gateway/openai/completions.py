@@ -17,7 +17,7 @@ from gruve.gateway.openai.answer import Choice, Envelope, counted, usage_of
 from gruve.gateway.openai.logprobs import LogprobsOfChoice, TokenTexts
 from gruve.gateway.openai.merge import merged
 from gruve.gateway.openai.request import CompletionRequest, completion_request
-from gruve.gateway.sse import Events, event, event_response, unless_disconnected
+from gruve.gateway.sse import Events, event, event_response, while_connected
 from gruve.v1 import generation_pb2
 
 
@@ -26,11 +26,13 @@ async def completions(request: Request) -> Response:
     asked = completion_request(await json_fields(request))
     client, texts = request.app.state.client, request.app.state.texts
     if asked.max_tokens == 0:
-        return json_response(await unless_disconnected(request, _measured(asked, client, texts)))
+        async with while_connected(request.receive):
+            return json_response(await _measured(asked, client, texts))
     choices = _begin(asked, client)
     if asked.stream:
         return await event_response(request, _events(asked, choices, texts))
-    return json_response(await unless_disconnected(request, _whole(asked, choices, texts)))
+    async with while_connected(request.receive):
+        return json_response(await _whole(asked, choices, texts))
 
 
 def _begin(asked: CompletionRequest, client: AsyncClient) -> list[Choice]:

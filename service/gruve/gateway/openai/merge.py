@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
 from gruve.client import Chunk
@@ -14,6 +15,11 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chun
 
     A choice is read again when its chunk was taken. Whatever ends the loop cancels the generations that still run.
     """
+    if len(choices) == 1:  # needs no task
+        async with contextlib.aclosing(_alone(choices[0])) as chunks:
+            async for chunk in chunks:
+                yield choices[0], chunk
+        return
     waiting = {asyncio.ensure_future(_next(choice)): choice for choice in choices}
     try:
         while waiting:
@@ -31,6 +37,12 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chun
             choice.stream.close()
         if waiting:
             await asyncio.wait(waiting)
+
+
+async def _alone(choice: Choice) -> AsyncGenerator[Chunk | None, None]:
+    with contextlib.closing(choice.stream):
+        while choice.stream.end is None:
+            yield await _next(choice)
 
 
 async def _next(choice: Choice) -> Chunk | None:
