@@ -139,17 +139,22 @@ def heard(page, connections, tokens):
 def test_an_event_source_goes_on_at_the_next_token_after_a_killed_gateway_and_a_killed_server(tiny_repository, page):
     port, http_port = str(free_port()), str(free_port())
     run_gateway = ("gateway", "--server", f"127.0.0.1:{port}", "--port", http_port)
-    with Process(tiny_repository, "--port", port) as server:
+    with Process(tiny_repository, "--port", port) as server, started(*run_gateway) as gateway:
         assert server.line
-        with started(*run_gateway) as gateway:
+        assert gateway.stdout.readline()
+        page.goto(f"http://127.0.0.1:{http_port}/health")
+        page.evaluate(LISTEN, urlencode(ENDLESS))
+        before = heard(page, 1, 10)
+        gateway.send_signal(signal.SIGKILL)
+        gateway.wait(PATIENCE_S)
+        server.signal(signal.SIGKILL)
+        server.end()
+    with started(*run_gateway) as gateway:
+        with page.expect_response("**/v1/generate?*", timeout=PATIENCE_S * 1_000) as answer:
             assert gateway.stdout.readline()
-            page.goto(f"http://127.0.0.1:{http_port}/health")
-            page.evaluate(LISTEN, urlencode(ENDLESS))
-            before = heard(page, 1, 10)
-            gateway.send_signal(signal.SIGKILL)
-            gateway.wait(PATIENCE_S)
-        with started(*run_gateway) as gateway:
-            assert gateway.stdout.readline()
+        assert answer.value.status == 200  # no server runs, and EventSource gives up at any other status
+        with Process(tiny_repository, "--port", port) as server:
+            assert server.line
             heard(page, 2, len(before["tokens"]) + 20)
             server.signal(signal.SIGKILL)
             server.end()

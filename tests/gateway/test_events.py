@@ -14,7 +14,7 @@ import pytest
 from commands import started
 from gruve.bench.chaos.replicas import free_port
 from gruve.client import Client
-from http_gateway import RunningGateway
+from http_gateway import RunningGateway, gateway_url
 from server_process import Process
 from serving import PATIENCE_S
 
@@ -151,6 +151,18 @@ def test_what_could_not_be_resumed_is_refused_and_named(gateway, fields, last, p
 def test_a_model_or_a_session_is_needed(gateway, fields, why):
     message = gateway.http.get(GENERATE, params=fields).json()["error"]["message"]
     assert message == f"model: {why}; give one of the two"
+
+
+def test_connecting_again_while_no_server_answers_is_told_to_come_back(gateway):
+    fields = {"model": "tiny", "seed": "1"}
+    with gateway_url(f"127.0.0.1:{free_port()}") as url:
+        first = httpx.get(url + GENERATE, params=fields, timeout=PATIENCE_S)
+        answer = httpx.get(url + GENERATE, params=fields, headers={"last-event-id": "5"}, timeout=PATIENCE_S)
+    assert first.status_code == 503
+    assert (answer.status_code, answer.text) == (200, "retry: 500\n\n")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    refused = gateway.http.get(GENERATE, params={"model": "none", "seed": "1"}, headers={"last-event-id": "5"})
+    assert refused.status_code == 404  # to come back would not help
 
 
 @pytest.mark.slow

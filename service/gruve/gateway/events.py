@@ -8,6 +8,7 @@ in the record of its session. Where the gateway has drawn the seed, the id carri
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import secrets
 from dataclasses import dataclass
@@ -16,19 +17,19 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gruve.client import AsyncTokenStream, Chunk, GenerateOptions
+from gruve.client import AsyncTokenStream, CallFailed, Chunk, GenerateOptions
 from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import Fields, json_fields
 from gruve.gateway.sampling import MAX_JSON_SEED, take_options
-from gruve.gateway.sse import Events, event, event_response
+from gruve.gateway.sse import HEADERS, EventResponse, Events, event, event_response
 
 LAST_EVENT_ID = "last-event-id"
 END = "end"
 """The id of the last event. A browser that connects again with it is told to stop."""
 EVENT_ID = re.compile(r"([0-9]{1,19})(?::([0-9]{1,20}))?")
-RETRY = "retry: 500\n"
-"""How many milliseconds `EventSource` waits before it connects again."""
+RETRY_MS = 500
+"""How many milliseconds `EventSource` waits before it connects again, unless the server asked for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,18 @@ async def generate(request: Request) -> Response:
     stream = request.app.state.client.generate(
         asked.prompt, model=asked.model, session=asked.session, seed=asked.seed, **asked.options
     )
-    return await event_response(request, _events(asked, stream), error_name="failed")
+    try:
+        return await event_response(request, _events(asked, stream), error_name="failed")
+    except CallFailed as failure:
+        if asked.options["from_position"] is None or not (failure.connection_lost or failure.retry_after_s):
+            raise
+        return _come_back(failure)
+
+
+def _come_back(failure: CallFailed) -> Response:
+    """Has a client that connected again do so once more: `EventSource` gives up at any status but 200."""
+    retry_ms = max(RETRY_MS, math.ceil(1e3 * (failure.retry_after_s or 0.0)))
+    return Response(f"retry: {retry_ms}\n\n", media_type=EventResponse.media_type, headers=HEADERS)
 
 
 def _asked(fields: Fields, last_event_id: str) -> EventsRequest:
@@ -137,7 +149,7 @@ def _start(stream: AsyncTokenStream) -> str:
         "start_position": start.start_position,
         "max_tokens": start.max_tokens,
     }
-    return RETRY + event(about, name="start")
+    return f"retry: {RETRY_MS}\n" + event(about, name="start")
 
 
 def _tokens(chunk: Chunk) -> dict[str, Any]:
