@@ -130,16 +130,17 @@ def test_a_second_caller_gets_busy():
 def test_closing_ends_the_threads_and_what_is_closed_is_refused():
     before = threads_of_this_process()
     native = NativeBackend(MODEL, 1, 5)
-    assert threads_of_this_process() == before + 4
+    begun = threads_of_this_process() - before
+    assert len(begun) >= 4  # other tests may have left threads that begin or end now
     native.close()
     native.close()
-    assert threads_of_this_process() == before
+    assert len(begun & threads_of_this_process()) <= len(begun) - 4
     with pytest.raises(ValueError, match="no decoder, or it was closed"):
         native.snapshot(0)
 
 
-def threads_of_this_process() -> int:
-    return len(os.listdir("/proc/self/task"))
+def threads_of_this_process() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
 def test_a_forked_child_decodes_on_alone_and_leaves_the_parent_undisturbed():
