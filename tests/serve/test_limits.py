@@ -37,9 +37,9 @@ def test_one_stream_too_many_is_refused_until_another_ends():
 
 def test_a_request_waits_only_while_fewer_wait_than_the_limit():
     ledger = Ledger()
-    ledger.begin("a", Limits(waiting=1), 0.0, waiting=0)
+    ledger.begin("a", Limits(waiting=1), 0.0, waiting=lambda: 0)
     with pytest.raises(LimitExceeded, match="1 requests wait for a slot; the tenant's limit waiting is 1"):
-        ledger.begin("a", Limits(waiting=1), 0.0, waiting=1)
+        ledger.begin("a", Limits(waiting=1), 0.0, waiting=lambda: 1)
 
 
 @pytest.mark.parametrize("wrong", [{"waiting": 0}, {"streams": -1}, {"streams": True}, {"tokens_per_minute": 1.5}])
@@ -106,7 +106,8 @@ def test_whatever_is_refused_or_closed_nothing_leaks_and_no_limit_is_exceeded(se
         tenant = chance.choice("abc")
         if chance.random() < 0.6:
             try:
-                held = ledger.begin(tenant, Limits(), now, waiting=chance.choice([0, 2]))
+                wait = chance.choice([0, 2])
+                held = ledger.begin(tenant, Limits(), now, waiting=lambda wait=wait: wait)
             except LimitExceeded:
                 continue
             live.append((tenant, held))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from gruve.errors import LimitExceeded
 from gruve.serve.identity import Limits
 from gruve.sessions.persistence import SessionBounds
 
+Count = Callable[[], int]
 MINUTE_S = 60.0
 MAX_IDLE_TENANTS = 1_024
 """Beyond this many tenants, those that use nothing and have nothing to wait for are forgotten."""
@@ -42,6 +44,10 @@ class _Usage:
     def idle(self) -> bool:
         """Whether forgetting it changes nothing."""
         return not (self.streams or self.tokens or self.requests)
+
+
+def _none() -> int:
+    return 0
 
 
 @functools.lru_cache(maxsize=MAX_IDLE_TENANTS)  # every request asks, and refusals must be cheap
@@ -114,20 +120,23 @@ class Ledger:
         tenant, total = self.limits_of(own), self._total
         return SessionBounds(tenant.sessions, total.sessions, tenant.stored_bytes, total.stored_bytes)
 
-    def begin(self, tenant: str, own: Limits, now_s: float, *, waiting: int = 0, all_waiting: int = 0) -> Reservation:
+    def begin(
+        self, tenant: str, own: Limits, now_s: float, *, waiting: Count = _none, all_waiting: Count = _none
+    ) -> Reservation:
         """Counts a request and opens a stream. Raises `LimitExceeded`, and then counts nothing.
 
-        `waiting` is how many of the tenant's sequences wait for a slot now, `all_waiting` how many of all tenants.
+        `waiting` says how many of the tenant's sequences wait for a slot now, `all_waiting` how many of all tenants.
+        They are called only where there is a limit, because counting takes longer with every model.
         """
         if len(self._tenants) >= MAX_IDLE_TENANTS and tenant not in self._tenants:
             self._forget_idle(now_s)
         usage = self._tenants.setdefault(tenant, _Usage())
         usages = ((usage, self.limits_of(own)), (self._all, self._total))
-        for (which, limits), wait in zip(usages, (waiting, all_waiting), strict=True):
+        for (which, limits), count in zip(usages, (waiting, all_waiting), strict=True):
             which.refill(limits, now_s)
             if limits.streams is not None and which.streams >= limits.streams:
                 raise self.exceeded("streams", limits.streams, f"{which.streams} streams are open", which, 1.0)
-            if limits.waiting is not None and wait >= limits.waiting:
+            if limits.waiting is not None and (wait := count()) >= limits.waiting:
                 raise self.exceeded("waiting", limits.waiting, f"{wait} requests wait for a slot", which, 1.0)
             bound = limits.requests_per_minute
             if bound is not None and which.requests + 1 > bound:

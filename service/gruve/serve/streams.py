@@ -47,13 +47,13 @@ class Streams:
 
     def reserve(self) -> Reservation:
         """Counts the caller's request against its limits. Raises `LimitExceeded`."""
-        identity, engines = current_identity(), [host.engine for host in self._models.hosts]
+        identity = current_identity()
         return self._ledger.begin(
             identity.tenant,
             identity.limits,
             time.monotonic(),
-            waiting=sum([engine.waiting_of(identity.tenant) for engine in engines]),
-            all_waiting=sum([engine.waiting for engine in engines]),
+            waiting=lambda: sum([host.engine.waiting_of(identity.tenant) for host in self._models.hosts]),
+            all_waiting=lambda: sum([host.engine.waiting for host in self._models.hosts]),
         )
 
     async def _open(self, request: ValidatedGenerate, reservation: Reservation) -> Stream:
