@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gruve.decode.choose import DecodeConfig
-from gruve.errors import ModelUnknown
+from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.repository import WEIGHTS, read_config
 from gruve.serve.model_memory import least_recently_used, model_bytes
 from gruve.v1 import model_pb2 as m
@@ -155,6 +155,32 @@ def test_requests_for_a_model_that_is_not_loaded_load_it_once(start_limited):
         held.let()
         assert all(read.result().tokens == reads[0].result().tokens for read in reads)
     assert held.names == ["a"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_request_that_comes_at_the_very_end_of_a_load_gets_its_outcome(start_limited, broken):
+    server = start_limited(1)
+    models, late = server.server.models, []
+    load = models._load_host
+
+    async def end_with_a_request(name, version):
+        host = await load(name, version)
+        late.append(asyncio.ensure_future(models.acquire(name)))  # it runs before anything that waits for the load
+        if broken:
+            await host.close()
+            raise ModelBroken("broken for this test")
+        return host
+
+    models._load_host = end_with_a_request
+    if broken:
+        assert refusal(lambda: server.generate(model="a", **ASK)).reason == "MODEL_NOT_SERVING"
+    else:
+        assert server.read(model="a", **ASK).reason == "LENGTH"
+    until(lambda: late[0].done())
+    if broken:
+        assert isinstance(late[0].exception(), ModelBroken)
+    else:
+        assert late[0].result() is server.host("a")
 
 
 def test_requests_that_wait_for_a_model_keep_it_from_being_unloaded_before_they_use_it(start_limited):

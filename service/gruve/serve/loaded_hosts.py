@@ -52,7 +52,7 @@ class LoadedHosts:
         """How many calls wait for a host to use it."""
         self._load = load
         self._events = events
-        self._loading: dict[Key, asyncio.Task[ModelHost]] = {}
+        self._loading: dict[Key, asyncio.Task[None]] = {}
         self._making_room = asyncio.Lock()
 
     @contextlib.contextmanager
@@ -75,8 +75,8 @@ class LoadedHosts:
         key = name, version.digest
         task = self._loading.get(key)
         if task is None:
-            task = self._loading[key] = asyncio.ensure_future(self._make(name, version))
-            task.add_done_callback(lambda done: self._end_loading(name, version, done))
+            task = self._loading[key] = asyncio.ensure_future(self._open(name, version))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
         await asyncio.shield(task)
 
     def add(self, host: ModelHost) -> None:
@@ -107,6 +107,19 @@ class LoadedHosts:
         for host in list(self.open):
             self.close(host)
         await asyncio.gather(*self.closing)
+
+    async def _open(self, name: str, version: Version) -> None:
+        """Loads a version and opens it to requests.
+
+        All of that is done when the task is: who asks after that must find the host, or why there is none.
+        """
+        try:
+            self.add(await self._make(name, version))
+        except ModelBroken as error:
+            self._events.on_broken(name, version, error)
+            raise
+        finally:
+            del self._loading[name, version.digest]
 
     async def _make(self, name: str, version: Version) -> ModelHost:
         if self.memory is None or version.config is None:
@@ -139,14 +152,6 @@ class LoadedHosts:
             for host in chosen:
                 self.close(host)
             await asyncio.wait(self.closing, return_when=asyncio.FIRST_COMPLETED)
-
-    def _end_loading(self, name: str, version: Version, task: asyncio.Task[ModelHost]) -> None:
-        del self._loading[name, version.digest]
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, ModelBroken):
-            self._events.on_broken(name, version, error)
-        elif error is None and not task.cancelled():
-            self.add(task.result())
 
     def _end_closing(self, task: asyncio.Task[None]) -> None:
         host = self.closing.pop(task)
