@@ -63,8 +63,7 @@ class Leases:
         # Requests for the same session share one load, and a request that is cancelled does not cancel it.
         loading = self._loading.get(session_id)
         if loading is None:
-            loading = self._loading[session_id] = asyncio.create_task(self._load(self._store, session_id, tenant))
-            loading.add_done_callback(lambda _: self._loading.pop(session_id, None))
+            loading = self._loading[session_id] = asyncio.create_task(self._load_once(self._store, session_id, tenant))
             loading.add_done_callback(_retrieve_exception)
         try:
             session = await asyncio.shield(loading)
@@ -74,6 +73,13 @@ class Leases:
         if self._table.find(session_id, tenant) is session and self.is_held(session):
             return session
         return await self.load(session_id, tenant)  # it was released in the meantime
+
+    async def _load_once(self, store: AsyncStore, session_id: str, tenant: str) -> Session:
+        """Loads a session. Whoever asks after the end begins another load."""
+        try:
+            return await self._load(store, session_id, tenant)
+        finally:
+            del self._loading[session_id]
 
     async def _load(self, store: AsyncStore, session_id: str, tenant: str) -> Session:
         """Leases a session, and reads it unless the copy in memory is current."""
