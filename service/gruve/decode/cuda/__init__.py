@@ -1,8 +1,8 @@
 """The GPU backend: rows stay on the device, and a call is a few CUDA graphs that run without the host.
 
 `backend.py` implements the decode interface and does the bookkeeping. `device.py` wraps streams, graphs and pinned
-memory, with a CPU form for tests. `records.py`, `pool.py` and `memory.py` define the memory layout. A step is either
-torch operations (`torch_step.py`) or fused Triton kernels: `triton_step.py` launches those of `layers.py` and
+memory, with a CPU form for tests. `records.py`, `pool.py` and `memory.py` define the memory layout. A step (`step.py`)
+is either torch operations (`torch_step.py`) or fused Triton kernels: `triton_step.py` launches those of `layers.py` and
 `draw.py`, in int8 `triton_int8_step.py` those of `int8_layers.py`, `int8_math.py` and `draw.py`, and of `point.py`
 for the pointers of the transcripts that `pointing.py` keeps. `modes.py` chooses between them, and `exact.py` checks at
 startup that the choice is exact. `interpreted.py` runs the int8 kernels without a GPU. Only the two Triton steps and

@@ -3,7 +3,7 @@
 `submit` queues a call and returns; the function it returns waits for the result. The device runs calls in the order of
 submission, and `admit` and `snapshot` take effect between them. A caller that submits the next call before it waits for
 the last one keeps the device busy. A frozen row stays frozen, so a row may be submitted again before its end is known.
-Knows numpy, slots and calls. `Step` defines what a step computes; `Device` defines where it runs.
+Knows numpy, slots and calls. A `Step` computes; a `Device` says where.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gruve.decode import Arithmetic, Block, Row, int8
+from gruve.decode import Block, Row, int8
 from gruve.decode.cuda.device import Device, Pending, Work
 from gruve.decode.cuda.logprobs import Recorder
 from gruve.decode.cuda.memory import FORCED, INBOX, LIMIT, MAX_STEPS, OUTBOX, SLOT, STATUS, TAKEN, Memory, Rows
-from gruve.decode.cuda.pointing import PointerMemory, Transcript, transcript_of
+from gruve.decode.cuda.pointing import Transcript, transcript_of
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import Record, build_record, check_row, is_plain
+from gruve.decode.cuda.step import Step
 from gruve.errors import ModelBroken
 from gruve.model.repository import Model
 
@@ -43,36 +43,6 @@ def refuse_pointers(model: Model) -> None:
         raise ModelBroken(
             f"model {model.name!r} has pointers; on a GPU, only the mode 'eager' and, in int8, 'triton' compute them"
         )
-
-
-class Step(Protocol):
-    """One step of a call's rows, computed on the device without reading anything back to the host."""
-
-    hidden_size: int
-    """H, padded as this step needs it."""
-    arithmetic: Arithmetic
-    description: str
-    """Everything about the step that its bits may depend on; in float32, part of the numerics id."""
-    pointers: PointerMemory | None
-    """The transcripts that a model's pointers need, allocated by `attach`; None if the step computes no pointers."""
-    kinds: tuple[bool, ...]
-    """The values of `plain` that `step` takes; False alone if it makes no difference."""
-
-    def attach(self, memory: Memory, stops: StopPool) -> None:
-        """Says where the memory and the stop tables are. Called once, before everything else."""
-
-    def begin(self, rows: Rows) -> None:
-        """Prepares a call; runs after `Memory.gather`."""
-
-    def poison(self) -> None:
-        """For tests: fills every buffer that a call must write before it reads with NaN."""
-
-    def step(self, rows: Rows, parity: int, *, plain: bool) -> None:
-        """Runs one step of every active row.
-
-        `parity` is the number of earlier steps of this call, modulo 2. `plain` says that every row of the call
-        `is_plain`.
-        """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

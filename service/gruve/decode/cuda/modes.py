@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 
 from gruve.decode import Arithmetic, Backend
-from gruve.decode.cuda.backend import CudaBackend, CudaConfig, Step, refuse_pointers
+from gruve.decode.cuda.backend import CudaBackend, CudaConfig, refuse_pointers
 from gruve.decode.cuda.device import Device, GpuDevice
 from gruve.decode.cuda.exact import check_exact, check_int8
+from gruve.decode.cuda.step import Step
 from gruve.decode.cuda.torch_step import TorchStep
 from gruve.decode.reference import ReferenceBackend
 from gruve.errors import ModelBroken

@@ -22,7 +22,7 @@ from gruve.model.repository import Model
 
 
 class TorchStep:
-    """Steps in torch operations; see `gruve.decode.cuda.backend.Step`."""
+    """Steps in torch operations; see `gruve.decode.cuda.step.Step`."""
 
     kinds: tuple[bool, ...] = (True, False)
     pointers: PointerMemory | None = None

@@ -26,7 +26,7 @@ CELL = {"gru": int8_layers.GRU, "lstm": int8_layers.LSTM, "elman": int8_layers.E
 
 
 class TritonInt8Step(TritonStep):
-    """Steps in fused kernels; see `gruve.decode.cuda.backend.Step`.
+    """Steps in fused kernels; see `gruve.decode.cuda.step.Step`.
 
     Torch operations compute layer 0's input where the vocabulary is too large for a table, and the head and the samples
     where it is too large for one tile.

@@ -71,7 +71,7 @@ def tiling_of(config: ModelConfig) -> Tiling:
 
 
 class TritonStep:
-    """Steps in fused kernels; see `gruve.decode.cuda.backend.Step`.
+    """Steps in fused kernels; see `gruve.decode.cuda.step.Step`.
 
     For a vocabulary of more than `draw.MAX_VOCABULARY` tokens, torch operations compute the head and sample.
     """
