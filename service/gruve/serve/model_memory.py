@@ -54,7 +54,7 @@ class ModelMemory:
     def __init__(self, limit_bytes: int, decode: DecodeConfig) -> None:
         """Raises `InvalidField` where a GPU decodes, because the memory of its backends is not known before."""
         if uses_gpu(decode):
-            raise InvalidField("model_memory", "counts the memory of models on a CPU; a GPU decodes here (--device)")
+            raise InvalidField("model_memory", "is a limit for models on a CPU, and a GPU decodes here (--device)")
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         """What models take that are loaded, being loaded or being unloaded."""
@@ -65,15 +65,15 @@ class ModelMemory:
         needed = model_bytes(model, self._decode)
         if needed > self.limit_bytes:
             raise ModelBroken(
-                f"it takes {_mib(needed)} of memory with {self._decode.slots} slots; "
-                f"all models together may take {_mib(self.limit_bytes)} (--model-memory)"
+                f"it takes {_shown(needed)} of memory with {self._decode.slots} slots; "
+                f"all models together may take {_shown(self.limit_bytes)} (--model-memory)"
             )
         return needed
 
     def full(self, name: str, needed: int) -> LimitExceeded:
         """The error of a request whose model has no room, because the others are in use."""
         return LimitExceeded(
-            f"model {name!r} takes {_mib(needed)} of memory; {_mib(self.used_bytes)} of {_mib(self.limit_bytes)} "
+            f"model {name!r} takes {_shown(needed)} of memory; {_shown(self.used_bytes)} of {_shown(self.limit_bytes)} "
             "(--model-memory) are taken, and the models that nobody uses would not make enough room",
             limit="model_memory",
             bound=self.limit_bytes,
@@ -81,5 +81,5 @@ class ModelMemory:
         )
 
 
-def _mib(size: int) -> str:
-    return f"{size / MIB:.1f} MiB"
+def _shown(size: int) -> str:
+    return f"{size / MIB:.1f} MiB" if size >= MIB else f"{size / 1_024:.1f} KiB"
