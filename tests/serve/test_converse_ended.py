@@ -45,6 +45,39 @@ def test_a_resume_takes_over(server, how):
     assert broken(lambda: conversation.call)[1].reason == "TAKEN_OVER"
 
 
+def stopped_before_its_first_token(server):
+    """What resumes a generation that a `stop` has ended before its first token."""
+    asked = {"session_id": server.create(), "generation_id": "a"}
+    conversation = talk(server, 0, **asked)
+    conversation.say(stop={})
+    assert conversation.rest().end.next_position == START
+    return asked
+
+
+def test_a_stopped_generation_goes_on_from_its_end_after_a_rewind(server):
+    again = talk(server, 0, **stopped_before_its_first_token(server))
+    assert again.position(again.say(rewind={"to_position": START})) == START
+    again.grant(100)
+    assert list(again.rest().tokens.values()) == alone(server).tokens
+
+
+def test_a_call_without_credit_ends_after_its_first_message(server):
+    asked = stopped_before_its_first_token(server)
+    again = talk(server, 0, **asked)
+    start = again.read()
+    assert start.tokens.HasField("start")
+    assert not start.tokens.HasField("end")
+    again.grant(1)
+    assert again.rest().finish == "CANCELLED"
+    assert server.session(asked["session_id"]).position == START
+
+
+def test_a_call_without_credit_ends_when_its_client_hangs_up(server):
+    again = talk(server, 0, **stopped_before_its_first_token(server))
+    again.hang_up()
+    assert again.rest().finish == "CANCELLED"
+
+
 @pytest.mark.parametrize("how", WAITS)
 def test_a_deadline_ends_the_call_alone(server, how):
     session = server.create()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import deque
+from collections.abc import Callable
 
 from gruve.errors import (
     GenerationUnknown,
@@ -30,12 +31,14 @@ MAX_WAITING = 1_024
 class ControlQueue:
     """The controls of one conversation."""
 
-    def __init__(self, max_transcript: int) -> None:
+    def __init__(self, max_transcript: int, on_answer: Callable[[], None]) -> None:
+        """`on_answer` is called after each answer that is to be sent."""
         self.arrived: deque[Control] = deque()
         """Controls that were read and have no position yet."""
         self.answers: deque[generation_pb2.ConverseResponse] = deque()
         """Answers that are yet to be sent."""
         self._max_transcript = max_transcript
+        self._on_answer = on_answer
         self._waiting: list[tuple[int, int, Control]] = []
         """Controls by position, then by arrival."""
         self._order = itertools.count()
@@ -60,6 +63,11 @@ class ControlQueue:
     def next_position(self) -> int | None:
         """The position of the first control that waits; None if none does."""
         return self._waiting[0][0] if self._waiting else None
+
+    @property
+    def next_kind(self) -> str | None:
+        """What the first control that waits does; None if none does."""
+        return self._waiting[0][2].kind if self._waiting else None
 
     def check(self, control: Control, here: int, start: int) -> int:
         """The position at which a control takes effect.
@@ -114,6 +122,7 @@ class ControlQueue:
         if control.message is not None:
             response.control_applied.control.CopyFrom(control.message)
         self.answers.append(response)
+        self._on_answer()
 
     def refuse(self, control: Control, error: GruveError) -> None:
         """Answers a control that is refused."""
@@ -134,3 +143,4 @@ class ControlQueue:
             control_id=control_id, reason=f"ERROR_REASON_{error.reason}", message=shorten(str(error))
         )
         self.answers.append(generation_pb2.ConverseResponse(control_refused=refused))
+        self._on_answer()

@@ -56,8 +56,10 @@ class Conversation(Stream):
         self._credit = request.credit or 0
         """How many tokens may still be sent."""
         self._paused = self._stopped = False
+        self._may_conclude = self._credit > 0
+        """Whether the end may be sent. A call without credit hears its client first: a rewind may undo it."""
         self._hung_up = False
-        self._controls = ControlQueue(running.max_transcript)
+        self._controls = ControlQueue(running.max_transcript, on_answer=self._changed.set)
         self._has_room = asyncio.Event()
         self._called_back = False
         self._credit_end = 0
@@ -80,6 +82,7 @@ class Conversation(Stream):
 
     def steer(self, control: Control) -> None:
         """Takes a control; it is answered by a message, or by its `reply`."""
+        self._may_conclude = True
         self._controls.arrived.append(control)
         self._advance()
 
@@ -91,8 +94,8 @@ class Conversation(Stream):
 
     def refuse_message(self, control_id: int, error: GruveError) -> None:
         """Answers a message of the client that holds no valid control."""
+        self._may_conclude = True
         self._controls.refuse_message(control_id, error)
-        self._changed.set()
 
     async def wait_for_room(self) -> None:
         """Waits while too many controls are unanswered."""
@@ -102,7 +105,7 @@ class Conversation(Stream):
 
     def hang_up(self) -> None:
         """Ends the generation when its credit is used up: its client has closed its side."""
-        self._hung_up = True
+        self._hung_up = self._may_conclude = True
         self._advance()
 
     def break_off(self, error: GruveError) -> None:
@@ -114,6 +117,7 @@ class Conversation(Stream):
         """Lets the stream send more tokens. Raises `InvalidField` if that is more than a client may have granted."""
         if self._credit + tokens > MAX_CREDIT:
             raise InvalidField("grant.tokens", f"{tokens} and {self._credit} not yet used are above {MAX_CREDIT}")
+        self._may_conclude = True
         self._credit += tokens
         if self.sequence_id is not None and not self._called_back:
             self._host.engine.grant(self.sequence_id, tokens)
@@ -264,11 +268,16 @@ class Conversation(Stream):
         return max(self._buffer.position, self.generation.start_position)
 
     def _is_control_due(self) -> bool:
-        """Whether the first waiting control can take effect: everything before it was sent, and a token comes there."""
-        position, end = self._controls.next_position, self.generation.next_position
+        """Whether the first waiting control can take effect: everything before it was sent, and a token comes there.
+
+        At the very end of a generation that an earlier call has stopped, that is a rewind alone: it lets it continue.
+        """
+        position, generation = self._controls.next_position, self.generation
         if position is None or self._stopped or position > self._buffer.position:
             return False
-        return position < end or (position == end and not self.generation.finished)
+        if position < generation.next_position or not generation.finished:
+            return position <= generation.next_position
+        return generation.finish_reason is FinishReason.CANCELLED and self._controls.next_kind == "rewind"
 
     def _is_over(self) -> bool:
         """Whether the client has hung up and nothing more can be sent to it."""
@@ -284,21 +293,21 @@ class Conversation(Stream):
         here, generation = self._here(), self.generation
         if control.kind == "resume":
             for pause in self._controls.take_pauses():  # it ends them too, though they have not begun
-                self._answer(pause, here)
+                self._controls.answer(pause, here)
             self._paused = False
-            self._answer(control, here)
+            self._controls.answer(control, here)
             return
         try:
             if self.running.session.generations[-1] is not generation:
                 raise PositionMismatch(f"generation {generation.id!r} ended and the session went on")
             position = self._controls.check(control, here, generation.start_position)
         except GruveError as error:
-            self._refuse(control, error)
+            self._controls.refuse(control, error)
             return
         has_ended = generation.finished and here >= generation.next_position
         if control.kind == "stop" and control.at is None and not has_ended:
             self._stop(here)  # even if a prompt is being sent and the credit ends in it
-            self._answer(control, here)
+            self._controls.answer(control, here)
         else:
             self._controls.add(position, control)
 
@@ -313,7 +322,7 @@ class Conversation(Stream):
         if prompt and position + len(prompt) >= self.running.max_transcript:
             why = f"the prompt has {len(prompt)} tokens and comes at {position}"
             max_position = self.running.max_transcript - 1
-            self._refuse(control, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
+            self._controls.refuse(control, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
             return
         self._rewind(position, control.seed)
         if control.kind == "change_parameters":
@@ -326,7 +335,7 @@ class Conversation(Stream):
             self._paused = True
         elif control.kind == "stop":
             self._stop(position)
-        self._answer(control, position)
+        self._controls.answer(control, position)
 
     def _rewind(self, position: int, seed: int | None = None) -> None:
         """Makes `position` the next one, in the record and in the buffer."""
@@ -368,7 +377,7 @@ class Conversation(Stream):
     def _conclude(self) -> bool:
         """Ends the stream if its next message is the last; returns whether answers are to be sent before it."""
         end = self.generation.next_position
-        if self.ended.is_set() or self.sequence_id is not None or self._controls.arrived:
+        if self.ended.is_set() or self.sequence_id is not None or self._controls.arrived or not self._may_conclude:
             return False
         if not self.generation.finished or not self._has_added_all() or self._buffer.has_gaps:
             return False
@@ -380,14 +389,6 @@ class Conversation(Stream):
         self._controls.refuse_waiting(end)
         self._end(self.generation.finish_reason)
         return bool(self._controls.answers)
-
-    def _answer(self, control: Control, position: int) -> None:
-        self._controls.answer(control, position)
-        self._changed.set()
-
-    def _refuse(self, control: Control, error: GruveError) -> None:
-        self._controls.refuse(control, error)
-        self._changed.set()
 
     def _end_message(self) -> generation_pb2.GenerationEnd:
         end, position = super()._end_message(), self._buffer.position

@@ -14,7 +14,7 @@ from gruve.serve.status import internal_error
 from gruve.serve.validation_converse import validate_control, validate_grant
 from gruve.v1 import generation_pb2
 
-HANG_UP_S = 0.1
+HANG_UP_S = 0.5
 """gRPC reports a client that has closed its side and one that is gone alike; the call of the latter ends soon after."""
 
 
