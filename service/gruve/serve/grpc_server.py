@@ -8,10 +8,10 @@ from collections.abc import Callable
 import grpc
 
 from gruve.errors import CannotListen
+from gruve.serve.accept_loop import make_server
 from gruve.serve.interceptor import Interceptor
 from gruve.serve.listening import explain_listen_failure
 from gruve.serve.tls import Certificates
-from gruve.serve.unknown_methods import make_server
 
 MAX_REQUEST_BYTES = 1 << 20
 OPTIONS = (
