@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import enum
+import functools
 import urllib.parse
 
 from gruve.errors import InvalidField
@@ -103,6 +104,7 @@ def set_identity(identity: Identity) -> None:
     _current.set(identity)
 
 
+@functools.lru_cache(maxsize=1_024)  # a connection has many calls
 def anonymous(peer: str) -> Identity:
     """The identity of a caller that is not authenticated. `peer` is gRPC's name of it, such as `ipv4:10.0.0.1:4711`."""
     return Identity(_address(peer), Role.ADMIN, authenticated=False)

@@ -22,27 +22,27 @@ MAX_TEXT_BYTES = 600
 """The maximum size of a message or a metadata value, which may quote a client or a file. A client refuses trailers
 above 8 KiB; a message is in them three times, once with up to three bytes for each of its own."""
 
-# Subclasses come before their bases: the first class that matches decides.
-STATUS: tuple[tuple[type[errors.GruveError], grpc.StatusCode], ...] = (
-    (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
-    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
-    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
-    (errors.ModelUnknown, grpc.StatusCode.NOT_FOUND),
-    (errors.ModelBroken, grpc.StatusCode.FAILED_PRECONDITION),
-    (errors.ReloadRefused, grpc.StatusCode.FAILED_PRECONDITION),
-    (errors.SessionUnknown, grpc.StatusCode.NOT_FOUND),
-    (errors.SessionExpired, grpc.StatusCode.NOT_FOUND),
-    (errors.GenerationUnknown, grpc.StatusCode.NOT_FOUND),
-    (errors.SessionBusy, grpc.StatusCode.ABORTED),
-    (errors.TakenOver, grpc.StatusCode.ABORTED),
-    (errors.SessionElsewhere, grpc.StatusCode.UNAVAILABLE),
-    (errors.SessionError, grpc.StatusCode.FAILED_PRECONDITION),
-    (errors.QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (errors.DeadlineTooSoon, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (errors.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
-    (errors.GruveError, grpc.StatusCode.INTERNAL),
-)
+STATUS: dict[type, grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.ModelUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.ModelBroken: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ReloadRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SessionUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.SessionExpired: grpc.StatusCode.NOT_FOUND,
+    errors.GenerationUnknown: grpc.StatusCode.NOT_FOUND,
+    errors.SessionBusy: grpc.StatusCode.ABORTED,
+    errors.TakenOver: grpc.StatusCode.ABORTED,
+    errors.SessionElsewhere: grpc.StatusCode.UNAVAILABLE,
+    errors.SessionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineTooSoon: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.GruveError: grpc.StatusCode.INTERNAL,
+}
+"""By class. The nearest base class that has an entry decides."""
 RETRIES: tuple[type[errors.GruveError], ...] = (
     errors.SessionBusy,
     errors.SessionElsewhere,
@@ -71,7 +71,7 @@ def internal_error(error: BaseException, **where: str) -> InternalError:
 
 def status_code(error: errors.GruveError) -> grpc.StatusCode:
     """The canonical code of an error."""
-    return next(code for kind, code in STATUS if isinstance(error, kind))
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def trailer(error: errors.GruveError) -> tuple[str, bytes]:

@@ -59,7 +59,8 @@ class Stream:
         self._request = opened.request
         self._host = host
         self._texts = tokenizer.texts
-        self._start: generation_pb2.GenerationStart | None = _start_message(running, host)
+        self._start: generation_pb2.GenerationStart | None = None
+        """Sent with the first message. Made when the engine has taken the sequence: refusals must be cheap."""
         self._max_message_tokens = request.max_message_tokens
         assembler = TextAssembler(self._texts, opened.stops, self.generation.min_tokens)
         self._buffer = SendBuffer(
@@ -91,6 +92,7 @@ class Stream:
         """Gives the engine what is left to decode. Raises what `ModelHost.admit` raises."""
         admission = self.running.opened.admission
         if admission is None:
+            self._confirm()
             self._end(self.generation.finish_reason or FinishReason.CANCELLED)
             return
         self._facts.admitted_s = time.monotonic()
@@ -107,6 +109,7 @@ class Stream:
         )
 
     def _confirm(self) -> None:
+        self._start = _start_message(self.running, self._host)
         self.running.confirm()
         if self.running.opened.begun:
             self._host.metrics.observe_begin(self.generation.start_position - self.generation.prompt_position)

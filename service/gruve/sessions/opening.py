@@ -196,23 +196,22 @@ class GenerationOpener:
         served = await self._models.acquire(source.model)
         try:
             generation = await request.resolve(served.model.tokenizer)
+            if isinstance(source, NoSession):
+                return self._open_without_session(served, generation)
             growth = most_growth_bytes(None, generation, served.model.config.state_bytes)
-            if isinstance(source, NewSession) and bounds is not None:
+            if bounds is not None:
                 await self.persistence.check_quota(tenant, 1, NEW_SESSION_BYTES + growth, bounds)
-            return self._open_new(source, served, generation, tenant, growth)
+            model, numerics_id = served.model, served.numerics_id
+            session = self.persistence.create(model.name, model.digest, numerics_id, source.idle_ttl_s, tenant)
+            return self._open(session, served, generation, growth, created=session)
         except BaseException:
             self._models.release(served)
             raise
 
-    def _open_new(
-        self, source: NewSession | NoSession, served: ServingModel, request: GenerationRequest, tenant: str, growth: int
-    ) -> RunningGeneration:
-        model, numerics_id = served.model, served.numerics_id
-        if isinstance(source, NewSession):
-            session = self.persistence.create(model.name, model.digest, numerics_id, source.idle_ttl_s, tenant)
-            return self._open(session, served, request, growth, created=session)
-        now_s = time.time()
-        return self._open(Session("", model.name, model.digest, numerics_id, 0.0, now_s, now_s), served, request, 0)
+    def _open_without_session(self, served: ServingModel, request: GenerationRequest) -> RunningGeneration:
+        model, now_s = served.model, time.time()
+        session = Session("", model.name, model.digest, served.numerics_id, 0.0, now_s, now_s)
+        return self._open(session, served, request, 0)
 
     def _open(
         self,
