@@ -149,10 +149,13 @@ class SessionTable:
         Raises `SessionUnknown` for an id that this key did not mint for the tenant, whether another tenant has it or
         nobody.
         """
+        self.expire()
+        session = self._table.get(session_id)
+        if session is not None and session.tenant == tenant:  # its id was authenticated before it came into memory
+            return session
         if not self._authentic(session_id, tenant):
             raise SessionUnknown(f"session {session_id[:64]!r} was not minted by this server")
-        self.expire()
-        return self._table.get(session_id)
+        return session
 
     def peek(self, session_id: str) -> Session | None:
         """The session of whatever tenant, or None if it is not in memory; for the server's own bookkeeping."""
