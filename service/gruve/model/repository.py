@@ -49,11 +49,11 @@ class Model:
     """The card's first paragraph."""
     license: str = ""
     """The card's `license` field."""
+    digest: str = dataclasses.field(init=False)
+    """sha256 over canonical config, tokenizer and weights."""
 
-    @property
-    def digest(self) -> str:
-        """sha256 over canonical config, tokenizer and weights."""
-        return self.config.digest()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", self.config.digest())  # not a property, because every request reads it
 
     @property
     def tokenizer_digest(self) -> str:

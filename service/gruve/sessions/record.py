@@ -86,6 +86,8 @@ class Generation:
     def generated(self) -> int:
         """How many tokens it has generated: those from its start on, without the ones that controls inserted."""
         end = self.next_position
+        if not self.changes:
+            return end - self.start_position
         inserted = sum(min(c.inserted, max(0, end - c.position)) for c in self.changes if c.inserted)
         return end - self.start_position - inserted
 
