@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from redis_server import redis_server
-from serving import loop, repository, server, sqlite, start, stopping, tiny_repository
+from serving import float32_server, loop, repository, server, sqlite, start, stopping, tiny_repository
 
 # Triton reads this when it is imported: its kernels are interpreted in the tests.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -22,6 +22,7 @@ settings.register_profile("gruve", deadline=None, max_examples=40, suppress_heal
 settings.load_profile("gruve")
 
 __all__ = [
+    "float32_server",
     "loop",
     "redis_server",
     "repository",

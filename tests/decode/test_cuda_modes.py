@@ -54,14 +54,14 @@ def test_a_gpu_decodes_a_model_with_pointers_in_the_eager_mode_and_gives_the_rea
     model = model_of(config_of(CELLS[0], V=9, H=16, pointers=pointers_of(9)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(modes, "ReferenceBackend", lambda *given: given)
-    _, _, device, reason, _ = choose_backend(model, DecodeConfig("cuda"))
+    _, _, device, reason, _ = choose_backend(model, DecodeConfig("cuda", arithmetic="float32"))
     assert (device, reason) == (
         "cuda",
         "a GPU was asked for; triton and graph do not compute pointers; decoding with eager",
     )
     for mode in ("triton", "graph"):
         with pytest.raises(ModelBroken, match="only the mode 'eager' and, in int8, 'triton' compute them"):
-            choose_backend(model, DecodeConfig(cuda=mode))
+            choose_backend(model, DecodeConfig(cuda=mode, arithmetic="float32"))
 
 
 def test_requesting_a_gpu_that_is_not_there_is_refused(monkeypatch):

@@ -68,9 +68,9 @@ def test_what_was_reported_may_be_sent_back(server):
     assert server.read(session_id=session, generation_id="a", sampling=asked).tokens == whole.tokens
 
 
-def test_log_probabilities_are_those_of_the_equations(server):
-    stream = server.read(model="lstm", text="abc", max_tokens=10, logprobs=3, echo=True, ignore_eos=True)
-    logits = oracle_logits(server.host("lstm"), [0, *stream.tokens])
+def test_log_probabilities_are_those_of_the_equations(float32_server):
+    stream = float32_server.read(model="lstm", text="abc", max_tokens=10, logprobs=3, echo=True, ignore_eos=True)
+    logits = oracle_logits(float32_server.host("lstm"), [0, *stream.tokens])
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     assert len(stream.logprobs) == len(stream.tokens) == 13
     for entry, at, row in zip(stream.logprobs, stream.tokens, expected, strict=False):

@@ -97,12 +97,12 @@ def test_text_becomes_tokens_and_tokens_text(server):
 
 @pytest.mark.parametrize("model", [name for name in ONE_EACH if name != "tiny"])
 @pytest.mark.parametrize("window", [None, 1, 7, 1_000])
-def test_a_text_is_measured_as_the_equations_measure_it(server, model, window):
+def test_a_text_is_measured_as_the_equations_measure_it(float32_server, model, window):
     tokens = np.random.default_rng(1).integers(0, 13, 50).tolist()
-    measured = score(server, model=model, tokens=s.TokenIds(ids=tokens), window_tokens=window, logprobs=2)
+    measured = score(float32_server, model=model, tokens=s.TokenIds(ids=tokens), window_tokens=window, logprobs=2)
     step = window or len(tokens)
     pieces = [tokens[at : at + step] for at in range(0, len(tokens), step)]
-    expected = np.concatenate([oracle_logprobs(server.host(model).model, piece) for piece in pieces])
+    expected = np.concatenate([oracle_logprobs(float32_server.host(model).model, piece) for piece in pieces])
     assert [entry.logprob for entry in measured.logprobs] == pytest.approx(expected, abs=1e-4)
     assert measured.nats == pytest.approx(-expected.sum(), abs=1e-3)
     assert (measured.token_count, list(measured.token_ids)) == (50, tokens)

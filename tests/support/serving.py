@@ -277,8 +277,18 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(loop: asyncio.AbstractEventLoop, repository: Path) -> Iterator[Running]:
     """The server for tests that leave nothing behind."""
-    config = ServeConfig(models=repository, port=0, metrics_port=0, decode=DecodeConfig("cpu", 128))
-    running = Running(loop, config, time.time)
+    yield from shared_server(loop, repository, DecodeConfig("cpu", 128))
+
+
+@pytest.fixture(scope="session")
+def float32_server(loop: asyncio.AbstractEventLoop, repository: Path) -> Iterator[Running]:
+    """The same for tests that compare with the equations, from which int8 is further away."""
+    yield from shared_server(loop, repository, DecodeConfig("cpu", 128, arithmetic="float32"))
+
+
+def shared_server(loop: asyncio.AbstractEventLoop, repository: Path, decode: DecodeConfig) -> Iterator[Running]:
+    """Starts a server, and closes it after its yield."""
+    running = Running(loop, ServeConfig(models=repository, port=0, metrics_port=0, decode=decode), time.time)
     yield running
     running.stop().result(PATIENCE_S)
 

@@ -53,7 +53,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_flag(serve, "--size", size, None, "the model as LAYERSxHIDDEN", metavar="SIZE")
     add_flag(serve, "--sessions", numbers, None, "sessions of the closed loop", metavar="LIST")
     add_flag(serve, "--threads", bounded(int, 1, 256), None, "threads that decode", metavar="N")
-    add_flag(serve, "--arithmetic", str, "float32", "number format of the products", choices=("float32", "int8"))
+    add_flag(serve, "--arithmetic", str, "int8", "number format of the products", choices=("float32", "int8"))
     add_flag(
         serve, "--soak-minutes", bounded(float, 0, None), None, "how long memory is watched at the end", metavar="N"
     )

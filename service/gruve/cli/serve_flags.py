@@ -151,8 +151,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         group,
         "--arithmetic",
         str,
-        "float32",
-        "number format of the products; int8 is faster, rounds more, and gives the same tokens on every device",
+        "int8",
+        "number format of the products; int8 is faster and gives the same tokens on every device, float32 rounds less",
         variable="GRUVE_ARITHMETIC",
         choices=("float32", "int8"),
     )

@@ -126,9 +126,9 @@ def _backends(model: Model) -> Iterator[Backend]:
 
     for config in (
         DecodeConfig("cpu", 1),
-        DecodeConfig("cpu", 1, arithmetic="int8"),
-        DecodeConfig("cuda", 1),
-        DecodeConfig("cpu", 1, native=False),
+        DecodeConfig("cpu", 1, arithmetic="float32"),
+        DecodeConfig("cuda", 1, arithmetic="float32"),
+        DecodeConfig("cpu", 1, native=False, arithmetic="float32"),
     ):
         with contextlib.suppress(InvalidField, ModelBroken):
             yield choose_backend(model, config)

@@ -33,9 +33,9 @@ class DecodeConfig:
     """Whether the native backend may be used on a CPU; if not, the reference backend is."""
     isa: str | None = None
     """The instruction set of the native backend, one that the CPU supports; None for the fastest."""
-    arithmetic: Arithmetic = "float32"
-    """The number format of products with a state. `int8` is faster on a CPU and makes other tokens, the same with every
-    backend and device."""
+    arithmetic: Arithmetic = "int8"
+    """The number format of products with a state. `int8` makes the same tokens with every backend and device, and is
+    faster on a CPU; `float32` rounds less, and its tokens depend on the backend."""
     cuda: CudaMode = "auto"
     """How a GPU computes: `triton`, `graph` or `eager`; `auto` takes the first of these that works."""
 

@@ -50,7 +50,7 @@ class GpuSetup:
 
     def __init__(self) -> None:
         self.kind = torch.device("cuda")
-        self.decode = DecodeConfig("cuda", 4_096)
+        self.decode = DecodeConfig("cuda", 4_096, arithmetic="float32")
 
     def describe(self) -> dict[str, Value]:
         """See `Setup`."""
@@ -86,7 +86,7 @@ class DrySetup:
 
     def __init__(self) -> None:
         self.kind = torch.device("cpu")
-        self.decode = DecodeConfig("cpu", 16, threads=1)
+        self.decode = DecodeConfig("cpu", 16, threads=1, arithmetic="float32")
 
     def describe(self) -> dict[str, Value]:
         """See `Setup`."""
