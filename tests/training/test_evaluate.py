@@ -13,10 +13,12 @@ from gruve.errors import InvalidField, UnknownCharacter
 from gruve.model.config import ModelConfig
 from gruve.model.network import Network
 from gruve.model.oracle import Oracle
-from gruve.model.repository import Model, save
+from gruve.model.repository import Model, load, save
 from gruve.model.tokenizer import build
+from gruve.training.decoding import decoded_loss
 from gruve.training.evaluate import COLD_WINDOW, carried_loss, evaluate_text, evaluate_tunes
 from gruve.training.quality import draw_samples
+from serving import TINY, Running
 
 TEXT = "abcab" * 140
 TUNES = ["L:1/8\nM:2/4\nK:Cmaj\n| CDEF | G4 |]\n", "L:1/8\nM:2/4\nK:Cmaj\n| G4 |]\n"]
@@ -113,6 +115,19 @@ def test_a_sample_depends_on_its_seed_and_not_on_other_samples(tmp_path: Path) -
 
 def test_a_sample_stops_at_its_end_or_at_the_limit(tmp_path: Path) -> None:
     for sample in draw_samples(model(tmp_path, "abc"), 20, max_tokens=12):
-        assert 0 not in sample.ids
         assert 1 not in sample.ids
         assert sample.ended or len(sample.ids) == 12
+
+
+def test_the_loss_of_the_decoding_backend_is_that_of_the_network(tmp_path: Path) -> None:
+    m = model(tmp_path, "abc")
+    tunes = [[*m.tokenizer.encode(text), 1] for text in TUNES]
+    expected = evaluate_tunes(m, TUNES).nats_per_token
+    assert decoded_loss(m, tunes, "float32") == pytest.approx(expected, rel=1e-5)
+    assert decoded_loss(m, tunes, "int8") == pytest.approx(expected, rel=0.01)
+
+
+def test_samples_are_what_a_server_generates(server: Running) -> None:
+    for at, sample in enumerate(draw_samples(load(TINY), 3, seed=5, temperature=0.8, max_tokens=70)):
+        generated = server.read(max_tokens=70, sampling={"seed": 5 + at, "temperature": 0.8})
+        assert generated.text == sample.text

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from gruve.errors import InvalidField, ModelBroken
 from gruve.model.oracle import Oracle
 from gruve.model.pointer_tracker import PointerTracker
 from gruve.model.repository import load, save
-from gruve.model.sampling import SamplingParameters, draw
 from gruve.model.tokenizer import build
 from gruve.training.batches import START_ID, TextBatches, pad
 from gruve.training.config import (
@@ -29,7 +27,6 @@ from gruve.training.config import (
 from gruve.training.corpus import read_corpus, read_tunes, with_pointers
 from gruve.training.evaluate import carried_loss, cold_loss, evaluate_tunes
 from gruve.training.pointing import UNIT, advance_of, pointed_rows, pointer_config
-from gruve.training.quality import draw_samples
 from gruve.training.trainer import Run, train
 from nets import CELLS, config_of, model_of, pointers_of
 from tunes import write_books
@@ -236,17 +233,3 @@ def test_a_table_of_pointers_is_read_and_a_wrong_one_refused(tmp_path: Path) -> 
         path.write_text(text + line)
         with pytest.raises(InvalidField, match=why):
             read_config(path)
-
-
-def test_samples_of_a_model_with_pointers_are_what_the_oracle_draws() -> None:
-    model = model_of(config_of(CELLS[0], pointers=pointers_of(13)))
-    for seed, sample in enumerate(draw_samples(model, 3, max_tokens=60)):
-        oracle, token = Oracle(model.config, model.weights), START_ID
-        drawn: list[int] = []
-        for position in range(1, 61):
-            logits = oracle.step(token).astype(np.float32)
-            token = draw(logits, SamplingParameters(seed=seed), position=position, masked=(START_ID,))
-            if token == model.tokenizer.end_id:
-                break
-            drawn.append(token)
-        assert sample.ids == tuple(drawn)

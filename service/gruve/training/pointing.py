@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gruve.errors import InvalidField
 from gruve.model.config import ModelConfig
-from gruve.model.pointer_tracker import PointerTracker, point_all
+from gruve.model.pointer_tracker import point_all
 from gruve.model.pointers import PointerConfig
 from gruve.model.tokenizer import Tokenizer
 from gruve.training.config import Pointers
@@ -80,18 +80,3 @@ def pointed_rows(config: ModelConfig, ids: Sequence[int]) -> Tensor | None:
     if config.pointers is None:
         return None
     return torch.from_numpy(point_all(config.pointers, config.vocabulary_size, ids))
-
-
-class PointerRows:
-    """The pointers of several transcripts that are generated side by side."""
-
-    def __init__(self, config: ModelConfig, rows: int) -> None:
-        pointers, V = config.pointers, config.vocabulary_size
-        self._trackers = [] if pointers is None else [PointerTracker(pointers, V) for _ in range(rows)]
-
-    def feed(self, rows: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
-        """(rows, 2 K + 2): the pointers of `rows` after one more token each; None without pointers."""
-        if not self._trackers:
-            return None
-        pointed = [self._trackers[row].feed(token) for row, token in zip(rows, tokens, strict=True)]
-        return torch.tensor([[*p.tokens, *p.matches, p.place_row, p.count_row] for p in pointed])

@@ -26,8 +26,6 @@ def publish(
 ) -> Model:
     """Measures the model in `run`, writes it to `folder` with its card, and returns it as loaded from there.
 
-    The losses with int8 arithmetic are measured with a server (benchmarks/README.md), and written into the results by
-    hand. They are kept if the same model is published again.
     Raises `ModelBroken` if rounding the weights changed the loss too much, and what `measure` raises.
     """
     model = with_default_temperature(load(run), run, config.default_temperature)
@@ -39,7 +37,6 @@ def publish(
         )
     if text.transcribers:
         results["transcribers"] = naming(corpus_path, text.transcribers)
-    results |= _int8_losses(folder / RESULTS, model.digest)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (TOKENIZER, WEIGHTS, CONFIG, CSV_FILE, PNG_FILE):
         shutil.copyfile(run / name, folder / name)
@@ -57,13 +54,6 @@ def with_default_temperature(model: Model, folder: Path, temperature: float | No
     text = card.read_text(encoding="utf-8") if card.exists() else None
     changed = dataclasses.replace(model.config, default_temperature=temperature)
     return save(folder, changed, model.tokenizer, model.weights, text)
-
-
-def _int8_losses(results: Path, digest: str) -> Results:
-    """The entry `int8` of earlier results, if they have one and are those of the model `digest`; else nothing."""
-    earlier = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    same = earlier.get("model", {}).get("digest") == digest
-    return {"int8": earlier["int8"]} if same and "int8" in earlier else {}
 
 
 def _draw(results: Results, folder: Path) -> list[str]:

@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from gruve.errors import TuneError
 from gruve.model.repository import Model
-from gruve.model.sampling import SamplingParameters, draw
-from gruve.training.pointing import PointerRows
+from gruve.model.sampling import SamplingParameters
+from gruve.training.decoding import ROWS, decode_all, row_of
 from gruve.tune.bars import segments, wrong_bars
 from gruve.tune.draw import engraving_warnings
 from gruve.tune.parse import parse_tune
@@ -70,7 +69,6 @@ class TuneQuality:
     mean_tokens: float
 
 
-@torch.no_grad()
 def draw_samples(
     model: Model,
     count: int,
@@ -78,42 +76,24 @@ def draw_samples(
     seed: int = 0,
     temperature: float = 1.0,
     max_tokens: int = 1_024,
-    rows: int = 128,
+    rows: int = ROWS,
     prompts: Sequence[Sequence[int]] = (),
 ) -> list[Sample]:
-    """Draws `count` sequences from the zero state, as a server would.
+    """Draws `count` sequences from the zero state: the tokens that a server with its defaults generates on a CPU.
 
     Sequence n has the seed `seed` + n and begins with `prompts[n]`, if there are prompts. `max_tokens` includes the
-    prompt.
+    prompt. `rows` sequences are decoded side by side, which does not change them.
     """
-    network, tokenizer = model.network(), model.tokenizer
-    samples: list[Sample] = []
-    for first in range(0, count, rows):
-        parameters = [
-            SamplingParameters(temperature=temperature, seed=seed + n) for n in range(first, min(first + rows, count))
-        ]
-        drawn: list[list[int]] = [[] for _ in parameters]
-        running = list(range(len(parameters)))
-        state, tokens = network.zero_state(len(running)), torch.zeros(len(running), dtype=torch.long)
-        pointers = PointerRows(model.config, len(running))
-        for position in range(1, max_tokens + 1):
-            logits, state = network.step(tokens, state, pointers.feed(running, tokens.tolist()))
-            for row, scores in zip(running, logits.numpy(), strict=True):
-                prompt = prompts[first + row] if prompts else ()
-                if position <= len(prompt):
-                    drawn[row].append(prompt[position - 1])
-                else:
-                    drawn[row].append(draw(scores, parameters[row], position=position, masked=(tokenizer.start_id,)))
-            unfinished = [at for at, row in enumerate(running) if drawn[row][-1] != tokenizer.end_id]
-            running = [running[at] for at in unfinished]
-            if not running:
-                break
-            state = tuple(s[:, unfinished] for s in state)
-            tokens = torch.tensor([drawn[row][-1] for row in running])
-        for ids in drawn:
-            ended = ids[-1] == tokenizer.end_id
-            body = tuple(ids[:-1] if ended else ids)
-            samples.append(Sample(body, tokenizer.decode(body), ended))
+    begun = []
+    for n in range(count):
+        prompt = prompts[n][:max_tokens] if prompts else ()
+        sampling = SamplingParameters(temperature=temperature, seed=seed + n)
+        begun.append(row_of(model, prompt, max_tokens - len(prompt), sampling))
+    samples = []
+    for decoded in decode_all(model, begun, side_by_side=rows):
+        ended = decoded.ids[-1] == model.tokenizer.end_id
+        body = tuple(decoded.ids[:-1] if ended else decoded.ids)
+        samples.append(Sample(body, model.tokenizer.decode(body), ended))
     return samples
 
 

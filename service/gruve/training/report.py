@@ -9,8 +9,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from gruve.decode import Arithmetic
 from gruve.errors import CorpusError
 from gruve.model.network import Network
 from gruve.model.pointers import PointerConfig
@@ -18,6 +19,7 @@ from gruve.model.repository import WEIGHTS, Model
 from gruve.training.checkpoint import Checkpoint, load_checkpoint
 from gruve.training.config import TrainingConfig
 from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers
+from gruve.training.decoding import decoded_loss
 from gruve.training.evaluate import PROTOCOLS, TextReport, TunesReport, carried_loss, evaluate_text, tunes_loss
 from gruve.training.form_report import TuneParts, corpus_form, model_form
 from gruve.training.quality import Sample, draw_samples, judge
@@ -26,6 +28,8 @@ Results = dict[str, Any]
 TEXT_TEMPERATURES = (0.8, 1.0)
 TEXT_SAMPLE_TOKENS = 500
 TUNES_SHOWN = 3
+INT8_PIECES = 16
+"""The pieces of a text, decoded side by side, on which int8 is compared with float32."""
 
 
 def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, *, samples: int = 1_000) -> Results:
@@ -52,6 +56,10 @@ def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, 
         carried, *_ = reports = [evaluate_text(model, corpus.validation, protocol) for protocol in PROTOCOLS]
         results["losses"] = [_loss("validation", report) for report in reports]
         results["rounding"] = _rounding(carried_loss(unrounded, ids), carried.nats_per_token)
+        T = len(ids) // INT8_PIECES
+        pieces = [ids[at * T : (at + 1) * T] for at in range(INT8_PIECES)]
+        where = f"the validation part in {INT8_PIECES} pieces, the state carried through each,"
+        results["int8"] = _int8(model, pieces, where)
         results["samples"] = [_text_sample(model, temperature) for temperature in TEXT_TEMPERATURES]
         return results
     corpus = with_pointers(corpus, model.config)
@@ -59,7 +67,14 @@ def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, 
     results["losses"] = [_loss(part, score) for part, score in scores.items()]
     before = tunes_loss(unrounded, corpus.validation).nats_per_token
     results["rounding"] = _rounding(before, scores["validation"].nats_per_token)
+    results["int8"] = _int8(model, [piece.ids[1:] for piece in corpus.test], "the test part")
     return results | _composed(model, corpus, samples)
+
+
+def _int8(model: Model, sequences: Sequence[Sequence[int]], where: str) -> Results:
+    """What int8, a server's arithmetic, makes of the loss; both losses are those of the decoding backend."""
+    nats = {arithmetic: decoded_loss(model, sequences, arithmetic) for arithmetic in get_args(Arithmetic)}
+    return {"measured_on": where} | {f"nats_{arithmetic}": value for arithmetic, value in nats.items()}
 
 
 def _composed(model: Model, corpus: TuneCorpus, count: int) -> Results:
