@@ -87,7 +87,7 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["serve", "--max-call-ms", "nan"], {}, 2, "--max-call-ms is nan; must be 0.1 to 1000"),
         (["serve", "--drain", "-1"], {}, 2, "--drain is -1.0; must be 0 to 86400"),
         (["serve", "--session-ttl", "0"], {}, 2, "--session-ttl is 0.0; must be 1 to 315360000"),
-        (["serve", "--session-memory", "-1"], {}, 2, "--session-memory is -1.0; must be 0 to 1048576"),
+        (["serve", "--session-memory", "64"], {}, 2, "must be a size above 0 in KiB, MiB, GiB or TiB, such as 500MiB"),
         (["serve", "--model-memory", "2"], {}, 2, "--model-memory is '2'; must be a size above 0 in KiB, MiB, GiB"),
         (["serve", "--model-memory", "0GiB"], {}, 2, "--model-memory is '0GiB'; must be a size above 0"),
         (["serve"], {"GRUVE_PORT": "x"}, 2, "--port is 'x' in GRUVE_PORT; must be a whole number"),

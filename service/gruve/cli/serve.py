@@ -52,7 +52,6 @@ the same reason give a password of Redis in GRUVE_STORE.
 """
 log = logging.getLogger(__name__)
 
-MIB = 1 << 20
 SESSION_KEY, EXPORT_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", "GRUVE_EXPORT_KEY", 16
 STORED_TTL_S, MEMORY_TTL_S = 30 * 86_400.0, 3_600.0
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -65,7 +64,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_call_ms": (0.1, 1_000),
     "drain": (0, 86_400),
     "session_ttl": (1, 315_360_000),
-    "session_memory": (0, 1_048_576),
     "watch": (0.1, 86_400),
 }
 """The minimum and maximum of each flag that takes a number."""
@@ -192,7 +190,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         total_limits=Limits(**args.total_limits),
         tenant_limits=Limits(**args.tenant_limits),
         engine=EngineConfig(max_waiting=args.max_waiting, max_call_ms=args.max_call_ms),
-        sessions=SessionsConfig(idle_ttl_s=ttl_s, budget_bytes=int(args.session_memory * MIB)),
+        sessions=SessionsConfig(idle_ttl_s=ttl_s, budget_bytes=args.session_memory),
     )
 
 

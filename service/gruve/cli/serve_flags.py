@@ -263,11 +263,11 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--session-memory",
-        float,
-        64.0,
-        "MiB for idle sessions; beyond, the least recently used leave for the store or, in memory, expire",
-        variable="GRUVE_SESSION_MEMORY_MIB",
-        metavar="MIB",
+        size_or_zero,
+        "64MiB",
+        "memory for idle sessions, or 0; beyond, the least recently used leave for the store or, in memory, expire",
+        variable="GRUVE_SESSION_MEMORY",
+        metavar="SIZE",
     )
 
 
@@ -284,6 +284,11 @@ def size(text: str) -> int:
     if not found or not float(found[1]):
         raise argparse.ArgumentTypeError("must be a size above 0 in KiB, MiB, GiB or TiB, such as 500MiB or 2GiB")
     return int(float(found[1]) * UNITS[found[2]])
+
+
+def size_or_zero(text: str) -> int:
+    """The bytes of a size with its unit, or of `0`."""
+    return 0 if text == "0" else size(text)
 
 
 def limits(text: str) -> dict[str, int]:
