@@ -146,3 +146,13 @@ def test_the_models_are_listed_a_page_at_a_time(start, models):
     for request, field in (({"page_size": 0}, "page_size"), ({"page_token": "nonsense!"}, "page_token")):
         failure = refusal(lambda request=request: server.models.ListModels(m.ListModelsRequest(**request)))
         assert (failure.reason, failure.violations[0].field) == ("INVALID_FIELD", field)
+
+
+@pytest.mark.parametrize("numbers", [(2,), (1, 2)])
+def test_each_version_that_is_broken_at_the_start_is_logged_once(start, models, caplog, numbers):
+    write_version(models / "other", 1, 1)
+    for number in numbers:
+        truncate(models / "net" / str(number))
+    start(models=models)
+    logged = [vars(record) for record in caplog.records if record.message == "model is broken"]
+    assert [record["model"] for record in logged] == ["net"] * len(numbers)

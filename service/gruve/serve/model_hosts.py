@@ -59,6 +59,7 @@ class ModelHosts:
         self.loaded = LoadedHosts(lambda name, version: self._load_host(name, version), events, memory)
         self._memory = memory
         self._reloading = asyncio.Lock()
+        self._started = False
 
     async def start(self) -> None:
         """Reads the repository and loads the newest version of every model. Raises `ModelUnknown` without a folder.
@@ -69,6 +70,7 @@ class ModelHosts:
             self.served[name] = ServedModel(entry)
             with contextlib.suppress(ModelBroken):
                 await self._ready_newest(self.served[name], check_version)
+        self._started = True
 
     async def close(self) -> None:
         """Closes every host; what their engines still decode is handed over."""
@@ -266,7 +268,9 @@ class ModelHosts:
         if version.digest in served.failures:
             return
         served.failures[version.digest] = shorten_reason(error)
-        log.warning("model is broken", extra={"model": name, "version": version.number, "why": str(error)})
+        # A model without any version that serves is reported by the server at the end of its start.
+        if self._started or served.newest is not None:
+            log.warning("model is broken", extra={"model": name, "version": version.number, "why": str(error)})
         self._on_change(served)
 
     def _report_closed(self, host: ModelHost) -> None:
