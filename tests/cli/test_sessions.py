@@ -10,6 +10,7 @@ import pytest
 
 from commands import generate, gruve
 from gruve.client import Client
+from gruve.decode.choose import DecodeConfig
 from server_process import Process
 
 
@@ -133,3 +134,17 @@ def test_a_chat_in_which_nothing_was_said_leaves_no_session(server):
         done = gruve("chat", "tiny", "--address", server.address, text="/new\n/quit\n")
         assert (done.returncode, done.stderr) == (0, "a new session\n")
         assert len(list(client.list_sessions())) == before
+
+
+def test_a_session_of_other_arithmetic_continues_where_that_is_allowed(start, tmp_path):
+    store = f"sqlite:{tmp_path}/sessions.db"
+    before = start(decode=DecodeConfig("cpu", 8, arithmetic="float32"), store=store, session_key=b"k" * 32)
+    kept = before.create()
+    before.read(session_id=kept, max_tokens=5)
+    before.close().result()
+    after = start(store=store, session_key=b"k" * 32)
+    asked = ("--session", kept, "--max-tokens", "5")
+    refused = generate(after.address, *asked)
+    assert (refused.returncode, "--arithmetic and device continues it bit for bit" in refused.stderr) == (1, True)
+    assert generate(after.address, *asked, "--allow-numerics-change").returncode == 0
+    assert after.session(kept).position == 11

@@ -130,7 +130,7 @@ def test_another_tokenizer_is_refused_even_with_rebase_unless_nothing_was_read_y
 
 def test_other_numerics_are_refused_unless_allowed():
     session = session_of()
-    with pytest.raises(NumericsChanged, match="made under numerics numerics, this server has other"):
+    with pytest.raises(NumericsChanged, match="computed with numerics_id numerics; this server has other"):
         open_(session, ask(), numerics="other")
     open_(session, ask(allow_numerics_change=True), numerics="other")
     assert session.numerics_id == "other"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gruve.cli.calls import ReconnectNotes, connected, default_temperature, explain, failure_of, find_model
 from gruve.cli.credentials import add_address, client_options
 from gruve.cli.flags import Parser, add_command
-from gruve.cli.generate import add_sampling, sampling_options
+from gruve.cli.generate import add_numerics_change, add_sampling, sampling_options
 from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_address(parser)
     add_sampling(parser, MAX_TOKENS)
     parser.add_argument("--session", metavar="ID", help="continue this session; absent, begin a new one")
+    add_numerics_change(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +81,10 @@ class Chat:
         self._client = client
         self._args = args
         self._out = out
-        self._options: GenerateOptions = sampling_options(args)
+        self._options: GenerateOptions = {
+            **sampling_options(args),
+            "allow_numerics_change": args.allow_numerics_change,
+        }
         self._unused = False
         self._session = args.session or ""
         if self._session:

@@ -63,11 +63,21 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "--stop", action="append", metavar="TEXT", help="end before this text; may be given up to 16 times"
     )
     parser.add_argument("--session", metavar="ID|new", help="continue a session, or keep this one")
+    add_numerics_change(parser)
     add_flag(parser, "--timeout", bounded(float, 0.001, None), None, "give up after so many seconds", metavar="S")
     parser.add_argument("--echo", action="store_true", help="put the prompt before what is generated")
     add_tune_flags(parser)
     add_flag(parser, "--receipt", Path, None, "write the receipt, which `gruve verify` checks", metavar="FILE")
     parser.add_argument("--quiet", action="store_true", help="no notes on standard error")
+
+
+def add_numerics_change(parser: Parser) -> None:
+    """The flag that lets a session of other arithmetic continue."""
+    parser.add_argument(
+        "--allow-numerics-change",
+        action="store_true",
+        help="continue a session that another --arithmetic or version of the server has computed",
+    )
 
 
 def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
@@ -171,6 +181,7 @@ def _begin(
             raise Failure(f"session {session} is one of the model {kept!r}, not {args.model!r}")
     options: GenerateOptions = {
         **sampling_options(args),
+        "allow_numerics_change": args.allow_numerics_change,
         "logit_bias": bias,
         "min_tokens": args.min_tokens,
         "ignore_eos": args.ignore_eos,

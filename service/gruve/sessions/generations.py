@@ -164,8 +164,9 @@ def make_continuable(
     if session.numerics_id != numerics_id:
         if not allow_numerics_change:
             raise NumericsChanged(
-                f"session {session.id!r} was made under numerics {session.numerics_id}, this server has {numerics_id}; "
-                "set allow_numerics_change to continue without bit-for-bit exactness",
+                f"session {session.id!r} was computed with numerics_id {session.numerics_id}; this server has "
+                f"{numerics_id}. A server with the same version, --arithmetic and device continues it bit for bit; "
+                "allow_numerics_change continues it here",
                 session_numerics_id=session.numerics_id,
                 server_numerics_id=numerics_id,
             )
