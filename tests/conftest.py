@@ -18,7 +18,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 # Servers that tests start as processes keep sessions in memory unless told otherwise.
 os.environ["GRUVE_STORE"] = "memory"
-settings.register_profile("gruve", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+properties = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+# Every run has the same examples: a change is judged by what it changes. `--hypothesis-profile random` draws others.
+settings.register_profile("gruve", properties, derandomize=True)
+settings.register_profile("random", properties, print_blob=True)
 settings.load_profile("gruve")
 
 __all__ = [
