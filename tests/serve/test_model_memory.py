@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gruve.decode.choose import DecodeConfig
 from gruve.errors import ModelBroken, ModelUnknown
-from gruve.model.repository import WEIGHTS, read_config
+from gruve.model.repository import TOKENIZER, WEIGHTS, read_config
 from gruve.serve.model_memory import least_recently_used, model_bytes
 from gruve.v1 import model_pb2 as m
 from gruve.v1 import sampling_pb2 as s
@@ -219,6 +219,18 @@ def test_a_session_goes_on_after_its_model_was_unloaded(start_limited):
         server.read(model=other, **ASK)
         assert loaded(server) == [other]
     assert tokens == whole[:30]
+
+
+def test_a_text_is_cut_into_tokens_without_its_models_weights(start_limited, models):
+    server = start_limited(1)
+    ids = [3, 4, 5]
+    text = server.models.Detokenize(m.DetokenizeRequest(model="a", token_ids=ids)).text
+    assert list(server.models.Tokenize(m.TokenizeRequest(model="a", text=text)).token_ids) == ids
+    assert loaded(server) == []
+    (models / "b" / TOKENIZER).write_text((models / "b" / TOKENIZER).read_text() + " ")
+    failure = refusal(lambda: server.models.Tokenize(m.TokenizeRequest(model="b", text=text)))
+    assert failure.reason == "MODEL_NOT_SERVING"
+    assert "sha256" in failure.message
 
 
 def test_what_is_damaged_answers_why_and_costs_the_other_models_nothing(start_limited, models):

@@ -72,7 +72,7 @@ def load(folder: Path, name: str | None = None) -> Model:
     name = folder.name if name is None else name
     check_name(name)
     config = read_config(folder)
-    tokenizer = _tokenizer(folder, config)
+    tokenizer = load_tokenizer(folder, config)
     weight_bytes = _read(folder / WEIGHTS, _most_weight_bytes(config))
     _check_hash(WEIGHTS, weight_bytes, config)
     card_license, description = read_card(folder)
@@ -85,7 +85,7 @@ def check_unread(folder: Path) -> ModelConfig:
     Raises `ModelBroken` as `load` does. A weight that was changed is found by `load` alone.
     """
     config = read_config(folder)
-    _tokenizer(folder, config)
+    load_tokenizer(folder, config)
     path = folder / WEIGHTS
     header, size = _read(path, _most_weight_bytes(config), 8 + MAX_HEADER_BYTES), path.stat().st_size
     needed = (
@@ -109,7 +109,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_json(_text(TOKENIZER, _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)))
 
 
-def _tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer that a model's config names. Raises `ModelBroken` if it is another one."""
     content = _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
     _check_hash(TOKENIZER, content, config)
     tokenizer = Tokenizer.from_json(_text(TOKENIZER, content))

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from gruve.errors import Draining, LimitExceeded, ModelBroken, ModelUnknown, ReloadRefused
+from gruve.model.repository import load_tokenizer
+from gruve.model.tokenizer import Tokenizer
 from gruve.model.versions import (
     Entry,
     Version,
@@ -165,6 +167,18 @@ class ModelHosts:
             # After a load nothing else runs before the host is used above. If it fails, `find` chooses another version.
             with self.loaded.want((served.name, version.digest)), contextlib.suppress(ModelBroken):
                 await self.loaded.load(served.name, version)
+
+    async def tokenizer(self, reference: str) -> Tokenizer:
+        """The tokenizer of what `find` finds. It is read if the model is not loaded, which loads no weights.
+
+        Raises what `find` raises, and `ModelBroken` if it cannot be read.
+        """
+        served, version = self.find(reference)
+        host = self.host(served, version)
+        if host is not None:
+            return host.model.tokenizer
+        assert version.config is not None  # noqa: S101 - a version without a config is broken
+        return await asyncio.to_thread(load_tokenizer, version.folder, version.config)
 
     def release(self, host: ModelHost) -> None:
         """Ends one use of a host, and closes it if nothing needs it any more."""

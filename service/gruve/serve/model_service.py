@@ -65,8 +65,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.TokenizeResponse:
         """Converts a text to tokens."""
-        async with self._models.use(request.model) as host:
-            ids = await validation.tokenize(host.model.tokenizer, request.text)
+        ids = await validation.tokenize(await self._models.tokenizer(request.model), request.text)
         validation.check_prompt_size("text", ids)
         return model_pb2.TokenizeResponse(token_ids=ids)
 
@@ -76,8 +75,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.DetokenizeResponse:
         """Converts tokens to a text."""
-        async with self._models.use(request.model) as host:
-            tokenizer = host.model.tokenizer
+        tokenizer = await self._models.tokenizer(request.model)
         validation.check_prompt_size("token_ids", request.token_ids)
         validation.check_ids("token_ids", request.token_ids, tokenizer)
         return model_pb2.DetokenizeResponse(text=tokenizer.decode(request.token_ids))
