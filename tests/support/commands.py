@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import select
 import struct
 import subprocess
 import sys
@@ -47,6 +48,10 @@ def in_a_terminal(
     """A process on a terminal of its own: (process, our end of the terminal, the end of the process)."""
     shown, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    # Otherwise Ctrl-C discards what the process has written, also what it writes in answer to it.
+    attributes = termios.tcgetattr(inside)
+    attributes[3] |= termios.NOFLSH
+    termios.tcsetattr(inside, termios.TCSANOW, attributes)
     # The first terminal that a session leader opens becomes its controlling terminal, so that Ctrl-C interrupts it.
     script = 'exec "$@" <"$0" >"$0" 2>&1'
     command = ("sh", "-c", script, os.ttyname(inside), *GRUVE, *arguments)
@@ -63,6 +68,7 @@ def in_a_terminal(
 def read_until(terminal: int, text: bytes) -> bytes:
     shown = b""
     while text not in shown:
+        assert select.select([terminal], [], [], 60)[0], f"{text!r} does not come; shown is {shown!r}"
         shown += os.read(terminal, 4_096)
     return shown
 
