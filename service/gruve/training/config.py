@@ -146,6 +146,9 @@ class TrainingConfig:
     initial_digest: str = ""
     """The digest of the model whose weights the run begins with, given as `--initial`. Empty begins with random
     weights."""
+    composed: int = 0
+    """The tunes that the initial model composes, 0 to 1,000,000. Those with the form of the corpus are learned beside
+    it (`selection.py`). For tunes with an `initial_digest` only."""
     seed: int = 1
     """The seed of the initial weights, the batches and the dropout, 0 to 2^63 - 1."""
     threads: int = 1
@@ -169,6 +172,9 @@ class TrainingConfig:
             self.arithmetic,
             "float32 for any cell but the GRU with reset=after",
         )
+        can_compose = self.kind == "abc" and bool(self.initial_digest)
+        allowed = "0 to 1,000,000" if can_compose else "0 without kind = 'abc' and an initial_digest"
+        _check(0 <= self.composed <= 1_000_000 * can_compose, "composed", self.composed, allowed)
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63-1")
         _check(1 <= self.threads <= 256, "threads", self.threads, "1 to 256")
         _check(s.steps >= 1, "schedule.steps", s.steps, "at least 1")
@@ -214,8 +220,9 @@ class TrainingConfig:
         fields["objective"] = {OBJECTIVE_ALIASES[name]: weight for name, weight in fields["objective"].items()}
         if self.pointers is None:
             del fields["pointers"]
-        if not self.initial_digest:
-            del fields["initial_digest"]
+        for name in ("initial_digest", "composed"):
+            if not fields[name]:
+                del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -54,7 +54,7 @@ def corpus_form(parts: TuneParts) -> Figures:
     """The figures of the corpus: of the training part, and of the unseen tunes for the return of their openings."""
     train = [parts.names(ids) for ids in parts.train]
     prompted = [tokens for ids in (*parts.validation, *parts.test) if opening(tokens := parts.names(ids))]
-    right = sum(_is_right("".join(tokens)) for tokens in train)
+    right = sum(is_right("".join(tokens)) for tokens in train)
     return dataclasses.asdict(form_of(train)) | {
         "tunes": len(train),
         "openings": len(prompted),
@@ -74,7 +74,7 @@ def model_form(model: Model, samples: Sequence[Sample], parts: TuneParts, temper
         "tunes": len(samples),
         "openings": len(prompts),
         "opening_returns": returning / max(len(prompts), 1),
-        "all_bars_right": sum(_is_right(sample.text) for sample in samples) / count,
+        "all_bars_right": sum(is_right(sample.text) for sample in samples) / count,
         "ended": sum(sample.ended for sample in samples) / count,
         "distinct": len({sample.ids for sample in samples}) / count,
         "copied_runs": copied_runs(samples, parts.train)[0],
@@ -89,7 +89,7 @@ def form_table(corpus: Figures, models: Sequence[Figures]) -> list[tuple[str, ..
     ]
 
 
-def _is_right(text: str) -> bool:
+def is_right(text: str) -> bool:
     """Whether a tune parses and has no wrong bar."""
     try:
         return not wrong_bars(parse_tune(as_abc(text)))

@@ -25,7 +25,7 @@ from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
 from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from gruve.training.config import TrainingConfig
-from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers
+from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers, with_selected
 from gruve.training.evaluate import carried_loss, tunes_loss
 from gruve.training.loss_curve import Curve
 from gruve.training.pointing import pointer_config
@@ -71,7 +71,7 @@ def train(
 
     The name of the folder `out` becomes the model's name. With `resume`, the run continues at the checkpoint in `out`
     and ends with the same weights as a run without interruption. `initial` is the folder of the model whose weights the
-    run begins with; the config's `initial_digest` must be its digest.
+    run begins with; the config's `initial_digest` must be its digest. A run with `composed` needs it to resume, too.
 
     Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, or
     if there is a checkpoint and `resume` is false.
@@ -80,16 +80,20 @@ def train(
     a checkpoint is written and `KeyboardInterrupt` is raised.
     """
     corpus = read_corpus(config, corpus_path)
+    needed = (initial is not None or bool(config.initial_digest)) and not resume
+    first = initial_model(config, initial) if needed or config.composed else None
     with _fixed_arithmetic(config):
         if isinstance(corpus, TuneCorpus):
+            if first is not None and config.composed:
+                corpus = with_selected(corpus, first, config.composed)
             corpus = with_pointers(corpus, model_config(config, corpus.tokenizer))
         run = Run(config, corpus, out)
         if resume:
             run.restore(load_checkpoint(out))
         elif (out / FILE).exists():
             raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
-        elif initial is not None or config.initial_digest:
-            run.begin_with(initial_model(config, initial))
+        elif first is not None:
+            run.begin_with(first)
         with deferring as interrupted:
             while run.step < config.schedule.steps:
                 progress(run.advance())
@@ -113,6 +117,7 @@ class Run:
         self.optimiser = _optimiser(config, self._parameters())
         self.source = _source(config, corpus, self.model_config)
         self.carried = self.network.zero_state(config.batches.rows)
+        self.unlikely = corpus.unlikely.table() if isinstance(corpus, TuneCorpus) else None
         self.curve = Curve(out)
         self.step = self.tokens = 0
         self.seconds = 0.0
@@ -191,8 +196,8 @@ class Run:
             right = batch.auxiliary.flatten(0, 1).unbind(dim=1)
             losses = [cross_entropy(a, b, ignore_index=IGNORED) for a, b in zip(answers, right, strict=True)]
             extra = extra + objective.auxiliary_weight * torch.stack(losses).sum()
-        if batch.unlikely is not None and isinstance(self.corpus, TuneCorpus) and objective.unlikelihood_weight:
-            unlikely = self.corpus.unlikely[batch.unlikely.flatten()]
+        if batch.unlikely is not None and self.unlikely is not None and objective.unlikelihood_weight:
+            unlikely = self.unlikely[batch.unlikely.flatten()]
             scored = (batch.targets != IGNORED).flatten()
             extra = extra + objective.unlikelihood_weight * unlikelihood_loss(logits.flatten(0, 1), unlikely, scored)
         return extra
