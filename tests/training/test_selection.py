@@ -10,10 +10,11 @@ import pytest
 
 from gruve.errors import InvalidField
 from gruve.model.repository import Model, load
+from gruve.training import selection
 from gruve.training.config import Architecture, Batches, Schedule, TrainingConfig
 from gruve.training.corpus import TuneCorpus, piece_of, with_selected
 from gruve.training.form_report import is_right
-from gruve.training.quality import draw_samples
+from gruve.training.quality import Sample, draw_samples
 from gruve.training.selection import LONGEST_RUN, form_cell, select_tunes
 from gruve.training.trainer import train
 from gruve.training.unlikelihood import UnlikelyTokens
@@ -83,6 +84,20 @@ def bars_in_succession(tokens: list[str], length: int) -> list[bool]:
 
 def test_nothing_composed_selects_nothing(folk: Model, train: list[list[str]]) -> None:
     assert select_tunes(folk, train, 0) == []
+
+
+def test_a_tune_with_another_start_or_without_an_end_is_left_out(
+    folk: Model, train: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Sample(tuple(folk.tokenizer.encode(join(tune(f"{A}| {B}| {C}| c4|]")))), join(tune(f"{A}|]")), ended=True)
+    odd = (*good.ids, folk.tokenizer.start_id)
+    bad = [dataclasses.replace(good, ended=False), dataclasses.replace(good, ids=odd)]
+    monkeypatch.setattr(selection, "draw_samples", lambda *_: [*bad, good])
+    names = [[folk.tokenizer.vocabulary[i] for i in ids] for ids in (odd, good.ids)]
+    others = [tokens for tokens in train if form_cell(tokens) != form_cell(names[1])]
+    assert select_tunes(folk, others, 3) == []
+    like = [split(HEAD + f"{B}| {A}| {C}| c4|]")] * 3
+    assert select_tunes(folk, [*others, *like], 3) == [names[1]]
 
 
 def test_selected_tunes_are_learned_behind_those_of_the_corpus(folk: Model, train: list[list[str]]) -> None:

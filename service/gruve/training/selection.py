@@ -27,7 +27,7 @@ Cell = tuple[str | bool | int | None, ...]
 def select_tunes(model: Model, train: Sequence[Sequence[str]], composed: int) -> list[list[str]]:
     """Returns some of `composed` tunes that `model` composes at temperature 1 with the seeds from 0, as tokens.
 
-    Of each form, they are as many as in `train`, or all that there are. Each is complete, has no wrong bar, and is
+    Of each form, they are as many as in `train`, or all that there are. Each is whole, has no wrong bar, and is
     distinct from the others and from those of `train`. `composed` of 0 selects none.
     """
     wanted = Counter(map(form_cell, train))
@@ -35,7 +35,8 @@ def select_tunes(model: Model, train: Sequence[Sequence[str]], composed: int) ->
     selected = []
     for sample in draw_samples(model, composed):
         tokens = [model.tokenizer.vocabulary[i] for i in sample.ids]
-        if not sample.ended or tuple(tokens) in seen or not wanted[cell := form_cell(tokens)]:
+        whole = sample.ended and model.tokenizer.start_id not in sample.ids
+        if not whole or tuple(tokens) in seen or not wanted[cell := form_cell(tokens)]:
             continue
         if _longest_run(bars_of(tokens)) <= LONGEST_RUN and is_right(sample.text):
             wanted[cell] -= 1
