@@ -49,7 +49,7 @@ class GrpcServer:
         """Starts the server and returns its port. Raises `CannotListen`."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         address = f"{host}:{self._port}"
-        server = make_server([self._interceptor], OPTIONS)
+        server = make_server([self._interceptor], OPTIONS, self._interceptor.refuse_unread)
         self._add_services(server)
         try:
             if self._certificates is None:

@@ -15,11 +15,13 @@ from typing import Any
 
 import grpc
 
-from gruve.errors import Draining, GruveError, InvalidRequest, PermissionDenied, Unauthenticated
+from gruve.errors import Draining, GruveError, InvalidRequest, LimitExceeded, PermissionDenied, Unauthenticated
+from gruve.serve.accept_loop import EndStatus
 from gruve.serve.access import Access
 from gruve.serve.access_log import EndTrace, LogCall, TraceCall, begin_call, line
-from gruve.serve.identity import anonymous, set_identity
+from gruve.serve.identity import anonymous, current_identity, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
+from gruve.serve.refusals import BURST, PER_SECOND, Refusals
 from gruve.serve.status import internal_error, shorten, status_code, trailer
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -28,6 +30,17 @@ FILES = (generation_pb2, session_pb2, model_pb2)
 """The modules whose services are gruve's own."""
 STEERS = "gruve.v1.GenerationService/Control"
 """Belongs to a stream that is open already, so a server that drains takes it."""
+BEGIN = frozenset(
+    f"/gruve.v1.GenerationService/{name}" for name in ("Generate", "Converse", "StartConversation", "Score")
+)
+"""The methods whose requests can be refused unread."""
+_TOO_MANY = LimitExceeded(
+    f"{BURST} requests of the tenant were refused at once, or more than {PER_SECOND} a second; this one was not read",
+    "refusals", BURST, 1.0,
+)  # fmt: skip
+UNREAD_CODE = status_code(_TOO_MANY)
+OVERDUE = EndStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "the deadline came before the request was read", ())
+UNREAD = EndStatus(UNREAD_CODE.value[0], str(_TOO_MANY), (trailer(_TOO_MANY),))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +82,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         """Writes a line of the access log for each call that has ended; None for no log."""
         self.trace_call: TraceCall | None = None
         """Traces each call; None for no traces."""
+        self._refusals = Refusals()
         self.draining = False
         self.quiet = asyncio.Event()
         """Set while no call is open."""
@@ -102,6 +116,34 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         if identity is not None:
             set_identity(identity)
         return handler
+
+    def refuse_unread(self, method: str, context: Any) -> EndStatus | None:
+        """The status of a call whose deadline is over, or whose tenant's requests were refused too often lately.
+
+        None leaves the call to its method. A call that is refused here is counted, but has no line in the access log.
+        """
+        if method not in BEGIN or self.draining:
+            return None
+        left_s = context.time_remaining()
+        overdue = left_s is not None and left_s <= 0
+        if not overdue and not self._floods(method, context):
+            return None
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if overdue else UNREAD_CODE
+        metrics = self._rpcs[method].metrics
+        metrics.started.inc()
+        metrics.observe_end(code.name, 0, 0, 0.0)
+        return OVERDUE if overdue else UNREAD
+
+    def _floods(self, method: str, context: Any) -> bool:
+        """Whether the call's tenant had too many requests refused lately. Wrong credentials are not refused here."""
+        if not self._refusals:
+            return False
+        try:
+            identity = self._access.check(method, context.invocation_metadata() or ()) if self._access else None
+        except (Unauthenticated, PermissionDenied):
+            return False
+        identity = identity or anonymous(context.peer())
+        return self._refusals.are_too_many(identity.tenant, time.monotonic())
 
     def _refuse(self, method: str, error: GruveError) -> Any:
         """A handler that ends a call of any kind with an error, without reading a request."""
@@ -164,7 +206,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         self._open -= 1
         if not self._open:
             self.quiet.set()
-        seconds = time.monotonic() - call.started_s
+        now_s = time.monotonic()
+        seconds = now_s - call.started_s
+        if code == UNREAD_CODE.name:
+            self._refusals.add(current_identity().tenant, now_s)
         call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)
         if call.end_trace is not None:
             call.end_trace(code)

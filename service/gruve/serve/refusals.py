@@ -1,0 +1,50 @@
+"""Which tenants had so many requests refused lately that more are refused unread.
+
+To read a request and refuse it takes several times as long as to refuse it unread. Under a flood, that time is missing
+to the streams that run. So each tenant has a token bucket of refusals: while it is empty, the tenant's requests are
+refused unread, some of which could have been served. Pure: no gRPC and no clock (a time is an argument).
+"""
+
+from __future__ import annotations
+
+PER_SECOND = 50
+"""So many refusals a second are given in full, with their reason, once the bucket is empty."""
+BURST = 200
+"""So many are given in full by a full bucket."""
+MAX_TENANTS = 1_024
+"""Beyond this many tenants, the one whose refusals are the oldest is forgotten."""
+
+
+class Refusals:
+    """The refusals of each tenant."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, tuple[float, float]] = {}
+        """Refusals taken from the bucket and not yet refilled, and when; the tenant refused last is last."""
+
+    def __bool__(self) -> bool:
+        """Whether any tenant is remembered. Without one nobody's requests are refused unread."""
+        return bool(self._spent)
+
+    def __len__(self) -> int:
+        """How many tenants are remembered."""
+        return len(self._spent)
+
+    def add(self, tenant: str, now_s: float) -> None:
+        """Counts a request of the tenant that was read and refused."""
+        spent = self._refilled(tenant, now_s) + 1
+        self._spent.pop(tenant, None)
+        self._spent[tenant] = (spent, now_s)
+        if len(self._spent) > MAX_TENANTS:
+            del self._spent[next(iter(self._spent))]
+
+    def are_too_many(self, tenant: str, now_s: float) -> bool:
+        """Whether the tenant's bucket is empty."""
+        spent = self._refilled(tenant, now_s)
+        if not spent:
+            self._spent.pop(tenant, None)
+        return spent > BURST - 1
+
+    def _refilled(self, tenant: str, now_s: float) -> float:
+        spent, at_s = self._spent.get(tenant, (0.0, now_s))
+        return max(0.0, spent - PER_SECOND * max(0.0, now_s - at_s))

@@ -1,0 +1,158 @@
+"""A tenant whose requests are refused too often has more of them refused unread, and costs others little."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gruve.serve import refusals
+from gruve.serve.access import AccessConfig
+from gruve.serve.api_keys import add_key
+from gruve.serve.identity import Limits
+from gruve.serve.interceptor import Interceptor
+from gruve.serve.metrics import Metrics
+from gruve.serve.refusals import BURST, MAX_TENANTS, PER_SECOND, Refusals
+from gruve.v1 import generation_pb2 as g
+from serving import read, refusal, until
+
+GENERATE = "/gruve.v1.GenerationService/Generate"
+
+
+class Context:
+    """gRPC's context of a call, as far as a call is refused unread by it."""
+
+    def __init__(self, left_s: float | None = None, peer: str = "ipv4:10.0.0.1:4711") -> None:
+        self._left_s, self._peer = left_s, peer
+
+    def time_remaining(self) -> float | None:
+        return self._left_s
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def peer(self) -> str:
+        return self._peer
+
+
+def counted(metrics: Metrics, method: str, code: str) -> float | None:
+    labels = {"grpc_service": "gruve.v1.GenerationService", "grpc_method": method, "grpc_code": code}
+    kind = {"grpc_type": "server_stream" if method == "Generate" else "unary"}
+    return metrics.registry.get_sample_value("grpc_server_handled_total", labels | kind)
+
+
+def test_a_burst_of_refusals_is_given_in_full_and_then_so_many_a_second():
+    seen = Refusals()
+    for _ in range(BURST):
+        assert not seen.are_too_many("a", 0.0)
+        seen.add("a", 0.0)
+    assert seen.are_too_many("a", 0.0)
+    assert not seen.are_too_many("b", 0.0)
+    given = 0
+    for tenth in range(1, 101):
+        while not seen.are_too_many("a", tenth / 10):
+            seen.add("a", tenth / 10)
+            given += 1
+    assert 10 * PER_SECOND - 1 <= given <= 10 * PER_SECOND  # the bucket's rounding may withhold one
+    assert not seen.are_too_many("a", 1_000.0)
+    assert not seen
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0.0, 0.5), st.integers(1, 60)), max_size=40))
+def test_the_buckets_are_those_of_a_plain_simulation(steps: list[tuple[str, float, int]]) -> None:
+    seen, now_s = Refusals(), 0.0
+    spent = {"a": 0.0, "b": 0.0}
+    for tenant, wait_s, count in steps:
+        now_s += wait_s
+        spent = {name: max(0.0, value - PER_SECOND * wait_s) for name, value in spent.items()}
+        for _ in range(count):
+            seen.add(tenant, now_s)
+        spent[tenant] += count
+        for name, value in spent.items():
+            if abs(value - (BURST - 1)) > 1e-6:
+                assert seen.are_too_many(name, now_s) == (value > BURST - 1)
+
+
+def test_tenants_are_forgotten_when_there_are_too_many_or_nothing_is_left():
+    seen = Refusals()
+    for n in range(2 * MAX_TENANTS):
+        seen.add(f"t{n}", 0.0)
+    assert len(seen) == MAX_TENANTS
+    assert not seen.are_too_many(f"t{2 * MAX_TENANTS - 1}", 100.0)
+    assert len(seen) == MAX_TENANTS - 1
+
+
+def test_a_call_whose_deadline_is_over_is_not_read():
+    interceptor = Interceptor(metrics := Metrics())
+    overdue = interceptor.refuse_unread(GENERATE, Context(0.0))
+    assert overdue is not None
+    assert overdue.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+    assert counted(metrics, "Generate", "DEADLINE_EXCEEDED") == 1
+    for context, method in [
+        (Context(0.5), GENERATE),
+        (Context(None), GENERATE),
+        (Context(0.0), "/gruve.v1.GenerationService/Control"),
+        (Context(0.0), "/grpc.health.v1.Health/Check"),
+    ]:
+        assert interceptor.refuse_unread(method, context) is None
+    interceptor.draining = True
+    assert interceptor.refuse_unread(GENERATE, Context(0.0)) is None
+
+
+def test_a_flood_is_refused_unread_over_the_wire_and_other_tenants_are_served(start, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(refusals, "PER_SECOND", 0)
+    keys = tmp_path / "keys.json"
+    flood, calm = (
+        {"metadata": [("authorization", f"Bearer {key}")], "timeout": 20}
+        for key in (
+            add_key(keys, "flood", "flood", limits=Limits(tokens_per_minute=1)),
+            add_key(keys, "calm", "calm"),
+        )
+    )
+    server = start(access=AccessConfig(keys=keys))
+    request = g.GenerateRequest(model="tiny", max_tokens=2)
+
+    def limit():
+        return refusal(lambda: server.generation.Generate(request, **flood)).metadata["limit"]
+
+    assert [limit() for _ in range(BURST + 3)] == BURST * ["tokens_per_minute"] + 3 * ["refusals"]
+    unread = refusal(lambda: server.generation.Score(g.ScoreRequest(model="tiny", text="A"), **flood))
+    assert (unread.code, unread.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
+    assert (unread.metadata["bound"], unread.retry_after_s) == (str(BURST), 1.0)
+    assert "this one was not read" in unread.message
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        for _ in range(100):  # some are gone before they are answered
+            server.generation.Generate(request, **flood).cancel()
+        assert read(server.generation.Generate(request, **calm)).reason == "LENGTH"
+    assert not caplog.records
+    wrong = {"metadata": [("authorization", "Bearer wrong")]}
+    unknown = refusal(lambda: server.generation.Generate(request, **wrong))
+    assert unknown.code == grpc.StatusCode.UNAUTHENTICATED
+    until(lambda: server.handled("Score", "RESOURCE_EXHAUSTED") == 1)
+    assert server.handled("Generate", "RESOURCE_EXHAUSTED") >= BURST + 3
+    monkeypatch.setattr(refusals, "PER_SECOND", 1_000_000)
+    assert limit() == "tokens_per_minute"
+
+
+def test_a_fault_in_that_check_leaves_the_call_to_its_method(start, monkeypatch):
+    def fail(*_):
+        raise ValueError("a fault")
+
+    server = start()
+    monkeypatch.setattr(Interceptor, "refuse_unread", fail)
+    assert read(server.generate(max_tokens=2)).reason == "LENGTH"
+
+
+@pytest.mark.parametrize("method", ["Generate", "Score"])
+def test_a_call_that_is_refused_unread_is_counted(method):
+    metrics = Metrics()
+    interceptor = Interceptor(metrics)
+    for _ in range(BURST):
+        interceptor._refusals.add("ipv4:10.0.0.1", 1e9)
+    path = f"/gruve.v1.GenerationService/{method}"
+    assert interceptor.refuse_unread(path, Context(peer="ipv4:10.0.0.1:9")) is not None
+    assert interceptor.refuse_unread(path, Context(peer="ipv4:10.0.0.2:9")) is None
+    assert counted(metrics, method, "RESOURCE_EXHAUSTED") == 1
