@@ -9,6 +9,7 @@ import pytest
 
 from fake_server import TUNE, FakeServer
 from gruve.cli import main
+from gruve.cli.compose import Composer
 from gruve.tune.parse import parse_tune
 
 Generate = Callable[..., int]
@@ -225,3 +226,26 @@ def test_a_beginning_in_another_mode_than_the_key_asked_for_is_refused(
 def test_a_raw_beginning_is_passed_on_as_it_is(generate: Generate, tunes: FakeServer) -> None:
     assert generate("K:G\nG", "--raw", "--quiet") == 0
     assert tunes.requests[-1].text == "K:G\nG"
+
+
+@pytest.mark.parametrize(("chunks", "written"), [(1, ""), (9, "X:1\n")])
+def test_a_tune_that_is_interrupted_is_written_if_it_has_a_note(
+    generate: Generate,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    chunks: int,
+    written: str,
+) -> None:
+    shown: list[str] = []
+
+    def interrupt(_: object, text: str, __: object) -> None:
+        shown.append(text)
+        if len(shown) == chunks:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Composer, "_show", interrupt)
+    assert generate() == 130
+    said = capsys.readouterr()
+    assert said.out[:4] == written
+    assert "cancelled" in said.err
+    assert "gruve:" not in said.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -167,7 +168,8 @@ class Composer:
             out.end_line()
             self.note("cancelled")
             if parts and not self.options.raw:
-                self._print(self._abc(stream, before + "".join(parts), beginning, number), out)
+                with contextlib.suppress(Failure):  # it has no note yet
+                    self._print(self._abc(stream, before + "".join(parts), beginning, number), out)
             raise
         out.end_line()
         self.note(self.summary(stream, time.monotonic() - began))
