@@ -93,7 +93,7 @@ def test_a_rare_context_makes_nothing_unlikely() -> None:
 
 def test_no_training_tune_holds_an_unlikely_token(corpus: TuneCorpus) -> None:
     for piece in corpus.train:
-        unlikely = corpus.unlikely.table()[torch.tensor(piece.unlikely[:-1])]
+        unlikely = corpus.unlikely[torch.tensor(piece.unlikely[:-1])]
         assert not unlikely[torch.arange(len(piece.ids) - 1), torch.tensor(piece.ids[1:])].any()
 
 

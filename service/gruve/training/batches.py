@@ -39,6 +39,10 @@ class Batch:
     """(B, T): for tunes, the row of the corpus's table of unlikely tokens that applies after each input."""
     pointed: Tensor | None = None
     """(B, T, 2 K + 2): for a model with pointers, their values at each input."""
+    advantages: Tensor | None = None
+    """(B,): of tunes that the model composed, each one's advantage."""
+    nats: Tensor | None = None
+    """(B, T): of such tunes, what each target cost when they were composed."""
 
 
 class Source(Protocol):
@@ -147,6 +151,10 @@ class Piece:
     unlikely: tuple[int, ...]
     pointed: Tensor | None = dataclasses.field(default=None, compare=False)
     """(T, 2 K + 2): the pointers at each token, for a model with pointers."""
+    advantage: float = 0.0
+    """Of a tune that the model composed; see `form_objective.py`."""
+    nats: tuple[float, ...] = ()
+    """Of a tune that the model composed, what each token after the first cost it."""
 
     def joined(self, other: Piece) -> Piece:
         """This tune followed by another, at whose start token the pointers begin anew."""
@@ -231,4 +239,8 @@ def pad(pieces: Sequence[Piece]) -> Batch:
         pointed = torch.nn.utils.rnn.pad_sequence([p.pointed for p in pieces if p.pointed is not None], True)[:, :-1]
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == START_ID, IGNORED)
     cold = torch.ones(len(pieces), dtype=torch.bool)
-    return Batch(ids[:, :-1], targets, cold, auxiliary[:, :-1], unlikely[:, :-1], pointed)
+    batch = Batch(ids[:, :-1], targets, cold, auxiliary[:, :-1], unlikely[:, :-1], pointed)
+    if not pieces[0].nats:
+        return batch
+    nats = torch.nn.utils.rnn.pad_sequence([torch.tensor(piece.nats) for piece in pieces], batch_first=True)
+    return dataclasses.replace(batch, advantages=torch.tensor([piece.advantage for piece in pieces]), nats=nats)

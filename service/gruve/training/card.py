@@ -187,6 +187,11 @@ def _training(text: CardText, results: Results) -> str:
             f"{weights['auxiliary_weight']}; this head is not stored), and not to generate tokens that never follow "
             f"in the training part (weight {weights['unlikelihood_weight']})."
         )
+    if (form := t.get("form")) is not None:
+        sentences.append(
+            f"Every {form['every_steps']} updates it composed {form['composed']:,} tunes. Those whose form is rarer "
+            f"among them than in the training part became likelier (weight {form['weight']:g})."
+        )
     files = "The configuration is [training.toml](training.toml), the loss curve [losses.csv](losses.csv)."
     return f"## Training\n\n```sh\n{command}\n```\n\n" + " ".join([*sentences, files])
 

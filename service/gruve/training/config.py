@@ -111,6 +111,20 @@ class Objective:
     """The weight of the unlikelihood of tokens that never follow (`unlikelihood.py`); 0 to 1,000."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """The form objective of `form_objective.py`, for tunes: the model's own get the form of the corpus."""
+
+    weight: float = 1.0
+    """The weight of its loss, beside 1 for the next token's; above 0, at most 1,000."""
+    composed: int = 8_000
+    """The tunes that are composed at a time, 100 to 1,000,000."""
+    every_steps: int = 150
+    """The updates between two compositions; the first comes before the first update. At least 1."""
+    rows: int = 32
+    """The composed tunes in a batch, 2 to 4,096. Each update takes one batch."""
+
+
 OBJECTIVE_ALIASES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight": "taboo_weight"}
 """The keys of `Objective` with their former names, which can still be used."""
 _OBJECTIVE_KEYS = {former: key for key, former in OBJECTIVE_ALIASES.items()}
@@ -143,12 +157,11 @@ class TrainingConfig:
     objective: Objective = Objective()
     pointers: Pointers | None = None
     """The pointers of the model; without this table it has none."""
+    form: Form | None = None
+    """The form objective; without this table there is none."""
     initial_digest: str = ""
     """The digest of the model whose weights the run begins with, given as `--initial`. Empty begins with random
     weights."""
-    composed: int = 0
-    """The tunes that the initial model composes, 0 to 1,000,000. Those with the form of the corpus are learned beside
-    it (`selection.py`). For tunes with an `initial_digest` only."""
     seed: int = 1
     """The seed of the initial weights, the batches and the dropout, 0 to 2^63 - 1."""
     threads: int = 1
@@ -172,9 +185,6 @@ class TrainingConfig:
             self.arithmetic,
             "float32 for any cell but the GRU with reset=after",
         )
-        can_compose = self.kind == "abc" and bool(self.initial_digest)
-        allowed = "0 to 1,000,000" if can_compose else "0 without kind = 'abc' and an initial_digest"
-        _check(0 <= self.composed <= 1_000_000 * can_compose, "composed", self.composed, allowed)
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63-1")
         _check(1 <= self.threads <= 256, "threads", self.threads, "1 to 256")
         _check(s.steps >= 1, "schedule.steps", s.steps, "at least 1")
@@ -200,6 +210,12 @@ class TrainingConfig:
                 values = getattr(self.pointers, name)
                 whole = isinstance(values, list) and all(type(value) is int for value in values)
                 _check(whole, f"pointers.{name}", values, "a list of integers")
+        if (f := self.form) is not None:
+            _check(self.kind == "abc", "form", f, "none for texts")
+            _check(0 < f.weight <= 1_000, "form.weight", f.weight, "above 0, at most 1000")
+            _check(100 <= f.composed <= 1_000_000, "form.composed", f.composed, "100 to 1000000")
+            _check(f.every_steps >= 1, "form.every_steps", f.every_steps, "at least 1")
+            _check(2 <= f.rows <= 4_096, "form.rows", f.rows, "2 to 4096")
         for name in ("auxiliary_weight", "unlikelihood_weight"):
             weight = getattr(self.objective, name)
             _check(0 <= weight <= 1_000, f"objective.{name}", weight, "0 to 1000")
@@ -218,9 +234,7 @@ class TrainingConfig:
         del fields["default_temperature"]
         # Keys that were renamed or added later do not change the digest of an older config.
         fields["objective"] = {OBJECTIVE_ALIASES[name]: weight for name, weight in fields["objective"].items()}
-        if self.pointers is None:
-            del fields["pointers"]
-        for name in ("initial_digest", "composed"):
+        for name in ("pointers", "form", "initial_digest"):
             if not fields[name]:
                 del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -241,6 +255,7 @@ def read_config(path: Path) -> TrainingConfig:
         "regularisation": Regularisation,
         "objective": Objective,
         "pointers": Pointers,
+        "form": Form,
     }
     objective = fields.get("objective")
     if isinstance(objective, dict):

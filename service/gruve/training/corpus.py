@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from gruve.errors import CorpusError
 from gruve.model.config import ModelConfig
-from gruve.model.repository import Model
 from gruve.model.tokenizer import Tokenizer, build
 from gruve.training.auxiliary import CLASSES, auxiliary_targets
 from gruve.training.batches import IGNORED, Piece
 from gruve.training.config import TrainingConfig
 from gruve.training.pointing import pointed_rows
-from gruve.training.selection import select_tunes
 from gruve.training.unlikelihood import UnlikelyTokens
 from gruve.tune.books import read_books
 from gruve.tune.tokens import join
@@ -89,7 +89,8 @@ class TuneCorpus:
     train: tuple[Piece, ...]
     validation: tuple[Piece, ...]
     test: tuple[Piece, ...]
-    unlikely: UnlikelyTokens
+    unlikely: Tensor
+    """The table (rows, V) of `unlikelihood.py`."""
     sha256: str
 
 
@@ -112,7 +113,7 @@ def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
         if not pieces:
             raise CorpusError(f"the corpus {folder} leaves no tune for {name}; it keeps {len(kept)} in all")
     train, validation, test = (tuple(pieces) for pieces in parts.values())
-    return TuneCorpus(tokenizer, train, validation, test, unlikely, sha256)
+    return TuneCorpus(tokenizer, train, validation, test, unlikely.table(), sha256)
 
 
 def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], unlikely: UnlikelyTokens) -> Piece:
@@ -124,13 +125,9 @@ def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], unlikely: UnlikelyToke
     return Piece((start, *ids, end), (none, *auxiliary_targets(tokens), none), (*unlikely.rows(tokens), 0))
 
 
-def with_selected(corpus: TuneCorpus, model: Model, composed: int) -> TuneCorpus:
-    """The corpus whose training part also has the tunes that are selected of `composed` ones of `model`."""
-    vocabulary = corpus.tokenizer.vocabulary
-    train = [[vocabulary[i] for i in piece.ids[1:-1]] for piece in corpus.train]
-    selected = select_tunes(model, train, composed)
-    pieces = (piece_of(corpus.tokenizer, tokens, corpus.unlikely) for tokens in selected)
-    return dataclasses.replace(corpus, train=(*corpus.train, *pieces))
+def tokens_of(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> list[list[str]]:
+    """The tokens of tunes, without start and end."""
+    return [[tokenizer.vocabulary[i] for i in piece.ids[1:-1]] for piece in pieces]
 
 
 def with_pointers(corpus: TuneCorpus, model: ModelConfig) -> TuneCorpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,8 @@ class Decoded:
 
     ids: list[int]
     """All tokens after the start token: the forced ones, then the sampled ones, the end token included."""
-    nats: float
-    """What the tokens cost together; 0 unless the row asked for log-probabilities."""
+    nats: list[float]
+    """What each token costs; empty unless the row asked for log-probabilities."""
 
 
 def row_of(
@@ -62,7 +63,7 @@ def decode_all(
 
 
 def _decode(backend: Backend, rows: Sequence[Row]) -> list[Decoded]:
-    decoded = [Decoded([], 0.0) for _ in rows]
+    decoded = [Decoded([], []) for _ in rows]
     for slot, row in enumerate(rows):
         backend.admit(slot, row, None)
     running = list(range(len(rows)))
@@ -72,7 +73,7 @@ def _decode(backend: Backend, rows: Sequence[Row]) -> list[Decoded]:
             taken = int(block.steps_taken[at])
             decoded[slot].ids += block.tokens[:taken, at].tolist()
             if rows[slot].logprobs is not None and block.logprobs is not None:
-                decoded[slot].nats -= float(block.logprobs.chosen[:taken, at].sum(dtype=np.float64))
+                decoded[slot].nats += (-block.logprobs.chosen[:taken, at]).tolist()
         running = [slot for at, slot in enumerate(running) if block.statuses[at] == RowStatus.RUNNING]
     for slot in range(len(rows)):
         backend.release(slot)
@@ -82,4 +83,4 @@ def _decode(backend: Backend, rows: Sequence[Row]) -> list[Decoded]:
 def decoded_loss(model: Model, sequences: Sequence[Sequence[int]], arithmetic: Arithmetic) -> float:
     """Nats per token of whole sequences, each from the zero state behind a start token, as a server computes them."""
     decoded = decode_all(model, [row_of(model, ids, logprobs=0) for ids in sequences], arithmetic)
-    return sum(each.nats for each in decoded) / sum(len(ids) for ids in sequences)
+    return math.fsum(nats for each in decoded for nats in each.nats) / sum(len(ids) for ids in sequences)

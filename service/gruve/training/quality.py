@@ -36,6 +36,8 @@ class Sample:
     ids: tuple[int, ...]
     text: str
     ended: bool
+    nats: tuple[float, ...] = ()
+    """What each token cost after the start token, the end token included, if it was asked for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,22 +80,23 @@ def draw_samples(
     max_tokens: int = 1_024,
     rows: int = ROWS,
     prompts: Sequence[Sequence[int]] = (),
+    with_nats: bool = False,
 ) -> list[Sample]:
     """Draws `count` sequences from the zero state: the tokens that a server with its defaults generates on a CPU.
 
     Sequence n has the seed `seed` + n and begins with `prompts[n]`, if there are prompts. `max_tokens` includes the
-    prompt. `rows` sequences are decoded side by side, which does not change them.
+    prompt. `with_nats` adds what each token cost. `rows` sequences are decoded side by side, which changes none.
     """
     begun = []
     for n in range(count):
         prompt = prompts[n][:max_tokens] if prompts else ()
         sampling = SamplingParameters(temperature=temperature, seed=seed + n)
-        begun.append(row_of(model, prompt, max_tokens - len(prompt), sampling))
+        begun.append(row_of(model, prompt, max_tokens - len(prompt), sampling, 0 if with_nats else None))
     samples = []
     for decoded in decode_all(model, begun, side_by_side=rows):
         ended = decoded.ids[-1] == model.tokenizer.end_id
         body = tuple(decoded.ids[:-1] if ended else decoded.ids)
-        samples.append(Sample(body, model.tokenizer.decode(body), ended))
+        samples.append(Sample(body, model.tokenizer.decode(body), ended, tuple(decoded.nats)))
     return samples
 
 

@@ -146,6 +146,7 @@ def _training(config: TrainingConfig, checkpoint: Checkpoint) -> Results:
         "learning_rate": config.schedule.learning_rate,
         "regularisation": dataclasses.asdict(config.regularisation),
         "objective": dataclasses.asdict(config.objective),
+        "form": None if config.form is None else dataclasses.asdict(config.form),
     }
 
 

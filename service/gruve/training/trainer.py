@@ -25,8 +25,9 @@ from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
 from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from gruve.training.config import TrainingConfig
-from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers, with_selected
+from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, tokens_of, with_pointers
 from gruve.training.evaluate import carried_loss, tunes_loss
+from gruve.training.form_objective import OwnTunes, form_loss
 from gruve.training.loss_curve import Curve
 from gruve.training.pointing import pointer_config
 from gruve.training.recurrence import TrainingNetwork
@@ -71,7 +72,7 @@ def train(
 
     The name of the folder `out` becomes the model's name. With `resume`, the run continues at the checkpoint in `out`
     and ends with the same weights as a run without interruption. `initial` is the folder of the model whose weights the
-    run begins with; the config's `initial_digest` must be its digest. A run with `composed` needs it to resume, too.
+    run begins with; the config's `initial_digest` must be its digest.
 
     Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, or
     if there is a checkpoint and `resume` is false.
@@ -80,20 +81,16 @@ def train(
     a checkpoint is written and `KeyboardInterrupt` is raised.
     """
     corpus = read_corpus(config, corpus_path)
-    needed = (initial is not None or bool(config.initial_digest)) and not resume
-    first = initial_model(config, initial) if needed or config.composed else None
     with _fixed_arithmetic(config):
         if isinstance(corpus, TuneCorpus):
-            if first is not None and config.composed:
-                corpus = with_selected(corpus, first, config.composed)
             corpus = with_pointers(corpus, model_config(config, corpus.tokenizer))
         run = Run(config, corpus, out)
         if resume:
             run.restore(load_checkpoint(out))
         elif (out / FILE).exists():
             raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
-        elif first is not None:
-            run.begin_with(first)
+        elif initial is not None or config.initial_digest:
+            run.begin_with(initial_model(config, initial))
         with deferring as interrupted:
             while run.step < config.schedule.steps:
                 progress(run.advance())
@@ -116,8 +113,10 @@ class Run:
         self.average = {name: weight.detach().clone() for name, weight in self._parameters().items()}
         self.optimiser = _optimiser(config, self._parameters())
         self.source = _source(config, corpus, self.model_config)
+        self.own_tunes: OwnTunes | None = None
+        if config.form is not None and isinstance(corpus, TuneCorpus):
+            self.own_tunes = OwnTunes(config.form, tokens_of(corpus.tokenizer, corpus.train), config.seed)
         self.carried = self.network.zero_state(config.batches.rows)
-        self.unlikely = corpus.unlikely.table() if isinstance(corpus, TuneCorpus) else None
         self.curve = Curve(out)
         self.step = self.tokens = 0
         self.seconds = 0.0
@@ -144,8 +143,10 @@ class Run:
 
     def advance(self) -> Progress:
         """Does one update of the weights, and the validation and checkpoint that are due after it."""
-        schedule = self.config.schedule
+        schedule, form = self.config.schedule, self.config.form
         began = time.perf_counter()
+        if form is not None and self.own_tunes is not None and self.step % form.every_steps == 0:
+            self.own_tunes.compose(self._present_model(), self.step // form.every_steps)
         rate = learning_rate(self.config, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -175,7 +176,7 @@ class Run:
         logits, state, outputs = self.network(batch.inputs, state, batch.pointed)
         self.carried = tuple(s.detach() for s in state)
         loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
-        total = loss + self._auxiliary_loss(batch, logits, outputs)
+        total = loss + self._auxiliary_loss(batch, logits, outputs) + self._form_loss()
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
         parameters = self._parameters()
@@ -196,11 +197,20 @@ class Run:
             right = batch.auxiliary.flatten(0, 1).unbind(dim=1)
             losses = [cross_entropy(a, b, ignore_index=IGNORED) for a, b in zip(answers, right, strict=True)]
             extra = extra + objective.auxiliary_weight * torch.stack(losses).sum()
-        if batch.unlikely is not None and self.unlikely is not None and objective.unlikelihood_weight:
-            unlikely = self.unlikely[batch.unlikely.flatten()]
+        if batch.unlikely is not None and isinstance(self.corpus, TuneCorpus) and objective.unlikelihood_weight:
+            unlikely = self.corpus.unlikely[batch.unlikely.flatten()]
             scored = (batch.targets != IGNORED).flatten()
             extra = extra + objective.unlikelihood_weight * unlikelihood_loss(logits.flatten(0, 1), unlikely, scored)
         return extra
+
+    def _form_loss(self) -> Tensor:
+        """The loss of the form objective on the next batch of composed tunes; zero without one."""
+        if self.config.form is None or self.own_tunes is None:
+            return torch.zeros(())
+        batch = self.own_tunes.next()
+        network = self.network.eval()  # without dropout, as the tunes were composed
+        logits, _, _ = network(batch.inputs, network.zero_state(len(batch.inputs)), batch.pointed)
+        return self.config.form.weight * form_loss(logits, batch)
 
     def _validate(self) -> float:
         """Nats per token of the averaged weights on the validation part."""
@@ -215,6 +225,14 @@ class Run:
         network.load_weights(self.average)
         return network.eval()
 
+    def _present_model(self) -> Model:
+        """The model with the weights as they are, not averaged, so that it composes what this network would."""
+        config = self.model_config
+        stored = torch.float16 if config.precision == "float16" else torch.float32
+        parameters = self._parameters()
+        weights = {name: parameters[name].detach().to(stored).float() for name in config.shapes()}
+        return Model(self.config.name, config, self.corpus.tokenizer, weights)
+
     def checkpoint(self) -> Checkpoint:
         """Returns everything that `restore` needs."""
         tensors = {f"weights/{name}": weight for name, weight in self._parameters().items()}
@@ -224,6 +242,8 @@ class Run:
             tensors |= {f"optimiser/{kind}/{names[index]}": value for kind, value in moments.items()}
         tensors |= {f"carried/{index}": s for index, s in enumerate(self.carried)}
         tensors |= {f"source/{name}": value for name, value in self.source.state().items()}
+        if self.own_tunes is not None:
+            tensors |= {f"own/{name}": value for name, value in self.own_tunes.state().items()}
         tensors["generator"] = torch.get_rng_state()
         tensors["running"] = torch.tensor([self._sum_loss, self._sum_tokens], dtype=torch.float64)
         return Checkpoint(
@@ -252,6 +272,8 @@ class Run:
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         self.carried = tuple(groups["carried"][str(i)] for i in range(len(self.carried)))
         self.source.restore(groups["source"])
+        if self.own_tunes is not None:
+            self.own_tunes.restore(self.model_config, groups["own"])
         torch.set_rng_state(groups["generator"][""])
         self._sum_loss, self._sum_tokens = groups["running"][""][0].item(), int(groups["running"][""][1])
         self.step, self.tokens, self.seconds = checkpoint.step, checkpoint.tokens, checkpoint.seconds
