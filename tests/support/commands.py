@@ -13,6 +13,8 @@ import sys
 import termios
 from collections.abc import Iterator
 
+ECHO = b"^C"
+"""What a terminal shows for Ctrl-C, before or after the output that answers it."""
 GRUVE = (sys.executable, "-m", "gruve.cli")
 # A terminal has a size of its own; pytest-xdist sets COLUMNS in its processes.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
@@ -66,15 +68,16 @@ def in_a_terminal(
 
 
 def read_until(terminal: int, text: bytes) -> bytes:
+    """Reads the output until `text` is in it, without the echo of Ctrl-C."""
     shown = b""
     while text not in shown:
         assert select.select([terminal], [], [], 60)[0], f"{text!r} does not come; shown is {shown!r}"
-        shown += os.read(terminal, 4_096)
+        shown = (shown + os.read(terminal, 4_096)).replace(ECHO, b"")
     return shown
 
 
 def read_all(terminal: int, process: subprocess.Popen[bytes]) -> bytes:
-    """Reads the output until the process ends."""
+    """Reads the output until the process ends, without the echo of Ctrl-C."""
     shown = b""
     os.set_blocking(terminal, False)
     while True:
@@ -83,6 +86,6 @@ def read_all(terminal: int, process: subprocess.Popen[bytes]) -> bytes:
             shown += os.read(terminal, 65_536)
             continue
         if ended:
-            return shown
+            return shown.replace(ECHO, b"")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
