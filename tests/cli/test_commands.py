@@ -288,7 +288,7 @@ def test_a_model_of_tunes_is_measured_and_its_form_stands_beside_the_corpus(tmp_
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert rows[1][0] == "all"
     head = next(at for at, row in enumerate(rows) if row[0].lower() == "form")
-    assert rows[head][1:] == ["corpus", "3 free tunes, temperature 0.9"]
+    assert rows[head][1:] == ["corpus", "3 free tunes, temperature 0.95"]
     assert rows[head + 1][0] == "bars that equal an earlier bar of the tune"
     assert all(cell.endswith("%") for cell in rows[head + 1][1:])
     command = ["evaluate", str(ROOT / "models" / "folk"), str(tmp_path), "--samples", "3", "--part", "all", "--json"]
