@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from commands import gruve, in_a_terminal, read_all, started
 from gruve.cli import make_parser
+from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.progress_bar import progress_line
+from gruve.client import Client
 from gruve.training.trainer import Progress
 from server_process import Process
 
@@ -156,3 +159,45 @@ def test_a_timeout_names_its_seconds(fake):
     fake.hold = True
     done = gruve("generate", "made-up", "--address", fake.address, "--timeout", "0.5")
     assert (done.returncode, done.stderr) == (1, f"gruve: no answer within 0.5 s from {fake.address}\n")
+
+
+def test_ctrl_c_cancels_a_stream_and_is_raised_when_its_reader_has_ended(fake):
+    fake.reset(text="abcdef")
+    fake.hold = True
+    before = signal.getsignal(signal.SIGINT)
+    read = []
+
+    def interrupted(stream):
+        with interrupt_cancels(stream), stream:
+            for chunk in stream:
+                assert not stream.waiting
+                read.append(chunk.text)
+                signal.raise_signal(signal.SIGINT)  # nothing is raised here
+
+    def interrupted_while_it_waits(stream):
+        with interrupt_cancels(stream), stream:
+            signal.raise_signal(signal.SIGINT)
+            read.append("more")
+
+    with Client(fake.address) as client:
+        stream, waits = (client.generate("ROMEO:", model="made-up") for _ in range(2))
+        assert stream.waiting
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(stream)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_while_it_waits(waits)
+    assert ("".join(read), stream.end) == ("abc", None)
+    assert fake.cancelled.wait(60)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_reader_in_another_thread_is_left_alone(fake):
+    fake.reset(text="abc")
+    with Client(fake.address) as client, ThreadPoolExecutor(1) as pool:
+        stream = client.generate("ROMEO:", model="made-up")
+
+        def read() -> str:
+            with interrupt_cancels(stream), stream:
+                return stream.text()
+
+        assert pool.submit(read).result() == "abc"

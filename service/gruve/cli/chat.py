@@ -10,6 +10,7 @@ from gruve.cli.calls import ReconnectNotes, connected, default_temperature, expl
 from gruve.cli.credentials import add_address, client_options
 from gruve.cli.flags import Parser, add_command
 from gruve.cli.generate import add_numerics_change, add_sampling, sampling_options
+from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Chat:
         self._unused = False
         stream = self._client.generate(prompt, session=self._session, **self._options)
         try:
-            with stream:
+            with interrupt_cancels(stream), stream:
                 for chunk in stream:
                     self._out.write(chunk.text)
         except KeyboardInterrupt:

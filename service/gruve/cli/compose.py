@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeGuard, get_args
 from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_flag
+from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.terminal import Failure, TextOut, say_error, standard_output
 from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_files
 
@@ -160,7 +161,7 @@ class Composer:
         parts: list[str] = []
         began = time.monotonic()
         try:
-            with stream:
+            with interrupt_cancels(stream), stream:
                 for chunk in stream:
                     parts.append(chunk.text)
                     self._show(chunk.text, out)

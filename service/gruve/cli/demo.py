@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from gruve.cli.calls import connected, default_temperature
 from gruve.cli.flags import Parser, add_command, add_flag
 from gruve.cli.generate import summary, title
+from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.model_folder import add_models, models_folder
 from gruve.cli.terminal import Failure, TextOut, standard_output
 from gruve.cli.tunes import finished_tune, origin, write_tune_files
@@ -144,7 +145,7 @@ def _stream(stream: TokenStream, out: TextOut) -> str:
     """Prints a stream as it comes; returns its text."""
     before = time.monotonic()
     parts: list[str] = []
-    with stream:
+    with interrupt_cancels(stream), stream:
         for chunk in stream:
             parts.append(chunk.text)
             out.write(chunk.text)

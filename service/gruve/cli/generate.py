@@ -14,6 +14,7 @@ from gruve.cli.calls import ReconnectNotes, connected, default_temperature, find
 from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, writes_tunes
 from gruve.cli.credentials import add_address, client_options
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
+from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.terminal import Failure, piped_text, say_note, say_nothing, standard_output
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _print(stream: TokenStream, prompt: str | None, args: argparse.Namespace) ->
     """Prints the stream as it comes."""
     out = standard_output()
     try:
-        with stream:
+        with interrupt_cancels(stream), stream:
             if out.is_terminal and prompt and not args.echo:
                 out.write(prompt, "dim")
             for chunk in stream:

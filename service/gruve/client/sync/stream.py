@@ -54,6 +54,11 @@ class TokenStream(Iterator[Chunk]):
         """Why the generation ended: "STOP", "LENGTH", "END_OF_SEQUENCE" or "CANCELLED"; empty before the end."""
         return self._resumption.finish_reason
 
+    @property
+    def waiting(self) -> bool:
+        """Whether no call is open: before the first chunk is read, and until a lost connection is replaced."""
+        return self._call is None
+
     def receipt(self, *, token_ids: bool = True) -> ReceiptFile | None:
         """The receipt, which `gruve verify` checks, with the generated tokens if wanted; None before the last chunk.
 
