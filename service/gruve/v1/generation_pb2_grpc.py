@@ -119,8 +119,8 @@ class GenerationServiceServicer:
         Without a session nothing is kept: the whole request, with the seed that was reported and
         `from_position`, generates the same stream again and sends the rest of it.
 
-        A slow reader does not stop the computation: gRPC buffers some megabytes, which is more than
-        max_tokens allows to be generated. Converse has exact flow control.
+        A slow reader does not stop the computation: gRPC buffers some megabytes, and the server keeps the
+        rest, which is little without log-probabilities. Converse has exact flow control.
 
         Refuses or ends with
         INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHARACTER
