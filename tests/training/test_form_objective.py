@@ -19,7 +19,7 @@ from gruve.training import form_objective
 from gruve.training.batches import IGNORED, Batch
 from gruve.training.config import Architecture, Batches, Form, Schedule, TrainingConfig, read_config
 from gruve.training.corpus import read_tunes, tokens_of
-from gruve.training.form_objective import GREATEST_RATIO, OwnTunes, advantages, cell_of, form_cell, form_loss
+from gruve.training.form_objective import GREATEST_RATIO, OwnTunes, advantages, class_of, form_class, form_loss
 from gruve.training.pointing import pointed_rows
 from gruve.training.quality import Sample, draw_samples
 from gruve.training.trainer import Run, train
@@ -54,7 +54,7 @@ def tune(music: str) -> list[str]:
     ],
 )
 def test_a_form_is_what_the_report_of_form_counts(music: str, expected: tuple[object, ...]) -> None:
-    assert form_cell(tune(music)) == expected
+    assert form_class(tune(music)) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_form_is_what_the_report_of_form_counts(music: str, expected: tuple[ob
     ],
 )
 def test_an_unfinished_a_wrong_and_a_stuck_tune_have_no_form(music: str, ended: bool, formed: bool) -> None:
-    assert (cell_of(Sample((), HEAD + music, ended), tune(music)) is not None) == formed
+    assert (class_of(Sample((), HEAD + music, ended), tune(music)) is not None) == formed
 
 
 def test_a_tune_whose_form_is_too_rare_has_an_advantage() -> None:
@@ -84,12 +84,12 @@ def test_a_tune_whose_form_is_too_rare_has_an_advantage() -> None:
 
 
 @given(st.lists(st.sampled_from([None, (0,), (1,), (2,)]), min_size=1, max_size=60), st.integers(1, 50))
-def test_advantages_are_0_in_the_mean_and_never_below_minus_1(cells: list[tuple[int] | None], first: int) -> None:
-    found = advantages(cells, Counter({(0,): first, (1,): 20}))
+def test_advantages_are_0_in_the_mean_and_never_below_minus_1(classes: list[tuple[int] | None], first: int) -> None:
+    found = advantages(classes, Counter({(0,): first, (1,): 20}))
     assert sum(found) == pytest.approx(0, abs=1e-9)
     assert min(found) >= -1
-    assert all(one == other for one, cell in zip(found, cells, strict=True) for other in
-               [value for value, same in zip(found, cells, strict=True) if same == cell])  # fmt: skip
+    assert all(one == other for one, kind in zip(found, classes, strict=True) for other in
+               [value for value, same in zip(found, classes, strict=True) if same == kind])  # fmt: skip
 
 
 def test_the_loss_is_the_clipped_one_of_ppo() -> None:
@@ -133,8 +133,8 @@ def test_composed_tunes_are_those_of_a_server_with_their_advantages_and_pointers
     assert batch.pointed is not None
     assert batch.inputs.shape[0] == 8
     whole = torch.cat((batch.inputs, batch.targets[:, -1:]), dim=1)
-    cells = [cell_of(s, split(s.text)) for s in drawn]
-    values = advantages(cells, Counter(map(form_cell, wanted)))
+    classes = [class_of(s, split(s.text)) for s in drawn]
+    values = advantages(classes, Counter(map(form_class, wanted)))
     given_by = {(0, *s.ids, 1): value for s, value in zip(drawn, values, strict=True)}
     for row, pointed, advantage in zip(whole.tolist(), batch.pointed, batch.advantages.tolist(), strict=True):
         ids = tuple(row[: row.index(1) + 1])
@@ -147,7 +147,7 @@ def test_composed_tunes_are_those_of_a_server_with_their_advantages_and_pointers
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What an untrained model composes has no form of the corpus.
-    monkeypatch.setattr(form_objective, "cell_of", lambda sample, _: (min(len(sample.ids), 3),))
+    monkeypatch.setattr(form_objective, "class_of", lambda sample, _: (min(len(sample.ids), 3),))
     books = write_books(tmp_path)
     whole = train(CONFIG, books, tmp_path / "whole")
     assert train(dataclasses.replace(CONFIG, form=None), books, tmp_path / "without").digest != whole.digest
@@ -173,7 +173,7 @@ def test_the_gradient_makes_the_rare_form_likelier(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(form_objective, "draw_samples", lambda *_, **__: [
         Sample(some, text, True, tuple(nats_of(some))) for some, text in zip(ids, texts, strict=True) for _ in range(50)
     ])  # fmt: skip
-    monkeypatch.setattr(form_objective, "cell_of", lambda sample, _: (sample.ids == ids[0],))
+    monkeypatch.setattr(form_objective, "class_of", lambda sample, _: (sample.ids == ids[0],))
     assert run.own_tunes is not None
     run.own_tunes._wanted = Counter({(True,): 9, (False,): 1})
 

@@ -41,25 +41,50 @@ class Form:
     """Tunes whose last note is C, the tonic of every tune in the corpus."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class TuneForm:
+    """What the figures count in one tune."""
+
+    bars: int
+    repeated: int
+    """Bars that are equal to an earlier one."""
+    bar_5_is_bar_1: bool | None
+    """None if the tune has fewer than 8 bars."""
+    half_cadences_equal: bool | None
+    """None if the tune has fewer than 16 bars."""
+    parts_of_8_bars: bool
+    ends_on_tonic: bool
+
+
 def bars_of(tokens: Sequence[str]) -> list[Bar]:
     """The bars of a tune given as tokens, without the pick-up."""
     bars = [bar for bar, _ in _segments(tokens) if bar]
     return bars[1:] if bars and len(bars[0]) < PICKUP_TOKENS else bars
 
 
+def tune_form(tokens: Sequence[str]) -> TuneForm:
+    """The form of one tune given as tokens."""
+    bars = bars_of(tokens)
+    return TuneForm(
+        bars=len(bars),
+        repeated=sum(bar in bars[:n] for n, bar in enumerate(bars)),
+        bar_5_is_bar_1=bars[4] == bars[0] if len(bars) >= 8 else None,
+        half_cadences_equal=bars[14] == bars[6] if len(bars) >= 16 else None,
+        parts_of_8_bars=set(parts_of(tokens)) == {PART_BARS},
+        ends_on_tonic=ends_on_tonic(tokens),
+    )
+
+
 def form_of(tunes: Iterable[Sequence[str]]) -> Form:
     """Computes the figures of tunes given as tokens."""
-    tunes = list(tunes)
-    all_bars = [bars_of(tokens) for tokens in tunes]
-    repeated = [sum(bar in bars[:n] for n, bar in enumerate(bars)) for bars in all_bars]
-    long, longer = ([bars for bars in all_bars if len(bars) >= fewest] for fewest in (8, 16))
+    forms = [tune_form(tokens) for tokens in tunes]
     return Form(
-        bars_repeated=_share(sum(repeated), sum(map(len, all_bars))),
-        tunes_with_repeat=_share(sum(map(bool, repeated)), len(tunes)),
-        bar_5_is_bar_1=_share(sum(bars[4] == bars[0] for bars in long), len(long)),
-        half_cadences_equal=_share(sum(bars[14] == bars[6] for bars in longer), len(longer)),
-        parts_of_8_bars=_share(sum(set(parts_of(tokens)) == {PART_BARS} for tokens in tunes), len(tunes)),
-        ends_on_tonic=_share(sum(map(ends_on_tonic, tunes)), len(tunes)),
+        bars_repeated=_share(sum(form.repeated for form in forms), sum(form.bars for form in forms)),
+        tunes_with_repeat=_true(form.repeated > 0 for form in forms),
+        bar_5_is_bar_1=_true(form.bar_5_is_bar_1 for form in forms),
+        half_cadences_equal=_true(form.half_cadences_equal for form in forms),
+        parts_of_8_bars=_true(form.parts_of_8_bars for form in forms),
+        ends_on_tonic=_true(form.ends_on_tonic for form in forms),
     )
 
 
@@ -116,3 +141,9 @@ def _segments(tokens: Sequence[str]) -> list[tuple[Bar, str]]:
 
 def _share(some: int, of: int) -> float:
     return some / of if of else 0.0
+
+
+def _true(answers: Iterable[bool | None]) -> float:
+    """The share of true answers; None is not counted."""
+    given = [answer for answer in answers if answer is not None]
+    return _share(sum(given), len(given))

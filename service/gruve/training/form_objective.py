@@ -24,7 +24,7 @@ from gruve.model.repository import Model
 from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Piece, TuneBatches
 from gruve.training.config import Batches, Form
-from gruve.training.form import PART_BARS, bars_of, ends_on_tonic, parts_of
+from gruve.training.form import bars_of, tune_form
 from gruve.training.form_report import is_right
 from gruve.training.pointing import pointed_rows
 from gruve.training.quality import Sample, draw_samples
@@ -41,7 +41,7 @@ CLIP = 0.2
 SEEDS = 1_000_000
 """The seeds of one composition are this far from those of the next."""
 
-Cell = tuple[bool | int | None, ...]
+FormClass = tuple[bool | int | None, ...]
 
 
 class OwnTunes:
@@ -50,7 +50,7 @@ class OwnTunes:
     def __init__(self, form: Form, train: Iterable[Sequence[str]], seed: int) -> None:
         """`train` are the tunes of the corpus, as tokens; `seed` orders the batches."""
         self._form, self._seed = form, seed
-        self._wanted = Counter(map(form_cell, train))
+        self._wanted = Counter(map(form_class, train))
         self._pieces: tuple[Piece, ...] = ()
         self._batches: TuneBatches | None = None
 
@@ -60,10 +60,10 @@ class OwnTunes:
         samples = draw_samples(model, composed, seed=SEEDS * (number + 1), with_nats=True)
         start, end = model.tokenizer.start_id, model.tokenizer.end_id or 0
         vocabulary = model.tokenizer.vocabulary
-        cells = [cell_of(sample, [vocabulary[i] for i in sample.ids]) for sample in samples]
+        classes = [class_of(sample, [vocabulary[i] for i in sample.ids]) for sample in samples]
         pieces = [
             _piece(model.config, (start, *sample.ids, end), advantage, sample.nats)
-            for sample, advantage in zip(samples, advantages(cells, self._wanted), strict=True)
+            for sample, advantage in zip(samples, advantages(classes, self._wanted), strict=True)
             if sample.ended and len(sample.ids) <= LONGEST_TOKENS
         ]
         if len(pieces) < self._form.rows:
@@ -104,41 +104,35 @@ class OwnTunes:
         self._batches = TuneBatches(pieces, Batches(self._form.rows, joined_share=0.0), self._seed)
 
 
-def cell_of(sample: Sample, tokens: Sequence[str]) -> Cell | None:
-    """The form of a composed tune; None if it did not end, has a wrong bar, or repeats one bar too often on end."""
+def class_of(sample: Sample, tokens: Sequence[str]) -> FormClass | None:
+    """The form of a composed tune; None if it did not end, has a wrong bar, or repeats one bar too often in a row."""
     if not sample.ended or _longest_run(bars_of(tokens)) > LONGEST_RUN or not is_right(sample.text):
         return None
-    return form_cell(tokens)
+    return form_class(tokens)
 
 
-def form_cell(tokens: Sequence[str]) -> Cell:
-    """What of a tune's form is compared with the corpus: the figures of `form.py`, those about one tune."""
-    bars = bars_of(tokens)
-    repeated = sum(bar in bars[:n] for n, bar in enumerate(bars))
-    return (
-        min(1 + SHARES * repeated // len(bars), 1 + SHARES // 2) if repeated else 0,
-        bars[4] == bars[0] if len(bars) >= 8 else None,
-        bars[14] == bars[6] if len(bars) >= 16 else None,
-        set(parts_of(tokens)) == {PART_BARS},
-        ends_on_tonic(tokens),
-    )
+def form_class(tokens: Sequence[str]) -> FormClass:
+    """What of a tune's form is compared with the corpus: the figures of `form.py`, the share of repeats in steps."""
+    form = tune_form(tokens)
+    eighths = min(1 + SHARES * form.repeated // form.bars, 1 + SHARES // 2) if form.repeated else 0
+    return eighths, form.bar_5_is_bar_1, form.half_cadences_equal, form.parts_of_8_bars, form.ends_on_tonic
 
 
-def advantages(cells: Sequence[Cell | None], wanted: Counter[Cell]) -> list[float]:
+def advantages(classes: Sequence[FormClass | None], wanted: Counter[FormClass]) -> list[float]:
     """For each composed tune, how much more frequent its form is in the corpus than among those composed.
 
     It is the ratio of both frequencies, at most `GREATEST_RATIO` and 0 without a form, over the mean ratio, less 1: -1
     or more, 0 in the mean. Every form counts half a tune more than there are.
     """
-    found = Counter(cell for cell in cells if cell is not None)
+    found = Counter(kind for kind in classes if kind is not None)
     total = wanted.total() + 0.5 * len(wanted)
 
-    def ratio(cell: Cell | None) -> float:
-        if cell is None:
+    def ratio(kind: FormClass | None) -> float:
+        if kind is None:
             return 0.0
-        return min(GREATEST_RATIO, (wanted[cell] + 0.5) / total / ((found[cell] + 0.5) / len(cells)))
+        return min(GREATEST_RATIO, (wanted[kind] + 0.5) / total / ((found[kind] + 0.5) / len(classes)))
 
-    ratios = [ratio(cell) for cell in cells]
+    ratios = [ratio(kind) for kind in classes]
     mean = sum(ratios) / max(len(ratios), 1)
     return [each / mean - 1 if mean else 0.0 for each in ratios]
 
