@@ -1,4 +1,4 @@
-"""Ctrl-C that does not break off what must not be: an update of a training run, and gRPC while it holds a lock."""
+"""Handles Ctrl-C without breaking off an update of a training run, or gRPC while it holds a lock."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def deferred_interrupt(act: Callable[[], None] = _nothing) -> Iterator[Callable[
 def interrupt_cancels(stream: TokenStream) -> Iterator[None]:
     """Within it Ctrl-C cancels the stream, whose reader then ends; the block ends with `KeyboardInterrupt`.
 
-    An exception that the signal raised in the reader could come just after gRPC took a lock, which then stayed locked,
-    and the command hung. While the stream waits to connect again, it is raised all the same.
+    If the signal raised its exception in the reader, it could do so just after gRPC took a lock. The lock would stay
+    locked and the command would hang. A stream that waits for a connection is left at once.
     """
     if threading.current_thread() is not threading.main_thread():  # it receives no signals
         yield

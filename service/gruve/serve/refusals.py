@@ -1,8 +1,8 @@
 """Which tenants had so many requests refused lately that more are refused unread.
 
-To read a request and refuse it takes several times as long as to refuse it unread. Under a flood, that time is missing
-to the streams that run. So each tenant has a token bucket of refusals: while it is empty, the tenant's requests are
-refused unread, some of which could have been served. Pure: no gRPC and no clock (a time is an argument).
+Reading a request to refuse it takes about three times as long as refusing it unread. Under a flood, the running streams
+lack that time. So each tenant has a token bucket of refusals. While it is empty, the tenant's requests are refused
+unread, although some of them could have been served. Pure: no gRPC and no clock (a time is an argument).
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ def form_class(tokens: Sequence[str]) -> FormClass:
 def advantages(classes: Sequence[FormClass | None], wanted: Counter[FormClass]) -> list[float]:
     """For each composed tune, how much more frequent its form is in the corpus than among those composed.
 
-    It is the ratio of both frequencies, at most `GREATEST_RATIO` and 0 without a form, over the mean ratio, less 1: -1
-    or more, 0 in the mean. Every form counts half a tune more than there are.
+    It is the ratio of the two frequencies, divided by the mean ratio, less 1: at least -1, and 0 in the mean. The ratio
+    is at most `GREATEST_RATIO`, and 0 for a tune without a form. Every form's count is raised by 0.5.
     """
     found = Counter(kind for kind in classes if kind is not None)
     total = wanted.total() + 0.5 * len(wanted)
