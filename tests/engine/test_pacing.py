@@ -111,6 +111,16 @@ def test_paced_rows_take_one_token_a_call_and_no_other_row_waits_for_them():
         assert recorder.wait_for_end(paced).finish_reason is FinishReason.LENGTH
 
 
+def test_a_row_with_a_window_is_decoded_exactly_as_far_as_it_is_acknowledged():
+    with engine_of(FakeBackend()) as (engine, recorder):
+        sequence = engine.admit(admission_of([1, 2, 3], max_tokens=ENDLESS, window=2))
+        recorder.wait(lambda recorder: len(recorder.tokens.get(sequence, ())) == 2)
+        engine.acknowledge(sequence, 4)
+        recorder.wait(lambda recorder: len(recorder.tokens[sequence]) == 6)
+        assert recorder.wait_for_end(engine.admit(admission_of(max_tokens=20))).finish_reason is FinishReason.LENGTH
+        assert len(recorder.tokens[sequence]) == 6
+
+
 def test_a_row_with_credit_generates_exactly_what_it_is_granted():
     with engine_of(FakeBackend()) as (engine, recorder):
         sequence = engine.admit(admission_of([1, 2, 3], max_tokens=ENDLESS), credit=2)

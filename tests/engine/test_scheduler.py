@@ -19,14 +19,14 @@ GREEDY = SamplingParameters(temperature=0.0)
 START = np.zeros(1, dtype=np.int32)
 
 
-def sequence(id_, *, prompt=0, credit=None, pace=None):
+def sequence(id_, *, prompt=0, credit=None, pace=None, window=None):
     forced = np.zeros(prompt, dtype=np.int32)
-    admission = Admission(GREEDY, START, 0, forced, max_tokens=1 << 20, max_tokens_per_second=pace)
+    admission = Admission(GREEDY, START, 0, forced, max_tokens=1 << 20, max_tokens_per_second=pace, window=window)
     return Sequence(id_, admission, credit=credit)
 
 
 def ready(s, now):
-    return s.forced_left > 0 or (s.credit != 0 and s.ready_s <= now)
+    return s.window != 0 and (s.forced_left > 0 or (s.credit != 0 and s.ready_s <= now))
 
 
 class Simulation:
@@ -50,6 +50,7 @@ class Simulation:
             prompt=self.chance.choice([0, 0, 1, 5, 100]),
             credit=self.chance.choice([None, None, 0, 3]),
             pace=self.chance.choice([None, None, None, 1.0, 50.0]),
+            window=self.chance.choice([None, None, 4]),
         )
         self.scheduler.add(new)
         self.alive[new.id] = new
@@ -63,7 +64,8 @@ class Simulation:
 
     def grant(self):
         if self.alive:
-            self.scheduler.grant(self.alive[self.chance.choice(list(self.alive))], self.chance.choice([0, 1, 4]))
+            granted = self.alive[self.chance.choice(list(self.alive))]
+            self.scheduler.grant(granted, self.chance.choice([0, 1, 4]), self.chance.choice([0, 2, 8]))
 
     def call(self):
         self.admit()
@@ -86,8 +88,7 @@ class Simulation:
 
     def grant_in_flight(self, rows):
         for row in rows:
-            if row.credit is not None:
-                self.scheduler.grant(row, self.chance.choice([0, 1]))
+            self.scheduler.grant(row, self.chance.choice([0, 1]), self.chance.choice([0, 1]))
 
     def finish(self, rows):
         for row in rows:
@@ -258,11 +259,26 @@ def test_a_row_without_credit_still_reads_its_prompt():
     assert row.step_limit() == 5
 
 
+def test_a_row_without_window_is_parked_even_in_its_prompt_until_it_gets_one():
+    row = sequence(1, prompt=5, window=2)
+    scheduler = Scheduler(1, 2)
+    scheduler.add(row)
+    scheduler.admit()
+    assert (scheduler.pick(0.0), row.step_limit()) == ([row], 2)
+    row.advance(2, 0.0)
+    scheduler.finish_call([row])
+    assert scheduler.pick(0.0) == []
+    scheduler.grant(row, credit=3)
+    assert scheduler.pick(0.0) == []
+    scheduler.grant(row, window=4)
+    assert (scheduler.pick(0.0), row.step_limit()) == ([row], 4)
+
+
 def test_a_grant_gives_no_bound_to_a_row_without_one():
     row = sequence(1)
     scheduler = running(row)
-    scheduler.grant(row, 3)
-    assert row.credit is None
+    scheduler.grant(row, 3, 3)
+    assert (row.credit, row.window) == (None, None)
 
 
 def test_a_paced_row_takes_one_token_and_wakes_at_its_time():

@@ -17,12 +17,12 @@ def sequence(*, prompt=0, credit=None, **admission):
 
 
 def counts(s):
-    return s.position, s.forced_left, s.generated, s.credit
+    return s.position, s.forced_left, s.generated, s.credit, s.window
 
 
 @given(st.integers(0, 40), st.lists(st.integers(1, 20), min_size=1, max_size=5))
 def test_steps_count_the_same_in_one_call_or_in_several(prompt, calls):
-    once, often = sequence(prompt=prompt, credit=1_000), sequence(prompt=prompt, credit=1_000)
+    once, often = (sequence(prompt=prompt, credit=1_000, window=1_000) for _ in range(2))
     forced = once.advance(sum(calls), 0.0)
     assert sum(often.advance(steps, 0.0) for steps in calls) == forced == min(prompt, sum(calls))
     assert counts(often) == counts(once)
@@ -41,12 +41,21 @@ def test_a_paced_row_is_never_ahead_of_its_pace_by_more_than_the_debt_allows(pac
             assert last - first <= pace * (times[last] - times[first] + MAX_PACE_DEBT_S) + 1e-6
 
 
-@given(st.integers(0, 9), st.integers(0, 9), st.sampled_from([None, 0, 1, 5]), st.sampled_from([None, 10.0]))
-def test_the_steps_of_a_call_are_the_prompt_and_what_credit_and_pace_allow(prompt, submitted, credit, pace):
-    row = sequence(prompt=prompt, credit=credit, max_tokens_per_second=pace)
+@given(
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.sampled_from([None, 0, 1, 5]),
+    st.sampled_from([None, 10.0]),
+    st.sampled_from([None, 1, 7]),
+)
+def test_the_steps_of_a_call_are_the_prompt_and_what_credit_pace_and_window_allow(
+    prompt, submitted, credit, pace, window
+):
+    row = sequence(prompt=prompt, credit=credit, max_tokens_per_second=pace, window=window)
     row.submitted = submitted
     allowed = min(UNLIMITED if credit is None else credit, UNLIMITED if pace is None else 1)
-    assert row.step_limit() == max(0, prompt + allowed - submitted)
+    most = prompt + allowed if window is None else min(prompt + allowed, window)
+    assert row.step_limit() == max(0, most - submitted)
 
 
 def test_the_steps_to_the_first_tokens_count_the_prompt_until_one_is_generated_or_submitted():

@@ -199,7 +199,7 @@ def test_a_control_that_waits_when_the_client_leaves_is_answered(server):
         target=lambda: failures.append(refusal(lambda: started.control(at_position=START + 9, pause={})))
     )
     waiting.start()
-    (conversation,) = server.server._generations.streams._conversations
+    (conversation,) = server.server._generations.streams._streams
     until(lambda: conversation._controls.next_position)
     started.call.cancel()
     waiting.join()

@@ -172,6 +172,19 @@ def test_log_probabilities_computed_again_are_those_of_the_first_time(finished):
     assert (session.position, session.consumed) == (33, 32)
 
 
+def test_log_probabilities_are_computed_again_from_the_nearest_state():
+    session, backend = session_of(), ReferenceBackend(MODEL, slots=1)
+    asked = ask(max_tokens=40, logprobs=0, ignore_eos=True)
+    whole = Stream(open_(session_of(), asked), backend)
+    Stream(open_(session, asked), backend, steps=15)
+    Stream(open_(session, dataclasses.replace(asked, from_position=16)), backend)
+    opened = open_(session, dataclasses.replace(asked, from_position=20))
+    assert opened.admission.position == 15
+    again = Stream(opened, backend)
+    assert (again.tokens, again.logprobs) == (whole.tokens[19:], whole.logprobs[19:])
+    assert open_(session, dataclasses.replace(asked, from_position=15)).admission.state is None
+
+
 def test_the_prompts_log_probabilities_cost_no_reading_of_the_whole_transcript():
     session, backend = session_of(), FakeBackend()
     Stream(open_(session, ask("a", [2] * 50, max_tokens=5, ignore_eos=True)), backend)

@@ -103,6 +103,7 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, 
                 admitted[engine.admit(admission, credit)] = admission
         for id_ in list(admitted):  # a copy: the test's thread admits as well
             engine.grant(id_, chance.choice([0, 1, 3]))
+            engine.acknowledge(id_, chance.choice([0, 1, 20]))
         if chance.random() < 0.1:
             cancelled.add(victim := chance.choice(list(admitted)))
             engine.cancel(victim)
@@ -119,6 +120,7 @@ def random_schedule(seed, backend_of, V, *, end_id, sequences=24, steps_ms=1.0, 
             before = len(recorder.calls)
             for id_ in list(admitted):
                 engine.grant(id_, 1)
+                engine.acknowledge(id_, 1)
             recorder.wait(lambda r, before=before: len(r.calls) > before or len(r.last) == len(admitted))
     solo = backend_of()
     for id_, admission in admitted.items():
@@ -138,6 +140,7 @@ def _random_admission(chance, V) -> tuple[Admission, int | None]:
         ignore_eos=chance.random() < 0.3,
         max_tokens_per_second=chance.choice([None, None, None, 5_000.0]),
         snapshot_tokens=chance.choice([None, 70, 200]),
+        window=chance.choice([None, None, 1, 40]),
     )
     return admission, chance.choice([None, None, 0, 2])
 

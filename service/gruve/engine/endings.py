@@ -37,7 +37,8 @@ class Endings:
         if sequence is None:
             return []
         if sequence.in_flight:
-            sequence.finish_requested = reason
+            if reason is not FinishReason.PREEMPTED or sequence.finish_requested is None:
+                sequence.finish_requested = reason  # whoever admits a preempted sequence again does not know the other
             return []
         progress = self._updater.finish(sequence, reason, now_s)
         self._scheduler.remove(sequence)

@@ -149,7 +149,11 @@ class Engine:
 
     def grant(self, sequence_id: int, tokens: int) -> None:
         """Adds `tokens` to the credit of a sequence that has a bound."""
-        self._intake.put(Grant(sequence_id, tokens))
+        self._intake.put(Grant(sequence_id, credit=tokens))
+
+    def acknowledge(self, sequence_id: int, tokens: int) -> None:
+        """Adds `tokens` to the window of a sequence that has one: they were delivered, and their memory is free."""
+        self._intake.put(Grant(sequence_id, window=tokens))
 
     def _check_deadline(self, admission: Admission, deadline_s: float) -> None:
         """Raises `DeadlineTooSoon` if the sequence could not be finished from its place in the queue in time."""

@@ -30,10 +30,11 @@ class End(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """A sequence with credit may generate `tokens` more."""
+    """A sequence with a bound may generate `credit` tokens more, and decode `window` more."""
 
     sequence_id: int
-    tokens: int
+    credit: int = 0
+    window: int = 0
 
 
 Command = Enter | End | Grant

@@ -96,9 +96,9 @@ class Loop:
                 case Enter(sequence, first):
                     self._scheduler.add(sequence, first=first)
                     self._endings.watch(sequence)
-                case Grant(sequence_id, tokens):
+                case Grant(sequence_id, credit, window):
                     if granted := self._intake.find(sequence_id):
-                        self._scheduler.grant(granted, tokens)
+                        self._scheduler.grant(granted, credit, window)
                 case End(sequence_id, reason):
                     progress += self._endings.end(sequence_id, reason, now_s)
         self._deliver(progress)

@@ -212,13 +212,14 @@ class Scheduler:
             del self._tenants[sequence.tenant]
             self._counting = len(self._tenants) > 1
 
-    def grant(self, sequence: Sequence, tokens: int) -> None:
-        """Adds to a sequence's credit and unparks it if it had none. A sequence without a bound stays without."""
-        if sequence.credit is None:
-            return
-        parked = sequence.credit == 0 and sequence.forced_left == 0
-        sequence.credit += tokens
-        if parked and sequence.id in self.running and not sequence.in_flight:
+    def grant(self, sequence: Sequence, credit: int = 0, window: int = 0) -> None:
+        """Adds to a sequence's credit and window, and unparks it. A sequence without a bound stays without."""
+        was_parked = sequence.parked
+        if sequence.credit is not None:
+            sequence.credit += credit
+        if sequence.window is not None:
+            sequence.window += window
+        if was_parked and not sequence.parked and sequence.id in self.running and not sequence.in_flight:
             self._enqueue(sequence)
 
     def ready(self) -> bool:
@@ -247,11 +248,10 @@ class Scheduler:
         )
 
     def _enqueue(self, sequence: Sequence) -> None:
-        """Puts a running row where it belongs: nowhere without credit (parked), on the heap if paced, or in a queue."""
-        generating = sequence.forced_left == 0
-        if generating and sequence.credit == 0:
+        """Puts a running row where it belongs: nowhere if it is parked, on the heap if it is paced, or in a queue."""
+        if sequence.parked:
             return
-        if generating and sequence.ready_s > 0.0:
+        if sequence.forced_left == 0 and sequence.ready_s > 0.0:
             heapq.heappush(self._paced, (sequence.ready_s, next(self._tiebreak), sequence))
             return
         self._put(sequence)

@@ -77,6 +77,9 @@ class Admission:
     """Whether forced tokens are delivered; without them the first token delivered is the first one generated."""
     max_pending_output: int = UNLIMITED
     """This many undelivered tokens are delivered at once, however recent the last delivery was."""
+    window: int | None = None
+    """How many tokens may be decoded, forced ones included, before the first `Engine.acknowledge`; None for no bound.
+    With a bound all tokens are delivered (`deliver_forced`)."""
     tenant: str = ""
     """Whose sequence it is: tenants share slots and calls."""
     weight: float = 1.0
@@ -158,6 +161,8 @@ class Sequence:
     """The absolute position of the pending token."""
     credit: int | None = None
     """How many more tokens may be generated before the sequence parks; None for no bound."""
+    window: int | None = None
+    """How many more tokens may be decoded, forced ones included, before the sequence parks; None for no bound."""
     ready_s: float = 0.0
     """When the pace allows the next token; 0 for at once."""
     started_s: float | None = None
@@ -182,13 +187,18 @@ class Sequence:
         self.tenant, self.weight = self.admission.tenant, self.admission.weight
         self.forced_left = len(self.admission.forced)
         self.generated = self.admission.generated
-        self.ready_s = self.admission.ready_s
+        self.ready_s, self.window = self.admission.ready_s, self.admission.window
         self.position = self.snapshot_position = self.counted_position = self.admission.position
 
     @property
     def prompting(self) -> bool:
         """Whether it has not generated its first token yet; the scheduler prefers such rows."""
         return self.generated == self.admission.generated
+
+    @property
+    def parked(self) -> bool:
+        """Whether it may take no step until it gets more credit or a wider window."""
+        return self.window == 0 or (self.credit == 0 and self.forced_left == 0)
 
     def steps_until(self, generated: int) -> int:
         """How many more steps generate its first `generated` tokens.
@@ -200,13 +210,16 @@ class Sequence:
         return self.forced_left - self.submitted + generated
 
     def step_limit(self) -> int:
-        """How many steps it may take in one more call: its forced tokens, then what pace and credit allow."""
+        """How many steps it may take in one more call: its forced tokens and what pace and credit allow then."""
         allowed = UNLIMITED
         if self.admission.max_tokens_per_second is not None:
             allowed = 0 if self.forced_left and self.ready_s else 1  # a resumed row may still have to wait
         if self.credit is not None:
             allowed = min(allowed, self.credit)
-        return max(0, self.forced_left + allowed - self.submitted)
+        steps = self.forced_left + allowed
+        if self.window is not None:
+            steps = min(steps, self.window)
+        return max(0, steps - self.submitted)
 
     def can_continue(self, steps: int) -> bool:
         """Whether it may be in another call before the call that has it returns; neither takes more than `steps`.
@@ -239,6 +252,8 @@ class Sequence:
         self.generated += generated
         if self.credit is not None:
             self.credit -= generated
+        if self.window is not None:
+            self.window -= steps
         if generated and (pace := self.admission.max_tokens_per_second):
             self.ready_s = max(self.ready_s or now_s, now_s - MAX_PACE_DEBT_S) + generated / pace
         return forced

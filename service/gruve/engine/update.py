@@ -118,7 +118,7 @@ class Updater:
 
     def _is_due(self, sequence: Sequence, now_s: float) -> bool:
         """Whether output of a sequence that continues is to be delivered now."""
-        next_s = math.inf if sequence.credit == 0 else sequence.ready_s
+        next_s = math.inf if sequence.credit == 0 or sequence.window == 0 else sequence.ready_s
         max_pending = sequence.admission.max_pending_output
         return sequence.output.is_due(now_s, next_s, self.message_gap_s, max_pending) or _needs_snapshot(sequence)
 

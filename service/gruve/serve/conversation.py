@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import AsyncIterator, Callable
 
 from gruve.engine.sequence import FinishReason, Progress
@@ -48,11 +47,11 @@ class Conversation(Stream):
         running: RunningGeneration,
         host: ModelHost,
         request: ValidatedGenerate,
-        on_end: Callable[[Conversation], None],
+        on_end: Callable[[Stream], None],
         sign: Sign | None = None,
     ) -> None:
-        """`on_end` is called once, when the stream produces nothing more."""
-        super().__init__(running, host, request, sign)
+        """See `Stream`."""
+        super().__init__(running, host, request, on_end, sign)
         self._credit = request.credit or 0
         """How many tokens may still be sent."""
         self._paused = self._stopped = False
@@ -64,15 +63,11 @@ class Conversation(Stream):
         self._called_back = False
         self._credit_end = 0
         """The position at which the credit of the running sequence ends."""
-        self._deadline: asyncio.TimerHandle | None = None
-        self._on_end = on_end
 
     def begin(self) -> None:
         """Gives the engine the first segment. Raises what `ModelHost.admit` raises."""
         self._admit_segment(readmitted=False)
-        if (deadline_s := self._request.deadline_s) is not None:
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(deadline_s - time.monotonic(), self.end_idle, FinishReason.DEADLINE)
+        self._end_at_deadline()
         self._confirm()
 
     @property
@@ -167,19 +162,9 @@ class Conversation(Stream):
             self._end_segment(progress)
         elif self._buffer.next_position >= self.generation.next_position >= self._credit_end:
             self._call_back()  # without credit it needs no slot
+        else:
+            self._watch_reader()
         self._wake()
-
-    def leave(self) -> None:
-        """Has the engine end the sequence, or ends the stream if no sequence is running."""
-        super().leave()
-        self.end_idle()
-
-    def end_idle(self, reason: FinishReason = FinishReason.CANCELLED) -> None:
-        """Ends the stream if no sequence is running; a running one ends by itself."""
-        if self.sequence_id is not None or self.ended.is_set():
-            return
-        self._end_unfinished(reason)
-        self._changed.set()
 
     def _is_last_segment(self, progress: Progress) -> bool:
         """Whether a segment that reached its length is the generation's last."""
@@ -192,7 +177,8 @@ class Conversation(Stream):
         """The engine has ended the sequence, by itself or because it was called back."""
         if self.sequence_id is not None and not self.queue_s:
             self.queue_s = progress.queue_s
-        self.sequence_id, self._called_back = None, False
+        gave_way, self.sequence_id, self._called_back = self._giving_way, None, False
+        self._giving_way, self._sent_logprobs = False, 0
         if self.leaving:
             self._end(FinishReason.CANCELLED)
         elif progress.finish_reason in (FinishReason.DEADLINE, FinishReason.HANDED_OVER):
@@ -200,17 +186,14 @@ class Conversation(Stream):
         else:
             if not self.generation.finished:
                 self.generation.finish_reason = None
-            preempted = progress.finish_reason is FinishReason.PREEMPTED
+            preempted = progress.finish_reason is FinishReason.PREEMPTED and not gave_way
             if preempted:
                 self._host.metrics.preemptions.inc()
             self._advance(preempted=preempted)
 
     def _end(self, reason: FinishReason | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
         if reason in (FinishReason.DEADLINE, FinishReason.HANDED_OVER):  # the call that resumes sends the rest
             self._buffer.truncate(self._credit)
-        self._on_end(self)
         super()._end(reason)
         self._controls.close(self.generation.id)
         self._has_room.set()
@@ -356,7 +339,7 @@ class Conversation(Stream):
         credit = max(0, self._credit - self._buffer.unsent(end)) if has_credit else 0
         control_position = self._controls.next_position
         before = end + MAX_CREDIT if control_position is None else control_position
-        if first >= end and (not credit or before <= end):
+        if self._must_wait or (first >= end and (not credit or before <= end)):
             return
         admission = build_admission(
             session, generation, self._request, self.running.opened.stops, self.running.max_transcript, first

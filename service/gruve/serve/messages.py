@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from gruve.engine.sequence import FinishReason, TokenLogprobs
+from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
 from gruve.receipt.json_form import VERSION
 from gruve.receipt.signing import Sign, canonical
 from gruve.sessions.receipts import Receipt
+from gruve.sessions.record import Generation, Session
 from gruve.v1 import generation_pb2, sampling_pb2
 
 FINISH_REASONS = {
@@ -35,6 +37,43 @@ def sampling_message(parameters: SamplingParameters, vocabulary_size: int) -> sa
         logit_bias=sampling_pb2.LogitBias(biases=dict(parameters.logit_bias)),
         seed=parameters.seed,
     )
+
+
+def start_message(
+    session: Session, generation: Generation, model: Model, numerics_id: str
+) -> generation_pb2.GenerationStart:
+    """The start of a generation's stream."""
+    return generation_pb2.GenerationStart(
+        generation_id=generation.id,
+        session_id=session.id,
+        model=model.name,
+        model_digest=model.digest,
+        numerics_id=numerics_id,
+        prompt_position=generation.prompt_position,
+        start_position=generation.start_position,
+        sampling=sampling_message(generation.sampling, model.tokenizer.size),
+        max_tokens=generation.max_tokens,
+    )
+
+
+def end_message(
+    generation: Generation, reason: FinishReason, matched: str | int | None
+) -> generation_pb2.GenerationEnd:
+    """The end of a generation's stream, without times and receipt. `matched` is the stop that ended it."""
+    end = generation_pb2.GenerationEnd(
+        finish_reason=FINISH_REASONS[reason],
+        next_position=generation.next_position,
+        usage=generation_pb2.Usage(
+            prompt_tokens=generation.start_position - generation.prompt_position,
+            generated_tokens=generation.generated,
+        ),
+    )
+    if reason is FinishReason.STOP:
+        if isinstance(matched, str):
+            end.stop = matched
+        elif matched is not None:
+            end.stop_token_id = matched
+    return end
 
 
 def receipt_message(receipt: Receipt, vocabulary_size: int, sign: Sign | None) -> generation_pb2.Receipt:

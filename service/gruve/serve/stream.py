@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from gruve.engine.sequence import Admission, FinishReason, Progress
 from gruve.errors import Draining, EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
@@ -17,13 +17,7 @@ from gruve.receipt.signing import Sign
 from gruve.serve.access_log import current_call
 from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Reservation
-from gruve.serve.messages import (
-    FINISH_REASONS,
-    duration,
-    logprobs_message,
-    receipt_message,
-    sampling_message,
-)
+from gruve.serve.messages import duration, end_message, logprobs_message, receipt_message, start_message
 from gruve.serve.model_host import ModelHost
 from gruve.serve.send_buffer import SendBuffer
 from gruve.serve.text_assembler import TextAssembler
@@ -34,17 +28,34 @@ from gruve.sessions.opening import RunningGeneration
 from gruve.sessions.receipts import make_receipt
 from gruve.v1 import generation_pb2
 
+MAX_UNSENT_LOGPROBS = 512
+"""At most this many tokens with log-probabilities, which take up to 1.3 KB each, are decoded and not yet sent."""
+ACKNOWLEDGED_AT_ONCE = MAX_UNSENT_LOGPROBS // 2
+PATIENCE_S = 0.1
+"""How long a stream keeps its slot while that many are unsent."""
+OVERDUE_RETRY_S = 0.1
+
 
 class Stream:
-    """The stream of a running generation; `begin` starts it. It is a `model_host.Listener` and an `opening.Viewer`."""
+    """The stream of a running generation; `begin` starts it. It is a `model_host.Listener` and an `opening.Viewer`.
+
+    A stream with log-probabilities is not decoded further while its client does not read. It gives its slot back and is
+    admitted again when the client has read. Other streams are decoded to their end, however slowly they are read.
+    """
 
     def __init__(
-        self, running: RunningGeneration, host: ModelHost, request: ValidatedGenerate, sign: Sign | None = None
+        self,
+        running: RunningGeneration,
+        host: ModelHost,
+        request: ValidatedGenerate,
+        on_end: Callable[[Stream], None],
+        sign: Sign | None = None,
     ) -> None:
-        """`sign` signs the receipt; None leaves it unsigned."""
+        """`on_end` is called once, when the stream produces nothing more. `sign` signs the receipt; None does not."""
         self.running = running
         self.generation = running.generation
         self.sequence_id: int | None = None
+        """The engine's; None while the engine decodes nothing for it."""
         self.ended = asyncio.Event()
         """Set once the engine has ended the sequence and the record is complete."""
         self.leaving = False
@@ -57,6 +68,17 @@ class Stream:
         self._identity = current_identity()
         opened, tokenizer = running.opened, host.model.tokenizer
         self._request = opened.request
+        self._on_end = on_end
+        self._admitted = False
+        """Whether the engine ever had it."""
+        self._giving_way = False
+        """Whether it has asked the engine to take its slot."""
+        self._giving_up: asyncio.TimerHandle | None = None
+        """Asks for that."""
+        self._sent_logprobs = 0
+        """How many tokens with log-probabilities were sent that the engine has not been told of."""
+        self._deadline: asyncio.TimerHandle | None = None
+        """Ends a stream that the engine does not decode at the deadline."""
         self._host = host
         self._texts = tokenizer.texts
         self._start: generation_pb2.GenerationStart | None = None
@@ -101,15 +123,18 @@ class Stream:
 
     def _owned(self, admission: Admission) -> Admission:
         """The admission with what all of this stream's have in common."""
+        self._admitted = True
         return dataclasses.replace(
             admission,
             max_pending_output=self._max_message_tokens,
+            window=None if self._request.logprobs is None else max(1, MAX_UNSENT_LOGPROBS - self._unsent_logprobs),
             tenant=self._identity.tenant,
             weight=self._identity.weight,
         )
 
     def _confirm(self) -> None:
-        self._start = _start_message(self.running, self._host)
+        running, model = self.running, self._host.model
+        self._start = start_message(running.session, running.generation, model, self._host.numerics_id)
         self.running.confirm()
         if self.running.opened.begun:
             self._host.metrics.observe_begin(self.generation.start_position - self.generation.prompt_position)
@@ -123,21 +148,58 @@ class Stream:
         self._record(progress)
         if progress.finish_reason is FinishReason.PREEMPTED:
             self.queue_s += progress.queue_s
-            self._readmit()
+            self._lose_slot()
         elif progress.ended:
             self.queue_s += progress.queue_s
             reason: FinishReason | None = progress.finish_reason
             if reason is FinishReason.LENGTH:  # or its end was computed again: the record has the reason
                 reason = self.generation.finish_reason
             self._end(reason)
+        else:
+            self._watch_reader()
         self._wake()
 
-    def _readmit(self) -> None:
-        """Admits the rest of a sequence whose slot another tenant got."""
-        self._host.metrics.preemptions.inc()
+    def _watch_reader(self) -> None:
+        """Has the stream give its slot back soon if its client does not read until then."""
+        if self._giving_up is None and not self._giving_way and self._unsent_logprobs >= MAX_UNSENT_LOGPROBS:
+            self._giving_up = asyncio.get_running_loop().call_later(PATIENCE_S, self._give_way)
+
+    def _give_way(self) -> None:
+        self._giving_up = None
+        if self.sequence_id is not None and self._unsent_logprobs >= MAX_UNSENT_LOGPROBS:
+            self._giving_way = True
+            self._host.engine.cancel(self.sequence_id, FinishReason.PREEMPTED)
+
+    def _lose_slot(self) -> None:
+        """Admits the rest of a sequence whose slot another tenant got, or waits for its own client."""
+        gave_way, self.sequence_id, self._giving_way, self._sent_logprobs = self._giving_way, None, False, 0
+        if not gave_way:
+            self._host.metrics.preemptions.inc()
         if self.leaving:
             self._end_unfinished(FinishReason.CANCELLED)
-            return
+        elif self._must_wait:
+            self._end_at_deadline()
+        else:
+            self._readmit(preempted=not gave_way)
+
+    def _end_at_deadline(self) -> None:
+        """Has the event loop end the stream at its deadline if the engine does not decode it then."""
+        if (deadline_s := self._request.deadline_s) is not None and self._deadline is None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(deadline_s - time.monotonic(), self._end_overdue)
+
+    def _end_overdue(self) -> None:
+        self.end_idle(FinishReason.DEADLINE)
+        if not self.ended.is_set():  # the engine ends it, unless it has just given it back
+            self._deadline = asyncio.get_running_loop().call_later(OVERDUE_RETRY_S, self._end_overdue)
+
+    def _go_on(self) -> None:
+        """Continues a stream that waits for its client, once that has read enough."""
+        if self.sequence_id is None and not self._must_wait and not self.ended.is_set():
+            self._readmit(preempted=False)
+
+    def _readmit(self, *, preempted: bool) -> None:
+        """Admits the rest of the generation; a sequence that was `preempted` goes before the tenant's others."""
         rest = build_admission(
             self.running.session,
             self.generation,
@@ -148,7 +210,7 @@ class Stream:
         )
         rest = dataclasses.replace(rest, ready_s=self._paced_ready_s())
         try:
-            self.sequence_id = self._host.admit(self._owned(rest), self, preempted=True)
+            self.sequence_id = self._host.admit(self._owned(rest), self, readmitted=True, preempted=preempted)
         except Draining:
             self._end_unfinished(FinishReason.HANDED_OVER)
         except GruveError as error:
@@ -187,6 +249,23 @@ class Stream:
         self.leaving = True
         if self.sequence_id is not None and not self.ended.is_set():
             self._host.engine.cancel(self.sequence_id)
+        self.end_idle()
+
+    def end_idle(self, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """Ends the stream if the engine decodes nothing for it; otherwise the engine ends it."""
+        if self.sequence_id is None and not self.ended.is_set():
+            self._end_unfinished(reason)
+            self._changed.set()
+
+    @property
+    def _unsent_logprobs(self) -> int:
+        """How many the engine has not been told to be sent."""
+        return 0 if self._request.logprobs is None else len(self._buffer) + self._sent_logprobs
+
+    @property
+    def _must_wait(self) -> bool:
+        """Whether its client has to read before it gets a slot."""
+        return self._unsent_logprobs > MAX_UNSENT_LOGPROBS // 2
 
     async def wait_ended(self) -> None:
         """Waits until the engine has ended the sequence and the session is free."""
@@ -205,6 +284,7 @@ class Stream:
             if not started or self.finish is not None or self._buffer:
                 started = True
                 message = self._message(self._max_message_tokens)
+                self._go_on()
                 await self._wait_before_send(message)
                 yield message
             else:
@@ -238,7 +318,18 @@ class Stream:
             self._last_token_s = time.monotonic()
             if self._first_token_s is None:
                 self._first_token_s = self._facts.decoded_s = self._last_token_s
+        unsent = len(self._buffer)
         self._buffer.add(progress.position, progress.tokens, progress.logprobs)
+        self._acknowledge(len(progress.tokens) - (len(self._buffer) - unsent))  # the client has these already
+
+    def _acknowledge(self, tokens: int) -> None:
+        """Tells the engine that tokens are not in the send buffer any more."""
+        if self._request.logprobs is None or self.sequence_id is None:
+            return
+        self._sent_logprobs += tokens
+        if self._sent_logprobs >= ACKNOWLEDGED_AT_ONCE:
+            self._host.engine.acknowledge(self.sequence_id, self._sent_logprobs)
+            self._sent_logprobs = 0
 
     def _wake(self) -> None:
         """Wakes the writer if there is something to send."""
@@ -248,6 +339,10 @@ class Stream:
     def _end(self, reason: FinishReason | None) -> None:
         """Ends the generation's production for this call; `reason` is None if it has failed."""
         self.finish = reason
+        for timer in (self._deadline, self._giving_up):
+            if timer is not None:
+                timer.cancel()
+        self._on_end(self)
         generation, first = self.generation, self._buffer.first_position
         if generation.finished and reason is generation.finish_reason:  # otherwise only this call has ended
             self._buffer.finish()
@@ -262,11 +357,11 @@ class Stream:
         self.ended.set()
         self._facts.generated_tokens = generation.generated
         self._facts.finish_reason = reason.value if reason else ""
-        self._facts.queue_s = self.queue_s if self.sequence_id is not None else None
+        self._facts.queue_s = self.queue_s if self._admitted else None
         if self.reservation is not None:
             self.reservation.close(self._used_tokens(), time.monotonic())
         self.running.close()
-        self._host.metrics.observe_end(reason, self.queue_s if self.sequence_id is not None else None)
+        self._host.metrics.observe_end(reason, self._facts.queue_s)
 
     def _used_tokens(self) -> int:
         """How many tokens this call counts for: all that it had to read, and those that it generated."""
@@ -277,6 +372,7 @@ class Stream:
     def _message(self, max_tokens: int) -> generation_pb2.GenerateResponse:
         """The next message: what is ready, at most `max_tokens` tokens."""
         piece = self._buffer.take(max_tokens)
+        self._acknowledge(len(piece.tokens))
         message = generation_pb2.GenerateResponse(position=piece.position, token_ids=piece.tokens, text=piece.text)
         if piece.logprobs:
             message.logprobs.extend(logprobs_message(entry, self._texts) for entry in piece.logprobs)
@@ -289,40 +385,11 @@ class Stream:
         return message
 
     def _end_message(self) -> generation_pb2.GenerationEnd:
-        generation = self.generation
-        end = generation_pb2.GenerationEnd(
-            finish_reason=FINISH_REASONS[self.finish or FinishReason.CANCELLED],
-            next_position=generation.next_position,
-            usage=generation_pb2.Usage(
-                prompt_tokens=generation.start_position - generation.prompt_position,
-                generated_tokens=generation.generated,
-                queue_time=duration(self.queue_s),
-            ),
-        )
+        end = end_message(self.generation, self.finish or FinishReason.CANCELLED, self._buffer.matched)
+        end.usage.queue_time.CopyFrom(duration(self.queue_s))
         if self._first_token_s is not None:
             end.usage.prompt_time.CopyFrom(duration(max(0.0, self._first_token_s - self._opened_s - self.queue_s)))
             end.usage.generation_time.CopyFrom(duration(self._last_token_s - self._first_token_s))
         if self._receipt is not None:
             end.receipt.CopyFrom(self._receipt)
-        if self.finish is FinishReason.STOP:
-            matched = self._buffer.matched
-            if isinstance(matched, str):
-                end.stop = matched
-            elif matched is not None:
-                end.stop_token_id = matched
         return end
-
-
-def _start_message(running: RunningGeneration, host: ModelHost) -> generation_pb2.GenerationStart:
-    generation = running.generation
-    return generation_pb2.GenerationStart(
-        generation_id=generation.id,
-        session_id=running.session.id,
-        model=host.model.name,
-        model_digest=host.model.digest,
-        numerics_id=host.numerics_id,
-        prompt_position=generation.prompt_position,
-        start_position=generation.start_position,
-        sampling=sampling_message(generation.sampling, host.model.tokenizer.size),
-        max_tokens=generation.max_tokens,
-    )

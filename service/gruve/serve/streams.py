@@ -29,7 +29,7 @@ class Streams:
         self._opener = opener
         self._ledger = ledger
         self._sign = sign
-        self._conversations: set[Conversation] = set()
+        self._streams: set[Stream] = set()
         self._steered: dict[_Name, Conversation] = {}
         """The conversations that can be steered; of several with one name, the one that began last."""
 
@@ -65,7 +65,7 @@ class Streams:
             host = running.served
             assert isinstance(host, ModelHost)  # noqa: S101 - a server's models are hosts
             if request.credit is None:
-                stream = Stream(running, host, request, self._sign)
+                stream = Stream(running, host, request, self._forget, self._sign)
             else:
                 stream = Conversation(running, host, request, self._forget, self._sign)
             if (admission := running.opened.admission) is not None:
@@ -76,9 +76,10 @@ class Streams:
         except BaseException:
             running.abandon()
             raise
-        if isinstance(stream, Conversation) and not stream.ended.is_set():
-            self._conversations.add(stream)
-            self._steered[_name_of(stream)] = stream
+        if not stream.ended.is_set():
+            self._streams.add(stream)
+            if isinstance(stream, Conversation):
+                self._steered[_name_of(stream)] = stream
         return stream
 
     def find(self, session_id: str, generation_id: str) -> Conversation:
@@ -91,17 +92,16 @@ class Streams:
             )
         return conversation
 
-    def _forget(self, conversation: Conversation) -> None:
-        self._conversations.discard(conversation)
-        name = _name_of(conversation)
-        if self._steered.get(name) is conversation:
+    def _forget(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+        if self._steered.get(name := _name_of(stream)) is stream:
             del self._steered[name]
 
     def hand_over(self) -> None:
-        """Ends the conversations that wait for their clients; the engine hands over the streams that it decodes."""
-        for stream in list(self._conversations):
+        """Ends the streams that wait for their clients; the engine hands over those that it decodes."""
+        for stream in list(self._streams):
             stream.end_idle(FinishReason.HANDED_OVER)
 
 
-def _name_of(conversation: Conversation) -> _Name:
-    return conversation.owner, conversation.running.session.id, conversation.generation.id
+def _name_of(stream: Stream) -> _Name:
+    return stream.owner, stream.running.session.id, stream.generation.id

@@ -25,10 +25,11 @@ def build_admission(
     """Feeds the transcript from where the state stands, then generates what the generation has left to generate.
 
     If the client wants the log-probabilities of tokens from `first_position` on that the state has consumed,
-    everything is fed from the start of the transcript.
+    the transcript is fed from the nearest state before them.
     """
-    from_start = request.logprobs is not None and first_position <= session.consumed
-    consumed = 0 if from_start else session.consumed
+    state, consumed = session.state, session.consumed
+    if request.logprobs is not None:
+        state, consumed = session.state_before(first_position)
     end = generation.next_position if generation.finished else session.position
     max_generated = generation.generated + (0 if generation.finished else max_transcript - session.position)
     transcript: NDArray[np.int32] = np.array(
@@ -42,7 +43,7 @@ def build_admission(
         history=transcript[:split],
         position=consumed,
         forced=transcript[split:],
-        state=None if from_start else session.state,
+        state=state,
         max_tokens=min(generation.max_tokens, max_generated),
         min_tokens=generation.min_tokens,
         ignore_eos=generation.ignore_eos,

@@ -248,6 +248,13 @@ class Session:
         """The generation of that id, or None."""
         return next((g for g in reversed(self.generations) if g.id == generation_id), None)
 
+    def state_before(self, position: int) -> tuple[NDArray[np.float32] | None, int]:
+        """The furthest state that has consumed fewer than `position` tokens, and how many; (None, 0) without one."""
+        if self.consumed < position:
+            return self.state, self.consumed
+        consumed = max((at for at in self.snapshots if at < position), default=0)
+        return self.snapshots.get(consumed), consumed
+
     def advance(self, state: NDArray[np.float32], consumed: int) -> None:
         """Adds the state after `consumed` tokens to the snapshots; the one furthest on becomes the session's state."""
         if consumed >= self.consumed:

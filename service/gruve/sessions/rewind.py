@@ -41,6 +41,4 @@ def rewind(session: Session, to_position: int, seed: int | None = None, *, withi
             generation.finish(FinishReason.CANCELLED)
     session.next_sampling = None if within is not None else sampling
     session.snapshots = {at: state for at, state in session.snapshots.items() if at < to_position}
-    if session.consumed >= to_position:
-        session.consumed = max(session.snapshots, default=0)
-        session.state = session.snapshots.get(session.consumed)
+    session.state, session.consumed = session.state_before(to_position)
