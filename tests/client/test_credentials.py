@@ -10,7 +10,7 @@ import pytest
 
 from certificates import Authority
 from commands import gruve
-from gruve.client import AccessDenied, AsyncClient, Client, ConnectionLost, Reconnect, Tls
+from gruve.client import AccessDenied, AsyncClient, CallFailed, Client, ConnectionLost, Reconnect, Tls
 from gruve.client.credentials import Access
 from gruve.ports import TlsFiles
 from gruve.serve.access import AccessConfig
@@ -157,3 +157,12 @@ def test_an_admins_command_names_a_tenant(start, tmp_path):
         session = client.create_session("tiny").id
     listed = gruve("sessions", "list", "--address", server.address, "--tenant", "ann", GRUVE_API_KEY=ops)
     assert session in listed.stdout
+
+
+def test_channel_options_reach_the_channel(start):
+    options = [("grpc.max_receive_message_length", 64)]
+    with (
+        Client(start().address, channel_options=options) as client,
+        pytest.raises(CallFailed, match="message larger than max"),
+    ):
+        client.generate("O", model="tiny", max_tokens=50).text()

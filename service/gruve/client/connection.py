@@ -27,6 +27,8 @@ itself, and is lost 6 s after that. gruve servers refuse pings more often than e
 has died is lost at once.
 """
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
+ChannelOptions = Sequence[tuple[str, Any]]
+"""Names and values of gRPC's channel arguments."""
 
 
 class Stubs:
@@ -49,7 +51,7 @@ def addresses_of(addresses: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def channel_options(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
+def _options_of(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
     """The options of a channel that reconnects soon and detects a dead server."""
     keepalive_ms = int(keepalive_s * 1000)
     options: list[tuple[str, Any]] = [
@@ -86,6 +88,7 @@ class Connections:
         keepalive_s: float,
         on_reconnect: OnReconnect | None,
         access: Access,
+        channel_options: ChannelOptions = (),
     ) -> None:
         self.reconnect = reconnect or Reconnect()
         self.on_reconnect = on_reconnect
@@ -98,6 +101,7 @@ class Connections:
         self.access = access
         self._connect = connect
         self._keepalive_s = keepalive_s
+        self._channel_options = channel_options
         self._opening = threading.Lock()
         self._stubs: dict[int, Stubs] = {}
         self._replaced: list[Stubs] = []
@@ -110,7 +114,8 @@ class Connections:
         with self._opening:
             if index not in self._stubs:
                 address, access = self.addresses[index], self.access
-                options, signature = channel_options(address, self._keepalive_s), access.signature()
+                options, signature = _options_of(address, self._keepalive_s), access.signature()
+                options += self._channel_options
                 channel = self._connect(address, options, access.channel_credentials(), access.interceptors)
                 self._stubs[index] = Stubs(channel, signature)
             return self._stubs[index]

@@ -34,6 +34,7 @@ def create_app(config: GatewayConfig) -> Starlette:
         credentials=config.credentials,
         metadata=caller_metadata,
         reconnect=Reconnect(wait_when_refused=False),
+        channel_options=rpc.CHANNEL_OPTIONS,
     )
 
     servers = rpc.Servers(config)

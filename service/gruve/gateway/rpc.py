@@ -40,6 +40,8 @@ SERVICES = {
 }
 """The services by the name of their stub in `gruve.client.connection.Stubs`."""
 AnyContext = RequestContext[Any, Any]
+CHANNEL_OPTIONS = (("grpc.http2.bdp_probe", 0),)
+"""gRPC takes at most 64 KiB of a stream that its client does not read; with windows that grow it takes megabytes."""
 NOT_SENT = "connections to all backends failing"
 """How gRPC's message begins for a call that was not sent, because no connection to its server could be made."""
 
@@ -51,7 +53,7 @@ class Servers:
         self._transport = Transport()
         access = Access(config.credentials, caller_metadata, ())
         self._connections = Connections(
-            config.servers, self._transport.connect, None, KEEPALIVE_S, on_reconnect=None, access=access
+            config.servers, self._transport.connect, None, KEEPALIVE_S, None, access, CHANNEL_OPTIONS
         )
 
     async def aclose(self) -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
 from gruve.client.completions import Prompts, arranged, completion_requests
-from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, Connections, Stubs
+from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, ChannelOptions, Connections, Stubs
 from gruve.client.credentials import Access, Credentials, GivenMetadata
 from gruve.client.environment import Environment
 from gruve.client.errors import CallFailed
@@ -45,7 +45,7 @@ class Client:
     `credentials` is a `Tls` or gRPC's own; without it the connections are not encrypted. A `Tls` is read again if its
     files have changed when a connection is lost. `metadata` is sent with each call, such as
     `{"authorization": "Bearer gruve_..."}`; a function is called for each call, for tokens that expire.
-    `interceptors` are gRPC's, for this kind of client.
+    `interceptors` are gRPC's, for this kind of client; `channel_options` are gRPC's channel arguments.
 
     Every method takes `timeout_s`, which bounds its retries as well, and raises a subclass of `CallFailed`.
     """
@@ -60,11 +60,12 @@ class Client:
         credentials: Credentials | None = None,
         metadata: GivenMetadata | Callable[[], GivenMetadata] = (),
         interceptors: Sequence[Any] = (),
+        channel_options: ChannelOptions = (),
     ) -> None:
         self._transport = Transport()
         access = Access(credentials, metadata, interceptors)
         self._connections = Connections(
-            addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect, access
+            addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect, access, channel_options
         )
 
     @classmethod
