@@ -17,6 +17,7 @@ from gruve.sessions.encoding import prepare_write, unpack_head, unpack_session
 from gruve.sessions.record import Change
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store import ALL_TENANTS
+from gruve.sessions.store import redis as redis_store
 from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.redis import RedisStore
 from gruve.sessions.store.sqlite import SqliteStore
@@ -287,6 +288,42 @@ def test_redis_expires_by_itself_and_the_indexes_are_swept(redis_server):
     assert sorted(store.expire(NOW, 100, ()) for _ in range(3)) == [0, 1, 1]
     assert store.count() == 1
     store.close()
+
+
+@pytest.mark.parametrize("when", ["before it is written", "before its id is removed"])
+def test_a_session_that_is_created_while_redis_is_swept_stays_in_the_indexes(redis_server, monkeypatch, when):
+    store, sweeper = RedisStore(redis_server.url), RedisStore(redis_server.url)
+    store._redis.flushall()
+    new = session_of("new")
+    if when == "before it is written":
+        add, adds = redis_store._add, []
+
+        def add_and_sweep(pipeline, writes):
+            add(pipeline, writes)
+            if not adds:
+                pipeline.zrem("gruve:sessions", "new").zrem(f"gruve:sessions:{new.model}", "new")
+            adds.append(writes)
+
+        monkeypatch.setattr(redis_store, "_add", add_and_sweep)
+        save(store, new)
+        assert len(adds) == 2
+    else:
+        save(store, new)
+        assert store.delete("new", "me", 1)
+        scores = sweeper._redis.zmscore
+
+        def create_first(index, ids):
+            if not store.read("new", NOW):
+                save(store, session_of("new"))
+            return scores(index, ids)
+
+        monkeypatch.setattr(sweeper._redis, "zmscore", create_first)
+        assert sweeper.expire(NOW, 100, ()) == 1
+        assert store.read("new", NOW)
+    for model in ("", new.model):
+        assert [i.id for i in store.page("default", model, None, 9, NOW)] == ["new"]
+    store.close()
+    sweeper.close()
 
 
 @all_stores

@@ -167,17 +167,22 @@ class RedisStore:
             return _stored(session_id, fields, self._now_ms()) if fields else None
 
     def write(self, owner: str, writes: Sequence[Write]) -> list[str]:
-        """See `Store`; each session is written atomically, all in one round trip."""
+        """See `Store`; each session is written atomically, all in one round trip.
+
+        A new id is added to its indexes before the session is written, so that none can be missing there, and again
+        afterwards, in case `expire` removed it in between.
+        """
+        new = [write for write in writes if write.create]
         with _failing(), self._redis.pipeline(transaction=False) as pipeline:
-            for write in writes:
-                if write.create:
-                    pipeline.sadd(MODELS, write.model)
-                    pipeline.sadd(TENANTS, write.tenant)
-                    for model in ("", write.model):
-                        pipeline.zadd(_index(write.tenant, model), {write.id: write.created_s})
+            for write in new:
+                pipeline.sadd(MODELS, write.model)
+                pipeline.sadd(TENANTS, write.tenant)
+            _add(pipeline, new)
+            first = len(pipeline)
             for write in writes:
                 self._write(keys=[_name(write.id)], args=_arguments(owner, write), client=pipeline)
-            answers = pipeline.execute()[-len(writes) :] if writes else []
+            _add(pipeline, new)
+            answers = pipeline.execute()[first : first + len(writes)]
         return [write.id for write, done in zip(writes, answers, strict=True) if not done]
 
     def renew(self, owner: str, leases: Sequence[tuple[str, int]]) -> list[str]:
@@ -274,9 +279,8 @@ class RedisStore:
                 for session_id in ids:
                     pipeline.exists(_name(session_id))
                 gone = [i for i, there in zip(ids, pipeline.execute(), strict=True) if not there]
-            models = [""] + [model.decode() for model in self._redis.smembers(MODELS)] if gone else []
-            for model in models:
-                self._redis.zrem(_index(tenant, model), *gone)
+            if gone:
+                self._remove(tenant, gone)
             if len(ids) == max_count:
                 self._swept = first + len(ids) - len(gone)
             else:
@@ -284,6 +288,21 @@ class RedisStore:
                 self._sweeping = next((other for other in tenants if other > tenant), tenants[0])
                 self._swept = 0
         return len(gone)
+
+    def _remove(self, tenant: str, ids: list[str]) -> None:
+        """Removes ids from a tenant's indexes, and adds those again whose sessions were created meanwhile."""
+        models = ["", *(model.decode() for model in self._redis.smembers(MODELS))]
+        created = {}
+        for index in (_index(tenant, model) for model in models):
+            created[index] = dict(zip(ids, self._redis.zmscore(index, ids), strict=True))
+            self._redis.zrem(index, *ids)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for session_id in ids:
+                pipeline.exists(_name(session_id))
+            back = [session_id for session_id, there in zip(ids, pipeline.execute(), strict=True) if there]
+        for index, scores in created.items():
+            if again := {i: scores[i] for i in back if scores[i] is not None}:
+                self._redis.zadd(index, again)
 
     def _tenants(self) -> list[str]:
         return sorted({DEFAULT_TENANT, *(tenant.decode() for tenant in self._redis.smembers(TENANTS))})
@@ -306,6 +325,13 @@ def _index(tenant: str, model: str) -> str:
     """The sorted set of a tenant's ids. The default tenant has those that were written before there were tenants."""
     index = INDEX if tenant == DEFAULT_TENANT else f"{PREFIX}sessions of {quote(tenant, safe='')}"
     return f"{index}:{model}" if model else index
+
+
+def _add(pipeline: Any, writes: Sequence[Write]) -> None:
+    """Adds the ids of new sessions to their indexes."""
+    for write in writes:
+        for model in ("", write.model):
+            pipeline.zadd(_index(write.tenant, model), {write.id: write.created_s})
 
 
 def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
