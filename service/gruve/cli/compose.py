@@ -14,6 +14,7 @@ from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_flag
 from gruve.cli.interrupts import interrupt_cancels
+from gruve.cli.summary import cancelled
 from gruve.cli.terminal import Failure, TextOut, say_error, standard_output
 from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_files
 
@@ -167,7 +168,7 @@ class Composer:
                     self._show(chunk.text, out)
         except KeyboardInterrupt:
             out.end_line()
-            self.note("cancelled")
+            self.note(cancelled(stream))
             if parts and not self.options.raw:
                 with contextlib.suppress(Failure):  # it has no note yet
                     self._print(self._abc(stream, before + "".join(parts), beginning, number), out)

@@ -15,6 +15,7 @@ from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, writes_tune
 from gruve.cli.credentials import add_address, client_options
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.interrupts import interrupt_cancels
+from gruve.cli.summary import cancelled, summary
 from gruve.cli.terminal import Failure, piped_text, say_note, say_nothing, standard_output
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Continue a prompt with a model, streamed token by token.
 
 Generated text alone goes to standard output, on a terminal behind the prompt; notes go to standard error. Ctrl-C
-cancels the generation.
+cancels the generation; its seed and its session are noted nevertheless.
 
 A model of tunes prints complete ABC notation: the tune with the prompt that it begins with, a title, a tempo, and notes
 that say what made it. A terminal shows the model's tokens first, dimmed, as they come. With --raw these alone are
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             _print(stream, prompt, args)
         except KeyboardInterrupt:
-            note("cancelled")
+            note(cancelled(stream))
             raise
         note(_summary_with_receipt(args, note, stream, time.monotonic() - before))
     return 0
@@ -151,25 +152,6 @@ def sampling_options(args: argparse.Namespace) -> GenerateOptions:
         "max_tokens": args.max_tokens,
         "max_tokens_per_second": args.rate,
     }
-
-
-def summary(stream: TokenStream, seconds: float) -> str:
-    """A stream that has ended, in a line."""
-    start, end = stream.start, stream.end
-    if start is None or end is None:
-        return "nothing was generated"
-    tokens = end.usage.generated_tokens
-    told = [start.model, f"seed {start.sampling.seed}", f"{tokens} tokens in {seconds:.1f} s", stream.finish_reason]
-    if start.sampling.HasField("temperature") and start.sampling.temperature != 1:
-        told.insert(2, f"temperature {start.sampling.temperature:g}")
-    if start.session_id:
-        told.append(f"session {start.session_id}")
-    return " · ".join(told)
-
-
-def title(stream: TokenStream) -> str:
-    """The title of a tune that has none."""
-    return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
 
 
 def _begin(

@@ -1,0 +1,41 @@
+"""Words a stream in a line: for the note at its end, for the one after Ctrl-C, and for a title."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gruve.client import TokenStream
+    from gruve.v1.generation_pb2 import GenerationStart
+
+
+def summary(stream: TokenStream, seconds: float) -> str:
+    """A stream that has ended, in a line."""
+    start, end = stream.start, stream.end
+    if start is None or end is None:
+        return "nothing was generated"
+    counted = f"{end.usage.generated_tokens} tokens in {seconds:.1f} s"
+    return " · ".join([*_what(start), counted, stream.finish_reason, *_session(start)])
+
+
+def cancelled(stream: TokenStream) -> str:
+    """A stream that Ctrl-C ended, in a line: with its seed and its session if the server had begun it."""
+    start = stream.start
+    return "cancelled" if start is None else " · ".join(["cancelled", *_what(start), *_session(start)])
+
+
+def title(stream: TokenStream) -> str:
+    """The title of a tune that has none."""
+    return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
+
+
+def _what(start: GenerationStart) -> Iterator[str]:
+    yield start.model
+    yield f"seed {start.sampling.seed}"
+    if start.sampling.HasField("temperature") and start.sampling.temperature != 1:
+        yield f"temperature {start.sampling.temperature:g}"
+
+
+def _session(start: GenerationStart) -> list[str]:
+    return [f"session {start.session_id}"] if start.session_id else []
