@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from gruve.cli.calls import ReconnectNotes, connected, default_temperature, explain, failure_of, find_model
 from gruve.cli.credentials import add_address, client_options
-from gruve.cli.flags import Parser, add_command
+from gruve.cli.flags import MAX_SEED, Parser, add_command, bounded, checked
 from gruve.cli.generate import add_numerics_change, add_sampling, sampling_options
 from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
@@ -39,12 +40,13 @@ examples:
 """
 PROMPT = "> "
 MAX_TOKENS = 200
-COMMANDS: dict[str, tuple[str, type[int] | type[float]]] = {
-    "/temp": ("temperature", float),
-    "/seed": ("seed", int),
-    "/max": ("max_tokens", int),
-    "/rate": ("max_tokens_per_second", float),
+COMMANDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "/temp": ("temperature", bounded(float, 0, 100)),
+    "/seed": ("seed", bounded(int, 0, MAX_SEED)),
+    "/max": ("max_tokens", bounded(int, 1, 65_536)),
+    "/rate": ("max_tokens_per_second", bounded(float, 0.01, 1_000_000)),
 }
+"""The lines that set an option of the next answer, with the server's bounds: it would refuse every line after them."""
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -133,11 +135,12 @@ class Chat:
         self._unused = True
 
     def _set(self, name: str, value: str) -> None:
-        option, kind = COMMANDS[name]
+        """Set an option; a value that is refused leaves it as it was."""
+        option, convert = COMMANDS[name]
         try:
-            self._options[option] = kind(value)  # type: ignore[literal-required]
-        except ValueError:
-            say_error(f"{name} takes a number, not {value!r}")
+            self._options[option] = checked(convert)(value)  # type: ignore[literal-required]
+        except argparse.ArgumentTypeError as error:
+            say_error(f"{name} {error}; it stays as it was")
 
     def _answer(self, line: str) -> None:
         """Stream what follows the line; a refusal or Ctrl-C ends the answer, not the session."""

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.terminal import Failure, say_error
 
+MAX_SEED = 2**64 - 1
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
 """The functions that complete a file name in each shell; `shtab.FILE` without the import."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gruve.cli.calls import connected
 from gruve.cli.credentials import add_address, client_options
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import Parser, add_command, add_flag, add_json, bounded, checked
+from gruve.cli.flags import MAX_SEED, Parser, add_command, add_flag, add_json, bounded, checked
 from gruve.cli.json_output import as_json, print_json
 from gruve.cli.terminal import Failure, print_table, print_tabs, print_wide, say_note, standard_output
 
@@ -33,7 +33,6 @@ examples:
   gruve sessions import tune.session --address other:50051
   gruve sessions delete ID
 """
-MAX_SEED = 2**64 - 1
 COLUMNS = ("id", "model", "position", "seed", "in use", "created", "updated", "expires")
 TERMINAL_COLUMNS = (1, 2, 4, 6, 7)
 """The columns that fit into 80 characters; the id, which is long, stands below them."""

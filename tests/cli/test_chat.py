@@ -1,0 +1,59 @@
+"""`gruve chat`: the lines that begin with a slash."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from gruve.cli import main
+from gruve.cli.chat import COMMANDS
+from gruve.errors import InvalidField
+from gruve.serve.validation_generate import validate_generate
+from gruve.v1.generation_pb2 import GenerateRequest
+
+
+@pytest.fixture
+def chat(fake, monkeypatch, capsys):
+    """Runs `gruve chat` with lines of input: (exit code, standard output, standard error)."""
+
+    def run(*lines: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        code = main(["chat", "made-up", "--session", "s1", "--max-tokens", "7", "--address", fake.address])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("/max -3", "/max is '-3'; must be 1 to 65536"),
+        ("/max 100000", "/max is '100000'; must be 1 to 65536"),
+        ("/max many", "/max is 'many'; must be a whole number"),
+        ("/seed -1", "/seed is '-1'; must be 0 to 18446744073709551615"),
+        ("/temp nan", "/temp is 'nan'; must be 0 to 100"),
+        ("/rate 0", "/rate is '0'; must be 0.01 to 1000000"),
+    ],
+)
+def test_a_bad_value_is_refused_at_once_and_the_chat_goes_on(fake, chat, line, why):
+    fake.reset(text="abc")
+    code, out, err = chat(line, "ROMEO:")
+    assert (code, out) == (0, "abc")
+    assert err.startswith(f"gruve: {why}; it stays as it was\nsession s1;")
+    assert fake.requests[-1].max_tokens == 7
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("/max", 1, 65_536), ("/temp", 0, 100), ("/rate", 0.01, 1e6)])
+def test_the_bounds_are_those_of_the_server(name, least, most):
+    option, convert = COMMANDS[name]
+
+    def validate(value):
+        place = {"sampling": {option: value}} if name == "/temp" else {option: value}
+        validate_generate(GenerateRequest(model="m", text="a", **place), None, 60.0)
+
+    for value in (least, most):
+        assert convert(str(value).removesuffix(".0")) == value
+        validate(value)
+    with pytest.raises(InvalidField):
+        validate(most + 1)
