@@ -79,6 +79,26 @@ def test_a_session_is_checked_with_its_events(server, verify, receipt, tmp_path,
     assert verify("--events", str(events))[:2] == (0, "identical\n")
     events.write_text("{}")
     assert "has no token_ids" in verify("--events", str(events))[2]
+    events.write_bytes(b"MThd\x00\xff" * 10_000)
+    code, _, err = verify("--events", str(events))
+    assert (code, len(err) < 500, "which is not JSON: it begins with b'MThd" in err) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda receipt: receipt.update(extra=1), "receipt has the unknown fields ['extra']"),
+        (lambda receipt: receipt.pop("stop"), "receipt lacks the fields ['stop']"),
+        (
+            lambda receipt: receipt["sampling"].update(x=receipt["sampling"].pop("seed")),
+            "sampling lacks the fields ['seed'] and has the unknown fields ['x']",
+        ),
+    ],
+)
+def test_of_an_edited_receipt_only_what_is_true_is_said(verify, receipt, change, why):
+    alter(receipt, lambda contents: change(contents["receipt"]))
+    code, _, err = verify("--prompt", "ab")
+    assert (code, err) == (1, f"gruve: {why}\n")
 
 
 @pytest.mark.parametrize(

@@ -158,10 +158,14 @@ def _evidence(args: argparse.Namespace, file: ReceiptFile, receipt: Receipt, mod
 
 def _transcript(path: Path, model: Model) -> list[int]:
     """The tokens of a session in JSON. Raises `Failure` if there are none, or one that the model does not have."""
+    data = path.read_bytes()
     try:
-        ids = json.loads(path.read_bytes())["token_ids"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Failure(f"--events is {str(path)!r}, which has no token_ids: {error!r}") from error
+        contents = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Failure(f"--events is {str(path)!r}, which is not JSON: it begins with {data[:20]!r}; {error}") from error
+    if not isinstance(contents, dict) or "token_ids" not in contents:
+        raise Failure(f"--events is {str(path)!r}, which has no token_ids; `gruve sessions show ID --json` prints them")
+    ids = contents["token_ids"]
     size = model.tokenizer.size
     if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < size for token in ids):
         raise Failure(f"token_ids of {str(path)!r} must be a list of token ids from 0 to {size - 1}")

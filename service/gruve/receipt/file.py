@@ -127,9 +127,11 @@ def _check_sampling(sampling: Any, where: str) -> None:
 
 def _check_fields(value: Any, where: str, kinds: dict[str, type]) -> None:
     _check(value, where, dict)
-    if set(value) != set(kinds):
-        missing, unknown = sorted(set(kinds) - set(value)), sorted(set(value) - set(kinds))
-        raise ReceiptInvalid(f"{where} lacks the fields {missing} and has the unknown fields {unknown}")
+    missing, unknown = sorted(set(kinds) - set(value)), sorted(set(value) - set(kinds))
+    if missing or unknown:
+        faults = {"lacks the fields": missing, "has the unknown fields": unknown}
+        told = " and ".join(f"{fault} {str(names)[:80]}" for fault, names in faults.items() if names)
+        raise ReceiptInvalid(f"{where} {told}")
     for name, kind in kinds.items():
         _check(value[name], f"{where}.{name}", kind)
 
