@@ -39,7 +39,7 @@ class OpenedGeneration:
     first_position: int
     """The position of the first token to send."""
     known: tuple[int, ...]
-    """Tokens from `generation.prompt_position` on to send from the record; empty if they are computed again."""
+    """The tokens from `generation.prompt_position` on that are not computed again. Not all of them have to be sent."""
     admission: Admission | None
     """What is left to decode; None if nothing is."""
     begun: bool
@@ -256,13 +256,14 @@ def _resume(
         )
     stops = compile_stops(generation.stop, generation.stop_token_ids, model.tokenizer.texts)
     compute_again = request.logprobs is not None and first_position < next_position
-    known = () if compute_again else tuple(session.transcript[generation.prompt_position : next_position])
-    admission = None
+    admission, end = None, next_position
     if not generation.finished and (generation.digest, generation.numerics_id) != (session.digest, session.numerics_id):
         generation.digest, generation.numerics_id = session.digest, session.numerics_id
         generation.computed_from = next_position
     if compute_again or not generation.finished:
         admission = build_admission(session, generation, request, stops, max_transcript, first_position)
+        end = admission.position + 1 if compute_again else next_position
+    known = tuple(session.transcript[generation.prompt_position : max(generation.prompt_position, end)])
     return OpenedGeneration(session, generation, request, stops, first_position, known, admission, False, backup)
 
 
