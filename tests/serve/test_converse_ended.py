@@ -93,6 +93,27 @@ def test_a_deadline_ends_the_call_alone(server, how):
     assert list(conversation.tokens.values()) + rest.tokens == alone(server, max_tokens=120).tokens
 
 
+@pytest.mark.parametrize("later", [True, False])
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_a_finished_generation_that_is_read_in_part_stays_as_it_is(server, later, logprobs):
+    session = server.create()
+    asked = {"session_id": session, "generation_id": "a", "text": PROMPT, "sampling": SEED, "max_tokens": 60}
+    whole = server.read(**asked, logprobs=2)
+    if later:
+        server.read(session_id=session, generation_id="b", max_tokens=20)
+    position = server.session(session).position
+    conversation = Talk(server).begin(10, **asked, logprobs=logprobs)
+    conversation.hang_up()
+    while conversation.read() is not None:
+        pass
+    assert conversation.sent == 10
+    assert conversation.end.finish_reason == g.FINISH_REASON_CANCELLED
+    assert conversation.end.next_position == START + 10
+    assert server.session(session).position == position
+    again = server.read(**asked, logprobs=2)
+    assert (again.tokens, again.reason, again.logprobs) == (whole.tokens, "LENGTH", whole.logprobs)
+
+
 @pytest.mark.parametrize("how", WAITS)
 def test_a_server_that_closes_hands_over(start, how):
     server = start()

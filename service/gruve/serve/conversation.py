@@ -222,6 +222,10 @@ class Conversation(Stream):
         self._apply_controls()
         self._has_room.set()
         if self._is_over():
+            if self.generation.finished:  # a client that reads no further changes nothing of it
+                self._buffer.truncate(0)
+                self._end(FinishReason.CANCELLED)
+                return
             self._stop(self._here())
         try:
             self._admit_segment(readmitted=True, preempted=preempted)
@@ -375,5 +379,6 @@ class Conversation(Stream):
 
     def _end_message(self) -> generation_pb2.GenerationEnd:
         end, position = super()._end_message(), self._buffer.position
-        end.next_position = max(end.next_position, position) if self.generation.finished else position
+        whole = self.generation.finished and self.finish is self.generation.finish_reason
+        end.next_position = max(end.next_position, position) if whole else position
         return end
