@@ -145,12 +145,11 @@ class Stream:
             self._error = EngineFailed(progress.incident)
         if self._facts.slot_s is None and self._facts.admitted_s is not None:
             self._facts.slot_s = self._facts.admitted_s + progress.queue_s
+            self.queue_s = progress.queue_s  # waits after its first step do not count
         self._record(progress)
         if progress.finish_reason is FinishReason.PREEMPTED:
-            self.queue_s += progress.queue_s
             self._lose_slot()
         elif progress.ended:
-            self.queue_s += progress.queue_s
             reason: FinishReason | None = progress.finish_reason
             if reason is FinishReason.LENGTH:  # or its end was computed again: the record has the reason
                 reason = self.generation.finish_reason
