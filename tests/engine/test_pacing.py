@@ -111,6 +111,17 @@ def test_paced_rows_take_one_token_a_call_and_no_other_row_waits_for_them():
         assert recorder.wait_for_end(paced).finish_reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("bound", [{"max_tokens_per_second": 50.0}, {"window": 5}, {"credit": 5}])
+def test_what_a_client_slows_down_says_nothing_of_how_long_others_take(bound):
+    with engine_of(FakeBackend()) as (engine, recorder):
+        credit = bound.get("credit")
+        sequence = engine.admit(admission_of(max_tokens=5, **{k: v for k, v in bound.items() if k != "credit"}), credit)
+        assert recorder.wait_for_end(sequence).finish_reason is FinishReason.LENGTH
+        assert engine.slot_times.held_s == 0.0
+        assert recorder.wait_for_end(engine.admit(admission_of(max_tokens=5))).finish_reason is FinishReason.LENGTH
+        assert engine.slot_times.held_s > 0.0
+
+
 def test_a_row_with_a_window_is_decoded_exactly_as_far_as_it_is_acknowledged():
     with engine_of(FakeBackend()) as (engine, recorder):
         sequence = engine.admit(admission_of([1, 2, 3], max_tokens=ENDLESS, window=2))

@@ -274,6 +274,21 @@ def test_a_row_without_window_is_parked_even_in_its_prompt_until_it_gets_one():
     assert (scheduler.pick(0.0), row.step_limit()) == ([row], 4)
 
 
+@pytest.mark.parametrize("bound", [{"credit": 1}, {"pace": 1.0}, {"window": 4}])
+def test_slots_are_full_only_of_rows_that_no_client_slows_down(bound):
+    rows = [sequence(1), sequence(2, **bound), sequence(3)]
+    scheduler = Scheduler(2, 4)
+    for row in rows:
+        scheduler.add(row)
+    assert not scheduler.is_full
+    scheduler.admit()
+    assert not scheduler.is_full
+    scheduler.remove(rows[1])
+    assert not scheduler.is_full
+    scheduler.admit()
+    assert scheduler.is_full
+
+
 def test_a_grant_gives_no_bound_to_a_row_without_one():
     row = sequence(1)
     scheduler = running(row)

@@ -146,7 +146,7 @@ class Loop:
                 return
             self._chooser.record(call.plan, call.step_seconds)
             now_s, scheduler = self._clock(), self._scheduler
-            tokens, full = int(call.block.steps_taken.sum()), len(scheduler.running) == scheduler.slots
+            tokens, full = int(call.block.steps_taken.sum()), scheduler.is_full
             self.updater.slot_times.record_call(now_s, tokens, scheduler.slots, full=full)
             progress = self.updater.update(rows, call.block, now_s)
             scheduler.finish_call(rows)

@@ -196,6 +196,11 @@ class Sequence:
         return self.generated == self.admission.generated
 
     @property
+    def waits_for_client(self) -> bool:
+        """Whether its client decides how long it holds its slot: by its pace, or by reading."""
+        return self.admission.max_tokens_per_second is not None or self.credit is not None or self.window is not None
+
+    @property
     def parked(self) -> bool:
         """Whether it may take no step until it gets more credit or a wider window."""
         return self.window == 0 or (self.credit == 0 and self.forced_left == 0)
