@@ -10,7 +10,7 @@ import pytest
 
 from cutting_proxy import CuttingProxy
 from freezing_proxy import FreezingProxy
-from gruve.client import AsyncClient, CallFailed, Client, Reconnecting
+from gruve.client import AsyncClient, CallFailed, Client, InvalidRequest, Reconnecting
 from serving import until
 
 PROMPT = "ROMEO:\n"
@@ -129,3 +129,10 @@ def both_are_answered_alike(server, client):
     client.delete_session(session)
     with pytest.raises(CallFailed, match="SESSION_EXPIRED"):
         client.get_session(session)
+
+
+def test_a_value_that_no_request_can_hold_is_refused_as_by_a_server(client):
+    with pytest.raises(InvalidRequest, match=r"token_ids: \[-1\] cannot be sent"):
+        client.detokenize([-1], model="tiny")
+    with pytest.raises(InvalidRequest, match=r"session_id: .* cannot be sent"):
+        client.delete_session("\ud800")

@@ -130,6 +130,15 @@ def test_tokens_come_and_go(gateway, direct):
     assert gateway.post("/detokenize", model="tiny", tokens=answer["tokens"]).json() == {"prompt": PROMPT}
 
 
+@pytest.mark.parametrize("token", [-1, 1 << 32, 9_999])
+def test_a_number_that_is_no_token_id_is_refused_and_named(gateway, token):
+    assert error_of(gateway.post("/detokenize", model="tiny", tokens=[token])) == (400, "tokens")
+
+
+def test_a_text_that_is_no_unicode_is_refused_and_named(gateway):
+    assert error_of(gateway.post("/tokenize", model="tiny", prompt="\ud800")) == (400, "prompt")
+
+
 @pytest.mark.parametrize(("model", "kind"), [("tiny", "characters"), ("abc", "abc")])
 def test_start_and_end_tokens_have_an_id_but_no_text(server, gateway, model, kind):
     found = gateway.http.get("/tokenizer_info", params={"model": model}).json()

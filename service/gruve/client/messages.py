@@ -90,6 +90,7 @@ class GenerateOptions(CompletionOptions, total=False):
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+M = TypeVar("M")
 
 
 def lists_options(options: type) -> Callable[[Method], Method]:
@@ -196,6 +197,15 @@ def import_request(blob: bytes, idle_ttl_s: float | None) -> session_pb2.ImportS
     return request
 
 
+def request_of(kind: type[M], **fields: Any) -> M:
+    """A request of a kind with these fields; None leaves a field absent."""
+    request = kind()
+    for name, value in fields.items():
+        if value is not None:
+            _set(request, name, value)
+    return request
+
+
 def change_request(sampling: SamplingOptions, at_position: int | None) -> generation_pb2.ConverseRequest:
     """The control that changes the sampling."""
     check_names(sampling, SamplingOptions)
@@ -269,7 +279,7 @@ def _set(message: Any, name: str, value: Any) -> None:
         if name == "logit_bias":
             message.logit_bias.SetInParent()
             message.logit_bias.biases.update(value)
-        elif name in ("ids", "stop", "stop_token_ids"):
+        elif name in ("ids", "token_ids", "stop", "stop_token_ids"):
             getattr(message, name).extend([value] if isinstance(value, str) else value)
         else:
             setattr(message, name, value)

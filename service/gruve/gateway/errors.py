@@ -21,7 +21,13 @@ HTTP_STATUS: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 """Any other status is a 500."""
-FIELDS = {"max_tokens_per_second": "rate", "session_id": "session", "text": "prompt", "ids": "prompt"}
+FIELDS = {
+    "max_tokens_per_second": "rate",
+    "session_id": "session",
+    "text": "prompt",
+    "ids": "prompt",
+    "token_ids": "tokens",
+}
 """The HTTP names of the protocol's fields, where they are not the same."""
 
 

@@ -24,6 +24,7 @@ from gruve.client.messages import (
     generate_request,
     import_request,
     lists_options,
+    request_of,
     rewind_session_request,
     score_request,
 )
@@ -248,7 +249,7 @@ class AsyncClient:
         self, session: str, *, transcript: bool = True, timeout_s: float | None = None
     ) -> session_pb2.GetSessionResponse:
         """Describes a session and reads its transcript; without `transcript` only the description."""
-        request = session_pb2.GetSessionRequest(session_id=session, page_size=None if transcript else 0)
+        request = request_of(session_pb2.GetSessionRequest, session_id=session, page_size=None if transcript else 0)
         whole: session_pb2.GetSessionResponse = await self._call(lambda s: s.sessions.GetSession, request, timeout_s)
         while transcript and whole.next_page_token:
             request.page_token = whole.next_page_token
@@ -259,7 +260,7 @@ class AsyncClient:
         self, model: str = "", *, timeout_s: float | None = None
     ) -> AsyncIterator[session_pb2.Session]:
         """Lists the sessions of a model, or of all models, the newest first. Reads one page at a time."""
-        request = session_pb2.ListSessionsRequest(model=model)
+        request = request_of(session_pb2.ListSessionsRequest, model=model)
         while True:
             page = await self._call(lambda s: s.sessions.ListSessions, request, timeout_s)
             for session in page.sessions:
@@ -270,7 +271,7 @@ class AsyncClient:
 
     async def delete_session(self, session: str, *, timeout_s: float | None = None) -> None:
         """Deletes a session. It cannot be restored."""
-        request = session_pb2.DeleteSessionRequest(session_id=session)
+        request = request_of(session_pb2.DeleteSessionRequest, session_id=session)
         await self._call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
 
     async def fork_session(
@@ -297,7 +298,7 @@ class AsyncClient:
 
     async def export_session(self, session: str, *, timeout_s: float | None = None) -> bytes:
         """Packs a session into bytes that `import_session` takes."""
-        request = session_pb2.ExportSessionRequest(session_id=session)
+        request = request_of(session_pb2.ExportSessionRequest, session_id=session)
         blob: bytes = (await self._call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
         return blob
 
@@ -326,18 +327,18 @@ class AsyncClient:
 
         Raises `ReloadRefused` if the files cannot be loaded; then the server serves what it served before.
         """
-        request = model_pb2.ReloadModelRequest(name=name)
+        request = request_of(model_pb2.ReloadModelRequest, name=name)
         model: model_pb2.Model = (await self._call(lambda s: s.models.ReloadModel, request, timeout_s)).model
         return model
 
     async def tokenize(self, text: str, *, model: str, timeout_s: float | None = None) -> list[int]:
         """Tokenizes a text as a prompt would be."""
-        request = model_pb2.TokenizeRequest(model=model, text=text)
+        request = request_of(model_pb2.TokenizeRequest, model=model, text=text)
         return list((await self._call(lambda s: s.models.Tokenize, request, timeout_s)).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], *, model: str, timeout_s: float | None = None) -> str:
         """Returns the text of tokens."""
-        request = model_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        request = request_of(model_pb2.DetokenizeRequest, model=model, token_ids=token_ids)
         text: str = (await self._call(lambda s: s.models.Detokenize, request, timeout_s)).text
         return text
 

@@ -22,6 +22,7 @@ from gruve.client.messages import (
     generate_request,
     import_request,
     lists_options,
+    request_of,
     rewind_session_request,
     score_request,
 )
@@ -245,7 +246,7 @@ class Client:
         self, session: str, *, transcript: bool = True, timeout_s: float | None = None
     ) -> session_pb2.GetSessionResponse:
         """Describes a session and reads its transcript; without `transcript` only the description."""
-        request = session_pb2.GetSessionRequest(session_id=session, page_size=None if transcript else 0)
+        request = request_of(session_pb2.GetSessionRequest, session_id=session, page_size=None if transcript else 0)
         whole: session_pb2.GetSessionResponse = self._call(lambda s: s.sessions.GetSession, request, timeout_s)
         while transcript and whole.next_page_token:
             request.page_token = whole.next_page_token
@@ -254,7 +255,7 @@ class Client:
 
     def list_sessions(self, model: str = "", *, timeout_s: float | None = None) -> Iterator[session_pb2.Session]:
         """Lists the sessions of a model, or of all models, the newest first. Reads one page at a time."""
-        request = session_pb2.ListSessionsRequest(model=model)
+        request = request_of(session_pb2.ListSessionsRequest, model=model)
         while True:
             page = self._call(lambda s: s.sessions.ListSessions, request, timeout_s)
             for session in page.sessions:
@@ -265,7 +266,7 @@ class Client:
 
     def delete_session(self, session: str, *, timeout_s: float | None = None) -> None:
         """Deletes a session. It cannot be restored."""
-        request = session_pb2.DeleteSessionRequest(session_id=session)
+        request = request_of(session_pb2.DeleteSessionRequest, session_id=session)
         self._call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
 
     def fork_session(
@@ -292,7 +293,7 @@ class Client:
 
     def export_session(self, session: str, *, timeout_s: float | None = None) -> bytes:
         """Packs a session into bytes that `import_session` takes."""
-        request = session_pb2.ExportSessionRequest(session_id=session)
+        request = request_of(session_pb2.ExportSessionRequest, session_id=session)
         blob: bytes = (self._call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
         return blob
 
@@ -321,18 +322,18 @@ class Client:
 
         Raises `ReloadRefused` if the files cannot be loaded; then the server serves what it served before.
         """
-        request = model_pb2.ReloadModelRequest(name=name)
+        request = request_of(model_pb2.ReloadModelRequest, name=name)
         model: model_pb2.Model = (self._call(lambda s: s.models.ReloadModel, request, timeout_s)).model
         return model
 
     def tokenize(self, text: str, *, model: str, timeout_s: float | None = None) -> list[int]:
         """Tokenizes a text as a prompt would be."""
-        request = model_pb2.TokenizeRequest(model=model, text=text)
+        request = request_of(model_pb2.TokenizeRequest, model=model, text=text)
         return list((self._call(lambda s: s.models.Tokenize, request, timeout_s)).token_ids)
 
     def detokenize(self, token_ids: Sequence[int], *, model: str, timeout_s: float | None = None) -> str:
         """Returns the text of tokens."""
-        request = model_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        request = request_of(model_pb2.DetokenizeRequest, model=model, token_ids=token_ids)
         text: str = (self._call(lambda s: s.models.Detokenize, request, timeout_s)).text
         return text
 
