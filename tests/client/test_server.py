@@ -103,6 +103,7 @@ def both_are_answered_alike(server, client):
                 await other.detokenize([5, 6], model="tiny"),
                 await other.score(PROMPT, model="tiny", logprobs=0),
                 await other.models(),
+                await other.get_model("tiny@0"),
                 session in [kept.id async for kept in other.list_sessions("tiny")],
             ]
             rewound = await other.rewind_session(session, 20)
@@ -121,6 +122,7 @@ def both_are_answered_alike(server, client):
         client.detokenize([5, 6], model="tiny"),
         client.score(PROMPT, model="tiny", logprobs=0),
         client.models(),
+        client.get_model("tiny@0"),
         session in [kept.id for kept in client.list_sessions("tiny")],
         client.rewind_session(session, 20).position,
         client.fork_session(session, [4])[0].sampling.seed,

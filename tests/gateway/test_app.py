@@ -64,6 +64,38 @@ def test_models_are_listed_in_the_form_of_openai(gateway):
     assert (missing.status_code, missing.json()["error"]["param"]) == (404, "model")
 
 
+@pytest.mark.parametrize("form", ["tiny@0", "tiny@sha256:{}"], ids=["number", "digest"])
+def test_a_version_has_the_same_name_on_every_route(gateway, form):
+    digest = gateway.http.get("/v1/models/tiny").json()["gruve"]["digest"]
+    name = form.format(digest[:16])
+    about = gateway.http.get(f"/v1/models/{name}").json()
+    assert (about["id"], about["gruve"]["digest"]) == (name, digest)
+    assert gateway.http.get("/tokenizer_info", params={"model": name}).json()["model"] == name
+    tokens = gateway.post("/tokenize", model=name, prompt="RO", return_token_strs=True).json()
+    assert tokens["token_strs"] == ["R", "O"]
+    assert gateway.post("/detokenize", model=name, tokens=tokens["tokens"]).json() == {"prompt": "RO"}
+    assert gateway.post("/v1/completions", model=name, max_tokens=1).json()["model"] == name
+
+
+MODEL_ROUTES = [
+    ("GET", "/v1/models/{}", {}),
+    ("GET", "/tokenizer_info?model={}", {}),
+    ("POST", "/tokenize", {"prompt": "RO"}),
+    ("POST", "/detokenize", {"tokens": [5]}),
+    ("POST", "/v1/completions", {"prompt": "RO"}),
+]
+
+
+@pytest.mark.parametrize(("name", "status"), [("none", 404), ("tiny@7", 404), ("truncated", 400)])
+def test_a_name_that_means_no_usable_model_is_refused_alike_on_every_route(gateway, name, status):
+    refusals = []
+    for method, path, body in MODEL_ROUTES:
+        content = json.dumps({"model": name, **body}) if body else None
+        answer = gateway.http.request(method, path.format(name), content=content)
+        refusals.append((answer.status_code, answer.json()["error"]["param"], answer.json()["error"]["message"]))
+    assert refusals == [(status, "model", refusals[0][2])] * len(MODEL_ROUTES)
+
+
 def test_health_says_whether_a_server_answers():
     alone = RunningGateway("127.0.0.1:1")
     answer = alone.http.get("/health")

@@ -199,9 +199,21 @@ def test_a_refusal_quotes_the_value_and_the_bound(gateway, fields, why):
     assert gateway.post(COMPLETIONS, **{**TINY, **fields}).json()["error"]["message"] == why
 
 
-def test_errors_of_the_server_have_their_status(gateway, sdk):
-    assert error_of(gateway.post(COMPLETIONS, **{**TINY, "model": "none"}))[0] == 404
-    assert gateway.post(COMPLETIONS, **{**TINY, "prompt": "€"}).json()["error"]["code"] == "UNKNOWN_CHARACTER"
+@pytest.mark.parametrize(
+    ("fields", "code", "status", "param"),
+    [
+        ({"model": "none"}, "MODEL_UNKNOWN", 404, "model"),
+        ({"model": "truncated"}, "MODEL_NOT_SERVING", 400, "model"),
+        ({"session": "none"}, "SESSION_UNKNOWN", 404, "session"),
+        ({"prompt": "€"}, "UNKNOWN_CHARACTER", 400, "prompt"),
+    ],
+)
+def test_a_refusal_of_the_server_has_its_status_and_names_the_field(gateway, fields, code, status, param):
+    answer = gateway.post(COMPLETIONS, **{**TINY, **fields})
+    assert (answer.json()["error"]["code"], *error_of(answer)) == (code, status, param)
+
+
+def test_the_sdk_raises_the_class_of_the_status(sdk):
     with pytest.raises(openai.NotFoundError):
         sdk.completions.create(model="none", prompt=PROMPT, stream=True)
 

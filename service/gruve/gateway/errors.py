@@ -24,11 +24,20 @@ HTTP_STATUS: dict[grpc.StatusCode, int] = {
 FIELDS = {
     "max_tokens_per_second": "rate",
     "session_id": "session",
+    "name": "model",
     "text": "prompt",
     "ids": "prompt",
     "token_ids": "tokens",
 }
 """The HTTP names of the protocol's fields, where they are not the same."""
+FIELD_OF_REASON = {
+    "UNKNOWN_CHARACTER": "prompt",
+    "MODEL_UNKNOWN": "model",
+    "MODEL_NOT_SERVING": "model",
+    "SESSION_UNKNOWN": "session",
+    "SESSION_EXPIRED": "session",
+}
+"""The field that is wrong, for reasons with which a server names none."""
 
 
 class Refused(Exception):
@@ -89,8 +98,8 @@ def retry_after(failure: CallFailed) -> dict[str, str]:
 
 
 def _field_of(failure: CallFailed) -> str:
-    """The field of the HTTP request that a server has refused; empty if it named none."""
+    """The field of the HTTP request that a server has refused; empty if it is none."""
     if not failure.violations:
-        return ""
+        return FIELD_OF_REASON.get(failure.reason, "")
     name = failure.violations[0].field.rpartition(".")[2].partition("[")[0]
     return FIELDS.get(name, name)

@@ -317,6 +317,12 @@ class Client:
                 return models
             request.page_token = page.next_page_token
 
+    def get_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
+        """Describes a model, or with `name@2` or `name@sha256:...` a version of it; a broken one with the reason."""
+        request = request_of(model_pb2.GetModelRequest, name=name)
+        model: model_pb2.Model = (self._call(lambda s: s.models.GetModel, request, timeout_s)).model
+        return model
+
     def reload_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
         """Has the server read a model's files again and serve what they hold now; describes the result.
 

@@ -20,7 +20,7 @@ async def list_models(request: Request) -> Response:
 
 
 async def get_model(request: Request) -> Response:
-    """Describes one model."""
+    """Describes one model, or a version of it."""
     return json_response(_described(await find_model(request.app.state.client, request.path_params["model"])))
 
 
@@ -30,12 +30,13 @@ async def usable_models(client: AsyncClient) -> list[model_pb2.Model]:
 
 
 async def find_model(client: AsyncClient, name: str) -> model_pb2.Model:
-    """A model by its name. Raises `Refused`."""
-    for model in await usable_models(client):
-        if model.name == name:
-            return model
-    why = f"no server has a model {name[:200]!r}; GET /v1/models lists them"
-    raise Refused(404, "MODEL_UNKNOWN", why, field="model")
+    """The model that a name means, such as `folk` or `folk@2`; its `name` is the one given. Raises `Refused`."""
+    model = await client.get_model(name)
+    if model.state == model_pb2.MODEL_STATE_BROKEN:
+        why = f"model {name[:80]!r} is not serving: {model.state_reason}"
+        raise Refused(400, "MODEL_NOT_SERVING", why, field="model")
+    model.name = name
+    return model
 
 
 def _described(model: model_pb2.Model) -> dict[str, Any]:
