@@ -123,6 +123,23 @@ def test_a_session_is_created_and_continued(gateway, direct):
     assert gateway.post(COMPLETIONS, **asked).json()["choices"][0]["text"] == second["text"]  # the same generation
 
 
+@pytest.mark.parametrize(("model", "status"), [("none", 404), ("abc", 400), ("tiny@7", 404)])
+def test_a_session_is_not_continued_under_the_name_of_another_model(server, gateway, model, status):
+    session = server.create()
+    asked = {"model": model, "session": session, "max_tokens": 3}
+    for stream in (False, True):
+        answer = gateway.post(COMPLETIONS, **asked, stream=stream)
+        assert error_of(answer) == (status, "model")
+    assert server.session(session).position == 1
+
+
+def test_a_session_is_continued_under_any_name_of_its_model(server, gateway):
+    session = server.create()
+    for model in ("tiny", "tiny@0", f"tiny@sha256:{server.host('tiny').model.digest}"):
+        answer = gateway.post(COMPLETIONS, model=model, session=session, max_tokens=3)
+        assert (answer.status_code, answer.json()["model"]) == (200, model)
+
+
 def test_tokens_come_and_go(gateway, direct):
     answer = gateway.post("/tokenize", model="tiny", prompt=PROMPT, return_token_strs=True).json()
     assert (answer["tokens"], answer["count"]) == (direct.tokenize(PROMPT, model="tiny"), len(PROMPT))

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from gruve.client import AsyncClient
 from gruve.client.messages import Text
+from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import json_fields
 from gruve.gateway.forms import json_response
 from gruve.gateway.openai.answer import Choice, Envelope, counted, usage_of
@@ -28,11 +29,26 @@ async def completions(request: Request) -> Response:
     if asked.max_tokens == 0:
         async with while_connected(request.receive):
             return json_response(await _measured(asked, client, texts))
+    if asked.continued is not None:
+        await _check_model(asked.continued, asked.model, client)
     choices = _begin(asked, client)
     if asked.stream:
         return await event_response(request, _events(asked, choices, texts))
     async with while_connected(request.receive):
         return json_response(await _whole(asked, choices, texts))
+
+
+async def _check_model(session: str, model: str, client: AsyncClient) -> None:
+    """Refuses a model that is not the session's, before anything is generated. Raises `InvalidField`.
+
+    A server takes no model with a session, so it could not refuse it.
+    """
+    kept = (await client.get_session(session, transcript=False)).session
+    if model == kept.model:
+        return
+    named = await client.get_model(model)
+    if (named.name, named.digest) != (kept.model, kept.model_digest):
+        raise InvalidField("model", f"is {model[:100]!r}; the session is one of {kept.model!r}")
 
 
 def _begin(asked: CompletionRequest, client: AsyncClient) -> list[Choice]:
@@ -49,11 +65,10 @@ def _generate(asked: CompletionRequest, client: AsyncClient, prompt: Text | None
     options = {**asked.options, "max_tokens": asked.max_tokens, "echo": asked.echo, "logprobs": asked.logprobs}
     if asked.generation_id is not None:
         options["generation_id"] = asked.generation_id
-    continued = asked.session not in (None, "new")
     return client.generate(
         prompt,
-        model=None if continued else asked.model,
-        session=asked.session if continued else None,
+        model=None if asked.continued else asked.model,
+        session=asked.continued,
         new_session=asked.session == "new",
         seed=asked.seed_of(answer),
         **options,  # type: ignore[arg-type] # a TypedDict with three of its fields replaced

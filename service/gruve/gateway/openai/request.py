@@ -39,6 +39,11 @@ class CompletionRequest:
     generation_id: str | None
     options: GenerateOptions
 
+    @property
+    def continued(self) -> str | None:
+        """The id of the session to continue; None if there is none yet."""
+        return None if self.session == "new" else self.session
+
     def seed_of(self, answer: int) -> int | None:
         """The seed of a prompt's answer, by its number from 0."""
         return None if self.seed is None else derived_seed(self.seed, answer)
