@@ -28,6 +28,12 @@ def test_a_tune_becomes_one_page(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_same_tune_is_the_same_picture_whatever_was_drawn_before() -> None:
+    first = drawn("ABcd efga|1 A8:|2 B8|]")
+    drawn("efga")
+    assert drawn("ABcd efga|1 A8:|2 B8|]") == first
+
+
 @pytest.mark.parametrize("bars", [1, 3_000])
 def test_a_picture_is_black_on_white_so_that_a_dark_page_shows_it(bars: int) -> None:
     root = ElementTree.fromstring(drawn("ABcd efga|" * bars))
