@@ -123,6 +123,11 @@ def test_a_mode_that_is_asked_for_is_the_only_one_that_may_be_drawn(generate: Ge
     assert dict(tunes.requests[-1].sampling.logit_bias.biases) == {5: -100, 7: -100}
 
 
+def test_so_is_the_mode_of_a_beginning_without_a_meter(generate: Generate, tunes: FakeServer) -> None:
+    assert generate("K:Gm", "--quiet") == 0
+    assert dict(tunes.requests[-1].sampling.logit_bias.biases) == {5: -100, 7: -100}
+
+
 def test_a_mode_that_the_model_lacks_is_refused_before_anything_is_generated(
     generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +218,15 @@ def test_a_beginning_in_another_key_goes_to_the_model_on_c_and_comes_back(
     assert "T:Mine" in out.splitlines()
     assert out.splitlines()[-2:] == ["K:G", "|: GABc defg | g4 z4 :|"]
     assert "the beginning: 6:4: note: left out: chord symbols and annotations (1)" in err.splitlines()
+
+
+def test_a_beginning_that_the_model_cannot_read_is_shown_as_it_would_read_it(
+    generate: Generate, tunes: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tunes.faults = [("", 0), ("UNKNOWN_CHARACTER", 0)]  # the first call asks for the models
+    assert generate("M:7/8") == 2
+    told = "gruve: in the form that made-up reads, the beginning is 'L:1/8\\nM:7/8\\n': "
+    assert capsys.readouterr().err.startswith(told)
 
 
 def test_a_beginning_in_another_mode_than_the_key_asked_for_is_refused(

@@ -91,11 +91,17 @@ def test_headers_alone_leave_the_octave_to_the_range() -> None:
         (f'{JIG}K:G\n"Am"G', "left out: chord symbols and annotations (1)"),
         (f"{JIG}K:G\nG\nw:la\n", "left out: lines of lyrics (1)"),
         ("K:C\nCDE", "no meter; it is taken for 4/4"),
+        (f"X:1\n{JIG}K:G\nGAB|]\n\nX:2\nM:3/4\nK:D\nd3|]\n", "2 tunes; only the first is read"),
         ("M:4/4\nCDE", "no K: field before the music; it is read in C major"),
     ],
 )
 def test_what_was_left_out_or_assumed_is_said(text: str, told: str) -> None:
     assert told in [finding.message for finding in read_beginning(text).findings]
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    text = f"X:1\n{JIG}K:G\nGAB dBG |"
+    assert read_beginning("\ufeff" + text) == read_beginning(text)
 
 
 def test_a_meter_that_changes_is_refused() -> None:

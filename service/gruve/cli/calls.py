@@ -77,7 +77,7 @@ def explain(error: CallFailed, addresses: str, timeout_s: float | None = None) -
 def _flag(field: str) -> str:
     """The flag that sets a field of a request."""
     name = field.rpartition(".")[2].partition("[")[0]
-    return FLAGS.get(name, "PROMPT" if field.startswith("prompt") else f"--{name.replace('_', '-')}")
+    return FLAGS.get(name, "PROMPT" if field.startswith(("prompt", "text")) else f"--{name.replace('_', '-')}")
 
 
 def _cause(message: str) -> str:

@@ -32,6 +32,7 @@ Start = Callable[[str | None, int | None, Mapping[int, float] | None], "TokenStr
 TUNE_TOKENIZER: Final = "abc"
 MAX_TUNES: Final = 1_000
 _NEVER: Final = -100.0
+SHOWN_CHARACTERS: Final = 60
 """Added to a logit: such a token is not drawn at any usual temperature."""
 
 
@@ -120,15 +121,23 @@ class Composer:
         Of several tunes, one that cannot be read is told of and left out, and the exit code is 1. Raises `Failure` if
         none can be read.
         """
-        out = standard_output()
+        from gruve.client import UnknownCharacter
+
+        out, given = standard_output(), prompt
         beginning = self._beginning(prompt, before)
         prompt = beginning.text or None
-        bias = self._mode_bias() if not before and beginning.key is None else None
+        bias = None if before else self._mode_bias(beginning)
         abcs: list[str] = []
         for number in range(1, self.options.n + 1):
-            stream = self.start(prompt, None if seed is None else (seed + number - 1) % 2**64, bias)
             try:
+                stream = self.start(prompt, None if seed is None else (seed + number - 1) % 2**64, bias)
                 abcs.append(self._one(stream, before + beginning.text, beginning, number, out))
+            except UnknownCharacter as error:
+                if prompt in (None, given):
+                    raise
+                shown = prompt if len(prompt) <= SHOWN_CHARACTERS else prompt[:SHOWN_CHARACTERS] + "..."
+                why = f"in the form that {self.model.name} reads, the beginning is {shown!r}: {error.message}"
+                raise Failure(why, exit_code=2) from None
             except Failure as error:
                 if not abcs and number == self.options.n:
                     raise
@@ -208,17 +217,22 @@ class Composer:
             return f"{title} {number}" if self.options.n > 1 else title
         return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
 
-    def _mode_bias(self) -> Mapping[int, float] | None:
-        """Biases that leave of the model's `K:` tokens the mode asked for; None where none is asked for."""
+    def _mode_bias(self, beginning: Beginning) -> Mapping[int, float] | None:
+        """Biases that leave of the model's `K:` tokens the mode asked for; None where none is asked for.
+
+        A beginning whose text has its `K:` needs none.
+        """
         from gruve.tune.score import Mode
 
         wanted = self.options.key.mode if self.options.key else None
-        if wanted is None:
+        wanted = wanted or (beginning.key.mode if beginning.key else None)
+        if wanted is None or "K:" in beginning.text:
             return None
         tokens = {mode: self._token(mode) for mode in get_args(Mode)}
         known = {mode: token for mode, token in tokens.items() if token is not None}
         if wanted not in known:
-            raise Failure(f"--key asks for {wanted}; {self.model.name} writes {', '.join(known)}", exit_code=2)
+            asker = "--key" if self.options.key and self.options.key.mode else "the beginning"
+            raise Failure(f"{asker} asks for {wanted}; {self.model.name} writes {', '.join(known)}", exit_code=2)
         return {token: _NEVER for mode, token in known.items() if mode != wanted}
 
     def _token(self, mode: Mode) -> int | None:

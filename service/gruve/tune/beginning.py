@@ -16,6 +16,8 @@ from gruve.tune.tokens import split, tokenize
 from gruve.tune.transpose import moved_by, root_c_interval, to_key
 
 _FIELD: Final = re.compile(r"(?:^|\[)([LMK]):[ \t]*([^\]\n%]*)", re.MULTILINE)
+_TUNE: Final = re.compile(r"(?<=\n)(?=X:)")
+"""Where a tune begins after another one."""
 _HEADER: Final = re.compile(r"[A-Za-z]:")
 _FINAL: Final = re.compile(r"\|\]\s*$")
 
@@ -50,12 +52,17 @@ def read_beginning(text: str) -> Beginning:
 
     Text in a model's own form is used unchanged: L:, M: and K: in this order, or the first of them, on C. A missing
     `L:` is derived from the meter, a missing `M:` from `R:`. Music without a meter is read as 4/4, without a key as C
-    major. A text of headers alone is cut before the first missing header. Raises TuneError if the meter changes.
+    major. A text of headers alone is cut before the first missing header. Of several tunes the first is read. Raises
+    TuneError if the meter changes.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if _is_model_text(text):
         return Beginning(text, key=_key(text), back=(0, 0))
     found = Findings()
+    tunes = _TUNE.split(text)
+    if len(tunes) > 1:
+        found.warn(0, 0, f"{len(tunes)} tunes; only the first is read")
+        text = tunes[0]
     read = parse_any_tune(_FINAL.sub("||", text), found, open_end=True).tune
     given = {name: value.strip() for name, value in reversed(_FIELD.findall(text))}
     has_music = any(isinstance(event, Note) for event in read.events)
