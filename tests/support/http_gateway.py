@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import uvicorn
 
 from gruve.gateway.config import GatewayConfig
-from gruve.gateway.server import Gateway, listen, uvicorn_config
+from gruve.gateway.server import Gateway, listen
 from serving import PATIENCE_S
 
 
@@ -37,7 +36,7 @@ class RunningGateway:
         self.port: int = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         ready = threading.Event()
-        self._made: uvicorn.Server = Gateway(uvicorn_config(config), ready.set)
+        self._made = Gateway(config, ready.set)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert ready.wait(PATIENCE_S)
@@ -46,9 +45,17 @@ class RunningGateway:
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def end(self) -> None:
+        """Begins to shut down, as after SIGTERM."""
+        self._made.end()
+
     def close(self) -> None:
         self.http.close()
-        self._made.should_exit = True
+        self.end()
         self._thread.join(PATIENCE_S)
 
     def _run(self) -> None:

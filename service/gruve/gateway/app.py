@@ -28,7 +28,10 @@ from gruve.gateway.tune import tune
 
 
 def create_app(config: GatewayConfig) -> Starlette:
-    """The application. Its state has the `config`, and the `client` that all requests share."""
+    """The application. Its state has the `config`, and the `client` that all requests share.
+
+    It also has `end_calls`, which ends all calls to servers, and so all responses with an error that allows a retry.
+    """
     client = AsyncClient(
         config.servers,
         credentials=config.credentials,
@@ -39,10 +42,16 @@ def create_app(config: GatewayConfig) -> Starlette:
 
     servers = rpc.Servers(config)
 
+    async def end_calls() -> None:
+        await client.close()
+        await servers.aclose()
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with client, contextlib.aclosing(servers):
+        try:
             yield
+        finally:
+            await end_calls()
 
     app = Starlette(
         routes=[
@@ -75,5 +84,6 @@ def create_app(config: GatewayConfig) -> Starlette:
         lifespan=lifespan,
     )
     app.state.config, app.state.client, app.state.texts = config, client, TokenTexts(client)
+    app.state.end_calls = end_calls
     app.state.one_tune = asyncio.Semaphore(1)
     return app

@@ -35,4 +35,4 @@ class GatewayConfig:
     head_s: float = 10.0
     """How long the head of a request may take to arrive, from the connection or the last answer on."""
     drain_s: float = 5.0
-    """How long running responses may continue after SIGTERM."""
+    """How long running responses may continue after SIGTERM; then they end with an error."""

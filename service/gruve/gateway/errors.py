@@ -6,7 +6,7 @@ import math
 
 import grpc
 
-from gruve.client.errors import CallFailed, RequestTooLarge
+from gruve.client.errors import CallFailed, Cancelled, RequestTooLarge
 
 HTTP_STATUS: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -38,6 +38,7 @@ FIELD_OF_REASON = {
     "SESSION_EXPIRED": "session",
 }
 """The field that is wrong, for reasons with which a server names none."""
+SHUTTING_DOWN = "the gateway is shutting down; try again"
 
 
 class Refused(Exception):
@@ -79,6 +80,8 @@ def refusal_of(failure: CallFailed) -> Refused:
     """
     if isinstance(failure, RequestTooLarge):
         return Refused(413, "REQUEST_TOO_LARGE", failure.message)
+    if isinstance(failure, Cancelled):  # the gateway has closed its client
+        return Refused(503, "UNAVAILABLE", SHUTTING_DOWN)
     status = HTTP_STATUS.get(failure.code, 500)
     headers = retry_after(failure)
     if not headers and not failure.connection_lost:

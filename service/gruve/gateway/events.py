@@ -17,7 +17,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gruve.client import AsyncTokenStream, CallFailed, Chunk, GenerateOptions
+from gruve.client import AsyncTokenStream, CallFailed, Cancelled, Chunk, GenerateOptions
 from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import Fields, json_fields
@@ -61,7 +61,8 @@ async def generate(request: Request) -> Response:
     try:
         return await event_response(request, _events(asked, stream), error_name="failed")
     except CallFailed as failure:
-        if asked.options["from_position"] is None or not (failure.connection_lost or failure.retry_after_s):
+        may_help = failure.retryable or isinstance(failure, Cancelled)
+        if asked.options["from_position"] is None or not may_help:
             raise
         return _come_back(failure)
 

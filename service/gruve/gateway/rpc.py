@@ -6,6 +6,7 @@ read from the protocol's descriptors, and the calls.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -26,10 +27,10 @@ from starlette.types import Message, Receive, Scope, Send
 from gruve.client.aio.transport import Transport
 from gruve.client.connection import KEEPALIVE_S, Connections
 from gruve.client.credentials import Access
-from gruve.client.errors import failure_of
+from gruve.client.errors import Cancelled, failure_of
 from gruve.gateway.caller import caller_metadata
 from gruve.gateway.config import GatewayConfig
-from gruve.gateway.errors import ConnectionClosing, Refused, retry_after
+from gruve.gateway.errors import SHUTTING_DOWN, ConnectionClosing, Refused, retry_after
 from gruve.gateway.forms import error_response
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -66,6 +67,10 @@ class Servers:
             try:
                 rpc = self._rpc(service, method)
                 return await rpc(request, timeout=_timeout_s(context), metadata=caller_metadata())
+            except asyncio.CancelledError as error:
+                if not self._connections.closed:
+                    raise
+                raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
             except grpc.aio.AioRpcError as error:
                 if last or not self._goes_elsewhere(error):
                     raise connect_error(error, context.response_headers) from error
@@ -80,6 +85,10 @@ class Servers:
                 async for response in call:
                     yield response
                 return
+            except asyncio.CancelledError as error:
+                if not self._connections.closed:
+                    raise
+                raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
             except grpc.aio.AioRpcError as error:
                 if last or not self._goes_elsewhere(error):
                     raise connect_error(error, context.response_headers) from error
@@ -91,9 +100,11 @@ class Servers:
         return [False] * (len(self._connections.addresses) - 1) + [True]
 
     def _rpc(self, service: str, method: str) -> Callable[..., Any]:
-        rpc: Callable[..., Any] = getattr(
-            getattr(self._connections.stubs(self._connections.preferred), service), method
-        )
+        try:
+            stubs = self._connections.stubs(self._connections.preferred)
+        except Cancelled as error:
+            raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
+        rpc: Callable[..., Any] = getattr(getattr(stubs, service), method)
         return rpc
 
     def _goes_elsewhere(self, error: grpc.aio.AioRpcError) -> bool:

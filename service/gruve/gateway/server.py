@@ -7,11 +7,12 @@ import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import IO, Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from gruve.errors import CannotListen, CredentialsBroken
 from gruve.gateway.app import create_app
@@ -19,20 +20,48 @@ from gruve.gateway.config import GatewayConfig
 from gruve.gateway.connection import BoundedConnection
 
 BACKLOG = 2_048
+ENDING_S = 1.0
+"""How long responses may take after `drain_s` to end with an error."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Gateway(uvicorn.Server):
-    """uvicorn with a callback for the moment from which on requests are answered."""
+    """uvicorn with a callback for the moment from which on requests are answered, and an end that clients understand.
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
+    uvicorn itself would cancel the responses that still run, and their clients would see a lost connection.
+    """
+
+    def __init__(self, config: GatewayConfig, ready: Callable[[], None]) -> None:
+        """Raises `CredentialsBroken`."""
+        app = create_app(config)
+        super().__init__(uvicorn_config(app, config))
         self._ready = ready
+        self._drain_s = config.drain_s
+        self._end_calls: Callable[[], Awaitable[None]] = app.state.end_calls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to accept connections."""
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops accepting connections, and returns when no response runs any more."""
+        ending = asyncio.ensure_future(self._end_responses())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_responses(self) -> None:
+        """Lets responses continue for `drain_s`, and ends them with an error; closes the connections that remain.
+
+        Without its connection and without calls to servers, no request waits for anything.
+        """
+        await asyncio.sleep(self._drain_s)
+        await self._end_calls()
+        await asyncio.sleep(ENDING_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def end(self) -> None:
         """Begins to shut down."""
@@ -53,13 +82,14 @@ class Lifeline(asyncio.Protocol):
 async def serve(config: GatewayConfig, ready: Callable[[int], None], lifeline: IO[Any] | None = None) -> None:
     """Serves until SIGTERM or SIGINT; calls `ready` with the port once requests are answered.
 
-    It also ends when `lifeline`, a pipe from another process, is closed. Running responses may continue for `drain_s`.
-    Raises `CannotListen` if the port cannot be used and `CredentialsBroken` if the certificate cannot.
+    It also ends when `lifeline`, a pipe from another process, is closed. Running responses may continue for `drain_s`;
+    then they end with an error. Raises `CannotListen` if the port cannot be used and `CredentialsBroken` if the
+    certificate cannot.
     """
     listening = listen(config.host, config.port)
     port: int = listening.getsockname()[1]
     with listening, _uvicorns_signals():
-        gateway = Gateway(uvicorn_config(config), lambda: ready(port))
+        gateway = Gateway(config, lambda: ready(port))
         if lifeline is not None:
             await asyncio.get_running_loop().connect_read_pipe(lambda: Lifeline(gateway.end), lifeline)
         await gateway.serve([listening])
@@ -77,12 +107,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def uvicorn_config(config: GatewayConfig) -> uvicorn.Config:
+def uvicorn_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
     """How uvicorn runs the application. Raises `CredentialsBroken`."""
     tls = config.tls
     connection = partial(BoundedConnection, head_s=config.head_s, max_connections=config.max_connections)
     made = uvicorn.Config(
-        create_app(config),
+        app,
         http=connection,  # type: ignore[arg-type] # it is called as the class would be
         ws="none",
         lifespan="on",
@@ -90,7 +120,6 @@ def uvicorn_config(config: GatewayConfig) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=int(config.drain_s),
         ssl_certfile=tls.cert if tls else None,
         ssl_keyfile=tls.key if tls else None,
         ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
