@@ -103,6 +103,7 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["generate", "m", "--address", ","], {}, 2, "--address is ','"),
         (["models"], {"GRUVE_ADDRESS": "localhost:1"}, 1, "no server answers at localhost:1 (Connection refused)"),
         (["evaluate", "models/tiny", "/no/where"], {}, 1, "there is no corpus at '/no/where'"),
+        (["gateway", "--server", "a:1,localhost"], {}, 2, "--server names 'localhost', which has no port; must be"),
         (["nonsense"], {}, 2, "COMMAND is 'nonsense'; must be one of serve, gateway, generate"),
         (["modles"], {}, 2, "did you mean models?; see `gruve --help`"),
         (["generate", "m", "--sesion", "x"], {}, 2, "did you mean --session?; see `gruve generate --help`"),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import select
+import shlex
+import shutil
 import signal
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +18,8 @@ from commands import gruve, started
 from gruve.gateway.server import listen
 from http_gateway import RunningGateway, gateway_url
 from serving import HELD, PATIENCE_S, until
+
+FOLK = Path(__file__).parents[2] / "models" / "folk"
 
 
 def answered(port: int, request: bytes, timeout_s: float = 30.0) -> bytes:
@@ -30,6 +35,15 @@ def test_the_command_serves_until_a_signal(server):
         answer = answered(line["port"], b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         process.send_signal(signal.SIGTERM)
         assert (line["event"], process.wait(30), b'{"status":"ok"}' in answer) == ("serving", 0, True)
+
+
+def test_the_request_in_the_help_begins_a_tune(start, tmp_path):
+    shutil.copytree(FOLK, tmp_path / "folk")
+    (example,) = (line for line in gruve("gateway", "--help").stdout.splitlines() if line.startswith("  curl "))
+    *_, body = shlex.split(example)
+    with gateway_url(start(models=tmp_path).address) as url:
+        answer = httpx.post(f"{url}/v1/completions", json=json.loads(body) | {"seed": 7}, timeout=PATIENCE_S)
+    assert answer.json()["choices"][0]["text"].startswith("K:")
 
 
 def test_the_command_listens_to_other_machines_only_with_tls_or_insecure():

@@ -86,11 +86,16 @@ def _cause(message: str) -> str:
     return cause if cause.count("[") == cause.count("]") else re.sub(r"\]+$", "", cause)
 
 
+def has_port(address: str) -> bool:
+    """Whether an address names a port, or is a gRPC target that needs none."""
+    return "://" in address or address.startswith("unix:") or re.search(r"[^:]:\d+$", address) is not None
+
+
 def _port_hints(addresses: str) -> Iterator[str]:
     """A hint for each address without a port."""
     for address in addresses.split(","):
         host = address.strip()
-        if host and "://" not in host and not host.startswith("unix:") and not re.search(r"[^:]:\d+$|\]:\d+$", host):
+        if host and not has_port(host):
             yield f"; {host!r} has no port, must be {PORT_HINT.format(host)}"
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gruve.cli.calls import PORT_HINT, has_port
 from gruve.cli.credentials import add_tls, tls_credentials
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
@@ -33,7 +34,7 @@ examples:
   gruve gateway --server a:50051,b:50051                 two servers that serve the same models
   gruve gateway --server a:50051 --ca ca.pem             a server with TLS
   gruve gateway --host 0.0.0.0 --tls-cert http.pem --tls-key http.key     for other machines too
-  curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"model": "folk", "prompt": "M:6/8"}'
+  curl localhost:8080/v1/completions -d '{"model": "folk", "prompt": "L:1/8\\nM:6/8\\n", "max_tokens": 60}'
 """
 
 
@@ -154,6 +155,9 @@ def _config(args: argparse.Namespace) -> GatewayConfig:
     servers = tuple(address.strip() for address in args.server.split(",") if address.strip())
     if not servers:
         raise Failure(f"--server is {args.server!r}; must be HOST:PORT, or several with commas between", USAGE)
+    for address in servers:
+        if not has_port(address):
+            raise Failure(f"--server names {address!r}, which has no port; must be {PORT_HINT.format(address)}", USAGE)
     tls = tls_files(args)
     if tls is None and not args.insecure and not is_loopback(args.host):
         raise Failure(
