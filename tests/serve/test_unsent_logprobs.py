@@ -115,6 +115,13 @@ def test_the_deadline_ends_it_while_it_waits(server, unread, few):
     call.cancel()
 
 
+def test_a_deadline_during_a_write_is_no_error_in_the_log(server, unread, few, caplog):
+    call = unread.Generate(ask(server, True), timeout=0.5)
+    assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    until(lambda: not server.server.interceptor._open)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_server_that_ends_hands_it_over(server, unread, few):
     call = unread.Generate(ask(server, True), timeout=PATIENCE_S)
     stream = wait_for_waiting(server)

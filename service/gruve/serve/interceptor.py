@@ -196,7 +196,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
                     this.check(request)
                 async with contextlib.aclosing(behavior(request, context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        try:
+                            await context.write(response)
+                        except grpc.aio.BaseError as error:  # gRPC would log that its client is gone
+                            raise asyncio.CancelledError from error
                         this.sent += 1
 
         return call
