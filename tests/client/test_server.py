@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 
 import pytest
@@ -35,6 +36,11 @@ def test_a_session_whose_connections_are_cut_has_the_uninterrupted_stream(server
         assert [x for c in chunks for x in getattr(c, part)] == [x for c in whole for x in getattr(c, part)]
     assert "".join(c.text for c in chunks) == "".join(c.text for c in whole)
     assert (transcript.session.position, len(transcript.generations)) == (1 + len(PROMPT) + 150, 1)
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e12])
+def test_a_timeout_without_end_is_none(client, timeout_s):
+    assert client.models(timeout_s=timeout_s)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import queue
 import pytest
 
 from conversing import PROMPT, SEED, START, plain, transcript
+from gruve.client import InvalidRequest
 from gruve.client.steering import Steering
 from gruve.v1 import generation_pb2 as g
 
@@ -67,3 +68,16 @@ def test_a_stop_whose_answer_was_lost_comes_after_the_controls_before_it(server,
     assert steering.end.finish_reason == g.FINISH_REASON_CANCELLED
     assert [kind for kind, *_ in answers] == [kind for kind, _ in controls]
     assert transcript(server, session) == plain(server, answers, SEED, 60, encode)
+
+
+@pytest.mark.parametrize(("window", "credit"), [(0, None), (-1, None), ("5", None), (None, -1), (None, 0.5)])
+def test_a_window_or_credit_that_no_conversation_can_have_is_refused(window, credit):
+    with pytest.raises(InvalidRequest, match="must be a whole number of at least"):
+        Steering(g.GenerateRequest(model="tiny"), window, credit)
+
+
+@pytest.mark.parametrize("tokens", [0, -3, 2.5])
+def test_a_grant_of_nothing_is_refused(tokens):
+    steering = Steering(g.GenerateRequest(model="tiny"), window=None, credit=0)
+    with pytest.raises(InvalidRequest, match="tokens"):
+        steering.grant(tokens)

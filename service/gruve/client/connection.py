@@ -26,6 +26,8 @@ So one that carries nothing is lost 18 s after the other end has gone silent. On
 itself, and is lost 6 s after that. gruve servers refuse pings more often than every 10 s. A connection whose process
 has died is lost at once.
 """
+LONGEST_TIMEOUT_S = 1e9
+"""gRPC takes a longer time, after 31 years, for none at all."""
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
 ChannelOptions = Sequence[tuple[str, Any]]
 """Names and values of gRPC's channel arguments."""
@@ -147,7 +149,9 @@ class Attempt:
         self._index = connections.preferred
         self._asked = 0
         self._timeout_s = timeout_s
-        self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._deadline_s: float | None = None
+        if timeout_s is not None and timeout_s <= LONGEST_TIMEOUT_S:
+            self._deadline_s = time.monotonic() + timeout_s
 
     def stubs(self) -> Stubs:
         """The stubs of the address that the next call goes to."""

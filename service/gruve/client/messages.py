@@ -127,9 +127,9 @@ def generate_request(
     """The request for a generation, with a new generation_id by which it can be resumed."""
     check_names(options, GenerateOptions)
     if (model is None) == (session is None):
-        raise _refused("source", f"model is {model!r} and session is {session!r}; give one of the two")
+        raise refused("source", f"model is {model!r} and session is {session!r}; give one of the two")
     if new_session and model is None:
-        raise _refused("new_session", "a new session needs a model, not a session")
+        raise refused("new_session", "a new session needs a model, not a session")
     request = generation_pb2.GenerateRequest(generation_id=uuid.uuid4().hex)
     if session is not None:
         _set(request, "session_id", session)
@@ -262,7 +262,7 @@ def _set_ttl(message: Any, field: str, idle_ttl_s: float | None) -> None:
     try:
         message.idle_ttl.FromTimedelta(datetime.timedelta(seconds=idle_ttl_s))
     except (OverflowError, ValueError) as error:
-        raise _refused(field, f"{idle_ttl_s} s is no duration: {error}") from error
+        raise refused(field, f"{idle_ttl_s} s is no duration: {error}") from error
 
 
 def _set_text(request: Any, text: Text) -> None:
@@ -284,10 +284,17 @@ def _set(message: Any, name: str, value: Any) -> None:
         else:
             setattr(message, name, value)
     except (TypeError, ValueError, AttributeError) as error:
-        raise _refused(name, f"{value!r:.80} cannot be sent: {error}") from error
+        raise refused(name, f"{value!r:.80} cannot be sent: {error}") from error
 
 
-def _refused(field: str, why: str) -> CallFailed:
+def check_tokens(field: str, tokens: int, least: int) -> None:
+    """Raises `InvalidRequest` unless `tokens` is a whole number of at least `least`."""
+    if not isinstance(tokens, int) or tokens < least:
+        raise refused(field, f"{tokens!r:.80} must be a whole number of at least {least}")
+
+
+def refused(field: str, why: str) -> CallFailed:
+    """The error for a value that no request can have."""
     return InvalidRequest(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"{field}: {why}",

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from gruve.client.messages import check_tokens
 from gruve.client.resume import Answer, Chunk, Resumption, ends_the_call_alone, protocol_violation
 from gruve.v1 import error_pb2, generation_pb2, sampling_pb2
 
@@ -57,7 +58,14 @@ class Steering(Resumption):
     def __init__(
         self, request: generation_pb2.GenerateRequest, window: int | None = WINDOW, credit: int | None = None
     ) -> None:
-        """A `window` is refilled as the reader reads; without one, `credit` is granted first and `grant` adds to it."""
+        """A `window` is refilled as the reader reads; without one, `credit` is granted first and `grant` adds to it.
+
+        Raises `InvalidRequest` for a `window` below 1 or a `credit` below 0.
+        """
+        if window is not None:
+            check_tokens("window", window, 1)
+        if credit is not None:
+            check_tokens("credit", credit, 0)
         super().__init__(request, allow_gaps=True)
         self.outgoing: deque[generation_pb2.ConverseRequest] = deque()
         self._window = window
@@ -97,7 +105,8 @@ class Steering(Resumption):
         return self._ids
 
     def grant(self, tokens: int) -> None:
-        """Grants the server more tokens."""
+        """Grants the server more tokens. Raises `InvalidRequest` for fewer than 1."""
+        check_tokens("tokens", tokens, 1)
         self._credit += tokens
         self._return_credit()
 
