@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 from gruve.cli import main
 from gruve.cli.terminal import TextOut
@@ -31,3 +33,17 @@ def test_a_tune_that_is_cancelled_leaves_its_seed_and_its_session(tunes, capsys,
     interrupt_at_the_first_text(monkeypatch)
     assert main(["generate", "made-up", "--raw", "--session", "new", "--seed", "9", "--address", tunes.address]) == 130
     assert capsys.readouterr().err == "cancelled · made-up · seed 9 · session s1\n"
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_it_quietly():
+    code = """if True:
+        import sys
+        class Interrupt:
+            def find_spec(self, name, *_):
+                if name == "gruve.cli.bench":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupt())
+        from gruve.cli import main
+        sys.exit(main(["models"]))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -9,31 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from gruve.cli import (
-    bench,
-    chat,
-    completion,
-    demo,
-    doctor,
-    evaluate,
-    export_tokenizer,
-    gateway,
-    generate,
-    keys,
-    models,
-    publish,
-    serve,
-    sessions,
-    train,
-    tune,
-    verify,
-)
 from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, USAGE, table
-from gruve.cli.extras import require_extra
-from gruve.cli.flags import Parser, parser_options
-from gruve.cli.terminal import Failure, say_error
-from gruve.errors import GruveError, InvalidField
+
+if TYPE_CHECKING:
+    from gruve.cli.flags import Parser
 
 DESCRIPTION = "Serves recurrent language models over gRPC: exact, resumable, streamed token by token."
 EXAMPLES = f"""\
@@ -58,29 +39,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error is one line on standard error."""
     # gRPC's own log lines are no JSON, and tell a user nothing that the error does not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    args = make_parser().parse_args(arguments)
     try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    from gruve.cli.extras import require_extra
+    from gruve.cli.standard_streams import drop_unwritten, reopen_closed
+    from gruve.cli.terminal import Failure, say_error
+    from gruve.errors import GruveError, InvalidField
+
+    reopen_closed()
+    try:
+        args = make_parser().parse_args(arguments)
         if args.extra:
             require_extra(args.extra, f"`{args.command}`")
         code: int = args.run(args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except (Failure, GruveError) as error:
         say_error(str(error))
         return getattr(error, "exit_code", USAGE if isinstance(error, InvalidField) else FAILED)
     except OSError as error:
-        say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        where = error.filename or ("standard output" if drop_unwritten(sys.stdout) else "")
+        say_error(f"{where}: {error.strerror}" if where else str(error))
         return FAILED
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            drop_unwritten(stream)
     return code
 
 
 def make_parser() -> Parser:
     """The parser of the whole command line."""
+    # Imported here, where `main` answers Ctrl-C: together they take the longest part of a start.
+    from gruve.cli import (
+        bench,
+        chat,
+        completion,
+        demo,
+        doctor,
+        evaluate,
+        export_tokenizer,
+        gateway,
+        generate,
+        keys,
+        models,
+        publish,
+        serve,
+        sessions,
+        train,
+        tune,
+        verify,
+    )
+    from gruve.cli.flags import Parser, parser_options
+
     parser = Parser("gruve", **parser_options(DESCRIPTION, EXAMPLES))
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

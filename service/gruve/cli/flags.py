@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,6 +56,15 @@ class Parser(argparse.ArgumentParser):
             found += _did_you_mean(choice[2], choice[3].replace("'", "").split(", "))
         say_error(f"{found}; see `{self.prog} --help`")
         self.exit(USAGE)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the command; raises `OSError` if help that was printed cannot be written."""
+        sys.stdout.flush()
+        super().exit(status, message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse's own hides that it cannot be written."""
+        (file or sys.stderr).write(message)
 
     def _meant(self, argument: str) -> str:
         """A hint at the flag that was probably meant; empty if none is close."""

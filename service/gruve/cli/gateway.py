@@ -15,6 +15,7 @@ from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.logs import log_to_standard_error
 from gruve.cli.server_flags import add_log_level, tls_files
+from gruve.cli.standard_streams import announce
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
@@ -180,4 +181,4 @@ def _config(args: argparse.Namespace) -> GatewayConfig:
 
 
 def _tell(port: int) -> None:
-    print(json.dumps({"event": "serving", "port": port}), flush=True)
+    announce(json.dumps({"event": "serving", "port": port}))

@@ -17,6 +17,7 @@ from gruve.cli.logs import AccessLog, log_to_standard_error
 from gruve.cli.model_folder import BUILTIN, BUILTIN_NAMES, USUAL, models_folder
 from gruve.cli.serve_flags import add_flags, default_store
 from gruve.cli.server_flags import tls_files
+from gruve.cli.standard_streams import announce
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
@@ -203,4 +204,4 @@ def _tell(serving: Serving, beside: GatewayBeside | None) -> None:
         **http,
         "models": list(serving.models),
     }
-    print(json.dumps(line), flush=True)
+    announce(json.dumps(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -84,16 +85,18 @@ def _is_piped() -> bool:
 
 
 def say_error(message: str) -> None:
-    """One line on standard error."""
-    print("gruve:", " ".join(message.split()).translate(PICTURES), file=sys.stderr)
+    """One line on standard error; lost if that cannot be written, as the exit code tells of the error too."""
+    with contextlib.suppress(OSError):
+        print("gruve:", " ".join(message.split()).translate(PICTURES), file=sys.stderr)
 
 
 def say_note(message: str) -> None:
-    """Print a line on standard error about what was done, dimmed on a terminal."""
-    if sys.stderr.isatty():
-        write_styled(sys.stderr, f"{message.translate(PICTURES)}\n", "dim")
-    else:
-        print(message, file=sys.stderr)
+    """Print a line on standard error about what was done, dimmed on a terminal; lost if that cannot be written."""
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            write_styled(sys.stderr, f"{message.translate(PICTURES)}\n", "dim")
+        else:
+            print(message, file=sys.stderr)
 
 
 def say_nothing(message: str) -> None:
