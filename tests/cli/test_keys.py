@@ -8,6 +8,7 @@ import pytest
 
 from commands import gruve
 from gruve.cli import main
+from gruve.serve.api_keys import read_keys
 
 
 def refused(arguments, file, capsys):
@@ -34,6 +35,17 @@ def test_keys_are_added_listed_and_revoked(tmp_path):
     assert gruve("keys", "revoke", "ann", "--keys", file).returncode == 0
     again = gruve("keys", "revoke", "ann", "--keys", file)
     assert (again.returncode, "no key named 'ann'" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_key_that_cannot_be_printed_is_removed_again(tmp_path, capsys, monkeypatch, closed):
+    file = tmp_path / "keys.json"
+    assert main(["keys", "add", "ann", "--keys", str(file)]) == 0
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", None if closed else full)
+        assert main(["keys", "add", "bob", "--keys", str(file)]) == 1
+    assert "the key 'bob' cannot be printed (" in capsys.readouterr().err
+    assert [key.name for key in read_keys(file)] == ["ann"]
 
 
 @pytest.mark.parametrize(

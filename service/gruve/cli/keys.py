@@ -74,13 +74,14 @@ def _add_file(parser: argparse._ActionsContainer) -> None:
 
 
 def run_add(args: argparse.Namespace) -> int:
-    """Prints the new key on standard output."""
-    from gruve.serve.api_keys import add_key
+    """Prints the new key on standard output. A key that cannot be printed, which nobody has, is removed again."""
+    from gruve.serve.api_keys import add_key, revoke_key
     from gruve.serve.identity import Limits, Role
 
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
+    file = _file(args)
     key = add_key(
-        _file(args),
+        file,
         args.name,
         args.name if args.tenant is None else args.tenant,
         role=Role[args.role.upper()],
@@ -88,7 +89,12 @@ def run_add(args: argparse.Namespace) -> int:
         limits=limits,
         expires=args.expires,
     )
-    print(key)
+    try:
+        print(key, flush=True)
+    except OSError as error:
+        revoke_key(file, args.name)
+        why = f"cannot be printed ({error.strerror}) and is removed from {str(file)!r} again"
+        raise Failure(f"the key {args.name!r} {why}", FAILED) from error
     return 0
 
 
