@@ -42,6 +42,7 @@ def test_every_variable_counts(tmp_path):
         ({"GRUVE_ADDRESS": " , "}, "GRUVE_ADDRESS is ' , '; must be HOST:PORT"),
         ({"GRUVE_TLS": "true"}, "GRUVE_TLS is 'true'; must be 1 for TLS, or 0"),
         ({"GRUVE_CERT": "c.pem"}, "GRUVE_CERT is set without GRUVE_CERT_KEY"),
+        ({"GRUVE_TENANT": "nobody é"}, "GRUVE_TENANT is 'nobody é'; must be of printable ASCII"),
         ({"GRUVE_API_KEY": "two words"}, "'GRUVE_API_KEY' holds no API key"),
     ],
 )

@@ -18,6 +18,8 @@ ADDRESS: Final = "GRUVE_ADDRESS"
 TLS, CA, CERT, CERT_KEY = "GRUVE_TLS", "GRUVE_CA", "GRUVE_CERT", "GRUVE_CERT_KEY"
 API_KEY, API_KEY_FILE, TENANT = "GRUVE_API_KEY", "GRUVE_API_KEY_FILE", "GRUVE_TENANT"
 
+SENDABLE: Final = "must be of printable ASCII characters, because gRPC sends no others in metadata"
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -75,7 +77,17 @@ def api_key(file: Path | None, value: str) -> str:
     return key
 
 
+def is_sendable(value: str) -> bool:
+    """Whether gRPC sends this value of a metadata key."""
+    return value.isascii() and value.isprintable()
+
+
 def metadata_of(key: str, tenant: str | None) -> Metadata:
-    """What a client with this key sends with each call; `tenant` is the one in whose name an admin calls."""
+    """What a client with this key sends with each call; `tenant` is the one in whose name an admin calls.
+
+    Raises `ValueError` if the tenant's name cannot be sent.
+    """
+    if tenant is not None and not is_sendable(tenant):
+        raise ValueError(f"{TENANT} is {tenant!r}; {SENDABLE}")
     metadata = [("authorization", f"Bearer {key}")] if key else []
     return metadata if tenant is None else [*metadata, ("gruve-tenant", tenant)]

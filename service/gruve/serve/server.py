@@ -145,8 +145,8 @@ async def serve(
 
     On SIGTERM, running streams continue for `drain_s`; if sessions are stored, and so can continue elsewhere, they are
     handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no model can be
-    served, `CannotListen` if a port cannot be used, `CredentialsBroken` if a certificate cannot, and `StoreBroken` or
-    `StoreUnavailable` if the store cannot.
+    served, `CannotListen` if a port cannot be used, `CredentialsBroken` if a certificate cannot, `StoreBroken` or
+    `StoreUnavailable` if the store cannot, and `InvalidField` if the store is none.
     """
     # The engine's threads need the GIL once for each call, and the event loop holds it most of the time. By default it
     # would be released after 5 ms, which is as long as a call.

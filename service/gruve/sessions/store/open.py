@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gruve.errors import StoreBroken
+from gruve.errors import InvalidField
 from gruve.sessions.store import Store
 from gruve.sessions.store.redis import RedisStore
 from gruve.sessions.store.sqlite import SqliteStore
@@ -13,7 +13,10 @@ FORMS = "memory, sqlite:PATH or redis://HOST"
 
 
 def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
-    """Open the store; None for `memory`, where sessions end with the server. Raises `StoreBroken`."""
+    """Open the store; None for `memory`, where sessions end with the server.
+
+    Raises `InvalidField` if `where` names none, and `StoreBroken` or `StoreUnavailable` if it cannot be used.
+    """
     kind, _, rest = where.partition(":")
     if where == "memory":
         return None
@@ -21,4 +24,4 @@ def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
         return SqliteStore(Path(rest), synchronous=synchronous)
     if kind in ("redis", "rediss", "unix") and rest:
         return RedisStore(where)
-    raise StoreBroken(f"{kind[:20]!r} is not a session store; use {FORMS}")
+    raise InvalidField("--store", f"{kind[:20]!r} is not a session store; use {FORMS}")
