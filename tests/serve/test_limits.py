@@ -35,6 +35,12 @@ def test_one_stream_too_many_is_refused_until_another_ends():
     ledger.begin("a", Limits(streams=2), 0.0)
 
 
+def test_a_tenant_that_may_have_no_stream_is_not_asked_to_retry():
+    with pytest.raises(LimitExceeded, match="limit streams is 0") as refused:
+        Ledger().begin("a", Limits(streams=0), 0.0)
+    assert refused.value.retry_after_s is None
+
+
 def test_a_request_waits_only_while_fewer_wait_than_the_limit():
     ledger = Ledger()
     ledger.begin("a", Limits(waiting=1), 0.0, waiting=lambda: 0)

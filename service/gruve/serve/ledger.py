@@ -135,7 +135,8 @@ class Ledger:
         for (which, limits), count in zip(usages, (waiting, all_waiting), strict=True):
             which.refill(limits, now_s)
             if limits.streams is not None and which.streams >= limits.streams:
-                raise self.exceeded("streams", limits.streams, f"{which.streams} streams are open", which, 1.0)
+                wait_s = 1.0 if limits.streams else None
+                raise self.exceeded("streams", limits.streams, f"{which.streams} streams are open", which, wait_s)
             if limits.waiting is not None and (wait := count()) >= limits.waiting:
                 raise self.exceeded("waiting", limits.waiting, f"{wait} requests wait for a slot", which, 1.0)
             bound = limits.requests_per_minute
