@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gruve.cli.exit_codes import FAILED, USAGE
-from gruve.cli.terminal import Failure
+from gruve.cli.terminal import Failure, say_note
 
 if TYPE_CHECKING:
     from gruve.client import CallFailed, Client, Reconnected, Reconnecting
@@ -31,14 +31,15 @@ def connected(
 ) -> Iterator[Client]:
     """A client of the servers at `addresses`, separated by commas. A failed call becomes a `Failure`.
 
-    `options` are those of `client_options`. `timeout_s` is the timeout of the calls, for the message.
+    `options` are those of `client_options`. `timeout_s` is the timeout of the calls, for the message. Calls that wait
+    are noted on standard error, unless `on_reconnect` notes them elsewhere.
     """
     from gruve.client import CallFailed, Client
 
     targets = [address.strip() for address in addresses.split(",") if address.strip()]
     if not targets:
         raise Failure(f"--address is {addresses!r}; must be HOST:PORT, or several with commas between", USAGE)
-    with Client(targets, on_reconnect=on_reconnect, **(options or {})) as client:
+    with Client(targets, on_reconnect=on_reconnect or ReconnectNotes(say_note), **(options or {})) as client:
         try:
             yield client
         except CallFailed as error:
@@ -100,16 +101,21 @@ def _port_hints(addresses: str) -> Iterator[str]:
 
 
 class ReconnectNotes:
-    """Notes that a connection is lost, how long ago, and that the call continues.
+    """Notes that a call waits, because a connection is lost or the server refuses it for now, and that it continues.
 
-    It is silent until `established` is called: a server that never answered is an error, not a lost connection.
+    Of lost connections it is silent until a server has answered or `established` is called: a server that never
+    answered is an error, not a lost connection.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._established = False
-        self._lost_s: float | None = None
-        self._noted_s = 0.0
+        self._since_s = 0.0
+        """When the call began to wait."""
+        self._noted_s: float | None = None
+        """When that was noted last."""
+        self._lost = False
+        """Whether it was noted that a connection is lost."""
 
     def established(self) -> None:
         """A call has been answered."""
@@ -120,16 +126,17 @@ class ReconnectNotes:
         from gruve.client import Reconnecting
 
         now = time.monotonic()
-        if not self._established:
-            return
         if not isinstance(event, Reconnecting):
-            self._note(f"connected again after {now - (self._lost_s or now):.0f} s, continuing")
-            self._lost_s = None
+            if self._noted_s is not None:
+                what = "connected again" if self._lost else "accepted"
+                self._note(f"{what} after {now - self._since_s:.0f} s, continuing")
             return
-        if self._lost_s is None:
-            self._lost_s = now
-        elif now - self._noted_s < NOTE_EVERY_S:
+        if event.attempt == 1:
+            self._since_s, self._noted_s, self._lost = now, None, False
+        lost = event.failure.connection_lost
+        self._established = self._established or not lost
+        if not self._established or (self._noted_s is not None and now - self._noted_s < NOTE_EVERY_S):
             return
-        self._noted_s = now
-        what = "connection lost, reconnecting" if event.failure.connection_lost else f"{event.failure}; trying again"
-        self._note(f"{what} ({now - self._lost_s:.0f} s)")
+        self._noted_s, self._lost = now, self._lost or lost
+        what = "connection lost, reconnecting" if lost else f"{event.failure}; trying again"
+        self._note(f"{what} ({now - self._since_s:.0f} s)")
