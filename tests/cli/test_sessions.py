@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from commands import generate, gruve
+from gruve.cli.sessions import duration
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from server_process import Process
@@ -55,11 +56,19 @@ def test_sessions_are_json_with_the_contracts_names(server, session):
 
 
 def test_a_session_is_shown_with_its_text(server, session):
-    assert "position\t47\n" in sessions(server, "show", session).stdout
+    shown = sessions(server, "show", session).stdout
+    assert ("position\t47\n" in shown, "idle ttl\t1 h\n" in shown) == (True, True), shown
     text = sessions(server, "show", session, "--text").stdout
     shown = json.loads(sessions(server, "show", session, "--json").stdout)
     assert text.startswith("ROMEO:")
     assert (shown["text"], len(shown["token_ids"]), len(shown["generations"])) == (text, 47, 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(2_592_000, "30 d"), (5_400, "1 h 30 min"), (93_784.5, "1 d 2 h 3 min 4.5 s"), (0, "0 s")]
+)
+def test_a_duration_is_said_in_units(seconds, words):
+    assert duration(seconds) == words
 
 
 def test_a_session_that_is_rewound_goes_on_as_before(server, session):
@@ -81,7 +90,7 @@ def test_forks_are_printed_by_their_ids_and_keep_their_seeds(server, session):
 
 
 def test_an_exported_session_goes_on_under_a_new_id(server, session, tmp_path):
-    path = tmp_path / "romeo.session"
+    path = tmp_path / "new" / "romeo.session"
     done = sessions(server, "export", session, str(path))
     assert (done.returncode, done.stderr) == (0, f"wrote {path}, {path.stat().st_size:,} bytes\n")
     imported = sessions(server, "import", str(path)).stdout.strip()

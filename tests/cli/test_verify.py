@@ -21,7 +21,7 @@ def generate(address: str, path, *more: str) -> None:
 
 @pytest.fixture
 def receipt(server, tmp_path):
-    path = tmp_path / "receipt.json"
+    path = tmp_path / "new" / "receipt.json"
     generate(server.address, path)
     return path
 

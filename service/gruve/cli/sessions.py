@@ -111,6 +111,8 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     facts = as_json(whole.session)
     sampling = facts.pop("sampling") or {}
+    if facts["idle_ttl"] is not None:
+        facts["idle_ttl"] = duration(facts["idle_ttl"])
     lines = [(name.replace("_", " "), _plain(value)) for name, value in facts.items() if value is not None]
     lines += [
         (name.replace("_", " "), _plain(value)) for name, value in sampling.items() if not isinstance(value, dict)
@@ -154,7 +156,9 @@ def _export(args: argparse.Namespace) -> int:
         sys.stdout.buffer.write(blob)
         sys.stdout.buffer.flush()
     else:
-        Path(args.file).write_bytes(blob)
+        path = Path(args.file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(blob)
         say_note(f"wrote {args.file}, {len(blob):,} bytes")
     return 0
 
@@ -200,6 +204,15 @@ def _time(session: Session, name: str) -> str:
         return ""
     found = getattr(session, name).ToDatetime(tzinfo=datetime.UTC)
     return str(found.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `30 d`, `1 h 30 min`, `0.5 s`."""
+    parts = []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        count, seconds = divmod(seconds, length)
+        parts += [f"{count:g} {unit}"] if count else []
+    return " ".join([*parts, f"{seconds:g} s"] if seconds or not parts else parts)
 
 
 def _plain(value: object) -> str:
