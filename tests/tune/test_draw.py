@@ -21,9 +21,9 @@ def drawn(music: str) -> str:
 
 
 def test_a_tune_becomes_one_page(capfd: pytest.CaptureFixture[str]) -> None:
-    drawing = draw(write_tune(detokenize(kept()[0].tokens), title="Fish & <Chips>"))
+    drawing = draw(write_tune(detokenize(kept()[0].tokens), title="Fish & <Chips>, 5 %"))
     assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
-    assert "Fish" in drawing.svg
+    assert "Fish &amp; &lt;Chips&gt;, 5 %<" in drawing.svg
     assert drawing.log == ()
     assert capfd.readouterr() == ("", "")
 

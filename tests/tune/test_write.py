@@ -28,11 +28,16 @@ def test_what_is_written_reads_as_the_same_tune(tune: Tune) -> None:
     assert replace(parse_tune(write_tune(tune)), title="") == tune
 
 
+@pytest.mark.parametrize("title", ["漢字 %d", "100%", "%", "50 %% off"])
+def test_a_title_keeps_its_percent_signs(title: str) -> None:
+    assert parse_tune(write_tune(parse_tune(abc("A8|]")), title=title)).title == title
+
+
 def test_the_headers_are_what_musicians_write() -> None:
     tune = to_key(parse_tune(abc("A8|]", meter="C|", key="Cdor")), Key(5, 0, "maj"))
     assert write_tune(tune, title="A\nReel %1", number=7).splitlines()[:5] == [
         "X:7",
-        "T:A Reel 1",
+        r"T:A Reel \%1",
         "M:C|",
         "L:1/8",
         "K:Ador",

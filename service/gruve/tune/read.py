@@ -92,11 +92,12 @@ class _Reader(Fields):
 
     def take_line(self, number: int, line: str) -> None:
         self.line, self.column = number, 0
-        line = line.split("%", 1)[0].rstrip()
         found = lexer.FIELD.match(line)
         if found and not (self.key and lexer.MUSIC_LIKE_FIELD.match(line)):
-            self.take_field(found[1], found[2].strip())
-        elif line and (self.key or self.findings is not None):
+            self.take_field(found[1], lexer.FIELD_COMMENT.sub("", found[2]).replace(r"\%", "%").strip())
+            return
+        line = line.split("%", 1)[0].rstrip()
+        if line and (self.key or self.findings is not None):
             if not self.key:
                 self.fault("no K: field before the music", "it is read in C major")
                 self.take_key("C")

@@ -30,8 +30,9 @@ def write_tune(
     """The tune as ABC: `X:`, `T:`, `R:`, `fields`, `M:`, `L:`, `Q:`, `K:`, then its music, ending in a line feed.
 
     `R:` and `Q:` are written if the tune has a rhythm and a tempo; `fields` are more headers, each a letter and its
-    text. Bar lines are written as they are, also around wrong bars. A text is cut to one line of 200 characters. A tune
-    without a title is "Untitled", because notation programs warn about a missing title.
+    text. Bar lines are written as they are, also around wrong bars. A text is cut to one line of 200 characters; its
+    `%` is written as `\\%`, because a bare one begins a comment (ABC 2.1, section 2.2.5). A tune without a title is
+    "Untitled", because notation programs warn about a missing title.
     """
     unit = shortest_unit(tune)
     head = [f"X:{number}", f"T:{_one_line(title or tune.title) or 'Untitled'}"]
@@ -52,7 +53,7 @@ def _meter_text(meter: Meter) -> str:
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"[\s%\\]+", " ", text).strip()[:MAX_TEXT]
+    return re.sub(r"[\s\\]+", " ", text).strip()[:MAX_TEXT].replace("%", r"\%")
 
 
 def group_ticks(meter: Meter) -> int:

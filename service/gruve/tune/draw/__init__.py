@@ -21,6 +21,9 @@ from gruve.tune.parse import parse_tune
 _VIEW: Final = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
 _SVG_TAG: Final = re.compile(r"<svg\b[^>]*>")
 _BACKGROUND: Final = '<rect width="100%" height="100%" fill="white"/>'
+_TITLE: Final = re.compile(r"(?m)^T:.*")
+_PERCENT: Final = "\U000f0025"
+"""Stands for the `\\%` of a title, which verovio 6 takes for a comment."""
 
 MAX_ABC_CHARACTERS: Final = 262_144
 TUNES_PER_PROCESS: Final = 200
@@ -63,7 +66,7 @@ def _engraved(tunes: Sequence[str], *, svg: bool) -> list[_Engraving]:
     engravings: list[_Engraving] = []
     while len(engravings) < len(tunes):
         some = tunes[len(engravings) : len(engravings) + TUNES_PER_PROCESS]
-        engravings += _run_child([json.dumps({"abc": abc, "svg": svg}) for abc in some])
+        engravings += _run_child([json.dumps({"abc": _marked(abc), "svg": svg}) for abc in some])
     return engravings
 
 
@@ -85,9 +88,13 @@ def _run_child(requests: list[str]) -> Iterator[_Engraving]:
     for line in lines:
         answer = json.loads(line)
         none = () if answer["found"] else ("verovio found no tune",)
-        yield _Engraving(_stacked(answer["pages"]), (*answer["log"], *none))
+        yield _Engraving(_stacked(answer["pages"]).replace(_PERCENT, "%"), (*answer["log"], *none))
     if len(lines) < len(requests):
         yield _Engraving("", (end,))
+
+
+def _marked(abc: str) -> str:
+    return _TITLE.sub(lambda title: title[0].replace(r"\%", _PERCENT), abc)
 
 
 def _on_white(svg: str) -> str:
