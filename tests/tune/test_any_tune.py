@@ -208,6 +208,14 @@ def test_what_is_left_out_is_said_once_for_each_kind_with_its_first_place() -> N
     ]
 
 
+@pytest.mark.parametrize("text", ["X:1\nT:t\nK:C\n", "X:1\nT:t\n", "X:1\nT:t\nK:C\n" + "? " * 500])
+def test_what_is_about_a_whole_tune_stands_at_its_beginning(text: str) -> None:
+    _, second = check_book(f"X:0\nT:t\nK:C\nC4|\n\n{text}")
+    assert min((finding.line, finding.column) for finding in second.findings) >= (6, 1)
+    assert any((finding.line, finding.column) == (6, 1) for finding in second.findings)
+    assert all(finding.column >= 1 for finding in second.findings)
+
+
 def test_a_book_is_checked_with_its_own_lines_and_headers_are_kept() -> None:
     book = "X:1\nT:One\nC:Trad\nM:4/4\nK:C\nA8|]\n\nX:7\nT:Two\nO:Cork\nM:4/4\nK:C\nA8|A7|]\n\nX:8\nK:C\n"
     one, two, three = check_book(book)

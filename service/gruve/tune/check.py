@@ -65,8 +65,10 @@ def _checked(line: int, text: str) -> CheckedTune:
         fixed = _fixed(read, number, found)
     except TuneError as error:
         errors = [Finding("error", error.line, error.column, error.why)]
+    # What is about a whole tune stands at its beginning.
     findings = tuple(
-        replace(finding, line=finding.line + line - 1 if finding.line else line) for finding in [*found.all(), *errors]
+        replace(finding, line=max(finding.line, 1) + line - 1, column=max(finding.column, 1))
+        for finding in [*found.all(), *errors]
     )
     return CheckedTune(number, line, findings, fixed)
 
