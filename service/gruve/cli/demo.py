@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,15 +66,25 @@ def run(args: argparse.Namespace) -> int:
         before = time.monotonic()
         _stop(server)
         _say(out, f"The server got SIGTERM and ended in order after {time.monotonic() - before:.1f} s.")
-    tune, text = _serving_name(TUNE_MODELS, told["models"]), _serving_name(TEXT_MODELS, told["models"])
     _say(out, "To go on:")
-    out.write("  make serve                 a server on localhost:50051 until Ctrl-C; then, in a second terminal:\n")
-    if tune:
-        out.write(f"  .venv/bin/gruve generate {tune} --rate 30 --out tune.svg\n")
-    if text:
-        out.write(f"  .venv/bin/gruve chat {text}\n")
-    out.write("  .venv/bin/gruve --help     everything else\n")
+    for line in next_steps(told["models"], args.models):
+        out.write(f"  {line}\n")
     return 0
+
+
+def next_steps(models: list[str], folder: Path | None) -> Iterator[str]:
+    """Commands that exist here: those of a clone that `make` has set up, else the one that is installed."""
+    if Path("service/gruve").is_dir() and Path(".venv/bin/gruve").exists():
+        gruve, serve = ".venv/bin/gruve", "make serve"
+    else:
+        gruve = "gruve" if shutil.which("gruve") else f"{shlex.quote(sys.executable)} -m gruve.cli"
+        serve = f"{gruve} serve" + ("" if folder is None else f" --models {shlex.quote(str(folder))}")
+    yield f"{serve:<25}  a server on localhost:50051 until Ctrl-C; then, in a second terminal:"
+    if tune := _serving_name(TUNE_MODELS, models):
+        yield f"{gruve} generate {tune} --rate 30 --out tune.svg"
+    if text := _serving_name(TEXT_MODELS, models):
+        yield f"{gruve} chat {text}"
+    yield f"{f'{gruve} --help':<25}  everything else"
 
 
 def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out: TextOut) -> None:
