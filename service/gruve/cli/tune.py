@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gruve.cli.flags import Parser, add_command, parser_options
 from gruve.cli.terminal import PICTURES, Failure, say_error
-
-if TYPE_CHECKING:
-    from gruve.tune.check import CheckedTune
-    from gruve.tune.raw import Finding
 
 DESCRIPTION = """Work on tunes in ABC notation; needs no server.
 
@@ -69,10 +63,6 @@ def run(args: argparse.Namespace) -> int:
     if args.fix and unread:
         say_error(f"{unread} of {tunes + unread} tunes could not be read, and are not written")
     return int(bool(unread if args.fix else wrong))
-
-
-def _json(file: str, tune: CheckedTune, finding: Finding) -> str:
-    return json.dumps({"file": file, "tune": tune.number, **dataclasses.asdict(finding)})
 
 
 def _text(name: str) -> str:
