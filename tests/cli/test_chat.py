@@ -57,3 +57,18 @@ def test_the_bounds_are_those_of_the_server(name, least, most):
         validate(value)
     with pytest.raises(InvalidField):
         validate(most + 1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "why"),
+    [
+        ("--max-tokens", "100000", "--max-tokens is '100000'; must be 1 to 65536"),
+        ("--rate", "0", "--rate is '0.0'; must be 0.01 to 1000000"),
+        ("--temperature", "nan", "--temperature is 'nan'; must be 0 to 100"),
+        ("--seed", "-1", "--seed is '-1'; must be 0 to 18446744073709551615"),
+    ],
+)
+def test_a_flag_that_would_make_every_line_fail_is_refused_before_the_first(fake, capsys, flag, value, why):
+    assert main(["chat", "made-up", flag, value, "--address", fake.address]) == 2
+    assert capsys.readouterr() == ("", f"gruve: {why}\n")
+    assert fake.requests == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gruve.cli import main
+from gruve.cli import main, make_parser
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,9 @@ def test_a_store_that_is_none_is_wrong_usage(store, tiny_repository, capsys, mon
     assert main(["serve", "--models", str(tiny_repository), "--store", store]) == 2
     kind = store.partition(":")[0]
     assert f"--store: '{kind}' is not a session store; use memory, sqlite:PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "tenant"), [("", None), ("ann", "ann")])
+def test_an_empty_variable_is_none(monkeypatch, value, tenant):
+    monkeypatch.setenv("GRUVE_TENANT", value)
+    assert make_parser().parse_args(["models"]).tenant == tenant

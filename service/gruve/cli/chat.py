@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gruve.cli.calls import ReconnectNotes, connected, default_temperature, explain, failure_of, find_model
+from gruve.cli.calls import FLAGS, ReconnectNotes, connected, default_temperature, explain, failure_of, find_model
 from gruve.cli.credentials import add_address, client_options
+from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import MAX_SEED, Parser, add_command, bounded, checked
 from gruve.cli.generate import add_numerics_change, add_sampling, sampling_options
 from gruve.cli.interrupts import interrupt_cancels
@@ -61,6 +62,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read lines until there are no more."""
+    _check_flags(args)
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` a history and editing
     reconnects = ReconnectNotes(say_note)
@@ -75,6 +77,18 @@ def run(args: argparse.Namespace) -> int:
         finally:
             chat.end()
     return 0
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises `Failure` for a flag out of the server's bounds, which would refuse every line."""
+    for option, convert in COMMANDS.values():
+        flag = FLAGS.get(option, f"--{option.replace('_', '-')}")
+        value = getattr(args, flag.removeprefix("--").replace("-", "_"))
+        try:
+            if value is not None:
+                checked(convert)(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise Failure(f"{flag} {error}", USAGE) from None
 
 
 class Chat:

@@ -116,15 +116,16 @@ def add_flag(
     metavar: str | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> None:
-    """Add a flag with one value. `variable` names the environment variable that is read if the flag is absent.
+    """Add a flag with one value. `variable` names the environment variable that is read if the flag is absent; an empty
+    one is none.
 
     `kind` converts the text and raises `ValueError` or `argparse.ArgumentTypeError` with what is allowed.
     """
     notes = [f"default {default}"] if default not in (None, "") else []
     if variable:
         notes.append(f"or {variable}")
-        if variable in os.environ:
-            default = _FromEnvironment(os.environ[variable])
+        if given := os.environ.get(variable):
+            default = _FromEnvironment(given)
             default.variable = variable
     action = parser.add_argument(
         name,
