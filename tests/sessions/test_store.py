@@ -1,4 +1,4 @@
-"""Every store keeps what it is given and refuses fenced writes; then the special properties of Redis."""
+"""Every store keeps what it is given and refuses fenced writes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gruve.engine.sequence import FinishReason
-from gruve.errors import SessionElsewhere, StoreUnavailable
+from gruve.errors import SessionElsewhere
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.encoding import prepare_write, unpack_head, unpack_session
 from gruve.sessions.record import Change
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store import ALL_TENANTS
-from gruve.sessions.store import redis as redis_store
 from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.redis import RedisStore
 from gruve.sessions.store.sqlite import SqliteStore
-from redis_server import RedisServer
 from session_records import NOW, generation_of, grow, load, save, session_of
 
 KINDS = ("memory", "sqlite", "redis")
@@ -244,16 +242,6 @@ def test_the_bytes_of_live_sessions_add_up_for_a_tenant_and_for_all(make):
     assert store.live_bytes("ann", NOW, []) == size[1]
 
 
-def test_redis_measures_a_session_that_was_written_without_its_size(redis_server):
-    store = RedisStore(redis_server.url)
-    store._redis.flushall()
-    save(store, session_of(tokens=300))
-    wanted = store.live_bytes("default", NOW, [])
-    store._redis.hdel("gruve:{a}", "bytes")
-    assert store.live_bytes("default", NOW, []) == wanted == int(store._redis.hget("gruve:{a}", "bytes"))
-    store.close()
-
-
 @all_stores
 def test_expired_sessions_do_not_count_before_they_are_removed(make):
     store = make()
@@ -274,56 +262,6 @@ def test_sessions_expire_when_they_have_lain_idle_so_many_a_pass_and_none_that_i
     assert store.expire(NOW + 13.5, 2, {"s1"}) == 2
     assert store.expire(NOW + 13.5, 2, {"s1"}) == 1
     assert (store.expire(NOW + 13.5, 2, {"s1"}), store.count()) == (0, 2)
-
-
-def test_redis_expires_by_itself_and_the_indexes_are_swept(redis_server):
-    store = RedisStore(redis_server.url)
-    store._redis.flushall()
-    kept, gone, other = session_of("kept"), session_of("gone", ttl_s=0.001), session_of("other", ttl_s=0.001)
-    other.tenant = "ann"
-    save(store, kept, gone, other, release=True)
-    while store.read("gone", NOW) or store.read("other", NOW):
-        time.sleep(0.005)
-    assert [i.id for i in store.page("default", "", None, 9, NOW)] == ["kept"]
-    assert sorted(store.expire(NOW, 100, ()) for _ in range(3)) == [0, 1, 1]
-    assert store.count() == 1
-    store.close()
-
-
-@pytest.mark.parametrize("when", ["before it is written", "before its id is removed"])
-def test_a_session_that_is_created_while_redis_is_swept_stays_in_the_indexes(redis_server, monkeypatch, when):
-    store, sweeper = RedisStore(redis_server.url), RedisStore(redis_server.url)
-    store._redis.flushall()
-    new = session_of("new")
-    if when == "before it is written":
-        add, adds = redis_store._add, []
-
-        def add_and_sweep(pipeline, writes):
-            add(pipeline, writes)
-            if not adds:
-                pipeline.zrem("gruve:sessions", "new").zrem(f"gruve:sessions:{new.model}", "new")
-            adds.append(writes)
-
-        monkeypatch.setattr(redis_store, "_add", add_and_sweep)
-        save(store, new)
-        assert len(adds) == 2
-    else:
-        save(store, new)
-        assert store.delete("new", "me", 1)
-        scores = sweeper._redis.zmscore
-
-        def create_first(index, ids):
-            if not store.read("new", NOW):
-                save(store, session_of("new"))
-            return scores(index, ids)
-
-        monkeypatch.setattr(sweeper._redis, "zmscore", create_first)
-        assert sweeper.expire(NOW, 100, ()) == 1
-        assert store.read("new", NOW)
-    for model in ("", new.model):
-        assert [i.id for i in store.page("default", model, None, 9, NOW)] == ["new"]
-    store.close()
-    sweeper.close()
 
 
 @all_stores
@@ -398,38 +336,3 @@ class iter_clock:  # noqa: N801 - used as a function
 
     def __call__(self):
         return self.now
-
-
-def test_a_session_in_redis_from_before_there_were_tenants_belongs_to_the_default_tenant(redis_server):
-    store = RedisStore(redis_server.url)
-    store._redis.flushall()
-    save(store, session_of("old"), release=True)
-    store._redis.hdel("gruve:{old}", "tenant")
-    store._redis.delete("gruve:tenants")
-    assert store._redis.zrange("gruve:sessions", 0, -1) == [b"old"]
-    assert [(i.id, i.tenant) for i in store.page("default", "", None, 9, NOW)] == [("old", "default")]
-    assert (store.count(), load(store, "old").tenant) == (1, "default")
-    store.close()
-
-
-def test_a_redis_that_is_gone_is_said_to_be_and_found_again(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("r"))
-    store = RedisStore(server.url)
-    save(store, session_of(tokens=4), release=True)
-    server.stop()
-    for ask in (lambda: store.read("a", NOW), lambda: save(store, session_of("b")), store.key, store.count):
-        with pytest.raises(StoreUnavailable):
-            ask()
-    server.start()
-    assert load(store).position == 5
-    server.stop()
-    store.close()
-
-
-def test_a_redis_password_is_in_no_name_and_no_complaint():
-    store = RedisStore("redis://user:s3cret@localhost:1/2")
-    assert store.name == "redis://localhost:1/2"
-    with pytest.raises(StoreUnavailable) as told:
-        store.key()
-    assert "s3cret" not in f"{told.value} {told.value.__cause__}"
-    store.close()
