@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import grpc
 
@@ -31,6 +31,16 @@ LONGEST_TIMEOUT_S = 1e9
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
 ChannelOptions = Sequence[tuple[str, Any]]
 """Names and values of gRPC's channel arguments."""
+
+
+class ClientOptions(TypedDict, total=False):
+    """What a client can be given beside addresses and credentials; see `Client`."""
+
+    reconnect: Reconnect | None
+    keepalive_s: float
+    on_reconnect: OnReconnect | None
+    interceptors: Sequence[Any]
+    channel_options: ChannelOptions
 
 
 class Stubs:

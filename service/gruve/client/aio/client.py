@@ -10,7 +10,15 @@ from gruve.client.aio.control import AsyncControl
 from gruve.client.aio.stream import AsyncConversation, AsyncTokenStream
 from gruve.client.aio.transport import Transport
 from gruve.client.completions import Prompts, arranged, completion_requests
-from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, ChannelOptions, Connections, Stubs
+from gruve.client.connection import (
+    DEFAULT_ADDRESS,
+    KEEPALIVE_S,
+    Attempt,
+    ChannelOptions,
+    ClientOptions,
+    Connections,
+    Stubs,
+)
 from gruve.client.credentials import Access, Credentials, GivenMetadata
 from gruve.client.environment import Environment
 from gruve.client.errors import CallFailed
@@ -69,14 +77,7 @@ class AsyncClient:
         )
 
     @classmethod
-    def from_env(
-        cls,
-        *,
-        reconnect: Reconnect | None = None,
-        keepalive_s: float = KEEPALIVE_S,
-        on_reconnect: OnReconnect | None = None,
-        interceptors: Sequence[Any] = (),
-    ) -> Self:
+    def from_env(cls, **options: Unpack[ClientOptions]) -> Self:
         """A client as the environment describes it, by the variables that the commands read as well.
 
         GRUVE_ADDRESS (one, or several with commas between), GRUVE_TLS=1, GRUVE_CA, GRUVE_CERT and GRUVE_CERT_KEY,
@@ -84,16 +85,8 @@ class AsyncClient:
         `ValueError` for a value that cannot be used, and `OSError` for a file that cannot be read. A key in a file is
         read once, here.
         """
-        environment = Environment.read()
-        return cls(
-            environment.addresses,
-            reconnect=reconnect,
-            keepalive_s=keepalive_s,
-            on_reconnect=on_reconnect,
-            credentials=environment.credentials,
-            metadata=environment.metadata,
-            interceptors=interceptors,
-        )
+        given = Environment.read()
+        return cls(given.addresses, credentials=given.credentials, metadata=given.metadata, **options)
 
     @overload
     async def complete(

@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
 from gruve.client.completions import Prompts, arranged, completion_requests
-from gruve.client.connection import DEFAULT_ADDRESS, KEEPALIVE_S, Attempt, ChannelOptions, Connections, Stubs
+from gruve.client.connection import (
+    DEFAULT_ADDRESS,
+    KEEPALIVE_S,
+    Attempt,
+    ChannelOptions,
+    ClientOptions,
+    Connections,
+    Stubs,
+)
 from gruve.client.credentials import Access, Credentials, GivenMetadata
 from gruve.client.environment import Environment
 from gruve.client.errors import CallFailed
@@ -70,14 +78,7 @@ class Client:
         )
 
     @classmethod
-    def from_env(
-        cls,
-        *,
-        reconnect: Reconnect | None = None,
-        keepalive_s: float = KEEPALIVE_S,
-        on_reconnect: OnReconnect | None = None,
-        interceptors: Sequence[Any] = (),
-    ) -> Self:
+    def from_env(cls, **options: Unpack[ClientOptions]) -> Self:
         """A client as the environment describes it, by the variables that the commands read as well.
 
         GRUVE_ADDRESS (one, or several with commas between), GRUVE_TLS=1, GRUVE_CA, GRUVE_CERT and GRUVE_CERT_KEY,
@@ -85,16 +86,8 @@ class Client:
         `ValueError` for a value that cannot be used, and `OSError` for a file that cannot be read. A key in a file is
         read once, here.
         """
-        environment = Environment.read()
-        return cls(
-            environment.addresses,
-            reconnect=reconnect,
-            keepalive_s=keepalive_s,
-            on_reconnect=on_reconnect,
-            credentials=environment.credentials,
-            metadata=environment.metadata,
-            interceptors=interceptors,
-        )
+        given = Environment.read()
+        return cls(given.addresses, credentials=given.credentials, metadata=given.metadata, **options)
 
     @overload
     def complete(
