@@ -25,7 +25,7 @@ def test_a_store_that_is_none_is_wrong_usage(store, tiny_repository, capsys, mon
     monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
     assert main(["serve", "--models", str(tiny_repository), "--store", store]) == 2
     kind = store.partition(":")[0]
-    assert f"--store: '{kind}' is not a session store; use memory, sqlite:PATH" in capsys.readouterr().err
+    assert f"gruve: store: '{kind}' is not a session store; use memory, sqlite:PATH" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("value", "tenant"), [("", None), ("ann", "ann")])

@@ -14,7 +14,7 @@ from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_flag
 from gruve.cli.interrupts import interrupt_cancels
-from gruve.cli.summary import cancelled
+from gruve.cli.summary import cancelled, default_title
 from gruve.cli.terminal import Failure, TextOut, say_error, standard_output
 from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_files
 
@@ -32,8 +32,8 @@ Start = Callable[[str | None, int | None, Mapping[int, float] | None], "TokenStr
 TUNE_TOKENIZER: Final = "abc"
 MAX_TUNES: Final = 1_000
 _NEVER: Final = -100.0
-SHOWN_CHARACTERS: Final = 60
 """Added to a logit: such a token is not drawn at any usual temperature."""
+SHOWN_CHARACTERS: Final = 60
 
 
 def add_tune_flags(parser: Parser) -> None:
@@ -215,7 +215,7 @@ class Composer:
         title = self.options.title or given
         if title:
             return f"{title} {number}" if self.options.n > 1 else title
-        return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
+        return default_title(stream)
 
     def _mode_bias(self, beginning: Beginning) -> Mapping[int, float] | None:
         """Biases that leave of the model's `K:` tokens the mode asked for; None where none is asked for.

@@ -20,7 +20,7 @@ from gruve.cli.calls import connected, default_temperature
 from gruve.cli.flags import Parser, add_command, add_flag
 from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.model_folder import add_models, models_folder
-from gruve.cli.summary import summary, title
+from gruve.cli.summary import default_title, summary
 from gruve.cli.terminal import Failure, TextOut, standard_output
 from gruve.cli.tunes import finished_tune, origin, write_tune_files
 from gruve.errors import TuneError
@@ -112,7 +112,7 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
         out.write("\n")
         try:
             tune = complete(finished_tune(text, lambda note: out.write(f"{note}\n")))
-            abc = write_tune(tune, title=title(stream), fields=origin(stream, model))
+            abc = write_tune(tune, title=default_title(stream), fields=origin(stream, model))
             write_tune_files([abc], paths, lambda note: out.write(f"{note}\n"))
         except (Failure, TuneError) as error:
             out.write(f"{error}\n")

@@ -25,7 +25,7 @@ def cancelled(stream: TokenStream) -> str:
     return "cancelled" if start is None else " · ".join(["cancelled", *_what(start), *_session(start)])
 
 
-def title(stream: TokenStream) -> str:
+def default_title(stream: TokenStream) -> str:
     """The title of a tune that has none."""
     return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
 

@@ -24,4 +24,4 @@ def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
         return SqliteStore(Path(rest), synchronous=synchronous)
     if kind in ("redis", "rediss", "unix") and rest:
         return RedisStore(where)
-    raise InvalidField("--store", f"{kind[:20]!r} is not a session store; use {FORMS}")
+    raise InvalidField("store", f"{kind[:20]!r} is not a session store; use {FORMS}")
