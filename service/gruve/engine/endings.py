@@ -38,7 +38,7 @@ class Endings:
             return []
         if sequence.in_flight:
             if reason is not FinishReason.PREEMPTED or sequence.finish_requested is None:
-                sequence.finish_requested = reason  # whoever admits a preempted sequence again does not know the other
+                sequence.finish_requested = reason  # a preempted one is admitted again, as if nothing else were asked
             return []
         progress = self._updater.finish(sequence, reason, now_s)
         self._scheduler.remove(sequence)

@@ -59,8 +59,8 @@ class Scheduler:
         """Sequences that `preemptable` has named and that still hold their slot."""
         self._paced: list[tuple[float, int, Sequence]] = []
         """A heap of (time, tiebreak, sequence); entries of sequences that left or moved on are skipped."""
-        self._waiting_for_clients = 0
-        """How many running sequences do so; see `Sequence.waits_for_client`."""
+        self._slowed_by_clients = 0
+        """How many running sequences are; see `Sequence.slowed_by_client`."""
         self._tiebreak = itertools.count()
         self._counting = False
         """Whether there are several tenants; for one alone nothing is counted."""
@@ -95,7 +95,7 @@ class Scheduler:
             self.waiting -= 1
             sequence.slot = self._free.pop()
             self.running[sequence.id] = queue.running[sequence.id] = sequence
-            self._waiting_for_clients += sequence.waits_for_client
+            self._slowed_by_clients += sequence.slowed_by_client
             self._enqueue(sequence)
             admitted.append(sequence)
             if queue.waiting:
@@ -209,7 +209,7 @@ class Scheduler:
         self.ready_rows -= queue.discard(sequence)
         if queue.running.pop(sequence.id, None) is not None:
             del self.running[sequence.id]
-            self._waiting_for_clients -= sequence.waits_for_client
+            self._slowed_by_clients -= sequence.slowed_by_client
             assert sequence.slot is not None  # noqa: S101 - a running sequence has one
             self._free.append(sequence.slot)
         if queue.empty:
@@ -228,8 +228,8 @@ class Scheduler:
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot has a sequence, and none of them waits for its client."""
-        return len(self.running) == self.slots and not self._waiting_for_clients
+        """Whether every slot has a sequence, and none of them is slowed down by its client."""
+        return len(self.running) == self.slots and not self._slowed_by_clients
 
     def ready(self) -> bool:
         """Whether there is a row to call or a waiting sequence to admit, paced rows excepted."""

@@ -196,7 +196,7 @@ class Sequence:
         return self.generated == self.admission.generated
 
     @property
-    def waits_for_client(self) -> bool:
+    def slowed_by_client(self) -> bool:
         """Whether its client decides how long it holds its slot: by its pace, or by reading."""
         return self.admission.max_tokens_per_second is not None or self.credit is not None or self.window is not None
 
@@ -215,7 +215,7 @@ class Sequence:
         return self.forced_left - self.submitted + generated
 
     def step_limit(self) -> int:
-        """How many steps it may take in one more call: its forced tokens and what pace and credit allow then."""
+        """How many steps it may take in one more call: its forced tokens and what pace, credit and window allow."""
         allowed = UNLIMITED
         if self.admission.max_tokens_per_second is not None:
             allowed = 0 if self.forced_left and self.ready_s else 1  # a resumed row may still have to wait

@@ -90,7 +90,7 @@ class Updater:
             return self.fail(sequence, incident)
         tokens, forced = sequence.output.take(now_s)
         self._remove(sequence)
-        measures = reason is not FinishReason.PREEMPTED and not sequence.waits_for_client
+        measures = reason is not FinishReason.PREEMPTED and not sequence.slowed_by_client
         if sequence.started_s is not None and measures:
             consumed, cut = sequence.position - sequence.admission.position, reason is FinishReason.DEADLINE
             self.slot_times.record(now_s - sequence.started_s, consumed, sequence.admission.allowed_tokens, cut=cut)

@@ -163,7 +163,7 @@ class Conversation(Stream):
         elif self._buffer.next_position >= self.generation.next_position >= self._credit_end:
             self._call_back()  # without credit it needs no slot
         else:
-            self._watch_reader()
+            self._release_slot_if_unread()
         self._wake()
 
     def _is_last_segment(self, progress: Progress) -> bool:
@@ -177,8 +177,8 @@ class Conversation(Stream):
         """The engine has ended the sequence, by itself or because it was called back."""
         if self.sequence_id is not None and not self.queue_s:
             self.queue_s = progress.queue_s
-        gave_way, self.sequence_id, self._called_back = self._giving_way, None, False
-        self._giving_way, self._sent_logprobs = False, 0
+        released, self.sequence_id, self._called_back = self._releasing_slot, None, False
+        self._releasing_slot, self._sent_logprobs = False, 0
         if self.leaving:
             self._end(FinishReason.CANCELLED)
         elif progress.finish_reason in (FinishReason.DEADLINE, FinishReason.HANDED_OVER):
@@ -186,7 +186,7 @@ class Conversation(Stream):
         else:
             if not self.generation.finished:
                 self.generation.finish_reason = None
-            preempted = progress.finish_reason is FinishReason.PREEMPTED and not gave_way
+            preempted = progress.finish_reason is FinishReason.PREEMPTED and not released
             if preempted:
                 self._host.metrics.preemptions.inc()
             self._advance(preempted=preempted)

@@ -31,9 +31,10 @@ from gruve.v1 import generation_pb2
 MAX_UNSENT_LOGPROBS = 512
 """At most this many tokens with log-probabilities, which take up to 1.3 KB each, are decoded and not yet sent."""
 ACKNOWLEDGED_AT_ONCE = MAX_UNSENT_LOGPROBS // 2
-PATIENCE_S = 0.1
+HELD_UNREAD_S = 0.1
 """How long a stream keeps its slot while that many are unsent."""
 OVERDUE_RETRY_S = 0.1
+"""How long after a deadline the stream looks whether the engine has ended it."""
 
 
 class Stream:
@@ -71,10 +72,10 @@ class Stream:
         self._on_end = on_end
         self._admitted = False
         """Whether the engine ever had it."""
-        self._giving_way = False
-        """Whether it has asked the engine to take its slot."""
-        self._giving_up: asyncio.TimerHandle | None = None
-        """Asks for that."""
+        self._releasing_slot = False
+        """Whether it has asked the engine to free its slot."""
+        self._release_timer: asyncio.TimerHandle | None = None
+        """Asks for that, unless its client reads until then."""
         self._sent_logprobs = 0
         """How many tokens with log-probabilities were sent that the engine has not been told of."""
         self._deadline: asyncio.TimerHandle | None = None
@@ -148,38 +149,38 @@ class Stream:
             self.queue_s = progress.queue_s  # waits after its first step do not count
         self._record(progress)
         if progress.finish_reason is FinishReason.PREEMPTED:
-            self._lose_slot()
+            self._continue_without_slot()
         elif progress.ended:
             reason: FinishReason | None = progress.finish_reason
             if reason is FinishReason.LENGTH:  # or its end was computed again: the record has the reason
                 reason = self.generation.finish_reason
             self._end(reason)
         else:
-            self._watch_reader()
+            self._release_slot_if_unread()
         self._wake()
 
-    def _watch_reader(self) -> None:
-        """Has the stream give its slot back soon if its client does not read until then."""
-        if self._giving_up is None and not self._giving_way and self._unsent_logprobs >= MAX_UNSENT_LOGPROBS:
-            self._giving_up = asyncio.get_running_loop().call_later(PATIENCE_S, self._give_way)
+    def _release_slot_if_unread(self) -> None:
+        """Frees the slot after `HELD_UNREAD_S` if the window is full until then."""
+        if self._release_timer is None and not self._releasing_slot and self._unsent_logprobs >= MAX_UNSENT_LOGPROBS:
+            self._release_timer = asyncio.get_running_loop().call_later(HELD_UNREAD_S, self._release_slot)
 
-    def _give_way(self) -> None:
-        self._giving_up = None
+    def _release_slot(self) -> None:
+        self._release_timer = None
         if self.sequence_id is not None and self._unsent_logprobs >= MAX_UNSENT_LOGPROBS:
-            self._giving_way = True
+            self._releasing_slot = True
             self._host.engine.cancel(self.sequence_id, FinishReason.PREEMPTED)
 
-    def _lose_slot(self) -> None:
-        """Admits the rest of a sequence whose slot another tenant got, or waits for its own client."""
-        gave_way, self.sequence_id, self._giving_way, self._sent_logprobs = self._giving_way, None, False, 0
-        if not gave_way:
+    def _continue_without_slot(self) -> None:
+        """Continues after the engine has freed the slot, for another tenant or because the client does not read."""
+        released, self.sequence_id, self._releasing_slot, self._sent_logprobs = self._releasing_slot, None, False, 0
+        if not released:
             self._host.metrics.preemptions.inc()
         if self.leaving:
             self._end_unfinished(FinishReason.CANCELLED)
         elif self._must_wait:
             self._end_at_deadline()
         else:
-            self._readmit(preempted=not gave_way)
+            self._readmit(preempted=not released)
 
     def _end_at_deadline(self) -> None:
         """Has the event loop end the stream at its deadline if the engine does not decode it then."""
@@ -192,7 +193,7 @@ class Stream:
         if not self.ended.is_set():  # the engine ends it, unless it has just given it back
             self._deadline = asyncio.get_running_loop().call_later(OVERDUE_RETRY_S, self._end_overdue)
 
-    def _go_on(self) -> None:
+    def _continue_if_read(self) -> None:
         """Continues a stream that waits for its client, once that has read enough."""
         if self.sequence_id is None and not self._must_wait and not self.ended.is_set():
             self._readmit(preempted=False)
@@ -258,7 +259,7 @@ class Stream:
 
     @property
     def _unsent_logprobs(self) -> int:
-        """How many the engine has not been told to be sent."""
+        """How many fill the window: those not sent, and those sent that the engine has not been told of."""
         return 0 if self._request.logprobs is None else len(self._buffer) + self._sent_logprobs
 
     @property
@@ -283,7 +284,7 @@ class Stream:
             if not started or self.finish is not None or self._buffer:
                 started = True
                 message = self._message(self._max_message_tokens)
-                self._go_on()
+                self._continue_if_read()
                 await self._wait_before_send(message)
                 yield message
             else:
@@ -338,7 +339,7 @@ class Stream:
     def _end(self, reason: FinishReason | None) -> None:
         """Ends the generation's production for this call; `reason` is None if it has failed."""
         self.finish = reason
-        for timer in (self._deadline, self._giving_up):
+        for timer in (self._deadline, self._release_timer):
             if timer is not None:
                 timer.cancel()
         self._on_end(self)

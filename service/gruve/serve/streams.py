@@ -60,14 +60,11 @@ class Streams:
         identity = current_identity()
         bounds = self._ledger.session_bounds(identity.limits)
         running = await self._opener.open(request.open, identity.owner, bounds)
-        stream: Stream
+        kind = Stream if request.credit is None else Conversation
         try:
             host = running.served
             assert isinstance(host, ModelHost)  # noqa: S101 - a server's models are hosts
-            if request.credit is None:
-                stream = Stream(running, host, request, self._forget, self._sign)
-            else:
-                stream = Conversation(running, host, request, self._forget, self._sign)
+            stream = kind(running, host, request, self._forget, self._sign)
             if (admission := running.opened.admission) is not None:
                 tokens = len(admission.forced) + max(0, admission.max_tokens - admission.generated)
                 reservation.reserve_tokens(tokens, time.monotonic())

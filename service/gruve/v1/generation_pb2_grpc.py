@@ -120,8 +120,8 @@ class GenerationServiceServicer:
         `from_position`, generates the same stream again and sends the rest of it.
 
         A slow reader does not stop the computation: gRPC buffers some megabytes, and the server keeps the
-        rest, which is little. With log-probabilities, which are not, the computation waits for its
-        reader when about 500 tokens were not sent. Converse has exact flow control.
+        rest, which is little. Log-probabilities take more memory: with them the computation waits for its
+        reader when 512 tokens are not sent yet. Converse has exact flow control.
 
         Refuses or ends with
         INVALID_ARGUMENT     INVALID_FIELD, UNKNOWN_CHARACTER
