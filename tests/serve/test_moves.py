@@ -8,6 +8,7 @@ from google.protobuf import duration_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import session_pb2 as p
 from serving import HELD, refusal, token, until
@@ -148,3 +149,12 @@ def test_the_largest_export_fits_into_a_request(start):
     size = len(export(server, session))
     server.server.table.get(session).transcript.extend([1] * (((1 << 20) - 256 - size) // 2))
     assert import_(server, export(server, session)).position > 500_000
+
+
+def test_imported_sessions_count_against_the_memory_budget(start):
+    server = start(session_key=KEY, sessions=SessionsConfig(budget_bytes=300_000))
+    session = server.create()
+    server.server.table.get(session).transcript.extend([1] * 100_000)
+    blob = export(server, session)
+    copies = [import_(server, blob).id for _ in range(3)]
+    assert [kept.id for kept in server.server.table] == copies[-1:]

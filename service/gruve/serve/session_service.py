@@ -185,7 +185,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         ttl_s = min(exported.idle_ttl_s, longest_s) if ttl_s is None else ttl_s
         await self._check_quota(1, content_bytes(exported))
         session = self._persistence.create(exported.model, exported.digest, exported.numerics_id, ttl_s, _owner())
-        session.copy_from(exported)
+        self._persistence.table.fill(session, exported)
         await self._persistence.wait_durable(session, NEW_SESSION_WAIT_S)
         return session_pb2.ImportSessionResponse(session=self._message(session))
 

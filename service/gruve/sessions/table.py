@@ -122,10 +122,14 @@ class SessionTable:
     def fork(self, session: Session, seed: int) -> Session:
         """A copy of a session under a new id. Its next generation inherits `seed`."""
         branch = self.create(session.model, session.digest, session.numerics_id, session.idle_ttl_s, session.tenant)
-        branch.copy_from(session)
+        self.fill(branch, session)
         branch.next_sampling = dataclasses.replace(session.sampling or SamplingParameters(), seed=seed)
-        self._account(branch)
         return branch
+
+    def fill(self, session: Session, contents: Session) -> None:
+        """Copies the contents of another session into a new one, and counts them against the budget."""
+        session.copy_from(contents)
+        self._account(session)
 
     def insert(self, session: Session) -> None:
         """Adds a session; one with the same id is replaced."""
