@@ -78,6 +78,11 @@ class SessionTable:
         self.expire()
         return iter(list(self._table.values()))
 
+    def ids(self) -> set[str]:
+        """The ids of all sessions that have not expired."""
+        self.expire()
+        return set(self._table)
+
     def count(self, tenant: str = ALL_TENANTS) -> int:
         """How many sessions a tenant has, or all tenants, without those that have expired."""
         self.expire()

@@ -25,13 +25,19 @@ class Sweeper:
         self._moves = moves
 
     async def run(self, store: AsyncStore) -> None:
-        """Sweeps every `SWEEP_S` until it is cancelled. Sessions in use are left alone."""
+        """Sweeps every `SWEEP_S` until it is cancelled."""
         while True:
             with contextlib.suppress(StoreUnavailable):
-                removed = SWEEP_SESSIONS
-                while removed == SWEEP_SESSIONS:
-                    busy = {session.id for session in self._table.busy()}
-                    removed = await store.expire(self._table.clock(), SWEEP_SESSIONS, busy)
-                    self._moves["expired_in_store"] += removed
-                self.stored = await store.count()
+                await self.sweep(store)
             await asyncio.sleep(SWEEP_S)
+
+    async def sweep(self, store: AsyncStore) -> None:
+        """Removes the expired sessions from the store, except for those in memory, and counts the rest.
+
+        A session in memory may have been used since its last write, so the store believes that it has expired.
+        """
+        removed = SWEEP_SESSIONS
+        while removed == SWEEP_SESSIONS:
+            removed = await store.expire(self._table.clock(), SWEEP_SESSIONS, self._table.ids())
+            self._moves["expired_in_store"] += removed
+        self.stored = await store.count()

@@ -1,0 +1,21 @@
+"""What persistence does between a server's memory and its store, step by step and without a server."""
+
+from __future__ import annotations
+
+from gruve.sessions.persistence import Persistence
+from gruve.sessions.store.sqlite import SqliteStore
+from gruve.sessions.table import SessionsConfig, SessionTable
+
+TTL_S = 10.0
+
+
+async def test_a_session_that_was_used_past_its_stored_expiry_is_not_swept_before_it_is_written(tmp_path):
+    now, store = [1e9], SqliteStore(tmp_path / "s.db")
+    persistence = Persistence(SessionTable(SessionsConfig(TTL_S), clock=lambda: now[0]), store)
+    session = persistence.create("model", "digest", "numerics", None)
+    await persistence._writer.flush()
+    async with persistence.use(session.id):
+        now[0] += TTL_S + 1.0
+    await persistence._sweeper.sweep(persistence._async_store)
+    await persistence.close()
+    assert persistence.table.find(session.id) is session
