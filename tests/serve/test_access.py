@@ -186,13 +186,22 @@ def test_a_revoked_key_is_refused_soon_without_a_look_for_each_call(keyed, monke
     until(lambda: codes(call(keyed.server, metadata=bearer(keyed.use)))[0] == "UNAUTHENTICATED")
 
 
-def test_a_broken_change_leaves_the_last_good_keys(keyed, caplog):
+def test_a_broken_change_leaves_the_last_good_keys_and_is_logged_once(keyed, caplog):
     keyed.path.write_text("{")
     assert call(keyed.server, metadata=bearer(keyed.use)) is None
     assert call(keyed.server, metadata=bearer(keyed.use)) is None
     keyed.path.unlink()
     assert call(keyed.server, metadata=bearer(keyed.use)) is None
-    assert 1 <= sum("cannot be used" in record.message for record in caplog.records) <= 2
+    assert call(keyed.server, metadata=bearer(keyed.use)) is None
+    broken, gone = [record.why for record in caplog.records if "cannot be used" in record.message]
+    assert ("is not a file of keys" in broken, "No such file" in gone) == (True, True)
+
+
+def test_a_file_that_is_made_readable_has_changed(tmp_path):
+    path = tmp_path / "keys.json"
+    path.touch()
+    before = watched_file.signature(path)
+    until(lambda: path.chmod(0o600) or watched_file.signature(path) != before)
 
 
 def test_refusals_are_counted(keyed):

@@ -112,6 +112,15 @@ def test_a_half_written_certificate_leaves_the_old_one_in_use_until_its_key_is_t
     assert serial(started.serving.port) != before
 
 
+def test_a_certificate_that_is_gone_is_logged_once_and_stays_in_use(started, caplog):
+    before = serial(started.serving.port)
+    started.server.config.tls.cert.unlink()
+    assert {serial(started.serving.port) for _ in range(3)} == {before}
+    assert [record.why for record in caplog.records if "cannot be used" in record.message] == [
+        f"{str(started.server.config.tls.cert)!r} cannot be read: No such file or directory"
+    ]
+
+
 def test_a_client_that_never_shakes_hands_does_not_stop_the_metrics_of_others(started, authority):
     with socket.create_connection(("127.0.0.1", started.serving.metrics_port)):
         assert b"gruve_build_info" in metrics(started, authority.ca)

@@ -24,7 +24,7 @@ from typing import Any
 
 from gruve.errors import CredentialsBroken, InvalidField
 from gruve.serve.identity import MAX_TENANT_LETTERS, MAX_WEIGHT, NO_LIMITS, Identity, Limits, Role, is_tenant
-from gruve.serve.watched_file import WatchedFile
+from gruve.serve.watched_file import WatchedFile, read_bytes
 
 KEY_PREFIX = "gruve_"
 KEY_BYTES = 16
@@ -92,10 +92,7 @@ class ApiKeys:
 
 def read_keys(path: Path) -> list[ApiKey]:
     """The keys of a file, in the order in which they were made. Raises `CredentialsBroken`."""
-    try:
-        return _parse(path, path.read_bytes())
-    except OSError as error:
-        raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    return _parse(path, read_bytes(path))
 
 
 def add_key(path: Path, name: str, tenant: str, **fields: Any) -> str:

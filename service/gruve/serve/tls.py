@@ -16,7 +16,7 @@ import grpc
 
 from gruve.errors import CredentialsBroken
 from gruve.ports import TlsFiles
-from gruve.serve.watched_file import Signature, signature
+from gruve.serve.watched_file import Signature, read_bytes, signature
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ class Certificates:
         self.files = files
         self._lock = threading.Lock()
         self._seen = self._signature()
-        self._context = self._read_context()
-        self._grpc = self._read_grpc()
+        self._grpc, self._context = self._read_grpc(), self._read_context()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """What a gRPC port is opened with; it asks for changes at each handshake."""
@@ -67,12 +66,12 @@ class Certificates:
     def _refresh(self) -> None:
         """Reads the files again if they have changed."""
         with self._lock:
+            found = self._signature()
+            if found == self._seen:
+                return
+            self._seen = found
             try:
-                found = self._signature()
-                if found == self._seen:
-                    return
-                self._seen = found
-                self._context, self._grpc = self._read_context(), self._read_grpc()
+                self._grpc, self._context = self._read_grpc(), self._read_context()
             except CredentialsBroken as error:
                 log.error("the changed certificates cannot be used; the last good ones stay", extra={"why": str(error)})
                 return
@@ -102,11 +101,8 @@ class Certificates:
 
     def _read_grpc(self) -> grpc.ServerCertificateConfiguration:
         files = self.files
-        try:
-            authorities = None if files.client_ca is None else files.client_ca.read_bytes()
-            pair = (files.key.read_bytes(), files.cert.read_bytes())
-        except OSError as error:
-            raise CredentialsBroken(f"{error.filename!r} cannot be read: {error.strerror}") from error
+        authorities = None if files.client_ca is None else read_bytes(files.client_ca)
+        pair = (read_bytes(files.key), read_bytes(files.cert))
         configuration: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
             [pair], root_certificates=authorities
         )
@@ -119,4 +115,9 @@ def _no_password() -> str:
 
 
 def _reason(error: Exception) -> str:
+    """OpenSSL's reason in plain words where it has none."""
+    if "PEM lib" in str(error):
+        return "one of them is not PEM, is empty or is cut off"
+    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        return "the key belongs to another certificate"
     return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)

@@ -15,16 +15,16 @@ T = TypeVar("T")
 LOOK_S = 0.25
 """How often a file is looked at, at most. A look for each call would double what checking an API key costs: 11 us
 instead of 5.5."""
-Signature = tuple[int, int, int]
+Signature = tuple[int, int, int] | None
 
 
 def signature(path: Path) -> Signature:
-    """What changes when a file is replaced or written to. Raises `CredentialsBroken` if there is none."""
+    """What changes when a file is replaced, written to, or given other permissions; None if it cannot be found."""
     try:
         status = path.stat()
-    except OSError as error:
-        raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 class WatchedFile(Generic[T]):
@@ -34,7 +34,7 @@ class WatchedFile(Generic[T]):
         """Reads the file; raises `CredentialsBroken`, as `parse` does for content that cannot be used."""
         self._path = path
         self._parse = parse
-        self._seen: Signature | None = signature(path)
+        self._seen = signature(path)
         self._look_s = 0.0
         self._content = self._read()
 
@@ -44,21 +44,25 @@ class WatchedFile(Generic[T]):
         if now_s < self._look_s:
             return self._content
         self._look_s = now_s + LOOK_S
+        found = signature(self._path)
+        if found == self._seen:
+            return self._content
+        self._seen = found
         try:
-            found: Signature | None = signature(self._path)
-            if found != self._seen:
-                self._seen = found
-                self._content = self._read()
-                log.info("a file of credentials was read again", extra={"file": str(self._path)})
+            self._content = self._read()
         except CredentialsBroken as error:
-            if self._seen is not None:
-                log.error("a changed file cannot be used; its last good content stays", extra={"why": str(error)})
-            self._seen = None
+            log.error("a changed file cannot be used; its last good content stays", extra={"why": str(error)})
+        else:
+            log.info("a file of credentials was read again", extra={"file": str(self._path)})
         return self._content
 
     def _read(self) -> T:
-        try:
-            data = self._path.read_bytes()
-        except OSError as error:
-            raise CredentialsBroken(f"{str(self._path)!r} cannot be read: {error.strerror}") from error
-        return self._parse(data)
+        return self._parse(read_bytes(self._path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. Raises `CredentialsBroken`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
