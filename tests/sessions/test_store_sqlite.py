@@ -127,3 +127,18 @@ def test_a_locked_database_is_waited_for_and_no_longer(tmp_path):
     save(store, session_of())
     assert load(store) is not None
     store.close()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_removed_or_replaced_takes_no_writes(tmp_path, replaced):
+    store = SqliteStore(tmp_path / "s.db")
+    save(store, session_of())
+    (tmp_path / "s.db").rename(tmp_path / "old.db")
+    if replaced:
+        (tmp_path / "s.db").touch()
+    with pytest.raises(StoreUnavailable) as told:
+        save(store, session_of("b"))
+    assert "s.db was removed or replaced; restart the server" in str(told.value.__cause__)
+    (tmp_path / "old.db").replace(tmp_path / "s.db")
+    save(store, session_of("b"))
+    store.close()

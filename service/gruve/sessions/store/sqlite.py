@@ -80,6 +80,7 @@ class SqliteStore:
             self._writer = self._connect()
             self._migrate()
             self._reader = self._connect()
+            self._inode = _inode(path)
         except sqlite3.Error as error:
             self._lock_file.close()
             raise StoreBroken(f"the session store {self.name} cannot be used: {error}") from error
@@ -250,6 +251,8 @@ class SqliteStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._writing, _failing():
+            if _inode(self._path) != self._inode:  # SQLite would write to the old file, which nobody finds again
+                raise sqlite3.OperationalError(f"{self._path} was removed or replaced; restart the server")
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -294,6 +297,14 @@ def _write_contents(db: sqlite3.Connection, known: list[tuple[int, Write]]) -> N
     db.executemany(
         "INSERT OR REPLACE INTO state VALUES (?, ?, ?)", [(n, at, state) for n, w in known for at, state in w.states]
     )
+
+
+def _inode(path: Path) -> int | None:
+    """What tells a file from another one in its place; None without a file."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _number(db: sqlite3.Connection, query: str, *values: float | str) -> int:
