@@ -47,7 +47,15 @@ def test_a_decode_row_has_what_the_issue_names_and_its_figures_agree():
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"), [("torch", 1e-4), ("torch_int8", 0.5), ("onnxruntime", 1e-4), ("openvino", 1e-4)]
+    ("name", "bound"),
+    [
+        ("torch", 1e-4),
+        ("torch_int8", 0.5),
+        ("onnxruntime", 1e-4),
+        ("onnxruntime_int8", 0.5),
+        ("openvino", 1e-4),
+        ("openvino_int8", 0.5),
+    ],
 )
 def test_a_peer_computes_the_model_it_is_compared_on(tmp_path, name, bound):
     model = make_model(tmp_path / "m", TINY)

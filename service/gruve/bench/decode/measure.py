@@ -93,7 +93,7 @@ def run_decode(config: DecodeBenchConfig, report: Report) -> Result:
                 rows += found
                 for line in table(found, COLUMNS):
                     report(line)
-    versions = describe_versions("onnx", "onnxruntime", "openvino")
+    versions = describe_versions("onnx", "onnxruntime", "openvino", "nncf")
     return Result("decode", describe_machine(), versions, rows, skipped)
 
 

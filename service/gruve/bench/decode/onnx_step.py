@@ -20,18 +20,24 @@ OPSET = 17
 IR_VERSION = 9
 
 
-def make_step_graph(model: Model) -> bytes:
-    """Returns the serialised graph; raises `ValueError` for a cell that is not a GRU. Needs `onnx`."""
+def make_step_graph(model: Model, *, products: bool = False) -> bytes:
+    """Returns the serialised graph; raises `ValueError` for a cell that is not a GRU. Needs `onnx`.
+
+    `products` writes each layer as matrix products and gates, for quantisers: they leave the GRU operator in float32.
+    """
     if model.config.cell != "gru":
         raise ValueError(f"the cell is {model.config.cell!r}; the graph is a GRU's")
-    return _Graph(model).serialised()
+    if products and model.config.reset != "after":
+        raise ValueError(f"reset is {model.config.reset!r}; the products are those of a GRU that resets after them")
+    return _Graph(model, products).serialised()
 
 
 class _Graph:
     """Collects nodes and constants; batch and vocabulary stay symbolic."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, products: bool) -> None:
         self._model = model
+        self._layer = self._products if products else self._gru
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
@@ -44,25 +50,21 @@ class _Graph:
         states = []
         for l in range(config.num_layers):
             state = self._node("Slice", "state", *(self._constant(f"{n}_{l}", np.array([v])) for n, v in _slice(l)))
-            outputs, final = self._gru(l, x, state)
+            outputs, final = self._layer(l, x, state)
             x = self._node("Squeeze", outputs, axis_1)
             states.append(final)
         h = self._node("Squeeze", x, self._constant("time", np.array([0])))
-        head = self._constant("head", w["head.weight"].numpy())
-        self._node("Gemm", h, head, self._constant("head_bias", w["head.bias"].numpy()), output="logits", transB=1)
+        self._affine(h, "head", w["head.weight"].numpy(), w["head.bias"].numpy(), output="logits")
         self._node("Concat", *states, output="state_out", axis=0)
         self._draw()
         return self._serialise()
 
     def _gru(self, l: int, x: str, state: str) -> tuple[str, str]:
         """One layer: outputs (1, 1, B, H) and the final state (1, B, H)."""
-        model, w = self._model, self._model.weights
-        b_hn = w.get(f"layers.{l}.bias_hn")
-        W, U, b = w[f"layers.{l}.weight_ih"], w[f"layers.{l}.weight_hh"], w[f"layers.{l}.bias"]
-        zero = b.new_zeros(model.config.hidden_size)
-        W, U, b, b_hh = to_torch_gru(W, U, b, zero if b_hn is None else b_hn)
-        names = [self._constant(f"{name}_{l}", _zrn(value.numpy())[None]) for name, value in (("W", W), ("R", U))]
-        bias = self._constant(f"B_{l}", np.concatenate((_zrn(b.numpy()), _zrn(b_hh.numpy())))[None])
+        model = self._model
+        W, U, b, b_hh = self._weights(l)
+        names = [self._constant(f"{name}_{l}", _zrn(value)[None]) for name, value in (("W", W), ("R", U))]
+        bias = self._constant(f"B_{l}", np.concatenate((_zrn(b), _zrn(b_hh)))[None])
         outputs, final = f"outputs_{l}", f"final_{l}"
         self._nodes.append(
             onnx.helper.make_node(
@@ -74,6 +76,40 @@ class _Graph:
             )
         )
         return outputs, final
+
+    def _products(self, l: int, x: str, state: str) -> tuple[str, str]:
+        """The same without the GRU operator (Chung et al. 2014, with the reset gate after the product)."""
+        W, U, b, b_hh = self._weights(l)
+        axis_0 = self._constant(f"layer_{l}", np.array([0]))
+        h = self._node("Squeeze", state, axis_0)
+        r_x, z_x, n_x = self._thirds(self._affine(self._node("Squeeze", x, axis_0), f"W_{l}", W, b))
+        r_h, z_h, n_h = self._thirds(self._affine(h, f"U_{l}", U, b_hh))
+        r = self._node("Sigmoid", self._node("Add", r_x, r_h))
+        z = self._node("Sigmoid", self._node("Add", z_x, z_h))
+        n = self._node("Tanh", self._node("Add", n_x, self._node("Mul", r, n_h)))
+        new = self._node("Add", n, self._node("Mul", z, self._node("Sub", h, n)))
+        outputs = self._node("Unsqueeze", new, self._constant(f"shape_{l}", np.array([0, 1])))
+        return outputs, self._node("Unsqueeze", new, axis_0)
+
+    def _weights(self, l: int) -> tuple[NDArray[np.float32], ...]:
+        """W, U and both biases of a layer, gates in torch's order."""
+        w = self._model.weights
+        b_hn = w.get(f"layers.{l}.bias_hn")
+        W, U, b = w[f"layers.{l}.weight_ih"], w[f"layers.{l}.weight_hh"], w[f"layers.{l}.bias"]
+        zero = b.new_zeros(self._model.config.hidden_size)
+        return tuple(value.numpy() for value in to_torch_gru(W, U, b, zero if b_hn is None else b_hn))
+
+    def _affine(
+        self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32], output: str = ""
+    ) -> str:
+        """x W^T + b. A `Gemm` would be shorter, but quantisers look for `MatMul`."""
+        product = self._node("MatMul", x, self._constant(name, weight.T))
+        return self._node("Add", product, self._constant(f"{name}_bias", bias), output=output)
+
+    def _thirds(self, stacked: str) -> list[str]:
+        names = [f"{stacked}_{gate}" for gate in "rzn"]
+        self._nodes.append(onnx.helper.make_node("Split", [stacked], names, axis=1))
+        return names
 
     def _draw(self) -> None:
         """The lowest id whose cumulative probability exceeds the uniform number, at most V - 1."""

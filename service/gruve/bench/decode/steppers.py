@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,9 +29,23 @@ from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import START_TOKEN
 
 onnxruntime = optional_package("onnxruntime")
+onnx_quantization = optional_package("onnxruntime.quantization")
 openvino = optional_package("openvino")
+nncf = optional_package("nncf")
 
-BACKENDS = ("native", "native_int8", "reference", "torch", "torch_int8", "onnxruntime", "openvino")
+BACKENDS = (
+    "native",
+    "native_int8",
+    "reference",
+    "torch",
+    "torch_int8",
+    "onnxruntime",
+    "onnxruntime_int8",
+    "openvino",
+    "openvino_int8",
+)
+CALIBRATION_STEPS = 100
+"""As many steps as this give OpenVINO's int8 the ranges of its states."""
 MOST_ROWS = 64
 STEPS_PER_CALL = {"native": 16, "reference": 2}
 """The number of steps of a call to gruve's backends. The others run one step per call."""
@@ -78,9 +93,15 @@ def make_stepper(name: str, model: Model, batch: int, threads: int) -> Stepper:
         raise Absent("its GRU is measured, not its other cells")
     if onnx is None:
         raise Absent("onnx is not installed: pip install 'gruve[bench]'")
-    if name == "onnxruntime":
-        return OnnxStepper(model, batch, threads)
-    return OpenvinoStepper(model, batch, threads)
+    if name.endswith("_int8") and model.config.reset == "before":
+        raise Absent("its int8 is measured with the reset gate after the product")
+    peers: dict[str, Callable[[Model, int, int], Stepper]] = {
+        "onnxruntime": OnnxStepper,
+        "onnxruntime_int8": OnnxInt8Stepper,
+        "openvino": OpenvinoStepper,
+        "openvino_int8": OpenvinoInt8Stepper,
+    }
+    return peers[name](model, batch, threads)
 
 
 def _backend(name: str, model: Model, batch: int, threads: int) -> Backend:
@@ -176,9 +197,7 @@ class OnnxStepper:
             raise Absent("onnxruntime is not installed: pip install 'gruve[bench]'")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self._session = onnxruntime.InferenceSession(
-            make_step_graph(model), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnxruntime.InferenceSession(self._graph(model), options, providers=["CPUExecutionProvider"])
         config = model.config
         shape = (config.num_layers, batch, config.hidden_size)
         self._state = [self._value(np.zeros(shape, dtype=np.float32)) for _ in range(2)]
@@ -187,6 +206,9 @@ class OnnxStepper:
         self._rng = np.random.default_rng(0)
         self._batch = batch
         self._bindings = [self._bind(0, 1), self._bind(1, 0)]
+
+    def _graph(self, model: Model) -> bytes:
+        return make_step_graph(model)
 
     def run(self, calls: int) -> None:
         """Runs one step per call, from one half of the buffers to the other."""
@@ -220,6 +242,24 @@ class OnnxStepper:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
+class OnnxInt8Stepper(OnnxStepper):
+    """The same with ONNX Runtime's dynamic int8, which its manual recommends for recurrent networks.
+
+    Weights have one scale for each output; the scale of the states is that of the whole batch.
+    """
+
+    logit_bound = INT8_LOGIT_BOUND
+
+    def _graph(self, model: Model) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+            plain, quantised = Path(folder) / "step.onnx", Path(folder) / "int8.onnx"
+            plain.write_bytes(make_step_graph(model, products=True))
+            onnx_quantization.quantize_dynamic(
+                plain, quantised, per_channel=True, weight_type=onnx_quantization.QuantType.QInt8
+            )
+            return quantised.read_bytes()
+
+
 class OpenvinoStepper:
     """The same graph in OpenVINO, compiled for its batch size, in fp32 like the others."""
 
@@ -230,22 +270,19 @@ class OpenvinoStepper:
         if openvino is None:
             raise Absent("openvino is not installed: pip install 'gruve[bench]'")
         config = model.config
-        core = openvino.Core()
-        with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
-            path = Path(folder) / "step.onnx"
-            path.write_bytes(make_step_graph(model))
-            graph = core.read_model(path)
-        shape = [config.num_layers, batch, config.hidden_size]
-        graph.reshape({"tokens": [batch], "state": shape, "uniform": [batch, 1]})
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        self._request = core.compile_model(graph, "CPU", settings).create_infer_request()
+        graph = self._graph(model, batch)
+        self._request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
         self._tokens: Any = np.full(batch, START_TOKEN, dtype=np.int64)
-        self._state: Any = np.zeros(shape, dtype=np.float32)
+        self._state: Any = np.zeros((config.num_layers, batch, config.hidden_size), dtype=np.float32)
         self._rng = np.random.default_rng(0)
+
+    def _graph(self, model: Model, batch: int) -> Any:
+        return _openvino_graph(make_step_graph(model), model, batch)
 
     def run(self, calls: int) -> None:
         """Runs one step per call. Inputs are shared instead of copied where OpenVINO allows it."""
@@ -258,12 +295,42 @@ class OpenvinoStepper:
         found: NDArray[np.float32] = self._step()["logits"][0].copy()
         return found
 
-    def _step(self) -> Any:
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """The inputs of the next step."""
         uniform = self._rng.random((len(self._tokens), 1), dtype=np.float32)
-        inputs = {"tokens": self._tokens, "state": self._state, "uniform": uniform}
-        out = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+        return {"tokens": self._tokens, "state": self._state, "uniform": uniform}
+
+    def _step(self) -> Any:
+        out = self._request.infer(self.inputs(), share_inputs=True, share_outputs=True)
         self._state = out["state_out"].copy()
         return out
+
+
+class OpenvinoInt8Stepper(OpenvinoStepper):
+    """The same with weights and states in int8, quantised by NNCF after `CALIBRATION_STEPS` steps in float32."""
+
+    logit_bound = INT8_LOGIT_BOUND
+
+    def _graph(self, model: Model, batch: int) -> Any:
+        if nncf is None:
+            raise Absent("nncf is not installed: pip install 'gruve[bench]'")
+        plain, inputs = OpenvinoStepper(model, batch, 1), []
+        for _ in range(CALIBRATION_STEPS):
+            inputs.append(plain.inputs())
+            plain.run(1)
+        graph = _openvino_graph(make_step_graph(model, products=True), model, batch)
+        return nncf.quantize(graph, nncf.Dataset(inputs), subset_size=CALIBRATION_STEPS)
+
+
+def _openvino_graph(onnx_graph: bytes, model: Model, batch: int) -> Any:
+    """The graph as OpenVINO's, for a fixed batch size."""
+    with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
+        path = Path(folder) / "step.onnx"
+        path.write_bytes(onnx_graph)
+        graph = openvino.Core().read_model(path)
+    state = [model.config.num_layers, batch, model.config.hidden_size]
+    graph.reshape({"tokens": [batch], "state": state, "uniform": [batch, 1]})
+    return graph
 
 
 def torch_layer(model: Model, l: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
