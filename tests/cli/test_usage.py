@@ -20,12 +20,31 @@ def test_a_value_that_cannot_be_sent_is_wrong_usage(fake, arguments, line, capsy
     assert (err.startswith(f"gruve: {line}"), err.count("\n"), fake.requests) == (True, 1, [])
 
 
-@pytest.mark.parametrize("store", ["foo", "sqlite:", "http://cache"])
+@pytest.mark.parametrize("store", ["foo", "sqlite:", "http://cache", "redis:cache"])
 def test_a_store_that_is_none_is_wrong_usage(store, tiny_repository, capsys, monkeypatch):
     monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
     assert main(["serve", "--models", str(tiny_repository), "--store", store]) == 2
     kind = store.partition(":")[0]
     assert f"gruve: store: '{kind}' is not a session store; use memory, sqlite:PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis://u:s3cret@cache:x", "'redis://cache:x' cannot be used: Port could not be cast to integer"),
+        ("redis://u:s3cret@cache:65536", "'redis://cache:65536' cannot be used: Port out of range 0-65535"),
+        ("redis://u:s3cret@cache/db", "'redis://cache/db' cannot be used: its database is 'db'; must be a number"),
+        ("redis://u:s3cret@[::1", "'redis://[::1' cannot be used: Invalid IPv6 URL"),
+        ("redis://u:s3cret@cache?no=1", "'redis://cache' cannot be used: "),
+        ("redis://u:s3/cret@cache", "'redis://cache' cannot be used: write / ? and # in a password as %2F, %3F"),
+    ],
+)
+def test_a_redis_url_that_is_none_is_wrong_usage_and_hides_its_password(url, why, tiny_repository, capsys, monkeypatch):
+    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    assert main(["serve", "--models", str(tiny_repository), "--store", url]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"gruve: store: {why}")
+    assert ("s3" in err, "cret" in err) == (False, False)
 
 
 @pytest.mark.parametrize(("value", "tenant"), [("", None), ("ann", "ann")])

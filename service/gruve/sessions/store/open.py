@@ -15,13 +15,13 @@ FORMS = "memory, sqlite:PATH or redis://HOST"
 def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
     """Open the store; None for `memory`, where sessions end with the server.
 
-    Raises `InvalidField` if `where` names none, and `StoreBroken` or `StoreUnavailable` if it cannot be used.
+    Raises `InvalidField` if `where` names none or is malformed, `StoreBroken` or `StoreUnavailable` if it is unusable.
     """
     kind, _, rest = where.partition(":")
     if where == "memory":
         return None
     if kind == "sqlite" and rest:
         return SqliteStore(Path(rest), synchronous=synchronous)
-    if kind in ("redis", "rediss", "unix") and rest:
+    if kind in ("redis", "rediss", "unix") and rest.startswith("//"):
         return RedisStore(where)
     raise InvalidField("store", f"{kind[:20]!r} is not a session store; use {FORMS}")

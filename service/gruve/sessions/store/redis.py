@@ -13,6 +13,7 @@ second.
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gruve.errors import SessionElsewhere, StoreBroken, StoreUnavailable
+from gruve.errors import InvalidField, SessionElsewhere, StoreUnavailable
 from gruve.sessions.record import DEFAULT_TENANT
 from gruve.sessions.store import ALL_TENANTS, LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
 
@@ -121,9 +122,10 @@ class RedisStore:
     shared = True
 
     def __init__(self, url: str) -> None:
-        """`url` is redis://, rediss:// or unix://, with user and password if needed. Raises `StoreBroken`."""
+        """`url` is redis://, rediss:// or unix://, with user and password if needed. Raises `InvalidField`."""
         self.name = _without_password(url)
         try:
+            _check_url(url)
             self._redis: Any = redis.Redis.from_url(
                 url,
                 socket_timeout=ANSWER_S,
@@ -131,8 +133,10 @@ class RedisStore:
                 retry=Retry(NoBackoff(), 1),  # for a connection that was closed in the meantime
                 health_check_interval=30,
             )
-        except ValueError as error:
-            raise StoreBroken(f"the session store {self.name} cannot be used: {error}") from None
+            pool = self._redis.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # finds options of the URL that are none
+        except (TypeError, ValueError) as error:
+            raise InvalidField("store", f"{self.name!r} cannot be used: {error}") from None
         register: Callable[[str], Any] = self._redis.register_script
         self._acquire, self._write, self._renew, self._delete = map(register, (ACQUIRE, WRITE, RENEW, DELETE))
         self._measure = register(MEASURE)
@@ -373,10 +377,21 @@ def _listed(session_id: str, fields: dict[bytes, bytes], now_ms: int) -> Session
     return SessionSummary(session_id, fields[b"head"].decode(), position, created_s, used_s, owner, tenant)
 
 
-def _without_password(url: str) -> str:
+def _check_url(url: str) -> None:
+    """Raises `ValueError` for what redis-py would misread: a password that ends the host, a database without number."""
     parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    if parts.scheme == "unix":
+        return
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("write / ? and # in a password as %2F, %3F and %23")
+    if not re.fullmatch("/?[0-9]*", parts.path):
+        raise ValueError(f"its database is {parts.path[1:]!r}; must be a number")
+
+
+def _without_password(url: str) -> str:
+    """The URL without user, password and options. A password may have any characters, as long as no check has run."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 @contextlib.contextmanager
