@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from gruve.errors import StoreUnavailable
 from gruve.sessions.persistence import Persistence
+from gruve.sessions.persistence.async_store import AsyncStore
+from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.sqlite import SqliteStore
 from gruve.sessions.table import SessionsConfig, SessionTable
 
@@ -19,3 +24,21 @@ async def test_a_session_that_was_used_past_its_stored_expiry_is_not_swept_befor
     await persistence._sweeper.sweep(persistence._async_store)
     await persistence.close()
     assert persistence.table.find(session.id) is session
+
+
+async def test_a_store_that_only_answers_reads_fails_until_it_accepts_a_change(monkeypatch):
+    store, told = MemoryStore(), []
+    calls = AsyncStore(store, "me")
+    calls.on_failing = told.append
+
+    def refuse(*_):
+        raise StoreUnavailable("read only")
+
+    monkeypatch.setattr(store, "acquire", refuse)
+    with pytest.raises(StoreUnavailable):
+        await calls.acquire("a", None, 0.0)
+    await calls.count()
+    assert (calls.failing, told) == (True, [True])
+    await calls.expire(0.0, 1, ())
+    assert (calls.failing, told) == (False, [True, False])
+    calls.close()

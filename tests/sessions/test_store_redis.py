@@ -106,3 +106,15 @@ def test_a_redis_password_is_in_no_name_and_no_complaint():
         store.key()
     assert "s3cret" not in f"{told.value} {told.value.__cause__}"
     store.close()
+
+
+def test_a_sweep_fails_where_redis_accepts_no_changes_though_nothing_has_expired(redis_server):
+    store = RedisStore(redis_server.url)
+    store._redis.config_set("min-replicas-to-write", 1)
+    try:
+        assert store.count() >= 0
+        with pytest.raises(StoreUnavailable):
+            store.expire(NOW, 100, ())
+    finally:
+        store._redis.config_set("min-replicas-to-write", 0)
+    store.close()

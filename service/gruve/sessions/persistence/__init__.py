@@ -63,7 +63,7 @@ class Persistence:
 
     @property
     def failing(self) -> bool:
-        """Whether the store's last read or last write failed."""
+        """See `AsyncStore.failing`."""
         return self._async_store is not None and self._async_store.failing
 
     @property

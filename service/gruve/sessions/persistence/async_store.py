@@ -44,12 +44,13 @@ class AsyncStore:
         """Called with True when the store begins to fail, and with False when it works again."""
         self._observer = observer or StoreObserver()
         self._failures: set[str] = set()
-        """The kinds of call, "read" and "write", whose last one failed."""
-        self._threads = {kind: ThreadPoolExecutor(1, f"gruve-store-{kind}") for kind in ("read", "write")}
+        """The kinds of call, "read", "lease" and "write", whose last one failed."""
+        reading, writing = (ThreadPoolExecutor(1, f"gruve-store-{name}") for name in ("read", "write"))
+        self._threads = {"read": reading, "lease": reading, "write": writing}
 
     @property
     def failing(self) -> bool:
-        """Whether the last read or the last write failed."""
+        """Whether the last call of a kind failed. A store that only answers, such as a replica of Redis, fails too."""
         return bool(self._failures)
 
     def close(self) -> None:
@@ -65,7 +66,7 @@ class AsyncStore:
 
         Returns None if the store has no such session. Raises `SessionElsewhere` while another server has the lease.
         """
-        return await self._run("read", "acquire", self._acquire, session_id, known_version, now_s)
+        return await self._run("lease", "acquire", self._acquire, session_id, known_version, now_s)
 
     def _acquire(self, session_id: str, known_version: int | None, now_s: float) -> tuple[int, Session | None] | None:
         acquired = self.store.acquire(session_id, self.owner, known_version, now_s)
@@ -94,11 +95,11 @@ class AsyncStore:
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> set[str]:
         """See `Store.renew`."""
-        return set(await self._run("read", "renew", self.store.renew, self.owner, leases))
+        return set(await self._run("lease", "renew", self.store.renew, self.owner, leases))
 
     async def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
-        """See `Store.expire`."""
-        return await self._run("read", "expire", self.store.expire, now_s, max_count, exclude)
+        """See `Store.expire`. Every sweep calls it, so it finds out whether the store accepts changes again."""
+        return await self._run("lease", "expire", self.store.expire, now_s, max_count, exclude)
 
     async def count(self) -> int:
         """See `Store.count`."""
@@ -143,5 +144,6 @@ class AsyncStore:
     def _note_success(self, kind: str) -> None:
         if kind in self._failures:
             self._failures.discard(kind)
-            log.info("the session store works again", extra={"operation": kind})
-            self.on_failing(self.failing)
+            if not self.failing:
+                log.info("the session store works again", extra={"store": self.store.name})
+                self.on_failing(False)

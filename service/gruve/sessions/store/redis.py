@@ -274,7 +274,8 @@ class RedisStore:
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`. Redis removes expired sessions itself; this removes their ids, some more with each call.
 
-        A call looks at one tenant; the next one goes on with it, or with the tenant after it.
+        A call looks at one tenant; the next one goes on with it, or with the tenant after it. It fails if Redis accepts
+        no changes, because it is a replica or full, also if nothing has expired.
         """
         tenant, first = self._sweeping, self._swept
         with _failing():
@@ -291,6 +292,7 @@ class RedisStore:
                 tenants = self._tenants()
                 self._sweeping = next((other for other in tenants if other > tenant), tenants[0])
                 self._swept = 0
+            self._redis.sadd(TENANTS, DEFAULT_TENANT)
         return len(gone)
 
     def _remove(self, tenant: str, ids: list[str]) -> None:
