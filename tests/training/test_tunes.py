@@ -130,6 +130,18 @@ def test_a_folder_without_tunes_is_refused(tmp_path: Path) -> None:
         read_tunes(tmp_path)
 
 
+def test_a_corpus_too_small_for_three_parts_says_what_became_of_its_tunes(tmp_path: Path) -> None:
+    (tmp_path / "book.abc").write_text(
+        "X:1\nT:A\nM:2/4\nL:1/8\nK:C\nC2E2|G4|]\n\nX:2\nT:B\nM:2/4\nL:1/8\nK:C\nC4|C4|C3|C4|C4|]\n"
+    )
+    why = (
+        "no tune for the train part: 0 of 2 tunes are kept; left out: "
+        "1 with wrong bars, 1 with a token that occurs fewer than 5 times"
+    )
+    with pytest.raises(CorpusError, match=why):
+        read_tunes(tmp_path)
+
+
 def test_a_run_over_tunes_learns_and_repeats_to_the_bit(folder: Path, tmp_path: Path) -> None:
     config = TrainingConfig(
         name="run",
@@ -139,7 +151,10 @@ def test_a_run_over_tunes_learns_and_repeats_to_the_bit(folder: Path, tmp_path: 
         batches=Batches(rows=4, joined_share=0.3),
         objective=Objective(auxiliary_weight=0.2, unlikelihood_weight=1.0),
     )
-    one, other = train(config, folder, tmp_path / "one"), train(config, folder, tmp_path / "other")
+    said: list[str] = []
+    one = train(config, folder, tmp_path / "one", note=said.append)
+    other = train(config, folder, tmp_path / "other")
+    assert said == [read_tunes(folder).summary]
     assert one.digest == other.digest
     first, last = (row[4] for row in read_curve(tmp_path / "one" / "losses.csv"))
     assert last < first

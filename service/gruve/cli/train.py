@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 resume=args.resume,
                 initial=args.initial,
+                note=say_note,
                 progress=show,
                 deferring=deferred_interrupt(),
             )

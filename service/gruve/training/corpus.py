@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from gruve.training.pointing import pointed_rows
 from gruve.training.unlikelihood import UnlikelyTokens
 from gruve.tune.books import read_books
 from gruve.tune.tokens import join
+from gruve.tune.variants import Part
 
 TRAINING_SHARE = 0.9
 """The share of a text's characters, from its front, that train; the rest validates. It is nanoGPT's split."""
@@ -92,6 +94,8 @@ class TuneCorpus:
     unlikely: Tensor
     """The table (rows, V) of `unlikelihood.py`."""
     sha256: str
+    summary: str
+    """How many tunes of the books are in the corpus, and why the others are not."""
 
 
 def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
@@ -103,17 +107,18 @@ def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
     if not folder.is_dir():
         raise CorpusError(f"the corpus {folder} is not a folder of ABC books")
     sha256 = check_sha256(str(folder), books_sha256(folder), expected_sha256)
-    kept = read_books(folder).kept
+    books = read_books(folder)
+    kept = books.kept
+    for part in get_args(Part):
+        if not any(tune.part == part for tune in kept):
+            raise CorpusError(f"the corpus {folder} has no tune for the {part} part: {books.summary()}")
     tokenizer = build("abc", [tune.tokens for tune in kept], has_end=True)
     unlikely = UnlikelyTokens(tokenizer, [tune.tokens for tune in kept if tune.part == "train"])
     parts: dict[str, list[Piece]] = {"train": [], "validation": [], "test": []}
     for tune in kept:
         parts[tune.part].append(piece_of(tokenizer, tune.tokens, unlikely))
-    for name, pieces in parts.items():
-        if not pieces:
-            raise CorpusError(f"the corpus {folder} leaves no tune for {name}; it keeps {len(kept)} in all")
     train, validation, test = (tuple(pieces) for pieces in parts.values())
-    return TuneCorpus(tokenizer, train, validation, test, unlikely.table(), sha256)
+    return TuneCorpus(tokenizer, train, validation, test, unlikely.table(), sha256, books.summary())
 
 
 def piece_of(tokenizer: Tokenizer, tokens: Sequence[str], unlikely: UnlikelyTokens) -> Piece:

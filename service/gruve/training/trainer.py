@@ -65,6 +65,7 @@ def train(
     *,
     resume: bool = False,
     initial: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     deferring: AbstractContextManager[Callable[[], bool]] = NEVER_INTERRUPTED,
 ) -> Model:
@@ -72,7 +73,8 @@ def train(
 
     The name of the folder `out` becomes the model's name. With `resume`, the run continues at the checkpoint in `out`
     and ends with the same weights as a run without interruption. `initial` is the folder of the model whose weights the
-    run begins with; the config's `initial_digest` must be its digest.
+    run begins with; the config's `initial_digest` must be its digest. `note` is called with the summary of a corpus of
+    tunes, before the first update.
 
     Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, or
     if there is a checkpoint and `resume` is false.
@@ -83,6 +85,7 @@ def train(
     corpus = read_corpus(config, corpus_path)
     with _fixed_arithmetic(config):
         if isinstance(corpus, TuneCorpus):
+            note(corpus.summary)
             corpus = with_pointers(corpus, model_config(config, corpus.tokenizer))
         run = Run(config, corpus, out)
         if resume:

@@ -28,6 +28,14 @@ MAX_TOKENS: Final = 2_048
 """Tokens of the longest tune that is kept."""
 
 DropKind = Literal["not read", "wrong bars", "too long", "copy", "rare token"]
+DROPPED: Final[dict[DropKind, str]] = {
+    "not read": "that cannot be read",
+    "wrong bars": "with wrong bars",
+    "too long": f"of more than {MAX_TOKENS} tokens",
+    "copy": "that are copies",
+    "rare token": f"with a token that occurs fewer than {MIN_TOKEN_COUNT} times",
+}
+"""Each kind in words that follow a number of tunes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,11 @@ class Corpus:
     def drop_counts(self) -> dict[DropKind, int]:
         """How many tunes were dropped for each kind of reason, the most frequent first."""
         return dict(Counter(drop.kind for drop in self.drops).most_common())
+
+    def summary(self) -> str:
+        """How many tunes are kept, and how many are not for which reason, in one line."""
+        dropped = ", ".join(f"{count} {DROPPED[kind]}" for kind, count in self.drop_counts().items())
+        return f"{len(self.kept)} of {len(self.kept) + len(self.drops)} tunes are kept; left out: {dropped or 'none'}"
 
 
 def read_books(folder: Path) -> Corpus:
