@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import itertools
 import socket
 import threading
-from itertools import product
+from types import SimpleNamespace
 
+import grpc
 import httpx
 import pytest
 from connectrpc.client import ConnectClientSync, ResponseMetadata
@@ -19,7 +22,8 @@ from google.rpc import error_details_pb2
 
 from conversing import LONG, PROMPT, SEED, START, R, alone
 from gruve.bench.chaos.replicas import free_port
-from gruve.gateway.rpc import SERVICES, endpoints
+from gruve.gateway.config import GatewayConfig
+from gruve.gateway.rpc import NOT_SENT, SERVICES, Servers, endpoints
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
@@ -172,7 +176,7 @@ def test_a_tenant_beyond_its_limit_is_told_when_to_come_back_in_every_form(start
     requests = {"Generate": g.GenerateRequest(**REQUEST), "Score": g.ScoreRequest(model="tiny", text=PROMPT)}
     with gateway_url(start(access=AccessConfig(keys=keys)).address) as url:
         list(Calls(url, key=key).stream("Generate", requests["Generate"]))
-        for form, method in product(FORMS, requests):
+        for form, method in itertools.product(FORMS, requests):
             with ResponseMetadata() as answer:
                 error = Calls(url, form, key).refused(method, requests[method])
             assert error.code is Code.RESOURCE_EXHAUSTED
@@ -297,3 +301,42 @@ def test_no_server_is_an_answer_that_names_no_address():
     with gateway_url(f"127.0.0.1:{free_port()}") as url:
         error = Calls(url).refused("ListModels", model_pb2.ListModelsRequest())
     assert (error.code, error.message) == (Code.UNAVAILABLE, "no server answers the gateway; try again")
+
+
+LOST = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), NOT_SENT)
+
+
+class FakeServers(Servers):
+    """Servers of which the first one fails every call, as soon as `calls` of them have reached it."""
+
+    def __init__(self, calls, addresses=("one:1", "two:2")):
+        super().__init__(GatewayConfig(servers=addresses))
+        self.lost, arrived, all_arrived = [], itertools.count(1), asyncio.Event()
+
+        async def call(index):
+            if index > 0:
+                return index
+            if next(arrived) == calls:
+                all_arrived.set()
+            await all_arrived.wait()
+            raise LOST
+
+        self._connections.stubs = lambda index: SimpleNamespace(
+            models=SimpleNamespace(Call=lambda *_, **__: call(index))
+        )
+        self._connections.lost = self.lost.append
+
+    async def call(self):
+        return await self.unary("models", "Call", None, SimpleNamespace(timeout_ms=None, response_headers={}))
+
+
+async def test_calls_that_fail_at_the_same_time_all_go_on_to_the_next_server():
+    servers = FakeServers(4)
+    assert await asyncio.gather(*(servers.call() for _ in range(4))) == [1] * 4
+
+
+async def test_the_only_server_is_connected_to_anew_after_a_lost_connection():
+    servers = FakeServers(1, ("one:1",))
+    with pytest.raises(ConnectError, match="no server answers"):
+        await servers.call()
+    assert servers.lost == [0]

@@ -63,23 +63,23 @@ class Servers:
 
     async def unary(self, service: str, method: str, request: Any, context: AnyContext) -> Any:
         """Makes a call with one response. Raises `ConnectError`."""
-        for last in self._attempts():
+        for index, last in self._attempts():
             try:
-                rpc = self._rpc(service, method)
+                rpc = self._rpc(index, service, method)
                 return await rpc(request, timeout=_timeout_s(context), metadata=caller_metadata())
             except asyncio.CancelledError as error:
                 if not self._connections.closed:
                     raise
                 raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
             except grpc.aio.AioRpcError as error:
-                if last or not self._goes_elsewhere(error):
+                if not self._goes_elsewhere(index, error) or last:
                     raise connect_error(error, context.response_headers) from error
         raise AssertionError("there is a last attempt")
 
     async def stream(self, service: str, method: str, request: Any, context: AnyContext) -> AsyncIterator[Any]:
         """Makes a call with a stream of responses; ending the iteration cancels it. Raises `ConnectError`."""
-        for last in self._attempts():
-            rpc = self._rpc(service, method)
+        for index, last in self._attempts():
+            rpc = self._rpc(index, service, method)
             call = rpc(request, timeout=_timeout_s(context), metadata=caller_metadata())
             try:
                 async for response in call:
@@ -90,35 +90,37 @@ class Servers:
                     raise
                 raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
             except grpc.aio.AioRpcError as error:
-                if last or not self._goes_elsewhere(error):
+                if not self._goes_elsewhere(index, error) or last:
                     raise connect_error(error, context.response_headers) from error
             finally:
                 call.cancel()
 
-    def _attempts(self) -> list[bool]:
-        """One entry for each server: whether it is the last one to be asked."""
-        return [False] * (len(self._connections.addresses) - 1) + [True]
+    def _attempts(self) -> list[tuple[int, bool]]:
+        """The servers in the order in which one call asks them, and whether each is the last one."""
+        first, count = self._connections.preferred, len(self._connections.addresses)
+        return [((first + number) % count, number + 1 == count) for number in range(count)]
 
-    def _rpc(self, service: str, method: str) -> Callable[..., Any]:
+    def _rpc(self, index: int, service: str, method: str) -> Callable[..., Any]:
         try:
-            stubs = self._connections.stubs(self._connections.preferred)
+            stubs = self._connections.stubs(index)
         except Cancelled as error:
             raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
         rpc: Callable[..., Any] = getattr(getattr(stubs, service), method)
         return rpc
 
-    def _goes_elsewhere(self, error: grpc.aio.AioRpcError) -> bool:
+    def _goes_elsewhere(self, index: int, error: grpc.aio.AioRpcError) -> bool:
         """Prefers the next server after a lost connection; returns whether this call may be made there.
 
         It may if it was not sent, and if it steers a generation that another server may stream. A call that was lost on
         its way is the caller's to repeat, because the server may have carried it out.
         """
-        failure = failure_of(error)
+        failure, connections = failure_of(error), self._connections
         elsewhere = failure.reason == "GENERATION_UNKNOWN"
-        if failure.connection_lost or elsewhere:
-            connections = self._connections
-            connections.lost(connections.preferred)
-            connections.preferred = (connections.preferred + 1) % len(connections.addresses)
+        if failure.connection_lost:
+            connections.lost(index)
+        # Of several calls that fail at the same time, only the first one moves on: the others would move back.
+        if (failure.connection_lost or elsewhere) and connections.preferred == index:
+            connections.preferred = (index + 1) % len(connections.addresses)
         return elsewhere or failure.message.startswith(NOT_SENT)
 
 
