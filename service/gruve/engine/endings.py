@@ -20,7 +20,7 @@ class Endings:
         self._scheduler = scheduler
         self._intake = intake
         self._updater = updater
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(intake)
 
     def watch(self, sequence: Sequence) -> None:
         """Notes the sequence's deadline, if it has one."""
@@ -29,7 +29,7 @@ class Endings:
 
     def next_deadline_s(self) -> float | None:
         """The earliest deadline of a sequence that has not ended, or None."""
-        return self._deadlines.next_s(self._intake)
+        return self._deadlines.next_s()
 
     def end(self, sequence_id: int, reason: FinishReason, now_s: float) -> list[Progress]:
         """Ends one sequence, unless it has ended; one in a call ends when the call returns."""
