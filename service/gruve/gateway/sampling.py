@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from gruve.client.messages import GenerateOptions
 from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import Fields
 
+TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,11}")
 MAX_JSON_SEED = 1 << 53
 """A seed that the gateway draws is below this, so that every reader of JSON keeps it exactly."""
 
@@ -39,7 +41,7 @@ def _logit_bias(value: Any) -> dict[int, float] | None:
         raise InvalidField("logit_bias", "must be an object of token ids and numbers")
     found: dict[int, float] = {}
     for key, number in value.items():
-        if not (key.isascii() and key.isdigit()) or isinstance(number, bool) or not isinstance(number, int | float):
+        if not TOKEN_ID.fullmatch(key) or isinstance(number, bool) or not isinstance(number, int | float):
             raise InvalidField("logit_bias", f"has {key[:40]!r}; must be an object of token ids and numbers")
-        found[int(key[:12])] = number
+        found[int(key)] = number
     return found

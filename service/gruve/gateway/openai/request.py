@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gruve.client import GenerateOptions
-from gruve.client.completions import derived_seed
+from gruve.client.completions import SEEDS, derived_seed
 from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField
 from gruve.gateway.fields import Fields
@@ -54,7 +54,7 @@ def completion_request(fields: Fields) -> CompletionRequest:
     model = fields.string("model")
     if not model:
         raise InvalidField("model", "is absent; GET /v1/models lists the names")
-    session, seed = fields.string("session"), fields.integer("seed")
+    session, seed = fields.string("session"), fields.integer("seed", 0, SEEDS - 1)
     max_tokens = fields.integer("max_tokens", 0)
     n = fields.integer("n", 1, MAX_CHOICES) or 1
     stream = fields.boolean("stream")
