@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from gruve.errors import StoreUnavailable
@@ -14,9 +16,13 @@ from gruve.sessions.table import SessionsConfig, SessionTable
 TTL_S = 10.0
 
 
+def persistence_of(store, clock=time.time):
+    return Persistence(SessionTable(SessionsConfig(TTL_S), clock=clock), store)
+
+
 async def test_a_session_that_was_used_past_its_stored_expiry_is_not_swept_before_it_is_written(tmp_path):
     now, store = [1e9], SqliteStore(tmp_path / "s.db")
-    persistence = Persistence(SessionTable(SessionsConfig(TTL_S), clock=lambda: now[0]), store)
+    persistence = persistence_of(store, lambda: now[0])
     session = persistence.create("model", "digest", "numerics", None)
     await persistence._writer.flush()
     async with persistence.use(session.id):
@@ -42,3 +48,14 @@ async def test_a_store_that_only_answers_reads_fails_until_it_accepts_a_change(m
     await calls.expire(0.0, 1, ())
     assert (calls.failing, told) == (False, [True, False])
     calls.close()
+
+
+async def test_a_session_that_cannot_be_encoded_keeps_no_other_from_being_stored(caplog):
+    persistence = persistence_of(store := MemoryStore())
+    sessions = [persistence.create("model", "digest", "numerics", None) for _ in range(3)]
+    sessions[1].numerics_id = object()
+    await persistence._writer.flush()
+    assert [store.read(session.id, 0.0) is not None for session in sessions] == [True, False, True]
+    assert persistence.behind == 0
+    assert "a session could not be encoded" in caplog.text
+    await persistence.close()

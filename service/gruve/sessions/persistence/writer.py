@@ -114,7 +114,7 @@ class Writer:
                 self._due.set()
                 await asyncio.sleep(retry_s)
                 retry_s = min(MAX_RETRY_S, 2.0 * retry_s)
-            except Exception:  # an error in one session must not keep the others from being stored
+            except Exception:  # the next write may succeed
                 log.exception("sessions could not be written")
 
     async def flush(self) -> None:
@@ -167,8 +167,12 @@ class Writer:
                 del self._dirty[session.id]
             elif everything or session.is_idle or enough or progress.submitted_events < progress.events:
                 del self._dirty[session.id]
+                try:
+                    pending.append(prepare_write(session, release=session.is_idle))
+                except Exception:  # it is tried again when it changes; the others must not wait for it
+                    log.exception("a session could not be encoded", extra={"session": session.id[:8]})
+                    continue
                 self._in_flight[session.id] = since_s
-                pending.append(prepare_write(session, release=session.is_idle))
                 if session.is_idle:
                     progress.lease_until_s = 0.0
             if len(pending) == MAX_SESSIONS_PER_WRITE:
