@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gruve.errors import CannotListen, ModelUnknown
 from gruve.serve.listening import explain_listen_failure
+from gruve.serve.server import _signals
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc
 from gruve.v1 import model_pb2 as m
@@ -119,11 +120,24 @@ def test_two_signals_hand_over_and_a_third_does_not_cut_that_short(tiny_reposito
         calls = [stub.Generate(g.GenerateRequest(model="tiny", max_tokens_per_second=HELD)) for _ in range(20)]
         for call in calls:
             token(call)
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             server.signal(number)
         failures = [refusal(lambda: call) for call in calls]  # noqa: B023 - called at once
         assert {(f.reason, f.metadata.get("next_position")) for f in failures} == {("HANDED_OVER", "2")}
         assert server.end()[0] == 0
+
+
+@pytest.mark.parametrize(("before", "endings"), [(signal.SIG_DFL, 1), (signal.SIG_IGN, 0)])
+async def test_sighup_ends_a_server_unless_it_was_started_with_nohup(before, endings):
+    previous = signal.signal(signal.SIGHUP, before)
+    try:
+        with _signals() as queue:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            given = [await queue.get() for _ in range(endings + 1)]
+            assert (given, queue.empty()) == (["drain"] * (endings + 1), True)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_a_killed_servers_stream_goes_on_bit_for_bit_on_another(tiny_repository, start):

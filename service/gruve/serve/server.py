@@ -139,14 +139,14 @@ async def serve(
     ready: Callable[[Serving], None],
     choose: Callable[[Model, DecodeConfig], Backend] | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then shuts down in order; calls `ready` once everything answers.
+    """Serves until SIGTERM, SIGHUP or SIGINT, then shuts down in order; calls `ready` once everything answers.
 
     `choose` replaces `choose_backend`.
 
-    On SIGTERM, running streams continue for `drain_s`; if sessions are stored, and so can continue elsewhere, they are
-    handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no model can be
-    served, `CannotListen` if a port cannot be used, `CredentialsBroken` if a certificate cannot, `StoreBroken` or
-    `StoreUnavailable` if the store cannot, and `InvalidField` if the store is none.
+    On SIGTERM and SIGHUP, running streams continue for `drain_s`; if sessions are stored, and can continue elsewhere,
+    they are handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no
+    model can be served, `CannotListen` if a port cannot be used, `CredentialsBroken` if a certificate cannot,
+    `StoreBroken` or `StoreUnavailable` if the store cannot, and `InvalidField` if the store is none.
     """
     # The engine's threads need the GIL once for each call, and the event loop holds it most of the time. By default it
     # would be released after 5 ms, which is as long as a call.
@@ -379,13 +379,16 @@ def _key_of(store: Store | None) -> bytes | None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Queue[Ending]]:
-    """A queue that receives an ending for each SIGTERM and SIGINT."""
+    """A queue that receives an ending for each SIGTERM, SIGHUP and SIGINT."""
     loop = asyncio.get_running_loop()
     endings: asyncio.Queue[Ending] = asyncio.Queue()
-    loop.add_signal_handler(signal.SIGTERM, endings.put_nowait, "drain")
-    loop.add_signal_handler(signal.SIGINT, endings.put_nowait, "hand_over")
+    handled: dict[signal.Signals, Ending] = {signal.SIGTERM: "drain", signal.SIGINT: "hand_over"}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        handled[signal.SIGHUP] = "drain"
+    for number, ending in handled.items():
+        loop.add_signal_handler(number, endings.put_nowait, ending)
     try:
         yield endings
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        loop.remove_signal_handler(signal.SIGINT)
+        for number in handled:
+            loop.remove_signal_handler(number)
