@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from gruve.errors import InvalidField
 from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, START_ID, Batch, Piece, TextBatches, TuneBatches, pad
 from gruve.training.config import Batches
@@ -92,3 +94,8 @@ def same(one: Batch, other: Batch) -> None:
     assert torch.equal(one.inputs, other.inputs)
     assert torch.equal(one.targets, other.targets)
     assert torch.equal(one.cold, other.cold)
+
+
+def test_tunes_that_do_not_fill_a_batch_are_refused() -> None:
+    with pytest.raises(InvalidField, match="is 50; the 40 tunes of the training part make 40 rows"):
+        TuneBatches(TUNES, Batches(rows=50, joined_share=0.0), seed=1)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gruve.errors import InvalidField
 from gruve.model.pointer_tracker import follower_sources, match_lengths, window_begins
 from gruve.model.pointers import PointerConfig
 from gruve.training.auxiliary import CLASSES
@@ -168,7 +169,8 @@ class TuneBatches:
     """Batches of whole tunes from the zero state, shuffled in each epoch and grouped by length.
 
     `joined_share` of the rows hold two tunes. They train a start token that follows an end token, as it does in a
-    continued session. Tunes that do not fill a batch wait for another epoch.
+    continued session. Tunes that do not fill a batch wait for another epoch. Raises `InvalidField` if all tunes of an
+    epoch do not fill one batch.
     """
 
     POOL_BATCHES = 16
@@ -201,6 +203,9 @@ class TuneBatches:
         for start in range(0, len(rows), pool):
             near = sorted(rows[start : start + pool], key=lambda piece: len(piece.ids))
             plan += [near[i : i + batches.rows] for i in range(0, len(near) - batches.rows + 1, batches.rows)]
+        if not plan:
+            made = f"the {len(pieces)} tunes of the training part make {len(rows)} rows"
+            raise InvalidField("batches.rows", f"is {batches.rows}; {made}, and a batch must be full")
         shuffled = torch.randperm(len(plan), generator=self._generator).tolist()
         return [plan[i] for i in shuffled]
 
