@@ -63,6 +63,11 @@ def test_the_configs_of_the_shipped_models_are_readable_and_name_their_corpus(na
         ('kind = "characters"', 'kind = "words"', "kind"),
         ('kind = "characters"', 'kind = "characters"\narithmetic = "bfloat16"', "arithmetic"),
         ('name = "x"', 'name = "x', "config"),
+        ('name = "x"', "name = 1", "name"),
+        ("hidden_size = 16", "hidden_size = 4", "architecture"),
+        ('cell = "lstm"', 'cell = "gru"', "architecture"),
+        ("[schedule]", "[pointers]\nfollowers = [33]\n[schedule]", "pointers"),
+        ("[schedule]", "[pointers]\nfollowers = [1.0]\n[schedule]", "pointers.followers"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, names: str) -> None:
@@ -107,6 +112,6 @@ def test_a_config_keeps_the_digest_it_had_before_keys_were_renamed_and_added(tmp
 
 def test_the_default_temperature_is_bounded(tmp_path: Path) -> None:
     assert config(tmp_path, "default_temperature = 1\n" + GOOD).default_temperature == 1
-    for wrong, why in (("0.01", "allowed: 0.05 to 2.0"), ("true", "must be of type")):
+    for wrong, why in (("0.01", "allowed: 0.05 to 2.0"), ("true", "must be a number")):
         with pytest.raises(InvalidField, match=why):
             config(tmp_path, f"default_temperature = {wrong}\n" + GOOD)

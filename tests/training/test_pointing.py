@@ -226,8 +226,8 @@ def test_a_table_of_pointers_is_read_and_a_wrong_one_refused(tmp_path: Path) -> 
     path.write_text(text + "bars = [1, 2]\nfollowers = [3]\n")
     assert read_config(path).pointers == Pointers([1, 2], [3], 16)
     for line, why in (
-        ("bars = 3", "must be|allowed: a list"),
-        ("bars = [true]", "allowed: a list"),
+        ("bars = 3", "must be a list"),
+        ("bars = [true]", "must be a list"),
         ("bar = 1", "not known"),
     ):
         path.write_text(text + line)

@@ -9,10 +9,12 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from gruve.errors import InvalidField
+from gruve.errors import InvalidField, ModelBroken
 from gruve.model.config import MAX_TEMPERATURE, MIN_TEMPERATURE, Cell, ModelConfig, Precision, Reset
 from gruve.model.pointers import PointerConfig
 from gruve.model.tokenizer import Kind
@@ -205,11 +207,6 @@ class TrainingConfig:
         if temperature is not None:
             allowed = f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
             _check(MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE, "default_temperature", temperature, allowed)
-        if self.pointers is not None:
-            for name in ("bars", "followers"):
-                values = getattr(self.pointers, name)
-                whole = isinstance(values, list) and all(type(value) is int for value in values)
-                _check(whole, f"pointers.{name}", values, "a list of integers")
         if (f := self.form) is not None:
             _check(self.kind == "abc", "form", f, "none for texts")
             _check(0 < f.weight <= 1_000, "form.weight", f.weight, "above 0, at most 1000")
@@ -223,7 +220,13 @@ class TrainingConfig:
         shares |= {f"regularisation.{f.name}": getattr(r, f.name) for f in dataclasses.fields(r)}
         shares["schedule.average_decay"] = s.average_decay
         for name, share in shares.items():
-            _check(0 <= share < 1 or (share == 1 and "share" in name), name, share, "0 to below 1")
+            whole = "share" in name
+            _check(0 <= share < 1 or (share == 1 and whole), name, share, "0 to 1" if whole else "0 to below 1")
+        with _invalid("architecture"):
+            a.model_config(vocabulary_size=2)
+        if (p := self.pointers) is not None:
+            with _invalid("pointers"):
+                PointerConfig(tuple(p.bars), tuple(p.followers), bar_tokens=(1,), matches=p.matches)
 
     def digest(self) -> str:
         """The sha256 of every field that can change a weight.
@@ -266,6 +269,18 @@ def read_config(path: Path) -> TrainingConfig:
     return build_from_table(TrainingConfig, fields, "")
 
 
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "float | None": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a string"),
+    "list[int]": ((list,), "a list of whole numbers"),
+    "list[str]": ((list,), "a list of strings"),
+}
+"""The types that TOML may give a field, by its declared type, and their name. Other fields have checks of their own."""
+
+
 def build_from_table(table: type[T], fields: Any, prefix: str) -> T:
     """Builds a dataclass from `fields`; their names and types must be those of the dataclass."""
     if not isinstance(fields, dict):
@@ -275,15 +290,25 @@ def build_from_table(table: type[T], fields: Any, prefix: str) -> T:
         if name not in known:
             raise InvalidField(prefix + name, f"is not known; known are {', '.join(known)}")
         declared = str(known[name].type)
-        kinds = {"int": (int,), "float": (int, float), "float | None": (int, float), "bool": (bool,)}.get(
-            declared, (object,)
-        )
-        if not isinstance(value, kinds) or (isinstance(value, bool) and declared != "bool"):
-            raise InvalidField(prefix + name, f"is {value!r}; must be of type {declared}")
+        types, wanted = _TYPES.get(declared, ((type(value),), ""))
+        right = type(value) in types
+        if right and declared.startswith("list"):
+            right = all(type(one).__name__ == declared[5:-1] for one in value)
+        if not right:
+            raise InvalidField(prefix + name, f"is {value!r}; must be {wanted}")
     for name, field in known.items():
         if name not in fields and field.default is field.default_factory is dataclasses.MISSING:
             raise InvalidField(prefix + name, "is missing")
     return table(**fields)
+
+
+@contextmanager
+def _invalid(table: str) -> Iterator[None]:
+    """Names the table of this configuration for a value that no model can have."""
+    try:
+        yield
+    except ModelBroken as error:
+        raise InvalidField(table, str(error).removeprefix("config.json: ").removeprefix("pointers: ")) from error
 
 
 def _check(holds: bool, field: str, value: object, allowed: str) -> None:
