@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import grpc
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gruve.serve import refusals
+from gruve.serve import access_log, refusals
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
@@ -156,3 +157,21 @@ def test_a_call_that_is_refused_unread_is_counted(method):
     assert interceptor.refuse_unread(path, Context(peer="ipv4:10.0.0.1:9")) is not None
     assert interceptor.refuse_unread(path, Context(peer="ipv4:10.0.0.2:9")) is None
     assert counted(metrics, method, "RESOURCE_EXHAUSTED") == 1
+
+
+async def test_the_access_log_has_one_line_for_the_calls_of_a_tenant_that_were_refused_unread(monkeypatch):
+    monkeypatch.setattr(access_log, "SUMMARY_S", 0.0)
+    lines, written = [], asyncio.Event()
+    interceptor = Interceptor(Metrics(), log_call=lambda fields: lines.append(fields) or written.set())
+    for _ in range(BURST):
+        interceptor._refusals.add("ipv4:10.0.0.1", 1e9)
+    for left_s in (None, None, 0.0):
+        assert interceptor.refuse_unread(GENERATE, Context(left_s)) is not None
+    assert lines == []
+    await written.wait()
+    assert lines == [
+        {"method": GENERATE[1:], "code": "RESOURCE_EXHAUSTED", "tenant": "ipv4:10.0.0.1", "unread": 2},
+        {"method": GENERATE[1:], "code": "DEADLINE_EXCEEDED", "unread": 1},
+    ]
+    interceptor.write_unread()
+    assert len(lines) == 2

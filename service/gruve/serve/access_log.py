@@ -5,6 +5,8 @@ No prompt, text, key or whole session id is ever in a line.
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import contextvars
 import dataclasses
 import re
@@ -19,6 +21,8 @@ LogCall = Callable[[dict[str, Any]], None]
 """Takes the fields of one line."""
 SESSION_CHARACTERS = 8
 """How much of a session id is logged: enough to find lines of one session, useless to open it."""
+SUMMARY_S = 1.0
+"""How long calls that were refused unread are counted for one line."""
 REQUEST_ID_KEY = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
 
@@ -86,6 +90,30 @@ def line(method: str, code: str, facts: CallFacts, seconds: float, metadata: Met
         "request_id": _request_id(metadata),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+class UnreadCalls:
+    """Writes one line a second for the calls of each method, code and tenant that were refused unread.
+
+    A line for each would cost more than the refusal does.
+    """
+
+    def __init__(self, log_call: LogCall) -> None:
+        self._log_call = log_call
+        self._counts: collections.Counter[tuple[str, str, str]] = collections.Counter()
+
+    def add(self, method: str, code: str, tenant: str) -> None:
+        """Counts a call, on the event loop. `tenant` is "" where it is not known."""
+        if not self._counts:
+            asyncio.get_running_loop().call_later(SUMMARY_S, self.write)
+        self._counts[method, code, tenant] += 1
+
+    def write(self) -> None:
+        """Writes the lines of what was counted since the last ones."""
+        for (method, code, tenant), calls in self._counts.items():
+            whose = {"tenant": tenant} if tenant else {}
+            self._log_call({"method": method, "code": code, **whose, "unread": calls})
+        self._counts.clear()
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -18,7 +18,7 @@ import grpc
 from gruve.errors import Draining, GruveError, InvalidRequest, LimitExceeded, PermissionDenied, Unauthenticated
 from gruve.serve.accept_loop import EndStatus
 from gruve.serve.access import Access
-from gruve.serve.access_log import EndTrace, LogCall, TraceCall, begin_call, line
+from gruve.serve.access_log import EndTrace, LogCall, TraceCall, UnreadCalls, begin_call, line
 from gruve.serve.identity import anonymous, current_identity, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
 from gruve.serve.refusals import BURST, PER_SECOND, Refusals
@@ -63,8 +63,14 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
     `draining` is set.
     """
 
-    def __init__(self, metrics: Metrics, access: Access | None = None) -> None:
-        """Without `access` nobody is authenticated."""
+    def __init__(
+        self,
+        metrics: Metrics,
+        access: Access | None = None,
+        log_call: LogCall | None = None,
+        trace_call: TraceCall | None = None,
+    ) -> None:
+        """Without `access` nobody is authenticated. `log_call` writes the access log, and `trace_call` traces calls."""
         self._access = access
         self._rpcs = {
             f"/{service.full_name}/{method.name}": _Rpc(
@@ -78,10 +84,9 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         self._wrapped: dict[str, Any] = {}
         """The wrapped handlers by method."""
         self._open = 0
-        self.log_call: LogCall | None = None
-        """Writes a line of the access log for each call that has ended; None for no log."""
-        self.trace_call: TraceCall | None = None
-        """Traces each call; None for no traces."""
+        self._log_call = log_call
+        self._unread = None if log_call is None else UnreadCalls(log_call)
+        self._trace_call = trace_call
         self._refusals = Refusals()
         self.draining = False
         self.quiet = asyncio.Event()
@@ -120,30 +125,41 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
     def refuse_unread(self, method: str, context: Any) -> EndStatus | None:
         """The status of a call whose deadline is over, or whose tenant's requests were refused too often lately.
 
-        None leaves the call to its method. A call that is refused here is counted, but has no line in the access log.
+        None leaves the call to its method. A call that is refused here is counted, also in the access log.
         """
         if method not in BEGIN or self.draining:
             return None
         left_s = context.time_remaining()
         overdue = left_s is not None and left_s <= 0
-        if not overdue and not self._floods(method, context):
+        tenant = "" if overdue else self._flooding_tenant(method, context)
+        if not overdue and not tenant:
             return None
         code = grpc.StatusCode.DEADLINE_EXCEEDED if overdue else UNREAD_CODE
-        metrics = self._rpcs[method].metrics
-        metrics.started.inc()
-        metrics.observe_end(code.name, 0, 0, 0.0)
+        rpc = self._rpcs[method]
+        rpc.metrics.started.inc()
+        rpc.metrics.observe_end(code.name, 0, 0, 0.0)
+        if self._unread is not None:
+            self._unread.add(rpc.method, code.name, tenant)
         return OVERDUE if overdue else UNREAD
 
-    def _floods(self, method: str, context: Any) -> bool:
-        """Whether the call's tenant had too many requests refused lately. Wrong credentials are not refused here."""
+    def write_unread(self) -> None:
+        """Writes what the access log does not have yet of the calls that were refused unread."""
+        if self._unread is not None:
+            self._unread.write()
+
+    def _flooding_tenant(self, method: str, context: Any) -> str:
+        """The call's tenant if it had too many requests refused lately, else "".
+
+        Wrong credentials are not refused here.
+        """
         if not self._refusals:
-            return False
+            return ""
         try:
             identity = self._access.check(method, context.invocation_metadata() or ()) if self._access else None
         except (Unauthenticated, PermissionDenied):
-            return False
-        identity = identity or anonymous(context.peer())
-        return self._refusals.are_too_many(identity.tenant, time.monotonic())
+            return ""
+        tenant = (identity or anonymous(context.peer())).tenant
+        return tenant if self._refusals.are_too_many(tenant, time.monotonic()) else ""
 
     def _refuse(self, method: str, error: GruveError) -> Any:
         """A handler that ends a call of any kind with an error, without reading a request."""
@@ -216,8 +232,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)
         if call.end_trace is not None:
             call.end_trace(code)
-        if self.log_call is not None:
-            self.log_call(line(call.rpc.method, code, call.facts, seconds, call.metadata()))
+        if self._log_call is not None:
+            self._log_call(line(call.rpc.method, code, call.facts, seconds, call.metadata()))
 
     def begin(self, call: _Call) -> None:
         """Counts a call that begins; without authentication, its identity is where it comes from."""
@@ -226,8 +242,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         call.rpc.metrics.started.inc()
         if self._access is None:
             set_identity(anonymous(call.context.peer()))
-        if self.trace_call is not None:
-            call.end_trace = self.trace_call(call.rpc.method, call.metadata(), call.facts)
+        if self._trace_call is not None:
+            call.end_trace = self._trace_call(call.rpc.method, call.metadata(), call.facts)
 
 
 class _Call:

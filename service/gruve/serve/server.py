@@ -183,8 +183,7 @@ class Server:
         self._certificates = None if config.tls is None else Certificates(config.tls)
         self.metrics = Metrics()
         access = Access(config.access, clock=clock) if config.access.authenticates else None
-        self.interceptor = Interceptor(self.metrics, access)
-        self.interceptor.log_call, self.interceptor.trace_call = config.log_call, config.trace_call
+        self.interceptor = Interceptor(self.metrics, access, config.log_call, config.trace_call)
         store = store or open_store(config.store, synchronous=config.store_synchronous)
         key = config.session_key or _key_of(store)
         self.export_key = config.export_key or key
@@ -268,6 +267,7 @@ class Server:
             self._generations.streams.hand_over()
         if self._grpc is not None:
             await self._grpc.stop(FLUSH_S)
+        self.interceptor.write_unread()
         await self.persistence.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
