@@ -37,6 +37,12 @@ def test_standard_output_is_complete_abc_with_the_key_last(
     ]
 
 
+def test_a_version_of_a_model_of_tunes_writes_tunes_too(tunes: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "made-up@2", "--address", tunes.address, "--seed", "22", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("X:1\nT:made-up, seed 22\n")
+    assert tunes.requests[-1].model == "made-up@2"
+
+
 @pytest.mark.parametrize(
     ("flags", "recommended", "sent"),
     [

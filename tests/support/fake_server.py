@@ -221,8 +221,16 @@ class FakeServer(
 
     def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._unary(request, context)
-        model = model_pb2.Model(name="made-up", tokenizer=self.tokenizer, default_temperature=self.default_temperature)
-        return model_pb2.ListModelsResponse(models=[model])
+        return model_pb2.ListModelsResponse(models=[self._model()])
+
+    def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._unary(request, context)
+        if request.name.partition("@")[0] != "made-up":
+            abort(context, grpc.StatusCode.NOT_FOUND, "MODEL_UNKNOWN", None)
+        return model_pb2.GetModelResponse(model=self._model())
+
+    def _model(self) -> Any:
+        return model_pb2.Model(name="made-up", tokenizer=self.tokenizer, default_temperature=self.default_temperature)
 
     def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.text not in KEY_TOKENS:

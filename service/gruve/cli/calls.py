@@ -52,8 +52,25 @@ def failure_of(error: CallFailed, addresses: str, timeout_s: float | None = None
 
 
 def find_model(client: Client, name: str) -> Model | None:
-    """What the server says of a model; None if it has none of that name."""
-    return next((model for model in client.models() if model.name == name), None)
+    """The model that a name means, such as `folk` or `folk@2`; its `name` is the one given. None if there is none."""
+    from gruve.client import ModelNotFound
+
+    try:
+        model = client.get_model(name)
+    except ModelNotFound:
+        return None
+    model.name = name
+    return model
+
+
+def check_session_model(client: Client, session: str, name: str) -> None:
+    """Raises `Failure` unless a session is one of the model that a name means."""
+    kept = client.get_session(session, transcript=False).session
+    if kept.model == name:
+        return
+    model = find_model(client, name)
+    if model is None or (name.partition("@")[0], model.digest) != (kept.model, kept.model_digest):
+        raise Failure(f"session {session} is one of the model {kept.model!r}, not {name!r}")
 
 
 def default_temperature(model: Model | None) -> float | None:

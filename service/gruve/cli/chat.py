@@ -7,7 +7,16 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gruve.cli.calls import FLAGS, ReconnectNotes, connected, default_temperature, explain, failure_of, find_model
+from gruve.cli.calls import (
+    FLAGS,
+    ReconnectNotes,
+    check_session_model,
+    connected,
+    default_temperature,
+    explain,
+    failure_of,
+    find_model,
+)
 from gruve.cli.credentials import add_address, client_options
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import MAX_SEED, Parser, add_command, bounded, checked
@@ -105,9 +114,7 @@ class Chat:
         self._unused = False
         self._session = args.session or ""
         if self._session:
-            model = client.get_session(self._session, transcript=False).session.model
-            if model != args.model:
-                raise Failure(f"session {self._session} is one of the model {model!r}, not {args.model!r}")
+            check_session_model(client, self._session, args.model)
         else:
             self._begin()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import ReconnectNotes, connected, default_temperature, find_model
+from gruve.cli.calls import ReconnectNotes, check_session_model, connected, default_temperature, find_model
 from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, writes_tunes
 from gruve.cli.credentials import add_address, client_options
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
@@ -160,9 +160,7 @@ def _begin(
 ) -> TokenStream:
     session = None if args.session == "new" else args.session
     if session:
-        kept = client.get_session(session, transcript=False).session.model
-        if kept != args.model:
-            raise Failure(f"session {session} is one of the model {kept!r}, not {args.model!r}")
+        check_session_model(client, session, args.model)
     options: GenerateOptions = {
         **sampling_options(args),
         "allow_numerics_change": args.allow_numerics_change,
