@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gruve.errors import CorpusError
-from gruve.training.corpus import read_text
+from gruve.training.corpus import FEWEST_CHARACTERS, read_text
+from gruve.training.evaluate import COLD_WINDOW
 
 
 @pytest.mark.parametrize(
@@ -15,8 +16,8 @@ from gruve.training.corpus import read_text
     [
         (b"", "is empty"),
         (b" \n\n ", "is empty"),
-        (b"a" * 2_000, "one distinct character, 'a'"),
-        (b"abc" * 10, "has 30 characters; at least 1000"),
+        (b"a" * 3_000, "one distinct character, 'a'"),
+        (b"abc" * 10, "has 30 characters; at least 2570"),
         (b"text " * 500 + b"\xff\xfe", "not UTF-8: byte 0xff at 2500"),
         (b"text\0" * 500, r"binary, not text: U\+0000 at character 4"),
     ],
@@ -38,10 +39,19 @@ def test_a_corpus_of_another_hash_is_refused(tmp_path: Path) -> None:
         read_text(tmp_path / "corpus.txt", "0" * 64)
 
 
+def test_the_shortest_text_can_be_measured_and_one_of_too_many_characters_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("ab" * (FEWEST_CHARACTERS // 2))
+    assert len(read_text(path).validation) == COLD_WINDOW + 1
+    path.write_text("".join(map(chr, range(0x10000, 0x20000))))
+    with pytest.raises(CorpusError, match="65536 distinct characters; at most 65534"):
+        read_text(path)
+
+
 def test_the_last_tenth_of_a_text_validates(tmp_path: Path) -> None:
-    text = "".join(chr(0x4E00 + n % 900) for n in range(1_115))
+    text = "".join(chr(0x4E00 + n % 900) for n in range(2_575))
     (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
     corpus = read_text(tmp_path / "corpus.txt")
     assert corpus.train + corpus.validation == text
-    assert len(corpus.train) == int(1_115 * 0.9)
+    assert len(corpus.train) == int(2_575 * 0.9)
     assert corpus.tokenizer.encode(text)[0] == 1

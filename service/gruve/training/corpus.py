@@ -11,7 +11,7 @@ from typing import get_args
 from torch import Tensor
 
 from gruve.errors import CorpusError
-from gruve.model.config import ModelConfig
+from gruve.model.config import MAX_VOCABULARY_SIZE, ModelConfig
 from gruve.model.tokenizer import Tokenizer, build
 from gruve.training.auxiliary import CLASSES, auxiliary_targets
 from gruve.training.batches import IGNORED, Piece
@@ -24,7 +24,8 @@ from gruve.tune.variants import Part
 
 TRAINING_SHARE = 0.9
 """The share of a text's characters, from its front, that train; the rest validates. It is nanoGPT's split."""
-FEWEST_CHARACTERS = 1_000
+FEWEST_CHARACTERS = 2_570
+"""With fewer, the last tenth does not fill a window of 257 characters, on which a text is measured."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +54,10 @@ def read_text(path: Path, expected_sha256: str = "") -> TextCorpus:
         raise CorpusError(f"the corpus {path} has {len(text)} characters; at least {FEWEST_CHARACTERS} are needed")
     if len(set(text)) < 2:
         raise CorpusError(f"the corpus {path} holds one distinct character, {text[0]!r}; there is nothing to predict")
+    if len(set(text)) >= MAX_VOCABULARY_SIZE:
+        raise CorpusError(
+            f"the corpus {path} has {len(set(text))} distinct characters; at most {MAX_VOCABULARY_SIZE - 1}"
+        )
     cut = int(len(text) * TRAINING_SHARE)
     return TextCorpus(build("characters", [text], has_end=False), text[:cut], text[cut:], sha256)
 
