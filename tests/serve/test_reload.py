@@ -157,6 +157,15 @@ def test_a_name_that_is_no_folder_of_the_repository_is_unknown(start, models):
         assert "serving are: net" in failure.message
 
 
+def test_a_model_is_served_on_when_the_whole_repository_is_gone(start, models):
+    server = start(models=models)
+    models.rename(models.parent / "moved")
+    failure = refusal(lambda: reload(server, "net"))
+    assert failure.reason == "RELOAD_REFUSED"
+    assert "serves as before: its folder is gone from the repository" in failure.message
+    assert len(server.read(**ASK).tokens) == 200
+
+
 def test_a_new_model_is_loaded_and_a_broken_one_is_repaired(start, models):
     server = start(models=models)
     write_model(models / "young", 3)

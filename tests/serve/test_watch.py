@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from gruve.serve.model_watch import Changes, fingerprints
+from gruve.serve.model_watch import Changes, ModelWatch, fingerprints
 from gruve.v1 import model_pb2 as m
 from gruve.v1 import sampling_pb2 as s
 from repositories import replace_model, truncate, write_model, write_version
@@ -82,6 +82,22 @@ def test_changed_files_are_reloaded_and_half_copied_ones_do_not_take_the_model_d
     assert server.read(**ASK).tokens != tokens
     write_version(models / "young", 1, 4)
     until(lambda: get(server, "young").version == 1)
+
+
+async def test_a_repository_that_is_gone_is_logged_once_until_it_is_back(models, caplog):
+    async def reload(name):
+        reloaded.append(name)
+
+    reloaded, watch = [], ModelWatch(models, reload, 1.0)
+    await watch.begin()
+    models.rename(models.parent / "moved")
+    for _ in range(3):
+        await watch.look()
+    assert [record.why for record in caplog.records] == [f"no model repository at {str(models)!r}: not a folder"]
+    write_model(models / "net", 2)
+    await watch.look()
+    await watch.look()
+    assert reloaded == ["net"]
 
 
 def count_reloads(server) -> list[str]:

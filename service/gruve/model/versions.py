@@ -132,13 +132,13 @@ def find_entry(repository: Path, name: str) -> Entry | None:
     """The entry of that name as it is now; None if there is none."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:
         return None
-    if is_model(repository):
-        folder = _absolute(repository)
-        return _entry(folder) if folder.name == name else None
-    folder = repository / name
     try:
+        if is_model(repository):
+            folder = _absolute(repository)
+            return _entry(folder) if folder.name == name else None
+        folder = repository / name
         return _entry(folder) if folder.exists() and _may_be_entry(folder) else None
-    except OSError:  # no name that a file system takes
+    except OSError:  # no name that a file system takes, or no repository any more
         return None
 
 

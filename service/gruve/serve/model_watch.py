@@ -13,7 +13,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from gruve.errors import GruveError
+from gruve.errors import GruveError, ModelUnknown
 from gruve.model.versions import entry_folders, entry_name, version_folders
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class ModelWatch:
         self._reload = reload
         self._interval_s = interval_s
         self._changes: Changes | None = None
+        self._blind = ""
+        """Why the last look failed; "" if it did not."""
 
     async def begin(self) -> None:
         """Takes the first look, before the models are loaded, so that no change after that is missed."""
@@ -68,8 +70,15 @@ class ModelWatch:
                 log.exception("the model repository could not be watched")
 
     async def look(self) -> None:
-        """Looks once, and reloads what has settled. A refused reload is logged."""
-        now = await asyncio.to_thread(fingerprints, self._repository)
+        """Looks once, and reloads what has settled. A refused reload is logged, and a repository that is gone, once."""
+        try:
+            now = await asyncio.to_thread(fingerprints, self._repository)
+        except (ModelUnknown, OSError) as error:
+            if str(error) != self._blind:
+                log.error("the model repository cannot be watched; its models serve on", extra={"why": str(error)})
+            self._blind = str(error)
+            return
+        self._blind = ""
         if self._changes is None:
             self._changes = Changes(now)
         for name in self._changes.settled(now):
