@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
 from gruve.bench.growth import GrowthBenchConfig, run_growth
 from gruve.bench.peers import measure
 from gruve.bench.peers.environments import NotInstalled, environment
-from gruve.bench.peers.measure import PeersBenchConfig, best_peer, run_peers
+from gruve.bench.peers.measure import PeersBenchConfig, run_peers
 from gruve.bench.peers.systems import SYSTEMS
 from gruve.bench.plots import plot_decode, plot_peers
 from gruve.bench.protection import ProtectionBenchConfig, run_protection
@@ -106,15 +105,13 @@ def test_an_environment_is_used_again_while_its_pins_stand(tmp_path):
         environment(tmp_path, "peer", ("litserve==0.2.20",), install=False)
 
 
-def test_the_best_peer_is_the_fastest_one_that_is_not_ours(tmp_path):
+def test_peer_rows_can_be_drawn(tmp_path):
     rows = [
         {"system": name, "model": "2x256", "streams": 64, "tokens_per_s": speed, "ttft_ms_p99": 1.0}
         for name, speed in (("gruve", 9.0), ("a", 1.0), ("b", 2.0))
     ]
-    assert best_peer(rows, "2x256", 64) == rows[2]
-    assert best_peer(rows, "3x512", 64) is None
     plot_peers(rows, tmp_path / "peers.svg")
-    assert Path(tmp_path / "peers.svg").stat().st_size > 1_000
+    assert (tmp_path / "peers.svg").stat().st_size > 1_000
 
 
 def test_decode_rows_can_be_drawn(tmp_path):

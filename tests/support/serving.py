@@ -72,7 +72,10 @@ class Running:
         return grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
 
     def host(self, model: str) -> ModelHost:
-        return self.server.models.get(model)
+        """The host of a model's newest version, which must be loaded."""
+        host = self.server.models.host(*self.server.models.find(model))
+        assert host is not None
+        return host
 
     def generate(self, timeout: float | None = PATIENCE_S, **fields: Any) -> Any:
         """Opens a stream, of the model `tiny` if no other is named."""

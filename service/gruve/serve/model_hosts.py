@@ -100,10 +100,6 @@ class ModelHosts:
         """The models that cannot be used, in the order of their names."""
         return [self.served[name] for name in sorted(self.served) if self.served[name].state_reason]
 
-    def get(self, name: str) -> ModelHost:
-        """The host of a model's newest version, which must be loaded. Raises `ModelUnknown` or `ModelBroken`."""
-        return self.loaded.by_key[name, self.find(name)[1].digest]
-
     def host(self, served: ServedModel, version: Version) -> ModelHost | None:
         """The host of a version; None if it is not loaded."""
         return self.loaded.by_key.get((served.name, version.digest))

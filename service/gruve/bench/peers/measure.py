@@ -17,7 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -267,9 +267,3 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def best_peer(rows: Sequence[Row], model: str, streams: int) -> Row | None:
-    """The peer with the most tokens per second, of those that were measured."""
-    peers = [r for r in rows if r["system"] != OURS and r["model"] == model and r["streams"] == streams]
-    return max(peers, key=lambda row: float(row["tokens_per_s"] or 0.0), default=None)
