@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -43,10 +44,13 @@ def page(page):
     assert not said
 
 
-def write(page, url, model="folk", **fields):
+def write(page, url, model="folk", meter="", mode="", **fields):
     page.goto(url)
     page.wait_for_selector("#write:not([disabled])")
     page.select_option("#model", model)
+    if meter or mode:
+        page.select_option("#meter", meter)
+        page.select_option("#mode", mode)
     for name, value in {"seed": SEED, "rate": "", **fields}.items():
         page.fill(f"#{name}", value)
     page.click("#write")
@@ -78,6 +82,28 @@ def test_notes_appear_while_the_model_writes_and_in_the_end_are_those_of_the_tun
     growing = notes(page)
     text = done(page)
     assert growing < notes(page) == written_notes(text)
+
+
+@pytest.mark.parametrize(
+    ("meter", "mode", "begins"),
+    [("9/8", "min", r"L:1/8\nM:9/8\nK:Cmin\n"), ("3/4", "", r"L:1/8\nM:3/4\nK:"), ("", "mix", r"L:.*\nM:.*\nK:Cmix\n")],
+)
+def test_a_tune_has_the_meter_and_the_mode_that_were_chosen(url, page, meter, mode, begins):
+    write(page, url, meter=meter, mode=mode)
+    assert re.match(begins, done(page))
+
+
+def test_a_beginning_may_be_any_abc_and_its_key_is_that_of_the_notation(url, page):
+    abc = 'X:1\nT:The Lark\nM:6/8\nL:1/8\nK:F#m\n|: "F#m"F2A c2f|'
+    write(page, url, beginning=abc, length="60")
+    assert done(page).startswith("L:1/8\nM:6/8\nK:Cmin\n|: C2EG2c|")
+    assert page.locator("#meter:disabled, #mode:disabled").count() == 2
+    assert page.input_value("#root") == "F#"
+    with page.expect_download() as saved:
+        page.click("#save-abc")
+    written = Path(saved.value.path()).read_text()
+    assert "T:The Lark\n" in written
+    assert "K:F#m\n" in written
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3", "21"])

@@ -8,6 +8,7 @@ import pytest
 
 from gruve.gateway.page import STATIC
 from gruve.gateway.tune import MAX_CHARACTERS
+from gruve.tune.beginning import read_beginning
 from gruve.tune.keys import parse_key_request
 from gruve.tune.parse import parse_tune
 from gruve.tune.play import midi_file
@@ -52,6 +53,27 @@ def test_every_beginning_of_a_tune_with_a_note_is_read(gateway):
     counts = [gateway.post(ROUTE, text=text).json()["notes"] for text in texts]
     assert counts == sorted(counts)
     assert counts[0] == 1
+
+
+def test_a_beginning_in_any_key_is_brought_to_what_a_model_reads(gateway):
+    abc = 'X:1\nT:The Lark\nM:6/8\nL:1/8\nK:Am\n|: "Am"A2c e2a|'
+    answer = gateway.post(f"{ROUTE}/beginning", text=abc).json()
+    read = read_beginning(abc)
+    assert answer["text"] == read.text == "L:1/8\nM:6/8\nK:Cmin\n|: C2EG2c| "
+    assert (answer["title"], answer["root"], answer["mode"]) == ("The Lark", "A", "min")
+    assert answer["notes"] == [str(finding) for finding in read.findings] != []
+
+
+def test_a_beginning_of_headers_alone_keeps_its_mode_where_it_has_no_meter(gateway):
+    answer = gateway.post(f"{ROUTE}/beginning", text="K:Cdor\n").json()
+    assert answer == {"text": "", "title": "", "root": "C", "mode": "dor", "notes": []}
+
+
+@pytest.mark.parametrize("text", [None, "C" * (MAX_CHARACTERS + 1), "M:6/8\nK:C\nC3|\nM:3/4\nC6|"])
+def test_a_beginning_that_cannot_be_read_is_refused(gateway, text):
+    response = gateway.post(f"{ROUTE}/beginning", **({} if text is None else {"text": text}))
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("text")
 
 
 @pytest.mark.parametrize(

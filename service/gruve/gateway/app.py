@@ -24,7 +24,7 @@ from gruve.gateway.forms import on_error
 from gruve.gateway.health import health
 from gruve.gateway.openai.logprobs import TokenTexts
 from gruve.gateway.origins import OriginCheck
-from gruve.gateway.tune import tune
+from gruve.gateway.tune import beginning, tune
 
 
 def create_app(config: GatewayConfig) -> Starlette:
@@ -58,6 +58,7 @@ def create_app(config: GatewayConfig) -> Starlette:
             Route("/health", health),
             Route("/v1/generate", generate, methods=["GET", "POST"]),
             Route("/v1/tune", tune, methods=["POST"]),
+            Route("/v1/tune/beginning", beginning, methods=["POST"]),
             *openai.ROUTES,
             *rpc.routes(servers, config),
             *page.ROUTES,

@@ -16,7 +16,15 @@ FILES = {
     "/": "index.html",
     **{
         f"/{name}": name
-        for name in ("page.css", "page.js", "notation.js", "player.js", "abcjs-basic-min.js", "icon.svg")
+        for name in (
+            "page.css",
+            "page.js",
+            "beginning.js",
+            "notation.js",
+            "player.js",
+            "abcjs-basic-min.js",
+            "icon.svg",
+        )
     },
 }
 ABCJS_STYLE = "'sha256-BCpnf71gZdCsSCHDzyB1RsBbZ0qQdqseK6v+yJsgg30='"

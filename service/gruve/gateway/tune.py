@@ -1,6 +1,7 @@
 """`/v1/tune`: the text of a model of tunes as complete ABC, as `gruve generate` writes it, or as a MIDI file.
 
-It asks no server, so it needs no key. A gateway reads one tune at a time, in a thread.
+`/v1/tune/beginning` is the way in: any ABC as the beginning that such a model reads. Neither asks a server, so they
+need no key. A gateway reads one tune at a time, in a thread.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from starlette.responses import Response
 
 from gruve.errors import TuneError
 from gruve.gateway.errors import InvalidField
-from gruve.gateway.fields import json_fields
+from gruve.gateway.fields import Fields, json_fields
 from gruve.gateway.forms import json_response
+from gruve.tune.beginning import read_beginning
 from gruve.tune.generated import on_root, read_generated
-from gruve.tune.keys import KeyRequest, parse_key_request
+from gruve.tune.keys import KeyRequest, key_name, parse_key_request
 from gruve.tune.play import midi_file
 from gruve.tune.score import Note, Tune
 from gruve.tune.write import BARS_PER_LINE, complete, write_tune
@@ -46,16 +48,37 @@ async def tune(request: Request) -> Response:
         return await asyncio.to_thread(_answer, asked)
 
 
+async def beginning(request: Request) -> Response:
+    """Answers with the beginning on C and with what it names; 400 if it cannot be read."""
+    fields = await json_fields(request)
+    text = _text(fields, "must be ABC, complete or the beginning of a tune")
+    fields.refuse_rest()
+    async with request.app.state.one_tune:
+        return await asyncio.to_thread(_begin, text)
+
+
+def _begin(text: str) -> Response:
+    try:
+        read = read_beginning(text)
+    except TuneError as error:
+        raise InvalidField("text", str(error)) from None
+    return json_response(
+        {
+            "text": read.text,
+            "title": read.title,
+            "root": read.key and key_name(read.key)[:-3],
+            "mode": read.key and read.key.mode,
+            "notes": [str(finding) for finding in read.findings],
+        }
+    )
+
+
 async def _asked(request: Request) -> TuneRequest:
     fields = await json_fields(request)
-    text, title, key = fields.string("text"), fields.string("title"), fields.string("key")
+    text, title, key = _text(fields, "must be ABC as a model writes it"), fields.string("title"), fields.string("key")
     remarks, form = fields.strings("remarks"), fields.string("format")
     bars_per_line = fields.integer("bars_per_line", 1, MAX_BARS_PER_LINE)
     fields.refuse_rest()
-    if text is None:
-        raise InvalidField("text", "is absent; must be ABC as a model writes it")
-    if len(text) > MAX_CHARACTERS:
-        raise InvalidField("text", f"has {len(text)} characters; at most {MAX_CHARACTERS} are read")
     if remarks is not None and len(remarks) > MAX_REMARKS:
         raise InvalidField("remarks", f"has {len(remarks)} entries; at most {MAX_REMARKS} are written")
     wanted = None if key is None else parse_key_request(key)
@@ -66,6 +89,16 @@ async def _asked(request: Request) -> TuneRequest:
     return TuneRequest(
         text, title or "", tuple(remarks or ()), wanted, bars_per_line or BARS_PER_LINE, form or FORMATS[0]
     )
+
+
+def _text(fields: Fields, what: str) -> str:
+    """The field `text`; `what` says what it must be."""
+    text = fields.string("text")
+    if text is None:
+        raise InvalidField("text", f"is absent; {what}")
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidField("text", f"has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+    return text
 
 
 def _answer(asked: TuneRequest) -> Response:

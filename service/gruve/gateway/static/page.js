@@ -1,6 +1,7 @@
 // The page: starts a conversation with StartConversation and steers it with Control, both in Connect's JSON form.
 "use strict";
 
+import { readBeginning, showChoices } from "./beginning.js";
 import { Notation } from "./notation.js";
 
 const GENERATIONS = "gruve.v1.GenerationService";
@@ -18,7 +19,7 @@ const given = byId("given"), written = byId("written");
 export const notation = new Notation((text) => say(text, true));
 const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy") };
 let models = [];
-let run = null; // the generation that is being written: {id, session, seed, beginning, next, paused, stopped, abort}
+let run = null; // the generation that is being written: {id, session, seed, title, beginning, next, paused, stopped, abort}
 
 // ---- calls
 
@@ -143,39 +144,41 @@ function showModel() {
   const tunes = chosen.tokenizer === "abc";
   byId("about").textContent = chosen.description || "";
   byId("temperature").value = Number((chosen.defaultTemperature ?? 1).toFixed(3));
-  byId("beginning").placeholder = tunes ? "L:1/8\nM:6/8\nK:Cmaj\n" : "";
+  showChoices(tunes);
   byId("output-heading").textContent = tunes ? "ABC notation" : "Text";
 }
 
 // ---- writing
 
-function request() {
+function request({ text, bias }) {
   const field = (id) => byId(id).value.trim();
-  const beginning = byId("beginning").value;
   const sampling = { temperature: Number(field("temperature") || 1) };
   if (field("seed")) sampling.seed = field("seed");
+  if (bias) sampling.logitBias = { biases: bias };
   return {
     newSession: { model: model.value, idleTtl: "3600s" },
     generationId: crypto.getRandomValues(new Uint32Array(4)).join("-"),
     maxTokens: Number(field("length")),
     echo: true,
     sampling,
-    ...(beginning && { text: beginning }),
+    ...(text && { text }),
     ...(field("rate") && { maxTokensPerSecond: Number(field("rate")) }),
   };
 }
 
 async function write() {
-  const generate = request();
   run = { id: "", session: "", next: 0, paused: false, stopped: false, abort: new AbortController() };
-  run.beginning = generate.text || "";
   run.writesTunes = chosenModel().tokenizer === "abc";
+  showChoices(run.writesTunes);
   notation.begin();
   given.textContent = written.textContent = "";
   say("Waiting for the first token …");
   showButtons();
   if (byId("result").getBoundingClientRect().bottom > innerHeight) byId("result").scrollIntoView();
   try {
+    const { title, ...beginning } = run.writesTunes ? await readBeginning(model.value, post, call) : { text: byId("beginning").value };
+    const generate = request(beginning);
+    Object.assign(run, { title, beginning: generate.text || "" });
     for (let failed = 0; ; failed += 1) {
       const before = run.next;
       try {
@@ -229,7 +232,7 @@ async function follow(generate) {
     const { position, tokenIds = [], text = "", start, end } = message.tokens;
     if (start) {
       Object.assign(run, { id: start.generationId, session: start.sessionId, seed: start.sampling.seed });
-      notation.madeBy(`${start.model}, seed ${run.seed}`, ...originOf(start));
+      notation.madeBy(run.title || `${start.model}, seed ${run.seed}`, ...originOf(start));
       if (run.paused) control({ pause: {} }); // a new call does not know of it
       say(`${run.paused ? "Paused" : "Writing"}; seed ${run.seed}`);
       showButtons();
