@@ -268,7 +268,7 @@ def test_a_pod_without_its_secrets_does_not_start_and_says_why(redis, tmp_path):
         said, errors = server.communicate(timeout=60)
     assert not said
     assert server.returncode != 0
-    assert "tls.crt" in errors
+    assert "/mnt/tls/tls." in errors
 
 
 @pytest.mark.slow
