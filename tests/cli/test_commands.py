@@ -337,6 +337,27 @@ def test_training_leaves_a_model_that_can_be_served(tmp_path, capsys):
     assert said[2].startswith("gruve: ")
 
 
+def test_a_published_model_has_the_files_that_its_card_links(tmp_path, capsys):
+    config = (ROOT / "models" / "tiny" / "training.toml").read_text()
+    config = re.sub(r"(?m)^(steps|warmup_steps|validate_every_steps) = .*$", r"\1 = 2", config)
+    (tmp_path / "a.toml").write_text(re.sub(r"(?m)^corpus_sha256 = .*$", "", config))
+    (tmp_path / "b.toml").write_text((tmp_path / "a.toml").read_text().replace("seed = 1", "seed = 2"))
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 60)
+    card = str(ROOT / "models" / "tiny" / "card.toml")
+    publish = ["publish", "--corpus", "text.txt", "--run", "run", "--out", "models/mine", "--card", card, "--config"]
+    with contextlib.chdir(tmp_path):
+        assert main(["train", "--config", "a.toml", "--corpus", "text.txt", "--out", "run"]) == 0
+        assert main([*publish, "b.toml"]) == 1
+        assert main([*publish, "a.toml"]) == 0
+    assert "run was trained with another config" in capsys.readouterr().err
+    text = (tmp_path / "models" / "mine" / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert {"training.toml", "losses.csv", "curves.png"} == set(links)
+    assert all((tmp_path / "models" / "mine" / link).is_file() for link in links)
+    assert re.search(r"tokens, \d seconds on", text)
+    assert "nanoGPT does not have." in text  # its published figure is of another corpus
+
+
 @pytest.mark.parametrize("command", ["train", "publish"])
 def test_a_folder_that_is_no_name_of_a_model_is_refused_before_the_work(command, tmp_path, capsys):
     flags = {"config": "absent.toml", "corpus": "absent.txt", "out": str(tmp_path / "My Run")}

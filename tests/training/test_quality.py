@@ -139,3 +139,11 @@ def test_a_card_text_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text('titel = "x"\n', encoding="utf-8")
     with pytest.raises(InvalidField, match="titel"):
         read_card_text(tmp_path / "card.toml")
+
+
+def test_a_card_text_with_a_value_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    text = "\n".join(f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(TEXT).items())
+    for wrong, why in (("datasets = []", "at least one"), ('datasets = "cats"', "must be a list of strings")):
+        (tmp_path / "card.toml").write_text(text.replace('datasets = ["cats"]', wrong), encoding="utf-8")
+        with pytest.raises(InvalidField, match=why):
+            read_card_text(tmp_path / "card.toml")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gruve.cli.flags import Parser, add_command, add_flag, check_model_folder
+from gruve.cli.flags import Parser, add_command, add_flag, bounded, check_model_folder
 from gruve.cli.terminal import say_note
 
 DESCRIPTION = """Measure a finished run and put it into a repository of models with its card.
 
-The card's prose comes from a TOML file, every figure in it is measured now: losses on all parts, and of a model of
-tunes how many of --samples free ones are right."""
+The card's prose comes from a TOML file, every figure in it is measured now: losses on the parts that did not train, and
+of a model of tunes how many of --samples free ones are right. The config is copied into the folder as training.toml."""
 EXAMPLES = """\
 example:
   gruve publish --config models/folk/training.toml --card models/folk/card.toml --corpus abc \\
@@ -31,7 +31,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     ):
         metavar = "DIR" if name in ("run", "out") else "PATH"
         parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=what, dest=f"{name}_path")
-    add_flag(parser, "--samples", int, 1000, "free samples to judge", metavar="N")
+    add_flag(parser, "--samples", bounded(int, 1, None), 1000, "of a model of tunes: free tunes to judge", metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_model_folder("--out", args.out_path)
     config, card = read_config(args.config_path), read_card_text(args.card_path)
+    training = args.config_path.read_bytes()
     model = publish(config, card, args.corpus_path, args.run_path, args.out_path, samples=args.samples)
+    (args.out_path / "training.toml").write_bytes(training)
     say_note(f"{model.name} is in {args.out_path}, digest {model.digest}")
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gruve.decode import Arithmetic
-from gruve.errors import CorpusError
+from gruve.errors import CorpusError, ModelBroken
 from gruve.model.network import Network
 from gruve.model.pointers import PointerConfig
 from gruve.model.repository import WEIGHTS, Model
@@ -35,12 +35,15 @@ INT8_PIECES = 16
 def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, *, samples: int = 1_000) -> Results:
     """Measures everything the card needs. `samples` is the number of tunes that are drawn and judged.
 
-    Raises `CorpusError` if the corpus is not the run's, `ModelBroken` if the run has no checkpoint.
+    Raises `CorpusError` if the corpus is not the run's, `ModelBroken` if the run has no checkpoint or has
+    another config.
     """
     corpus = read_corpus(config, corpus_path)
     checkpoint = load_checkpoint(run)
     if checkpoint.corpus_sha256 != corpus.sha256:
         raise CorpusError(f"{corpus_path} has sha256 {corpus.sha256}; the run was made with {checkpoint.corpus_sha256}")
+    if checkpoint.config_digest != config.digest():
+        raise ModelBroken(f"{run} was trained with another config; give the one that it was trained with")
     if corpus.tokenizer != model.tokenizer:
         raise CorpusError(f"{corpus_path} is cut into other tokens than those of {model.name!r}")
     results: Results = {
