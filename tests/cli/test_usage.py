@@ -51,3 +51,20 @@ def test_a_redis_url_that_is_none_is_wrong_usage_and_hides_its_password(url, why
 def test_an_empty_variable_is_none(monkeypatch, value, tenant):
     monkeypatch.setenv("GRUVE_TENANT", value)
     assert make_parser().parse_args(["models"]).tenant == tenant
+
+
+@pytest.mark.parametrize(("value", "on"), [("", False), ("0", False), ("1", True)])
+def test_a_switch_is_on_with_1(monkeypatch, value, on):
+    monkeypatch.setenv("GRUVE_OTEL", value)
+    assert make_parser().parse_args(["serve"]).otel is on
+    assert make_parser().parse_args(["serve", "--otel"]).otel is True
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_wrong_usage(monkeypatch, capsys):
+    monkeypatch.setenv("GRUVE_OTEL", "true")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve"])
+    assert (ended.value.code, capsys.readouterr().err) == (
+        2,
+        "gruve: --otel is 'true' in GRUVE_OTEL; must be one of 0, 1; see `gruve serve --help`\n",
+    )

@@ -124,9 +124,7 @@ def add_flag(
     notes = [f"default {default}"] if default not in (None, "") else []
     if variable:
         notes.append(f"or {variable}")
-        if given := os.environ.get(variable):
-            default = _FromEnvironment(given)
-            default.variable = variable
+        default = _from_environment(variable, default)
     action = parser.add_argument(
         name,
         default=default,
@@ -138,6 +136,26 @@ def add_flag(
         action.choices = choices  # for the completion scripts; `checked` refuses others with a better message
     if kind is Path:
         action.complete = FILES  # type: ignore[attr-defined] # where shtab looks
+
+
+def add_switch(parser: argparse._ActionsContainer, name: str, help: str, *, variable: str) -> None:  # noqa: A002 - as above
+    """Add a flag without a value. The variable switches it on with 1; other values than 0 and 1 are an error."""
+    action = parser.add_argument(
+        name,
+        action="store_true",
+        default=_from_environment(variable, False),
+        help=f"{help} (or {variable}=1)",
+    )
+    action.type = checked(lambda text: text == "1", ("0", "1"))  # of the variable's text; the flag takes none
+
+
+def _from_environment(variable: str, default: Any) -> Any:
+    """The value of a variable, or the default where it is absent or empty."""
+    if not (given := os.environ.get(variable)):
+        return default
+    value = _FromEnvironment(given)
+    value.variable = variable
+    return value
 
 
 def add_json(parser: argparse._ActionsContainer, help: str = "print JSON instead") -> None:  # noqa: A002

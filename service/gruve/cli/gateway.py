@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from gruve.cli.calls import PORT_HINT, has_port
 from gruve.cli.credentials import add_tls, tls_credentials
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import Parser, add_command, add_flag, bounded
+from gruve.cli.flags import Parser, add_command, add_flag, add_switch, bounded
 from gruve.cli.logs import log_to_standard_error
 from gruve.cli.server_flags import add_log_level, tls_files
 from gruve.cli.standard_streams import announce
@@ -83,11 +82,11 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
     )
     for name, (about, variable) in files.items():
         add_flag(group, name, Path, None, about, variable=variable, metavar="FILE")
-    group.add_argument(
+    add_switch(
+        group,
         "--insecure",
-        action="store_true",
-        default=os.environ.get("GRUVE_INSECURE") == "1",
-        help="allow a --host that is not this machine alone without TLS (or GRUVE_INSECURE=1)",
+        "allow a --host that is not this machine alone without TLS",
+        variable="GRUVE_INSECURE",
     )
     add_flag(
         group,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import add_flag
+from gruve.cli.flags import add_flag, add_switch
 from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
@@ -81,11 +80,11 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         variable="GRUVE_JWT_AUDIENCE",
         metavar="AUD",
     )
-    group.add_argument(
+    add_switch(
+        group,
         "--insecure",
-        action="store_true",
-        default=os.environ.get("GRUVE_INSECURE") == "1",
-        help="allow a --host that is not this machine alone without TLS and keys or tokens (or GRUVE_INSECURE=1)",
+        "allow a --host that is not this machine alone without TLS and keys or tokens",
+        variable="GRUVE_INSECURE",
     )
 
 

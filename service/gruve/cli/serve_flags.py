@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from gruve.cli.flags import Parser, add_flag
+from gruve.cli.flags import Parser, add_flag, add_switch
 from gruve.cli.identity import add_identity
 from gruve.cli.model_folder import add_models
 from gruve.cli.server_flags import add_log_level
@@ -91,11 +91,11 @@ def add_flags(parser: Parser) -> None:
         variable="GRUVE_ACCESS_LOG_FORMAT",
         choices=("json", "text"),
     )
-    parser.add_argument(
+    add_switch(
+        parser,
         "--otel",
-        action="store_true",
-        default=os.environ.get("GRUVE_OTEL") == "1",
-        help="trace each call with the OpenTelemetry SDK that `opentelemetry-instrument` sets up (or GRUVE_OTEL=1)",
+        "trace each call with the OpenTelemetry SDK that `opentelemetry-instrument` sets up",
+        variable="GRUVE_OTEL",
     )
     add_log_level(parser)
 
