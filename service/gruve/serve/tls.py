@@ -101,10 +101,10 @@ class Certificates:
 
     def _read_grpc(self) -> grpc.ServerCertificateConfiguration:
         files = self.files
+        certificate, key = read_bytes(files.cert), read_bytes(files.key)
         authorities = None if files.client_ca is None else read_bytes(files.client_ca)
-        pair = (read_bytes(files.key), read_bytes(files.cert))
         configuration: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
-            [pair], root_certificates=authorities
+            [(key, certificate)], root_certificates=authorities
         )
         return configuration
 
