@@ -336,6 +336,10 @@ def test_what_could_not_be_loaded_back_is_not_written_over_what_could(entry):
         save(entry, CONFIG_OF_ALL, tokenizer_of(5), {**weights, "head.bias": torch.full((5,), 1e6)})
     with pytest.raises(ModelBroken, match="holds 6 tokens"):
         save(entry, CONFIG_OF_ALL, tokenizer_of(6), weights)
+    with pytest.raises(ModelBroken, match=r"lack the tensor 'head\.bias'"):
+        save(entry, CONFIG_OF_ALL, tokenizer_of(5), {k: v for k, v in weights.items() if k != "head.bias"})
+    with pytest.raises(ModelBroken, match="have the unknown tensor 'weight_hr_l0'"):
+        save(entry, CONFIG_OF_ALL, tokenizer_of(5), {**weights, "weight_hr_l0": torch.zeros(1)})
     assert load(entry).digest == before
 
 

@@ -138,12 +138,15 @@ def save(
     """Writes an entry, with weights rounded to `config.precision`, and loads it back.
 
     Raises `ModelBroken`, before anything is written, for an entry that could not be loaded: weights that are not finite
-    or become so by rounding, a tokenizer of another size, an invalid name. Files are replaced one by one, `config.json`
-    last, so that an entry that was cut off fails its hash and is never half served.
+    or become so by rounding, or are missing, unknown or of another shape; a tokenizer of another size; an invalid name.
+    Files are replaced one by one, `config.json` last, so that an entry that was cut off fails its hash and is never
+    half served.
     """
     stored = torch.float16 if config.precision == "float16" else torch.float32
     check_name(folder.name)
     _check_sizes(tokenizer, config)
+    for name in sorted(set(config.shapes()) ^ set(weights)):
+        raise ModelBroken(f"the weights {'have the unknown' if name in weights else 'lack the'} tensor {name!r}")
     tensors = {name: weights[name].detach().to("cpu", stored).contiguous() for name in config.shapes()}
     contents = {TOKENIZER: tokenizer.to_json().encode(), WEIGHTS: save_safetensors(tensors)}
     _weights(contents[WEIGHTS], config)
