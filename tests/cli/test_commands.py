@@ -225,10 +225,10 @@ def test_ctrl_c_cancels_the_call_and_leaves_the_terminal_clean(fake):
 
 
 def test_a_terminal_shows_the_prompt_dimmed_and_no_control_characters(fake):
-    fake.reset(text="a\x1b[2Jb")
+    fake.reset(text="a\x1b[2Jb\x9b2J")
     with in_a_terminal("generate", "made-up", "RO", "--address", fake.address, "--quiet") as (process, shown, _):
         assert process.wait(60) == 0
-        assert os.read(shown, 4_096) == b"\x1b[2mRO\x1b[0ma\xe2\x90\x9b[2Jb\r\n"
+        assert os.read(shown, 4_096) == b"\x1b[2mRO\x1b[0ma\xe2\x90\x9b[2Jb\xef\xbf\xbd2J\r\n"
 
 
 def test_chat_reads_lines_and_survives_what_is_refused(address):

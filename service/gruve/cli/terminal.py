@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters and the pictures shown for them, so that a model's output cannot control the terminal."""
+PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+"""Control characters and what is shown for them, so that a model's output cannot control the terminal. Those above
+U+007F, of which xterm takes U+009B for ESC [, have no pictures."""
 
 
 class Failure(Exception):
