@@ -105,6 +105,11 @@ def test_a_checkpoint_of_another_corpus_is_refused(tmp_path: Path, corpus: Path)
         train(CONFIG, corpus, tmp_path / "run", resume=True)
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_the_first_update(tmp_path: Path, corpus: Path) -> None:
+    with pytest.raises(FileExistsError):
+        train(CONFIG, corpus, corpus, progress=stop_at(1))  # type: ignore[arg-type]
+
+
 def test_a_torn_checkpoint_is_refused(tmp_path: Path, corpus: Path) -> None:
     train(CONFIG, corpus, tmp_path / "run")
     path = tmp_path / "run" / FILE

@@ -94,6 +94,7 @@ def train(
             raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
         elif initial is not None or config.initial_digest:
             run.begin_with(initial_model(config, initial))
+        out.mkdir(parents=True, exist_ok=True)  # fails now if nothing can be written there, not after 500 updates
         with deferring as interrupted:
             while run.step < config.schedule.steps:
                 progress(run.advance())
