@@ -102,6 +102,23 @@ def test_of_an_edited_receipt_only_what_is_true_is_said(verify, receipt, change,
 
 
 @pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda file: file["receipt"].update(next_position=2**53 - 1), "next_position is 9007199254740991; must be"),
+        (lambda file: file["receipt"].update(min_tokens=2**32), "min_tokens is 4294967296; must be"),
+        (lambda file: file["receipt"]["sampling"].update(logit_bias={"66": 1.0}), "token id 66 does not exist"),
+        (lambda file: file.update(inserted_token_ids=[[2**32]]), "inserted_token_ids is 4294967296; must be"),
+        (lambda file: file.update(token_ids=[66] * 30) or file["receipt"].update(computed_from=33), "token 66 is not"),
+    ],
+)
+def test_numbers_that_no_generation_has_are_refused(verify, receipt, change, why):
+    alter(receipt, change)
+    code, out, err = verify("--prompt", "ab")
+    assert (code, out) == (1, "")
+    assert why in err
+
+
+@pytest.mark.parametrize(
     ("field", "why"), [("model_digest", "has no model with digest"), ("numerics_id", "this machine has")]
 )
 def test_what_cannot_be_checked_here_says_why(verify, receipt, field, why):

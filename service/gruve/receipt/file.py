@@ -13,6 +13,8 @@ from gruve.receipt.json_form import VERSION
 
 MAX_INTEGER = 2**53 - 1
 """Above this, JSON's numbers are not exact in every language."""
+MAX_TOKEN_ID = 2**32 - 1
+"""A token has four bytes in the hashes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,19 +138,19 @@ def _check_fields(value: Any, where: str, kinds: dict[str, type]) -> None:
         _check(value[name], f"{where}.{name}", kind)
 
 
-def _check(value: Any, where: str, kind: type) -> None:
+def _check(value: Any, where: str, kind: type, most: int = MAX_INTEGER) -> None:
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         names = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number"}
         raise ReceiptInvalid(f"{where} is {str(value)[:80]!r}; must be {names.get(kind, 'true or false')}")
-    if kind is int and isinstance(value, int) and not 0 <= value <= MAX_INTEGER:
-        raise ReceiptInvalid(f"{where} is {value}; must be 0 to {MAX_INTEGER}")
+    if kind is int and isinstance(value, int) and not 0 <= value <= most:
+        raise ReceiptInvalid(f"{where} is {value}; must be 0 to {most}")
 
 
 def _tokens(where: str, tokens: Any) -> tuple[int, ...]:
     _check(tokens, where, list)
     for token in tokens:
-        _check(token, where, int)
+        _check(token, where, int, MAX_TOKEN_ID)
     return tuple(tokens)
 
 

@@ -14,6 +14,8 @@ from gruve.model.sampling import SamplingParameters
 from gruve.receipt.token_hash import TokenHash
 from gruve.sessions.record import Change, Generation, Session
 
+MAX_TOKENS = 1 << 30
+"""The most tokens of a receipt that can be recomputed: backends count in 32 bits."""
 ENTRY = np.dtype([("position", "<u8"), ("token", "<u4")])
 
 
@@ -135,6 +137,9 @@ def parse_receipt(receipt: dict[str, Any]) -> Receipt:
         )
     except (ValueError, InvalidField) as error:
         raise ReceiptInvalid(str(error)) from error
+    for name in ("next_position", "max_tokens", "min_tokens"):
+        if (tokens := getattr(parsed, name)) > MAX_TOKENS:
+            raise ReceiptInvalid(f"{name} is {tokens}; must be {MAX_TOKENS} or less")
     after = parsed.start_position
     for number, change in enumerate(parsed.changes):
         if not after <= change.position < parsed.next_position:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from gruve.model.repository import Model
 from gruve.model.sampling import SamplingParameters
 from gruve.receipt.token_hash import TokenHash
 from gruve.sessions.admission import stop_state
+from gruve.sessions.generation_request import check_bias
 from gruve.sessions.receipts import Receipt, hash_prompt
 
 SLOT = 0
@@ -119,11 +121,16 @@ class _Recomputation:
         tokenizer = model.tokenizer
         try:
             self._stops = compile_stops(receipt.stop, receipt.stop_token_ids, tokenizer.texts)
+            for sampling in (receipt.sampling, *(change.sampling for change in receipt.changes)):
+                check_bias(sampling.logit_bias, tokenizer.size)
         except InvalidField as error:
             raise ReceiptInvalid(str(error)) from error
         self._inserted = list(evidence.inserted)
         self._given = list((evidence.token_ids or ())[: receipt.computed_from - receipt.start_position])
         self._transcript = list(evidence.context)
+        for token in itertools.chain(self._transcript, *self._inserted, self._given):
+            if token >= tokenizer.size:
+                raise ReceiptInvalid(f"token {token} is not one of the model; ids are 0 to {tokenizer.size - 1}")
         self._generated: list[int] = []
         self._matching = receipt.start_position
         """Where the text begins in which a stop can be completed."""
