@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import shutil
 
-from gruve.cli.logs import JsonLines
+from gruve.cli.logs import AccessLog, JsonLines
 
 
 def test_a_line_has_the_extra_fields_and_no_second_message_with_colours():
@@ -16,3 +18,29 @@ def test_a_line_has_the_extra_fields_and_no_second_message_with_colours():
     fields = json.loads(JsonLines().format(record))
     assert (fields["message"], fields["port"]) == ("Started", 8080)
     assert "color_message" not in fields
+
+
+def test_an_access_log_that_cannot_be_written_fails_no_call_and_says_so_once(tmp_path, caplog):
+    folder, call = tmp_path / "logs", {"method": "Generate", "code": "OK"}
+    folder.mkdir()
+    write = AccessLog(str(folder / "access"), "text")
+    for _ in range(2):
+        shutil.rmtree(folder)
+        write(call)
+        write(call)
+        folder.mkdir()
+        write(call)
+    assert (folder / "access").read_text().count("\n") == 1
+    whys = [record.why for record in caplog.records]
+    assert (len(whys), {"No such file" in why for why in whys}) == (2, {True})
+    write.close()
+
+
+def test_a_full_disk_costs_lines_of_the_access_log_and_prints_no_trace(caplog, capsys):
+    write = AccessLog("/dev/full", "json")
+    write({"method": "Generate", "code": "OK"})
+    write({"method": "Generate", "code": "OK"})
+    assert [record.why for record in caplog.records] == ["[Errno 28] No space left on device"]
+    assert capsys.readouterr().err == ""
+    with contextlib.suppress(OSError):
+        write.close()

@@ -9,6 +9,7 @@ import sys
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
+log = logging.getLogger(__name__)
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """What every record has, and uvicorn's second message with colours; the rest was given with `extra`."""
 
@@ -47,19 +48,31 @@ class AccessLog:
     """Writes the fields of a call as a line to a file, or to standard output for "-".
 
     A file is opened again when it was moved away, so `logrotate` needs no signal. Raises `OSError` if it cannot be
-    opened.
+    opened. A line that cannot be written later is lost, and the log says why, once until lines are written again.
     """
 
     def __init__(self, path: str, form: str) -> None:
         """`form` is "json" or "text"."""
         self._handler = logging.StreamHandler(sys.stdout) if path == "-" else WatchedFileHandler(path)
         self._handler.setFormatter(TextLine() if form == "text" else JsonLines())
+        self._handler.handleError = lambda _: self._note_failure()  # type: ignore[assignment] # prints traces
         self._log = logging.Logger("gruve.access")
         self._log.addHandler(self._handler)
+        self._path, self._failure = path, ""
 
     def __call__(self, fields: dict[str, Any]) -> None:
         """Writes one line."""
-        self._log.info("call", extra=fields)
+        before, self._failure = self._failure, ""
+        try:
+            self._log.info("call", extra=fields)
+        except OSError:  # the file cannot be opened again
+            self._note_failure()
+        if self._failure and not before:
+            log.error("the access log cannot be written", extra={"file": self._path, "why": self._failure})
+
+    def _note_failure(self) -> None:
+        """Keeps why a line could not be written, in the handler of the exception."""
+        self._failure = str(sys.exception())
 
     def close(self) -> None:
         """Closes the file."""
