@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conversing import PROMPT, SEED, START, Talk
 from gruve.errors import InvalidField, LimitExceeded
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
-from gruve.serve.ledger import MAX_IDLE_TENANTS, Ledger
+from gruve.serve.ledger import MAX_IDLE_TENANTS, Ledger, Reservation
 from gruve.sessions.encoding import content_bytes
 from gruve.sessions.opening import GenerationOpener
 from gruve.v1 import generation_pb2 as g
@@ -164,6 +165,21 @@ def test_tokens_not_generated_are_given_back_after_the_end_and_after_a_cancel(st
         until(lambda n=cancelled: server.metric("gruve_requests_total", model="tiny", finish_reason="cancelled") > n)
     failure = refusal(lambda: server.generate(max_tokens=1_001))
     assert (failure.metadata["limit"], failure.retry_after_s) == ("tokens_per_minute", None)
+
+
+def test_tokens_that_a_client_takes_back_and_prompts_that_it_inserts_count_as_used(start, monkeypatch):
+    used, close = [], Reservation.close
+    monkeypatch.setattr(
+        Reservation, "close", lambda self, tokens, now_s: used.append(tokens) or close(self, tokens, now_s)
+    )
+    conversation = Talk(start()).begin(text=PROMPT, max_tokens=40, ignore_eos=True, sampling=SEED, credit=10).until(10)
+    conversation.answer(conversation.say(rewind={"to_position": START}))
+    conversation.grant(10)
+    conversation.until(20)
+    conversation.answer(conversation.insert("ab"))
+    conversation.say(stop={})
+    conversation.rest()
+    assert used == [len(PROMPT) + 10 + 10 + len("ab")]
 
 
 class Tenant:

@@ -61,6 +61,8 @@ class Conversation(Stream):
         self._controls = ControlQueue(running.max_transcript, on_answer=self._changed.set)
         self._has_room = asyncio.Event()
         self._called_back = False
+        self._taken_back = self._inserted = 0
+        """How many generated tokens were sent and then taken back by rewinds, and how many tokens were inserted."""
         self._credit_end = 0
         """The position at which the credit of the running sequence ends."""
 
@@ -311,6 +313,9 @@ class Conversation(Stream):
             max_position = self.running.max_transcript - 1
             self._controls.refuse(control, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
             return
+        self._inserted += len(prompt)
+        if control.kind == "rewind":
+            self._taken_back += self._generated_in(position, self._here())
         self._rewind(position, control.seed)
         if control.kind == "change_parameters":
             steering.change_parameters(session, generation, position, control.sampling)
@@ -323,6 +328,14 @@ class Conversation(Stream):
         elif control.kind == "stop":
             self._stop(position)
         self._controls.answer(control, position)
+
+    def _generated_in(self, begin: int, end: int) -> int:
+        """How many of the tokens from `begin` to `end` were generated, and not inserted."""
+        inserted = self.generation.inserted
+        return end - begin - sum(max(0, min(after, end) - max(at, begin)) for at, after in inserted)
+
+    def _used_tokens(self, taken_back: int = 0) -> int:
+        return super()._used_tokens(taken_back + self._taken_back) + self._inserted
 
     def _rewind(self, position: int, seed: int | None = None) -> None:
         """Makes `position` the next one, in the record and in the buffer."""

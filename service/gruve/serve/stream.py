@@ -363,11 +363,14 @@ class Stream:
         self.running.close()
         self._host.metrics.observe_end(reason, self._facts.queue_s)
 
-    def _used_tokens(self) -> int:
-        """How many tokens this call counts for: all that it had to read, and those that it generated."""
+    def _used_tokens(self, taken_back: int = 0) -> int:
+        """How many tokens this call counts for: all that it had to read, and those that it generated.
+
+        `taken_back` generated tokens are no longer in the generation, because its client has rewound it.
+        """
         admission = self.running.opened.admission
         read = 0 if admission is None else len(admission.forced)
-        return read + max(0, self.generation.generated - self._generated_before)
+        return read + max(0, self.generation.generated + taken_back - self._generated_before)
 
     def _message(self, max_tokens: int) -> generation_pb2.GenerateResponse:
         """The next message: what is ready, at most `max_tokens` tokens."""
