@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -57,6 +58,21 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
     monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
     assert main(["serve", "--models", str(tiny_repository)]) == 0
     assert (configs[0].engine, configs[0].decode) == (EngineConfig(), DecodeConfig())
+
+
+def test_a_server_may_open_as_many_files_as_the_system_allows(tiny_repository, monkeypatch):
+    async def serve(*_):
+        limits.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+    limits, (soft, hard) = [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr("gruve.serve.server.serve", serve)
+    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    try:
+        assert main(["serve", "--models", str(tiny_repository)]) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert limits == [(hard, hard)]
 
 
 @pytest.mark.parametrize(

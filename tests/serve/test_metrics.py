@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
+from wsgiref.simple_server import WSGIServer
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from gruve import __version__
+from gruve.serve import metrics_server
 from gruve.serve.access import METHODS
 from serving import HELD, PATIENCE_S, read, refusal, token, until
 
@@ -62,6 +67,23 @@ def test_a_probe_without_grpc_learns_whether_the_server_serves(start):
     assert healthz(server) == 200
     server.run(server.server.drain("hand_over", asyncio.Queue()))
     assert healthz(server) == 503
+
+
+def test_without_free_file_descriptors_the_metrics_port_pauses_and_says_so_once(monkeypatch, caplog):
+    def accept(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    pauses = []
+    server, _ = metrics_server.listen("127.0.0.1", 0, CollectorRegistry(), lambda: True)
+    monkeypatch.setattr(metrics_server, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(WSGIServer, "get_request", accept)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Too many open files"):
+            server.get_request()
+    assert pauses == [metrics_server.FULL_S] * 2
+    assert ["ulimit -n" in record.message for record in caplog.records] == [True]
+    server.shutdown()
+    server.server_close()
 
 
 def test_what_was_served_is_counted(start):

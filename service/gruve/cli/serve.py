@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = _config(args)
     log_to_standard_error(args.log_level)
+    _raise_open_files()
     if config.models == BUILTIN:
         found = {"missing": str(USUAL), "model": BUILTIN_NAMES, "cure": "gruve models add, or --models"}
         log.info("there is no folder of models here; the model that comes with gruve is served", extra=found)
@@ -93,6 +95,15 @@ def run(args: argparse.Namespace) -> int:
         if beside is not None:
             beside.end()
     return 0
+
+
+def _raise_open_files() -> None:
+    """Raises the limit of open files to the highest that is allowed: often it is 1,024, and each client needs one."""
+    import resource
+
+    _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems name a highest one that they refuse
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
 
 
 def _key(variable: str, file: Path | None = None) -> bytes | None:

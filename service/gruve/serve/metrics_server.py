@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -21,6 +23,9 @@ log = logging.getLogger(__name__)
 SILENCE_S = 30.0
 """How long a connection may be silent before its thread closes it."""
 
+FULL_S = 0.1
+"""How long it waits for a file descriptor before it accepts again."""
+
 
 class _Handler(WSGIRequestHandler):
     timeout = SILENCE_S
@@ -30,6 +35,22 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
+    _is_full = False
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accepts a connection. Without a free file descriptor it stays in the queue, and the loop would spin."""
+        try:
+            accepted = super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                if not self._is_full:
+                    log.error("connections wait: raise the limit of open files (ulimit -n)", extra={"why": str(error)})
+                self._is_full = True
+                time.sleep(FULL_S)
+            raise
+        self._is_full = False
+        return accepted
+
     def handle_error(self, *_: object) -> None:
         """Reports a connection that failed, such as a handshake, without the trace that the base class prints."""
         log.debug("a connection to the metrics port failed", exc_info=True)
