@@ -27,7 +27,7 @@ class FinishedCall:
     seconds: float
     """From when the backend was free for it until it returned."""
     step_seconds: float
-    """What its steps took: CPU time where threads compete for cores. A worker that waited for its core is not slow."""
+    """How long its steps took: CPU time where threads compete for cores, because waiting for a core is no decoding."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

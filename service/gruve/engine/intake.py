@@ -124,7 +124,7 @@ class Intake:
     def wait(self, until_s: float | None, has_work: Callable[[], bool]) -> None:
         """Blocks until there is something to do: a command, closing, `has_work()`, or the time `until_s`.
 
-        May return early. Whoever makes `has_work` true calls `wake` afterwards.
+        May return early. The thread that makes `has_work` true must call `wake` afterwards.
         """
         with self._changed:
             if self._commands or self._closing or self._incident is not None or has_work():

@@ -296,7 +296,7 @@ class Scheduler:
     def _update_floor(self) -> None:
         """Sets the counter to which idle tenants are lifted: the least of the backlogged tenants' ones.
 
-        If none is backlogged, all tenants get what they ask for, and nobody owes anybody: the greatest counter.
+        If none is backlogged, every tenant gets what it asks for and none is behind: then it is the greatest counter.
         """
         backlogged = [queue.served for queue in self._tenants.values() if queue.ready]
         self._floor = min(backlogged) if backlogged else max([q.served for q in self._tenants.values()], default=0.0)

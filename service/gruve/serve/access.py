@@ -1,6 +1,6 @@
 """Who may call which method: one table, and the check of a call's credentials against it.
 
-A method without an entry is refused to everybody. Knows API keys and JSON Web Tokens by what they yield, an identity.
+A method without an entry is refused to every caller. API keys and JSON Web Tokens are turned into identities elsewhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The hosts of a server that are loaded: makes room for each, loads it once for all who ask, and closes it.
+"""The loaded hosts of a server: makes room for each, loads it once for all calls that want it, and closes it.
 
 Everything here runs in the event loop. It knows models by name and digest, and not what else their folders hold.
 """
@@ -67,7 +67,7 @@ class LoadedHosts:
                 del self.wanted[key]
 
     async def load(self, name: str, version: Version) -> None:
-        """Loads a version, once for all who ask meanwhile, and also if they stop waiting.
+        """Loads a version, once for all calls that ask for it meanwhile, and also if they stop waiting.
 
         With a limit on memory, others make room first, and models are loaded one after the other. Raises `ModelBroken`,
         also if it is larger than the limit; `LimitExceeded` if there is no room; or `Draining`.
@@ -111,7 +111,7 @@ class LoadedHosts:
     async def _open(self, name: str, version: Version) -> None:
         """Loads a version and opens it to requests.
 
-        All of that is done when the task is: who asks after that must find the host, or why there is none.
+        When the task ends, requests can get the host, or the reason why there is none is recorded.
         """
         try:
             self.add(await self._make(name, version))

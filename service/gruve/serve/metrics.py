@@ -335,10 +335,10 @@ class _SessionTable(Collector):
         if self._persistence.store is not None:
             where.add_metric(["store"], self._persistence.stored)
             yield GaugeMetricFamily(
-                "gruve_store_behind", "Sessions that the store has yet to hear of.", self._persistence.behind
+                "gruve_store_behind", "Sessions with changes that are not in the store.", self._persistence.behind
             )
             yield GaugeMetricFamily(
-                "gruve_store_up", "1 while the session store does its part.", int(not self._persistence.failing)
+                "gruve_store_up", "1 while the session store works.", int(not self._persistence.failing)
             )
         yield where
         yield GaugeMetricFamily(

@@ -305,7 +305,7 @@ class ModelHosts:
         return [version for version in loaded if version.digest not in on_disk] + list(served.entry.versions)
 
     def _settle(self, host: ModelHost) -> None:
-        """Closes a host that nobody uses and no request can ask for; gives another version that is old some time."""
+        """Closes an unused host that no request can ask for; schedules the end of an unused old version."""
         if host.users or host not in self.loaded.open:
             return
         name, digest = host.model.name, host.model.digest

@@ -23,7 +23,7 @@ class Refusals:
         """Refusals taken from the bucket and not yet refilled, and when; the tenant refused last is last."""
 
     def __bool__(self) -> bool:
-        """Whether any tenant is remembered. Without one nobody's requests are refused unread."""
+        """Whether any tenant is remembered. If none is, no request is refused unread."""
         return bool(self._spent)
 
     def __len__(self) -> int:

@@ -177,6 +177,6 @@ class SendBuffer:
         if self._tokens:
             self._gaps.append((max(begin, self._filled), end))
         else:
-            self._gaps.clear()  # those before this one, which nobody has looked past yet
+            self._gaps.clear()  # those before this one, which `position` has not passed yet
             self._position = end
         self._filled = end

@@ -77,7 +77,7 @@ class Stream:
         self._release_timer: asyncio.TimerHandle | None = None
         """Asks for that, unless its client reads until then."""
         self._sent_logprobs = 0
-        """How many tokens with log-probabilities were sent that the engine has not been told of."""
+        """How many tokens with log-probabilities were sent and not yet acknowledged to the engine."""
         self._deadline: asyncio.TimerHandle | None = None
         """Ends a stream that the engine does not decode at the deadline."""
         self._host = host
@@ -259,7 +259,7 @@ class Stream:
 
     @property
     def _unsent_logprobs(self) -> int:
-        """How many fill the window: those not sent, and those sent that the engine has not been told of."""
+        """How many tokens fill the window: those not sent, and those sent and not yet acknowledged to the engine."""
         return 0 if self._request.logprobs is None else len(self._buffer) + self._sent_logprobs
 
     @property

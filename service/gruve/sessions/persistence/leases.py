@@ -75,7 +75,7 @@ class Leases:
         return await self.load(session_id, tenant)  # it was released in the meantime
 
     async def _load_once(self, store: AsyncStore, session_id: str, tenant: str) -> Session:
-        """Loads a session. Whoever asks after the end begins another load."""
+        """Loads a session. A request that comes after its end begins another load."""
         try:
             return await self._load(store, session_id, tenant)
         finally:

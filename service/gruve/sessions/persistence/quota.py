@@ -39,7 +39,7 @@ class SessionBounds:
 
 NO_BOUNDS = SessionBounds()
 FULL_S = 1.0
-"""How long a count that refused a session is used again: many refusals cost one count, and keep nobody waiting."""
+"""How long a count that refused a session is used again, so that many refusals cost one count."""
 MAX_FULL = 1_024
 """Counts to remember; beyond that all are forgotten."""
 COUNTING_SHARE = 0.02
