@@ -12,7 +12,7 @@ import torch
 from gruve.errors import CorpusError, ModelBroken
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model, load
-from gruve.training.checkpoint import FILE, load_checkpoint
+from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from gruve.training.config import Architecture, Batches, Regularisation, Schedule, TrainingConfig
 from gruve.training.loss_curve import read_curve
 from gruve.training.trainer import Progress, train
@@ -108,6 +108,15 @@ def test_a_checkpoint_of_another_corpus_is_refused(tmp_path: Path, corpus: Path)
 def test_a_folder_that_cannot_be_made_is_refused_before_the_first_update(tmp_path: Path, corpus: Path) -> None:
     with pytest.raises(FileExistsError):
         train(CONFIG, corpus, corpus, progress=stop_at(1))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_is_an_error_of_the_system(tmp_path: Path) -> None:
+    checkpoint = Checkpoint("config", "corpus", 1, 2, 3.0, {"x": torch.ones(9)})
+    save_checkpoint(tmp_path, checkpoint)
+    (tmp_path / f".{FILE}.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left.*{FILE}"):
+        save_checkpoint(tmp_path, dataclasses.replace(checkpoint, step=2))
+    assert load_checkpoint(tmp_path).step == 1
 
 
 def test_a_torn_checkpoint_is_refused(tmp_path: Path, corpus: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gruve.errors import ModelBroken
@@ -30,12 +30,19 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a new file and then replaces the old one, so that a crash leaves one whole checkpoint."""
+    """Writes a new file and then replaces the old one, so that a crash leaves one whole checkpoint.
+
+    Raises `OSError`, and then the old one stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     scalars = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "tensors"}
     partial = folder / f".{FILE}.partial"
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    save_file(tensors, partial, {"gruve": json.dumps(scalars)})
+    try:
+        partial.write_bytes(save(tensors, {"gruve": json.dumps(scalars)}))
+    except OSError as error:  # which names no file if the disk is full
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(folder / FILE)) from error
     os.replace(partial, folder / FILE)
 
 
