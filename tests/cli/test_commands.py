@@ -140,6 +140,8 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
             "--temperature is '-1'; must be 0 to 100",
         ),
         (["evaluate", "models/tiny", "models", "--samples", "-1"], {}, 2, "--samples is '-1'; must be 0 or more"),
+        (["evaluate", "a", "b", "--part", "tests"], {}, 2, "--part is 'tests'; must be one of validation, test, train"),
+        (["models", "add", "models/tiny", "--name", "My"], {}, 2, "--name is 'My', and names the model: model name"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code, line, capsys, monkeypatch):

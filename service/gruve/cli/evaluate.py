@@ -42,9 +42,8 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "evaluate", DESCRIPTION, EXAMPLES, run, extra="train")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="the model's folder")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="a text in UTF-8, or a folder of ABC books")
-    parser.add_argument(
-        "--part", choices=PARTS, help="which part of the corpus (default: test for tunes, validation for a text)"
-    )
+    what = "which part of the corpus; absent, test for tunes, and validation for a text"
+    add_flag(parser, "--part", str, None, what, choices=PARTS)
     add_flag(
         parser,
         "--samples",

@@ -196,12 +196,12 @@ def checked(kind: Callable[[str], Any], choices: tuple[str, ...] | None = None) 
     return convert
 
 
-def check_model_folder(flag: str, folder: Path) -> None:
-    """Raises `Failure` if the last part of a path is no name of a model, before the work whose result goes there."""
+def check_model_name(flag: str, given: Path | str, name: str) -> None:
+    """Raises `Failure` if `name`, which the flag gives, is no name of a model, before the work that is for it."""
     from gruve.errors import ModelBroken
     from gruve.model.repository import check_name
 
     try:
-        check_name(folder.name)
+        check_name(name)
     except ModelBroken as error:
-        raise Failure(f"{flag} is {str(folder)!r}, and names the model: {error}", exit_code=USAGE) from None
+        raise Failure(f"{flag} is {str(given)!r}, and names the model: {error}", exit_code=USAGE) from None

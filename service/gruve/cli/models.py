@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gruve.cli.calls import connected, default_temperature
 from gruve.cli.credentials import add_address, client_options
-from gruve.cli.flags import Parser, add_command, add_flag, add_json
+from gruve.cli.flags import Parser, add_command, add_flag, add_json, check_model_name
 from gruve.cli.json_output import as_json, print_json
 from gruve.cli.model_folder import USUAL
 from gruve.cli.terminal import print_tabs, print_wide, say_note
@@ -105,6 +105,8 @@ def _add(args: argparse.Namespace) -> int:
     """Add a model and say where it is."""
     from gruve.model.install import install
 
+    if args.name is not None:
+        check_model_name("--name", args.name, args.name)
     model = install(args.source, args.models, args.name)
     folder = args.models / model.name
     if args.json:

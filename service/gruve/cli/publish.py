@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gruve.cli.flags import Parser, add_command, add_flag, bounded, check_model_folder
+from gruve.cli.flags import Parser, add_command, add_flag, bounded, check_model_name
 from gruve.cli.terminal import say_note
 
 DESCRIPTION = """Measure a finished run and put it into a repository of models with its card.
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from gruve.training.config import read_config
     from gruve.training.publish import publish
 
-    check_model_folder("--out", args.out_path)
+    check_model_name("--out", args.out_path, args.out_path.name)
     config, card = read_config(args.config_path), read_card_text(args.card_path)
     training = args.config_path.read_bytes()
     model = publish(config, card, args.corpus_path, args.run_path, args.out_path, samples=args.samples)
