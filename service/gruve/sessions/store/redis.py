@@ -2,9 +2,9 @@
 
 A session is one hash, so it is on one node of a cluster and expires as a whole. Its fields are `head`, `created`,
 `used`, `ttl`, `position`, `bytes`, `tenant`; the lease's `owner`, `version` and `until`; and, by number, `t:` chunks,
-`g:` generations and `s:` states. Operations that must be atomic are Lua scripts. Leases are measured by Redis's own
-clock. Session ids are in sorted sets by time of creation, for each tenant one of all models and one of each; `expire`
-removes expired ids from them.
+`g:` generations and `s:` states. Operations that must be atomic are Lua scripts (`redis_scripts.py`). Leases are
+measured by Redis's own clock. Session ids are in sorted sets by time of creation, for each tenant one of all models and
+one of each; `expire` removes expired ids from them.
 
 Whether a write survives a crash of Redis depends on its `appendfsync`: `always` loses nothing, `everysec` may lose a
 second.
@@ -26,6 +26,7 @@ from redis.retry import Retry
 from gruve.errors import InvalidField, SessionElsewhere, StoreUnavailable
 from gruve.sessions.record import DEFAULT_TENANT
 from gruve.sessions.store import ALL_TENANTS, LEASE_S, AcquiredLease, SessionSummary, StoredSession, Write
+from gruve.sessions.store import redis_scripts as scripts
 
 ANSWER_S = 2.0
 CONNECT_S = 1.0
@@ -38,82 +39,6 @@ MODELS = PREFIX + "models"
 TENANTS = PREFIX + "tenants"
 PAGE = 256
 LISTED = (b"head", b"position", b"created", b"used", b"owner", b"until", b"tenant")
-
-NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
-MINE = """
-local holder = redis.call('HMGET', KEYS[1], 'owner', 'version')
-if holder[1] ~= ARGV[1] or holder[2] ~= ARGV[2] then return 0 end
-"""
-ACQUIRE = (
-    NOW
-    + """
-local owner, known, lease, least = unpack(ARGV)
-local has = redis.call('HMGET', KEYS[1], 'owner', 'until', 'version', 'ttl')
-if not has[3] then return false end
-if has[1] ~= '' and has[1] ~= owner and tonumber(has[2]) > now then return has[1] end
-local version = string.format('%d', has[3] + 1)
-redis.call('HSET', KEYS[1], 'owner', owner, 'until', now + lease, 'version', version)
-redis.call('PEXPIRE', KEYS[1], math.max(has[4], least))
-if has[3] == known then return {version} end
-return {version, redis.call('HGETALL', KEYS[1])}
-"""
-)
-"""Returns false if there is no such session, the owner's name if another server has the lease, else the version and,
-unless the caller's copy is current, the contents."""
-WRITE = (
-    NOW
-    + """
-local at = 2
-local function given() at = at + 1 return ARGV[at] end
-local create, release, lease, least = given() == '1', given() == '1', given(), given()
-local tenant, created, used, ttl, position, bytes, head = given(), given(), given(), given(), given(), given(), given()
-if create and redis.call('EXISTS', KEYS[1]) == 0 then
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'version', ARGV[2], 'created', created, 'tenant', tenant)
-end
-"""
-    + MINE
-    + """
-local function replace(kind, cut)
-  local n = given() + 0
-  for _ = 1, given() do redis.call('HSET', KEYS[1], kind .. n, given()) n = n + 1 end
-  while cut and redis.call('HDEL', KEYS[1], kind .. n) == 1 do n = n + 1 end
-end
-redis.call('HSET', KEYS[1], 'used', used, 'ttl', ttl, 'position', position, 'bytes', bytes,
-  'owner', ARGV[1], 'until', release and 0 or now + lease)
-replace('t:', head ~= '')
-if head ~= '' then
-  redis.call('HSET', KEYS[1], 'head', head)
-  replace('g:', true)
-end
-for _ = 1, given() do redis.call('HDEL', KEYS[1], 's:' .. given()) end
-for _ = 1, given() do redis.call('HSET', KEYS[1], 's:' .. given(), given()) end
-redis.call('PEXPIRE', KEYS[1], release and ttl or math.max(ttl, least))
-return 1
-"""
-)
-"""A released lease keeps its owner's name, so that a write that arrives twice is still accepted."""
-RENEW = (
-    NOW
-    + MINE
-    + """
-if redis.call('HGET', KEYS[1], 'until') == '0' then return 0 end
-redis.call('HSET', KEYS[1], 'until', now + ARGV[3])
-redis.call('PEXPIRE', KEYS[1], math.max(redis.call('HGET', KEYS[1], 'ttl'), ARGV[4]))
-return 1
-"""
-)
-DELETE = MINE + "return redis.call('DEL', KEYS[1])"
-MEASURE = """
-local bytes = redis.call('HGET', KEYS[1], 'bytes')
-if bytes then return tonumber(bytes) end
-bytes = 0
-for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if name == 'head' or name:find('^[tgs]:') then bytes = bytes + redis.call('HSTRLEN', KEYS[1], name) end
-end
-if bytes > 0 then redis.call('HSET', KEYS[1], 'bytes', bytes) end
-return bytes
-"""
-"""Returns 0 if there is no such session. One that was written before sessions had `bytes` gets them."""
 
 
 class RedisStore:
@@ -138,8 +63,10 @@ class RedisStore:
         except (TypeError, ValueError) as error:
             raise InvalidField("store", f"{self.name!r} cannot be used: {error}") from None
         register: Callable[[str], Any] = self._redis.register_script
-        self._acquire, self._write, self._renew, self._delete = map(register, (ACQUIRE, WRITE, RENEW, DELETE))
-        self._measure = register(MEASURE)
+        self._acquire, self._write, self._renew, self._delete = map(
+            register, (scripts.ACQUIRE, scripts.WRITE, scripts.RENEW, scripts.DELETE)
+        )
+        self._measure = register(scripts.MEASURE)
         self._sweeping, self._swept = DEFAULT_TENANT, 0
         """Whose sessions `expire` looks at next, and how many of them it has looked at."""
 
@@ -341,7 +268,7 @@ def _add(pipeline: Any, writes: Sequence[Write]) -> None:
 
 
 def _arguments(owner: str, write: Write) -> list[str | bytes | int]:
-    """The arguments of `WRITE`, in order."""
+    """The arguments of `redis_scripts.WRITE`, in order."""
     arguments: list[str | bytes | int] = [owner, write.version, int(write.create), int(write.release)]
     arguments += [LEASE_MS, LEAST_TTL_MS, write.tenant, repr(write.created_s), repr(write.used_s)]
     arguments += [
