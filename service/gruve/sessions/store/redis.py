@@ -38,6 +38,8 @@ INDEX = PREFIX + "sessions"
 MODELS = PREFIX + "models"
 TENANTS = PREFIX + "tenants"
 PAGE = 256
+TENANTS_SWEPT = 64
+"""The most tenants whose sessions one call of `expire` looks at."""
 LISTED = (b"head", b"position", b"created", b"used", b"owner", b"until", b"tenant")
 
 
@@ -201,26 +203,34 @@ class RedisStore:
     def expire(self, now_s: float, max_count: int, exclude: Collection[str]) -> int:
         """See `Store`. Redis removes expired sessions itself; this removes their ids, some more with each call.
 
-        A call looks at one tenant; the next one goes on with it, or with the tenant after it. It fails if Redis accepts
-        no changes, because it is a replica or full, also if nothing has expired.
+        A call looks at `max_count` ids, of at most `TENANTS_SWEPT` tenants; the next one goes on where it ended. It
+        fails if Redis accepts no changes, because it is a replica or full, also if nothing has expired.
         """
-        tenant, first = self._sweeping, self._swept
+        removed, left = 0, max_count
         with _failing():
-            ids = [i.decode() for i in self._redis.zrange(_index(tenant, ""), first, first + max_count - 1)]
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for session_id in ids:
-                    pipeline.exists(_name(session_id))
-                gone = [i for i, there in zip(ids, pipeline.execute(), strict=True) if not there]
-            if gone:
-                self._remove(tenant, gone)
-            if len(ids) == max_count:
-                self._swept = first + len(ids) - len(gone)
-            else:
-                tenants = self._tenants()
-                self._sweeping = next((other for other in tenants if other > tenant), tenants[0])
+            tenants = self._tenants()
+            for _ in tenants[:TENANTS_SWEPT]:
+                looked, gone = self._expire_some(left)
+                removed, left = removed + gone, left - looked
+                if not left:
+                    break
+                self._sweeping = next((other for other in tenants if other > self._sweeping), tenants[0])
                 self._swept = 0
             self._redis.sadd(TENANTS, DEFAULT_TENANT)
-        return len(gone)
+        return removed
+
+    def _expire_some(self, count: int) -> tuple[int, int]:
+        """Looks at `count` more ids of a tenant; returns how many there were and how many were removed."""
+        first = self._swept
+        ids = [i.decode() for i in self._redis.zrange(_index(self._sweeping, ""), first, first + count - 1)]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for session_id in ids:
+                pipeline.exists(_name(session_id))
+            gone = [i for i, there in zip(ids, pipeline.execute(), strict=True) if not there]
+        if gone:
+            self._remove(self._sweeping, gone)
+        self._swept = first + len(ids) - len(gone)
+        return len(ids), len(gone)
 
     def _remove(self, tenant: str, ids: list[str]) -> None:
         """Removes ids from a tenant's indexes, and adds those again whose sessions were created meanwhile."""
