@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import ssl
 from pathlib import Path
+
+from gruve.errors import CredentialsBroken
 
 
 def is_loopback(host: str) -> bool:
@@ -27,3 +30,45 @@ class TlsFiles:
     """The private key, without a password."""
     client_ca: Path | None = None
     """The authorities that sign client certificates. With it, a connection without such a certificate is refused."""
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """The context of an HTTPS port. Raises `CredentialsBroken` with the file that cannot be used and why."""
+    for path in (files.cert, files.key, *([files.client_ca] if files.client_ca else [])):
+        read_bytes(path)  # OpenSSL does not say which file it cannot read
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(files.cert, files.key, password=_no_password)
+    except (OSError, ValueError) as error:
+        why = f"{str(files.cert)!r} and {str(files.key)!r} are not a certificate and its key: {_reason(error)}"
+        raise CredentialsBroken(why) from error
+    if files.client_ca is not None:
+        try:
+            context.load_verify_locations(files.client_ca)
+        except (OSError, ValueError) as error:
+            why = f"{str(files.client_ca)!r} has no certificate of an authority: {_reason(error)}"
+            raise CredentialsBroken(why) from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file of credentials. Raises `CredentialsBroken`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _no_password() -> str:
+    """Refuses a key with a password; by default OpenSSL would ask for it on the terminal."""
+    raise ValueError("the key has a password, which a server cannot be given")
+
+
+def _reason(error: Exception) -> str:
+    """OpenSSL's reason in plain words where it has none."""
+    if "PEM lib" in str(error):
+        return "one of them is not PEM, is empty or is cut off"
+    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        return "the key belongs to another certificate"
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)

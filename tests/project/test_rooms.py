@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "service" / "gruve"
 # A room may import from the rooms named here, and from itself.
 MAY_IMPORT = {
     "errors": set(),
-    "ports": set(),
+    "ports": {"errors"},
     "v1": set(),
     "receipt": {"errors", "v1"},
     "tune": {"errors"},

@@ -14,10 +14,11 @@ from typing import IO, Any
 import uvicorn
 from starlette.applications import Starlette
 
-from gruve.errors import CannotListen, CredentialsBroken
+from gruve.errors import CannotListen
 from gruve.gateway.app import create_app
 from gruve.gateway.config import GatewayConfig
 from gruve.gateway.connection import BoundedConnection
+from gruve.ports import server_context
 
 BACKLOG = 2_048
 ENDING_S = 1.0
@@ -110,6 +111,8 @@ def listen(host: str, port: int) -> socket.socket:
 def uvicorn_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
     """How uvicorn runs the application. Raises `CredentialsBroken`."""
     tls = config.tls
+    if tls is not None:
+        server_context(tls)  # uvicorn names no file, and asks on the terminal for the password of a key
     connection = partial(BoundedConnection, head_s=config.head_s, max_connections=config.max_connections)
     made = uvicorn.Config(
         app,
@@ -125,10 +128,7 @@ def uvicorn_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
         ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
         ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
     )
-    try:
-        made.load()
-    except (OSError, ValueError) as error:
-        raise CredentialsBroken(f"the certificate of the HTTP port cannot be used: {error}") from error
+    made.load()
     return made
 
 

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from gruve.errors import CredentialsBroken, InvalidField
+from gruve.ports import read_bytes
 from gruve.serve.identity import MAX_TENANT_LETTERS, MAX_WEIGHT, NO_LIMITS, Identity, Limits, Role, is_tenant
-from gruve.serve.watched_file import WatchedFile, read_bytes
+from gruve.serve.watched_file import WatchedFile
 
 KEY_PREFIX = "gruve_"
 KEY_BYTES = 16

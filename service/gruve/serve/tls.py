@@ -15,8 +15,8 @@ from wsgiref.simple_server import WSGIServer
 import grpc
 
 from gruve.errors import CredentialsBroken
-from gruve.ports import TlsFiles
-from gruve.serve.watched_file import Signature, read_bytes, signature
+from gruve.ports import TlsFiles, read_bytes, server_context
+from gruve.serve.watched_file import Signature, signature
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Certificates:
         self.files = files
         self._lock = threading.Lock()
         self._seen = self._signature()
-        self._grpc, self._context = self._read_grpc(), self._read_context()
+        self._grpc, self._context = self._read_grpc(), server_context(self.files)
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """What a gRPC port is opened with; it asks for changes at each handshake."""
@@ -59,7 +59,7 @@ class Certificates:
             self._refresh()
             connection.context = self._context
 
-        listening = self._read_context()
+        listening = server_context(self.files)
         listening.sni_callback = use_current  # called for clients that name no server, too
         server.socket = listening.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 
@@ -71,7 +71,7 @@ class Certificates:
                 return
             self._seen = found
             try:
-                self._grpc, self._context = self._read_grpc(), self._read_context()
+                self._grpc, self._context = self._read_grpc(), server_context(self.files)
             except CredentialsBroken as error:
                 log.error("the changed certificates cannot be used; the last good ones stay", extra={"why": str(error)})
                 return
@@ -81,24 +81,6 @@ class Certificates:
         paths = [self.files.cert, self.files.key, *([self.files.client_ca] if self.files.client_ca else [])]
         return tuple(signature(path) for path in paths)
 
-    def _read_context(self) -> ssl.SSLContext:
-        """The context of an HTTPS server; it also checks that the files are certificates and belong together."""
-        files = self.files
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(files.cert, files.key, password=_no_password)
-        except (OSError, ValueError) as error:
-            why = f"{str(files.cert)!r} and {str(files.key)!r} are not a certificate and its key: {_reason(error)}"
-            raise CredentialsBroken(why) from error
-        if files.client_ca is not None:
-            try:
-                context.load_verify_locations(files.client_ca)
-            except (OSError, ValueError) as error:
-                why = f"{str(files.client_ca)!r} has no certificate of an authority: {_reason(error)}"
-                raise CredentialsBroken(why) from error
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
-
     def _read_grpc(self) -> grpc.ServerCertificateConfiguration:
         files = self.files
         certificate, key = read_bytes(files.cert), read_bytes(files.key)
@@ -107,17 +89,3 @@ class Certificates:
             [(key, certificate)], root_certificates=authorities
         )
         return configuration
-
-
-def _no_password() -> str:
-    """Refuses a key with a password; by default OpenSSL would ask for it on the terminal."""
-    raise ValueError("the key has a password, which a server cannot be given")
-
-
-def _reason(error: Exception) -> str:
-    """OpenSSL's reason in plain words where it has none."""
-    if "PEM lib" in str(error):
-        return "one of them is not PEM, is empty or is cut off"
-    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-        return "the key belongs to another certificate"
-    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)

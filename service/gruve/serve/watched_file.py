@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from gruve.errors import CredentialsBroken
+from gruve.ports import read_bytes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,11 +59,3 @@ class WatchedFile(Generic[T]):
 
     def _read(self) -> T:
         return self._parse(read_bytes(self._path))
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises `CredentialsBroken`."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
