@@ -14,7 +14,7 @@ from gruve.model.config import ModelConfig
 from gruve.model.repository import Model, load
 from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from gruve.training.config import Architecture, Batches, Regularisation, Schedule, TrainingConfig
-from gruve.training.loss_curve import read_curve
+from gruve.training.loss_curve import Curve, read_curve
 from gruve.training.trainer import Progress, train
 
 CONFIG = TrainingConfig(
@@ -117,6 +117,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_is_an_error_of_the_system(tm
     with pytest.raises(OSError, match=f"No space left.*{FILE}"):
         save_checkpoint(tmp_path, dataclasses.replace(checkpoint, step=2))
     assert load_checkpoint(tmp_path).step == 1
+
+
+def test_a_curve_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
+    curve = Curve(tmp_path)
+    curve.add(1, 2, 0.1, 3.0, 4.0)
+    (tmp_path / ".losses.csv.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        curve.add(2, 4, 0.1, 3.0, 4.0)
+    assert read_curve(tmp_path / "losses.csv") == [(1, 2, 0.1, 3.0, 4.0)]
 
 
 def test_a_torn_checkpoint_is_refused(tmp_path: Path, corpus: Path) -> None:

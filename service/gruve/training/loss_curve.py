@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -30,10 +31,12 @@ class Curve:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        partial = self.path.with_name(f".{CSV_FILE}.partial")  # a run that is killed leaves a file that can be read
+        with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows([int(a), int(b), f"{c:.3e}", f"{d:.5f}", f"{e:.5f}"] for a, b, c, d, e in self.rows)
+        os.replace(partial, self.path)
 
     def draw(self) -> None:
         """Draws `curves.png` next to the CSV file."""
