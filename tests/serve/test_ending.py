@@ -193,7 +193,7 @@ def test_a_port_in_use_ends_the_process_with_one_line(tiny_repository):
 def test_each_reason_why_a_server_cannot_listen_has_its_own_message(start, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(CannotListen, match=f"port {port} is in use by another program"):
+        with pytest.raises(CannotListen, match=f"port {port} is in use; give another port"):
             start(port=port)
     with pytest.raises(CannotListen, match=r"'no-such-host.invalid' is neither an IP address nor the name of a host"):
         start(host="no-such-host.invalid")

@@ -28,7 +28,7 @@ def explain_listen_failure(host: str, port: int) -> str:
 def _explain(error: OSError, host: str, port: int) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"port {port} is in use by another program; give another port, or 0 for any free one"
+            return f"port {port} is in use; give another port, or 0 for any free one"
         case errno.EADDRNOTAVAIL:
             return f"{host!r} is not an address of this machine"
         case errno.EACCES | errno.EPERM:
