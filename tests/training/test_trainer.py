@@ -128,6 +128,16 @@ def test_a_curve_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     assert read_curve(tmp_path / "losses.csv") == [(1, 2, 0.1, 3.0, 4.0)]
 
 
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, corpus: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, corpus, tmp_path, deferring=nullcontext(lambda: True))
+    broken = load_checkpoint(tmp_path)
+    broken.tensors["weights/head.bias"].fill_(float("nan"))
+    save_checkpoint(tmp_path, broken)
+    with pytest.raises(ModelBroken, match="the loss of update 2 is nan; take a lower learning_rate"):
+        train(CONFIG, corpus, tmp_path, resume=True)
+
+
 def test_a_torn_checkpoint_is_refused(tmp_path: Path, corpus: Path) -> None:
     train(CONFIG, corpus, tmp_path / "run")
     path = tmp_path / "run" / FILE

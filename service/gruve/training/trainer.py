@@ -77,7 +77,7 @@ def train(
     tunes, before the first update.
 
     Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, or
-    if there is a checkpoint and `resume` is false.
+    if there is a checkpoint and `resume` is false. Raises `ModelBroken` if a loss is not finite.
 
     The updates run within `deferring`, which yields a function that is called after every update. Once it returns true,
     a checkpoint is written and `KeyboardInterrupt` is raised.
@@ -156,6 +156,8 @@ class Run:
             group["lr"] = rate
         batch = self.source.next()
         loss, scored = self._update(batch)
+        if not math.isfinite(loss):  # and so are the weights from here on
+            raise ModelBroken(f"the loss of update {self.step + 1} is {loss}; take a lower learning_rate or clip_norm")
         self.step += 1
         self.tokens += scored
         self._sum_loss, self._sum_tokens = self._sum_loss + loss * scored, self._sum_tokens + scored
