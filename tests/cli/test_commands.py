@@ -318,6 +318,13 @@ def test_a_model_of_tunes_is_measured_and_its_form_stands_beside_the_corpus(tmp_
     assert (report["losses"][0]["part"], report["form"]["samples"]) == ("all", 3)
 
 
+def test_an_evaluation_without_a_tune_says_what_became_of_the_tunes(tmp_path, capsys):
+    (tmp_path / "book.abc").write_text("X:1\nT:A\nM:4/4\nL:1/8\nK:C\nC8|D8|E4|F8|]\n")
+    assert main(["evaluate", str(ROOT / "models" / "tiny"), str(tmp_path)]) == 1
+    assert "the part test in" in (said := capsys.readouterr().err)
+    assert "0 of 1 tunes are kept; left out: 1 with wrong bars" in said
+
+
 def test_the_first_ctrl_c_is_noted_and_the_second_interrupts():
     before = signal.getsignal(signal.SIGINT)
     with deferred_interrupt() as interrupted:

@@ -98,10 +98,11 @@ def _tunes(model: Model, args: argparse.Namespace) -> Report:
     from gruve.tune.books import read_books
     from gruve.tune.tokens import join
 
-    part, kept = args.part or "test", read_books(args.corpus).kept
+    part, books = args.part or "test", read_books(args.corpus)
+    kept = books.kept
     tunes = [join(tune.tokens) for tune in kept if part in ("all", tune.part)]
     if not tunes:
-        raise Failure(f"there is no tune to measure in {str(args.corpus)!r}")
+        raise Failure(f"there is no tune for the part {part} in {str(args.corpus)!r}: {books.summary()}")
     measured = evaluate_tunes(model, tunes)
     found = _report(model, [{**_loss(part, "whole tunes", measured), "tunes": measured.tunes}])
     return {**found, "form": _form(model, kept, args)} if args.samples else found
