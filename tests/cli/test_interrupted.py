@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from gruve.cli import main
 from gruve.cli.terminal import TextOut
 
@@ -47,3 +49,15 @@ def test_ctrl_c_while_a_command_is_imported_ends_it_quietly():
         sys.exit(main(["models"]))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_the_first_process_of_a_container_ends_at_sigterm_while_it_starts(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    try:
+        assert main(["completion", "bash"]) == 0
+        with pytest.raises(SystemExit) as ended:
+            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143

@@ -7,11 +7,12 @@ code of `exit_codes`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, USAGE, table
+from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, USAGE, table
 
 if TYPE_CHECKING:
     from gruve.cli.flags import Parser
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error is one line on standard error."""
     # gRPC's own log lines are no JSON, and tell a user nothing that the error does not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if os.getpid() == 1:  # the first process of a container ignores SIGTERM until it handles it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         return _run(arguments)
     except KeyboardInterrupt:
