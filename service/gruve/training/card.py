@@ -161,7 +161,7 @@ def _data(text: CardText, results: Results) -> str:
     lines = ["## Data", "", text.data.strip(), "", f"{corpus['unit'].capitalize()}: {parts}."]
     if "tokens" in corpus:
         lines[-1] += " Tokens to predict: " + ", ".join(f"{part} {n:,}" for part, n in corpus["tokens"].items()) + "."
-    lines += ["", f"sha256 of the corpus, verified before training: `{corpus['sha256']}`."]
+    lines += ["", f"sha256 of the corpus: `{corpus['sha256']}`."]
     if "transcribers" in results:
         named = ", ".join(f"{name} ({count:,})" for name, count in results["transcribers"])
         lines += ["", f"Transcribers, with the `Z:` fields that name each: {named}."]
@@ -178,7 +178,7 @@ def _training(text: CardText, results: Results) -> str:
     took = f"{t['seconds'] / 60:.0f} minutes" if t["seconds"] >= 90 else f"{t['seconds']} seconds"
     sentences = [
         f"{t['steps']:,} updates, {t['tokens']:,} tokens, {took} on {t['threads']} CPU "
-        f"thread{'s' if t['threads'] > 1 else ''} of a shared machine; seed {t['seed']}; "
+        f"thread{'s' if t['threads'] > 1 else ''}; seed {t['seed']}; "
         + ("bfloat16 products, fp32 sums and weights." if t["arithmetic"] == "bfloat16" else "fp32."),
         f"AdamW with a learning rate up to {t['learning_rate']}, {t['rows']} rows, warm-up and half a cosine, clipped "
         "gradients. The stored weights are a moving average.",
