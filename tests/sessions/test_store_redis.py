@@ -37,6 +37,18 @@ def test_redis_expires_by_itself_and_the_indexes_are_swept(redis_server):
     store.close()
 
 
+def test_an_error_of_redis_says_why_and_names_no_session(redis_server):
+    store = RedisStore(redis_server.url)
+    store._redis.flushall()
+    store._redis.set("gruve:{secret}", "no session")
+    with pytest.raises(StoreUnavailable) as caught:
+        save(store, session_of("secret"))
+    why = str(caught.value.__cause__)
+    assert "WRONGTYPE" in why
+    assert "secret" not in why
+    store.close()
+
+
 def test_a_sweep_of_redis_looks_at_many_tenants_and_the_next_goes_on_there(redis_server, monkeypatch):
     monkeypatch.setattr(redis_store, "TENANTS_SWEPT", 3)
     store = RedisStore(redis_server.url)

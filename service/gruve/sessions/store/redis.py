@@ -40,6 +40,8 @@ TENANTS = PREFIX + "tenants"
 PAGE = 256
 TENANTS_SWEPT = 64
 """The most tenants whose sessions one call of `expire` looks at."""
+_COMMAND = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
+"""What redis-py puts before an error. It has the command with its session id, which may not be logged."""
 LISTED = (b"head", b"position", b"created", b"used", b"owner", b"until", b"tenant")
 
 
@@ -338,4 +340,5 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
+        error.args = (_COMMAND.sub("", str(error), count=1),)
         raise StoreUnavailable("the session store does not answer or refuses the call") from error
