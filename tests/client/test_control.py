@@ -139,6 +139,27 @@ def tokens_message(position, count, **fields):
     return g.ConverseResponse(tokens=g.GenerateResponse(position=position, token_ids=[7] * count, **fields))
 
 
+@pytest.mark.parametrize(
+    ("control", "kept"),
+    [
+        (g.ConverseRequest(resume={}), True),
+        (g.ConverseRequest(pause={}), True),
+        (g.ConverseRequest(change_parameters={"sampling": {"temperature": 0.5}}), True),
+        (g.ConverseRequest(rewind={"to_position": START + 20}), False),
+    ],
+)
+def test_a_prompt_stays_in_the_receipt_file_when_a_control_takes_effect_where_it_begins(control, kept):
+    steering = Steering(g.GenerateRequest(model="tiny", generation_id="g"))
+    steering.first_messages()
+    start = g.GenerationStart(generation_id="g", start_position=START)
+    steering.take(tokens_message(START, 20, start=start))
+    prompt = {"ids": [9, 8, 4]}
+    for said, inserted in ((g.ConverseRequest(insert_prompt={"tokens": prompt}), prompt), (control, None)):
+        applied = g.ControlApplied(control_id=steering.send(said), position=START + 20, inserted=inserted)
+        steering.take(g.ConverseResponse(control_applied=applied))
+    assert steering.inserted == ({START + 20: (9, 8, 4)} if kept else {})
+
+
 def test_a_control_of_others_that_falls_into_a_catch_up_begins_another_call():
     start = g.GenerationStart(generation_id="g", session_id="s", prompt_position=1, start_position=START)
     steering = Steering(g.GenerateRequest(model="tiny", generation_id="g"))

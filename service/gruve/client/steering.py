@@ -235,7 +235,9 @@ class Steering(Resumption):
         """Records a control that took effect, and drops the controls and tokens that it removed."""
         said.answered = self._position = position
         self.received.cut(position)
-        self.inserted = {at: tokens for at, tokens in self.inserted.items() if at < position}
+        # Only a rewind removes a prompt that begins where it takes effect; others may come there before it is decoded.
+        last = position - (said.kind == "rewind")
+        self.inserted = {at: tokens for at, tokens in self.inserted.items() if at <= last}
         if said.kind == "insert_prompt":
             self.inserted[position] = tuple(said.request.insert_prompt.tokens.ids)
         while self._received and self._received[-1].stop > position:
