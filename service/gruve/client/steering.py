@@ -235,7 +235,8 @@ class Steering(Resumption):
         """Records a control that took effect, and drops the controls and tokens that it removed."""
         said.answered = self._position = position
         self.received.cut(position)
-        # Only a rewind removes a prompt that begins where it takes effect; others may come there before it is decoded.
+        # A rewind removes a prompt that begins at its position. Other controls can be answered there before the
+        # prompt is decoded.
         last = position - (said.kind == "rewind")
         self.inserted = {at: tokens for at, tokens in self.inserted.items() if at <= last}
         if said.kind == "insert_prompt":

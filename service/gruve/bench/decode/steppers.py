@@ -243,7 +243,7 @@ class OnnxStepper:
 
 
 class OnnxInt8Stepper(OnnxStepper):
-    """The same with ONNX Runtime's dynamic int8, which its manual recommends for recurrent networks.
+    """The same with ONNX Runtime's dynamic int8.
 
     Weights have one scale for each output; the scale of the states is that of the whole batch.
     """

@@ -12,7 +12,7 @@ text.addEventListener("input", () => {
 
 // Shows what can be chosen for a tune, or for a text.
 export function showChoices(tunes) {
-  byId("dance").hidden = !tunes;
+  byId("tune-choices").hidden = !tunes;
   text.placeholder = tunes ? "|: G2E EDC|" : "";
   hint.textContent = tunes ? "ABC notation, in any key. The model goes on from here. It may be empty." : usualHint;
 }
