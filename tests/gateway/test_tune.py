@@ -61,7 +61,7 @@ def test_a_beginning_in_any_key_is_brought_to_what_a_model_reads(gateway):
     read = read_beginning(abc)
     assert answer["text"] == read.text == "L:1/8\nM:6/8\nK:Cmin\n|: C2EG2c| "
     assert (answer["title"], answer["root"], answer["mode"]) == ("The Lark", "A", "min")
-    assert answer["notes"] == [str(finding) for finding in read.findings] != []
+    assert answer["notes"] == [finding.message for finding in read.findings] != []
 
 
 def test_a_beginning_of_headers_alone_keeps_its_mode_where_it_has_no_meter(gateway):

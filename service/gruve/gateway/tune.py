@@ -68,7 +68,7 @@ def _begin(text: str) -> Response:
             "title": read.title,
             "root": read.key and key_name(read.key)[:-3],
             "mode": read.key and read.key.mode,
-            "notes": [str(finding) for finding in read.findings],
+            "notes": [finding.message for finding in read.findings],
         }
     )
 
