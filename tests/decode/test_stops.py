@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +103,17 @@ def test_stop_token_ids_match_from_every_state():
 
 def test_nothing_to_stop_at_needs_no_table():
     assert compile_stops((), (), ("a",)) is None
+
+
+def test_equal_stops_over_equal_texts_share_one_table_while_it_is_in_use():
+    kept = compile_stops(("ab",), (1,), ("a", "b"))
+    assert compile_stops(["ab"], [1], ["a", "b"]) is kept
+    for other in (("ba",), (1,), ("a", "b")), (("ab",), (), ("a", "b")), (("ab",), (1,), ("b", "a")):
+        assert compile_stops(*other) is not kept
+    watched = weakref.ref(kept)
+    del kept
+    gc.collect()
+    assert watched() is None
 
 
 @pytest.mark.parametrize(

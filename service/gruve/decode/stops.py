@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,11 +21,11 @@ MAX_TABLE_ENTRIES = 1 << 20
 """The maximum of states times vocabulary size (4 MiB). Only many long stops over a large vocabulary reach it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
 class StopTable:
     """For each state and token, the next state, with MATCHED set if the token's text completes a stop.
 
-    State 0 has matched nothing.
+    State 0 has matched nothing. Sequences share a table, so nobody writes to one.
     """
 
     strings: tuple[str, ...]
@@ -50,13 +51,27 @@ class StopTable:
         return state, None, None
 
 
+_Key = tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]
+_in_use: weakref.WeakValueDictionary[_Key, StopTable] = weakref.WeakValueDictionary()
+"""The tables in use. Most clients of a model send the same stops, and a table can take 4 MiB."""
+
+
 def compile_stops(strings: Sequence[str], token_ids: Sequence[int], texts: Sequence[str]) -> StopTable | None:
     """Compiles `strings` and `token_ids` over tokens with `texts`; None if there are none.
 
-    Raises `InvalidField` for a token id outside the vocabulary, an empty string, or a table that would be too large.
+    Returns the same table for the same arguments while it is in use. Raises `InvalidField` for a token id outside the
+    vocabulary, an empty string, or a table that would be too large.
     """
     if not strings and not token_ids:
         return None
+    key = (tuple(strings), tuple(token_ids), tuple(texts))
+    table = _in_use.get(key)
+    if table is None:
+        table = _in_use.setdefault(key, _compile(*key))
+    return table
+
+
+def _compile(strings: tuple[str, ...], token_ids: tuple[int, ...], texts: tuple[str, ...]) -> StopTable:
     for token in token_ids:
         if not 0 <= token < len(texts):
             raise InvalidField("stop_token_ids", f"id {token} is not in 0 to {len(texts) - 1}")
@@ -72,9 +87,7 @@ def compile_stops(strings: Sequence[str], token_ids: Sequence[int], texts: Seque
     goto, output, depth = _automaton(strings)
     table = _fill(goto, output, texts)
     table[:, list(token_ids)] |= MATCHED
-    return StopTable(
-        tuple(strings), tuple(token_ids), table, np.array(depth, dtype=np.int32), tuple(goto), tuple(output)
-    )
+    return StopTable(strings, token_ids, table, np.array(depth, dtype=np.int32), tuple(goto), tuple(output))
 
 
 def _fill(goto: Sequence[dict[str, int]], output: Sequence[int], texts: Sequence[str]) -> NDArray[np.int32]:
