@@ -33,8 +33,8 @@ final_share = 0.5
 """
 
 
-DIGEST = "c206932922e1990685ac0845fa5f6c675b5f8e92cf84cf1a9d37885417afcb52"
-"""Of GOOD with both weights of the objective, as it was before they were renamed."""
+DIGEST = "9d40ec3850bbaee3000ebfe31edb4e9c6b9f0aa542853804e571e2e8d18824e4"
+"""Of GOOD for tunes, with both weights of the objective, as it was before they were renamed."""
 
 
 def config(tmp_path: Path, text: str = GOOD) -> TrainingConfig:
@@ -68,6 +68,9 @@ def test_the_configs_of_the_shipped_models_are_readable_and_name_their_corpus(na
         ('cell = "lstm"', 'cell = "gru"', "architecture"),
         ("[schedule]", "[pointers]\nfollowers = [33]\n[schedule]", "pointers"),
         ("[schedule]", "[pointers]\nfollowers = [1.0]\n[schedule]", "pointers.followers"),
+        ("[schedule]", "[form]\n[schedule]", "form"),
+        ("[schedule]", "[objective]\nauxiliary_weight = 0.3\n[schedule]", "objective.auxiliary_weight"),
+        ("[schedule]", "[objective]\ntaboo_weight = 5.0\n[schedule]", "objective.unlikelihood_weight"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, names: str) -> None:
@@ -104,7 +107,7 @@ def test_every_field_is_part_of_the_digest(tmp_path: Path) -> None:
 
 
 def test_a_config_keeps_the_digest_it_had_before_keys_were_renamed_and_added(tmp_path: Path) -> None:
-    former = GOOD + "[objective]\nlandmark_weight = 0.3\ntaboo_weight = 5.0\n"
+    former = GOOD.replace("characters", "abc") + "[objective]\nlandmark_weight = 0.3\ntaboo_weight = 5.0\n"
     named = former.replace("landmark_weight", "auxiliary_weight").replace("taboo_weight", "unlikelihood_weight")
     assert config(tmp_path, former) == config(tmp_path, named)
     assert config(tmp_path, named).digest() == DIGEST

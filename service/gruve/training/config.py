@@ -105,7 +105,7 @@ class Batches:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Objective:
-    """Weights of the losses that are added to the next token's, for tunes."""
+    """Weights of the losses that are added to the next token's, for tunes; both are 0 for texts."""
 
     auxiliary_weight: float = 0.0
     """The weight of the auxiliary targets (`auxiliary.py`), whose head is not saved; 0 to 1,000."""
@@ -216,6 +216,7 @@ class TrainingConfig:
         for name in ("auxiliary_weight", "unlikelihood_weight"):
             weight = getattr(self.objective, name)
             _check(0 <= weight <= 1_000, f"objective.{name}", weight, "0 to 1000")
+            _check(weight == 0 or self.kind == "abc", f"objective.{name}", weight, "0 for texts")
         shares = {f"batches.{n}": getattr(b, n) for n in ("cold_share", "joined_share")}
         shares |= {f"regularisation.{f.name}": getattr(r, f.name) for f in dataclasses.fields(r)}
         shares["schedule.average_decay"] = s.average_decay
