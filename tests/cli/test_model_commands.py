@@ -57,6 +57,23 @@ def test_an_evaluation_without_a_tune_says_what_became_of_the_tunes(tmp_path, ca
     assert "0 of 1 tunes are kept; left out: 1 with wrong bars" in said
 
 
+def test_a_tune_with_a_token_that_the_model_lacks_is_named(tmp_path, capsys):
+    for number in range(1, 7):
+        notes = "C" * number + "D" * (7 - number)
+        (tmp_path / f"book{number}.abc").write_text(f"X:{number}\nM:4/4\nL:1/8\nK:C\n{notes}^e'|C8|]\n")
+    command = ["evaluate", str(ROOT / "models" / "folk"), str(tmp_path), "--part", "all", "--samples"]
+    for samples in ("0", "1"):
+        assert main([*command, samples]) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"gruve: X:1 of book1\.abc has the token \"\^e'\", which is not in .* 'folk'\n", said)
+
+
+def test_a_character_that_the_model_lacks_is_named_with_its_place_in_the_file(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 99 + "\N{SNOWMAN}\n")
+    assert main(["evaluate", str(ROOT / "models" / "tiny"), str(tmp_path / "text.txt")]) == 1
+    assert "text.txt: '\N{SNOWMAN}' (U+2603) at line 100, column 1" in capsys.readouterr().err
+
+
 def test_the_first_ctrl_c_is_noted_and_the_second_interrupts():
     before = signal.getsignal(signal.SIGINT)
     with deferred_interrupt() as interrupted:

@@ -90,7 +90,7 @@ def test_rows_side_by_side_are_parts_begun_cold(tmp_path: Path) -> None:
 def test_tunes_score_their_end_and_not_their_start(tmp_path: Path) -> None:
     m = model(tmp_path, "abc")
     encoded = [m.tokenizer.encode(text) for text in TUNES]
-    report = evaluate_tunes(m, TUNES)
+    report = evaluate_tunes(m, encoded)
     assert (report.tunes, report.scored) == (2, sum(len(ids) + 1 for ids in encoded))
     assert report.nats == pytest.approx(sum(nats(m, [0, *ids], [*ids, 1]) for ids in encoded), rel=1e-5)
     assert report.nats_per_tune == pytest.approx(report.nats / 2)
@@ -103,7 +103,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownCharacter, match="'x'"):
         evaluate_text(m, "abx", "carried")
     with pytest.raises(InvalidField, match="no end token"):
-        evaluate_tunes(m, TUNES)
+        evaluate_tunes(m, [[1, 2]])
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_other_samples(tmp_path: Path) -> None:
@@ -121,8 +121,9 @@ def test_a_sample_stops_at_its_end_or_at_the_limit(tmp_path: Path) -> None:
 
 def test_the_loss_of_the_decoding_backend_is_that_of_the_network(tmp_path: Path) -> None:
     m = model(tmp_path, "abc")
-    tunes = [[*m.tokenizer.encode(text), 1] for text in TUNES]
-    expected = evaluate_tunes(m, TUNES).nats_per_token
+    encoded = [m.tokenizer.encode(text) for text in TUNES]
+    tunes = [[*ids, 1] for ids in encoded]
+    expected = evaluate_tunes(m, encoded).nats_per_token
     assert decoded_loss(m, tunes, "float32") == pytest.approx(expected, rel=1e-5)
     assert decoded_loss(m, tunes, "int8") == pytest.approx(expected, rel=0.01)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gruve.cli.flags import Parser, add_command, add_flag, add_json, bounded
 from gruve.cli.json_output import print_json
 from gruve.cli.terminal import Failure, print_table
+from gruve.errors import UnknownCharacter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,23 +90,27 @@ def _text(model: Model, args: argparse.Namespace) -> Report:
     parts = {"validation": corpus.validation, "train": corpus.train, "all": corpus.train + corpus.validation}
     if part not in parts:
         raise Failure(f"--part is {part!r}; a text has the parts {', '.join(parts)}", exit_code=2)
-    reports = [evaluate_text(model, parts[part], protocol) for protocol in PROTOCOLS]
+    try:
+        reports = [evaluate_text(model, parts[part], protocol) for protocol in PROTOCOLS]
+    except UnknownCharacter as error:
+        offset = error.offset + (len(corpus.train) if part == "validation" else 0)
+        raise Failure(f"{args.corpus}: {UnknownCharacter(error.found, parts['all'], offset, 'characters')}") from None
     return _report(model, [_loss(part, report.protocol, report) for report in reports])
 
 
 def _tunes(model: Model, args: argparse.Namespace) -> Report:
-    from gruve.training.evaluate import evaluate_tunes
+    from gruve.training.evaluate import encode_tunes, evaluate_tunes
     from gruve.tune.books import read_books
-    from gruve.tune.tokens import join
 
     part, books = args.part or "test", read_books(args.corpus)
-    kept = books.kept
-    tunes = [join(tune.tokens) for tune in kept if part in ("all", tune.part)]
-    if not tunes:
+    scored = [tune for tune in books.kept if part in ("all", tune.part)]
+    if not scored:
         raise Failure(f"there is no tune for the part {part} in {str(args.corpus)!r}: {books.summary()}")
-    measured = evaluate_tunes(model, tunes)
+    tunes = books.kept if args.samples else scored  # form compares with all of them
+    encoded = list(zip(tunes, encode_tunes(model, tunes), strict=True))
+    measured = evaluate_tunes(model, [ids for tune, ids in encoded if part in ("all", tune.part)])
     found = _report(model, [{**_loss(part, "whole tunes", measured), "tunes": measured.tunes}])
-    return {**found, "form": _form(model, kept, args)} if args.samples else found
+    return {**found, "form": _form(model, encoded, args)} if args.samples else found
 
 
 def _report(model: Model, losses: list[dict[str, Any]]) -> Report:
@@ -122,15 +127,14 @@ def _loss(part: str, protocol: str, report: TextReport | TunesReport) -> dict[st
     }
 
 
-def _form(model: Model, kept: Sequence[Kept], args: argparse.Namespace) -> dict[str, Any]:
+def _form(model: Model, tunes: Sequence[tuple[Kept, list[int]]], args: argparse.Namespace) -> dict[str, Any]:
     """The form of free tunes and of the corpus, each figure by its name."""
     from gruve.training.form_report import TuneParts, corpus_form, model_form
     from gruve.training.quality import draw_samples
-    from gruve.tune.tokens import join
 
     parts: dict[str, list[tuple[int, ...]]] = {"train": [], "validation": [], "test": []}
-    for tune in kept:
-        parts[tune.part].append(tuple(model.tokenizer.encode(join(tune.tokens))))
+    for tune, ids in tunes:
+        parts[tune.part].append(tuple(ids))
     temperature = args.temperature
     if temperature is None:
         temperature = model.config.default_temperature or 1.0

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gruve.errors import InvalidField
+from gruve.errors import CorpusError, InvalidField, UnknownCharacter
 from gruve.model.network import Network
 from gruve.model.repository import Model
 from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, START_ID, Piece, pad
 from gruve.training.pointing import pointed_rows
+from gruve.tune.books import Kept
+from gruve.tune.tokens import join
 
 CHUNK = 256
 """The steps of one call. It bounds memory and does not change the result."""
@@ -79,6 +81,25 @@ class TunesReport:
         return self.nats_per_token / math.log(2)
 
 
+def encode_tunes(model: Model, tunes: Iterable[Kept]) -> list[list[int]]:
+    """The ids of each tune, without start and end.
+
+    Raises `InvalidField` for a model of texts, and `CorpusError` that names the first tune with a token that the model
+    does not have.
+    """
+    _end_id(model)
+    encoded = []
+    for tune in tunes:
+        try:
+            encoded.append(model.tokenizer.encode(join(tune.tokens)))
+        except UnknownCharacter as error:
+            raise CorpusError(
+                f"X:{tune.source.number} of {tune.source.book} has the token {error.found!r}, "
+                f"which is not in the vocabulary of {model.name!r}"
+            ) from None
+    return encoded
+
+
 def evaluate_text(model: Model, text: str, protocol: Protocol) -> TextReport:
     """Scores a text. Raises `InvalidField` if it is too short, `UnknownCharacter` if the model has no token for it."""
     ids = model.tokenizer.encode(text)
@@ -90,17 +111,20 @@ def evaluate_text(model: Model, text: str, protocol: Protocol) -> TextReport:
     return TextReport("carried", len(ids), carried_loss(model.network(), ids))
 
 
-def evaluate_tunes(model: Model, tunes: Sequence[str]) -> TunesReport:
-    """Scores whole tunes, given as token texts. Raises `UnknownCharacter` if the model has no token for one."""
-    tokenizer = model.tokenizer
-    if tokenizer.end_id is None:
-        raise InvalidField("model", f"{model.name!r} has no end token; it is a model of texts, not of tunes")
-    end = tokenizer.end_id
-    encoded = [tokenizer.encode(text) for text in tunes]
+def evaluate_tunes(model: Model, encoded: Iterable[Sequence[int]]) -> TunesReport:
+    """Scores whole tunes, as `encode_tunes` returns them. Raises `InvalidField` for a model of texts."""
+    end = _end_id(model)
     none = (IGNORED,) * len(CLASSES)
     wholes = [(START_ID, *ids, end) for ids in encoded]
     pieces = [Piece(ids, (none,) * len(ids), (0,) * len(ids), pointed_rows(model.config, ids)) for ids in wholes]
     return tunes_loss(model.network(), pieces)
+
+
+def _end_id(model: Model) -> int:
+    end = model.tokenizer.end_id
+    if end is None:
+        raise InvalidField("model", f"{model.name!r} has no end token; it is a model of texts, not of tunes")
+    return end
 
 
 @torch.no_grad()
