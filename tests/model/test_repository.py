@@ -17,8 +17,10 @@ from safetensors.torch import save as save_safetensors
 
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.config import ModelConfig
-from gruve.model.repository import CARD, CONFIG, TOKENIZER, WEIGHTS, Model, load, save
+from gruve.model.network import Network
+from gruve.model.repository import CARD, CONFIG, MAX_WEIGHT, TOKENIZER, WEIGHTS, Model, load, save
 from gruve.model.versions import Broken, scan
+from gruve.training.pointing import pointed_rows
 from nets import CELL_NAMES, CELLS, config_of, configs, pointers_of, tokenizer_of, weights_of
 
 CONFIG_OF_ALL = config_of(CELLS[0], V=5, L=1)
@@ -341,6 +343,27 @@ def test_what_could_not_be_loaded_back_is_not_written_over_what_could(entry):
     with pytest.raises(ModelBroken, match="have the unknown tensor 'weight_hr_l0'"):
         save(entry, CONFIG_OF_ALL, tokenizer_of(5), {**weights, "weight_hr_l0": torch.zeros(1)})
     assert load(entry).digest == before
+
+
+def test_a_weight_too_large_for_finite_logits_is_refused(tmp_path):
+    config = dataclasses.replace(CONFIG_OF_ALL, precision="float32")
+    weights = weights_of(config)
+    weights["head.weight"][2, 3] = -1.1e12
+    with pytest.raises(ModelBroken, match=r"head\.weight holds 1\.1e\+12; allowed: at most 1e\+12"):
+        save(tmp_path / "large", config, tokenizer_of(5), weights)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_logits_are_finite_with_the_largest_weights(cell, tied):
+    config = dataclasses.replace(config_of(cell, V=13, L=2, pointers=pointers_of(13)), tied_head=tied)
+    signs = {name: torch.sign(weight) for name, weight in weights_of(config).items()}
+    network = Network(config)
+    for weights in (signs, {name: torch.ones_like(weight) for name, weight in signs.items()}):
+        network.load_weights({name: MAX_WEIGHT * weight for name, weight in weights.items()})
+        tokens, pointed = torch.arange(13)[None], pointed_rows(config, range(13))[None]
+        logits, *_ = network.eval()(tokens, network.zero_state(1), pointed)
+        assert bool((logits.abs() < 2e33).all())
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)

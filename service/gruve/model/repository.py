@@ -3,7 +3,7 @@
     config.json  tokenizer.json  model.safetensors  README.md (the model card)
 
 Weights come from safetensors only. Sizes are bounded before anything is read; hashes, names, shapes, types and
-finiteness are checked before a model is returned. `versions.py` finds the folders of a repository.
+magnitudes are checked before a model is returned. `versions.py` finds the folders of a repository.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 16 << 20
 MAX_HEADER_BYTES = 1 << 20
 MAX_CARD_CHARACTERS = 1 << 16
+MAX_WEIGHT = 1e12
+"""The largest magnitude of a weight. States are between -1 and 1 and a step multiplies at most two weights, so with
+4,096 x 4,096 such products, and a repetition penalty of 100, a logit stays below 2e33, and fp32 ends at 3e38."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -137,8 +140,9 @@ def save(
 ) -> Model:
     """Writes an entry, with weights rounded to `config.precision`, and loads it back.
 
-    Raises `ModelBroken`, before anything is written, for an entry that could not be loaded: weights that are not finite
-    or become so by rounding, or are missing, unknown or of another shape; a tokenizer of another size; an invalid name.
+    Raises `ModelBroken`, before anything is written, for an entry that could not be loaded: weights that are beyond
+    `MAX_WEIGHT` or become infinite by rounding, or are missing, unknown or of another shape; a tokenizer of another
+    size; an invalid name.
     Files are replaced one by one, `config.json` last, so that an entry that was cut off fails its hash and is never
     half served.
     """
@@ -231,6 +235,11 @@ def _weights(content: bytes, config: ModelConfig) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelBroken(f"{WEIGHTS}: {name} holds values that are not finite")
+        if bool((tensor.abs() > MAX_WEIGHT).any()):
+            raise ModelBroken(
+                f"{WEIGHTS}: {name} holds {float(tensor.abs().max()):.3g}; allowed: at most {MAX_WEIGHT:g}, "
+                "beyond which logits may not be finite"
+            )
     return {name: tensors[name].float() for name in config.shapes()}
 
 
