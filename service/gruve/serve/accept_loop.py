@@ -6,12 +6,14 @@ that loop. A path that is not UTF-8 ends it: the server takes no more calls, and
 Python has freed, so the process crashes or hangs some time later (seen with 1.85.1). Every method of this server is
 registered, so here all other calls are answered UNIMPLEMENTED, whatever their path is.
 
-A call can be refused here before its request is read, which takes a third of the time of a refusal by its method.
+A call can be refused here before its request is read, which takes a third of the time of a refusal by its method. So
+can one of a method that has too many calls open, also calls whose requests never come.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import functools
 import logging
@@ -36,8 +38,9 @@ class EndStatus(NamedTuple):
     trailers: tuple[tuple[str, bytes], ...]
 
 
-RefuseUnread = Callable[[str, Any], EndStatus | None]
-"""Called with a method's path and gRPC's context of a call; None lets the method serve the call."""
+RefuseUnread = Callable[[str, Any, int], EndStatus | None]
+"""Called with a method's path, gRPC's context of a call, and how many other calls of the method are open; None lets the
+method serve the call."""
 
 
 def make_server(
@@ -63,6 +66,8 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # untyped
         self._own_interceptors = tuple(interceptors)
         self._own_handlers: dict[str, Any] = {}
         self._refuse_unread = refuse_unread
+        self._open: collections.Counter[str] = collections.Counter()
+        """How many calls of each method are open."""
 
     def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
         """Adds methods, by their paths."""
@@ -81,6 +86,11 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # untyped
         """Serves each call in a task, until the server shuts down, which raises grpcio's own error for its loop."""
         loop, tasks = self._own_loop, set[asyncio.Task[None]]()
         resolver = cygrpc._MethodResolver([], self._own_handlers)
+
+        def end(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            self._open[method] -= 1
+
         while True:
             call = await request_call()
             status = self._status_of_unread(method, call)
@@ -90,12 +100,14 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # untyped
             else:
                 task = loop.create_task(_end(call, status, loop))
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            self._open[method] += 1
+            task.add_done_callback(end)
 
     def _status_of_unread(self, method: str, call: Any) -> EndStatus | None:
         """The status with which a call is refused unread, if it is. A fault of the check must not end the loop."""
         try:
-            return self._refuse_unread(method, cygrpc._ServicerContext(call, None, None, self._own_loop))
+            context = cygrpc._ServicerContext(call, None, None, self._own_loop)
+            return self._refuse_unread(method, context, self._open[method])
         except Exception:
             log.exception("failed inside: a call could not be checked before it was read")
             return None

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from gruve.errors import Draining, GruveError, InvalidRequest, LimitExceeded, PermissionDenied, Unauthenticated
+from gruve.serve import open_calls
 from gruve.serve.accept_loop import EndStatus
 from gruve.serve.access import Access
 from gruve.serve.access_log import EndTrace, LogCall, TraceCall, UnreadCalls, begin_call, line
@@ -111,6 +112,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
                 return None
             if method.startswith(OWN_SERVICES):
                 handler = self._wrap(handler, method)
+            elif method in open_calls.METHODS:
+                handler = open_calls.bounded(handler)
             self._wrapped[method] = handler
         if self._access is None:
             return handler
@@ -122,13 +125,14 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
             set_identity(identity)
         return handler
 
-    def refuse_unread(self, method: str, context: Any) -> EndStatus | None:
+    def refuse_unread(self, method: str, context: Any, others: int = 0) -> EndStatus | None:
         """The status of a call whose deadline is over, or whose tenant's requests were refused too often lately.
 
-        None leaves the call to its method. A call that is refused here is counted, also in the access log.
+        None leaves the call to its method. A call that is refused here is counted, also in the access log. A call that
+        needs no credentials is refused while too many `others` of its method are open, and not counted.
         """
         if method not in BEGIN or self.draining:
-            return None
+            return open_calls.refuse_beyond(method, others)
         left_s = context.time_remaining()
         overdue = left_s is not None and left_s <= 0
         tenant = "" if overdue else self._flooding_tenant(method, context)
