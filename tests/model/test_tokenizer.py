@@ -100,3 +100,20 @@ def test_an_unknown_abc_token_stands_where_its_offset_says(pieces):
         tokenizer.encode(text)
     assert text.startswith(caught.value.found, caught.value.offset)
     tokenizer.encode(text[: caught.value.offset])
+
+
+class Watched(str):
+    """A text that counts the copies that are made of its parts."""
+
+    __slots__ = ("copies",)
+
+    def __getitem__(self, at):
+        self.copies = getattr(self, "copies", 0) + isinstance(at, slice)
+        return super().__getitem__(at)
+
+
+def test_an_unknown_abc_token_is_found_without_copying_the_text_for_each_token_before_it():
+    text = Watched(1_000 * "G" + "22")
+    with pytest.raises(UnknownCharacter) as caught:
+        abc("G A2|").encode(text)
+    assert (caught.value.offset, getattr(text, "copies", 0)) == (1_000, 0)

@@ -83,7 +83,7 @@ class Tokenizer:
             return [self._ids[token] for token in tokens]
         except KeyError as error:
             unknown = str(error.args[0])
-            offset = _abc_offset(text, tokens, tokens.index(unknown))
+            offset = next(at for token, at in abc_tokens.locate(text) if token == unknown)
             raise UnknownCharacter(unknown.strip(), text, offset, self.kind) from None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -138,15 +138,6 @@ def _first_duplicate(vocabulary: Sequence[str]) -> tuple[str, tuple[int, int]]:
         if first.setdefault(token, token_id) != token_id:
             return token, (first[token], token_id)
     raise AssertionError("the tokens are distinct")
-
-
-def _abc_offset(text: str, tokens: Sequence[str], index: int) -> int:
-    """The offset in `text` of the token at `index`. The text is its tokens, stripped, with whitespace between."""
-    at = 0
-    for token in tokens[: index + 1]:
-        at += len(text) - at - len(text[at:].lstrip())
-        begin, at = at, at + len(token.strip())
-    return begin
 
 
 def build(kind: Kind, pieces: Iterable[Sequence[str]], *, has_end: bool) -> Tokenizer:
