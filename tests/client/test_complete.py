@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 
+import grpc
 import pytest
 
 from fake_server import FakeServer, certain, transcript
-from gruve.client import AsyncClient, Client, InvalidRequest, ModelNotFound
+from gruve.client import AsyncClient, Client, InvalidRequest, ModelNotFound, Overloaded, Reconnect
+from gruve.v1 import generation_pb2
+from scripted_transport import ThreadsTransport
 
 TYPES = """
 from typing import assert_type
@@ -113,6 +116,28 @@ def test_one_failure_cancels_the_others(server):
             assert [chunk async for chunk in slow] == []
 
     asyncio.run(fail())
+
+
+class OneAtATime(ThreadsTransport):
+    """Reads the first stream while the second one waits after each refusal."""
+
+    def texts(self, streams):
+        self.admitted, waits = streams
+        return ["", waits.text()]
+
+    def sleep(self, delay_s):
+        next(self.admitted)
+
+
+def test_a_text_that_a_limit_refuses_waits_while_another_makes_progress(monkeypatch):
+    start = {"generation_id": "g", "sampling": {"seed": 1}}
+    tokens = [generation_pb2.GenerateResponse(position=at, token_ids=[7], text="x") for at in range(9)]
+    tokens[0].start.MergeFrom(generation_pb2.GenerationStart(**start))
+    full = Overloaded(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", reason="LIMIT_EXCEEDED", retry_after_s=0)
+    end = generation_pb2.GenerateResponse(position=1, start=start, end={"finish_reason": 1, "next_position": 1})
+    script = OneAtATime([[full], tokens, *[[full]] * 5, [end]])
+    monkeypatch.setattr("gruve.client.sync.client.Transport", lambda: script)
+    assert Client("a:1", reconnect=Reconnect(max_reconnects=1)).complete(["x", "y"], model="m") == ["", ""]
 
 
 def test_cancel_ends_the_loop_that_reads(fake, client):

@@ -8,7 +8,7 @@ import pytest
 from gruve.client import CallFailed, ConnectionLost, Reconnect, SessionBusy
 from gruve.client.messages import generate_request
 from gruve.client.resume import Resumption
-from gruve.client.retry import Attempts
+from gruve.client.retry import Attempts, Progress
 from gruve.v1 import generation_pb2
 
 LOST = ConnectionLost(grpc.StatusCode.UNAVAILABLE, "Socket closed")
@@ -115,6 +115,18 @@ def test_it_gives_up_after_so_many_failures_in_a_row():
     attempts.failed(LOST)
     with pytest.raises(CallFailed, match="Socket closed"):
         attempts.failed(LOST)
+
+
+def test_generations_made_together_give_up_only_when_none_of_them_makes_progress():
+    progress = Progress()
+    one, other = (Attempts(Reconnect(max_reconnects=1), 1, True, progress) for _ in range(2))
+    for _ in range(5):
+        one.failed(BUSY)
+        other.succeeded()
+    assert one.failed_in_a_row == 5  # so the delays go on growing
+    one.failed(BUSY)
+    with pytest.raises(CallFailed):
+        one.failed(BUSY)
 
 
 def test_it_gives_up_sooner_where_no_server_has_ever_answered():

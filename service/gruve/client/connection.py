@@ -15,7 +15,7 @@ import grpc
 
 from gruve.client.credentials import Access, Metadata
 from gruve.client.errors import CallFailed, Cancelled, DeadlineExceeded
-from gruve.client.retry import Attempts, OnReconnect, Reconnect, Reconnected, Reconnecting
+from gruve.client.retry import Attempts, OnReconnect, Progress, Reconnect, Reconnected, Reconnecting
 from gruve.v1 import generation_pb2_grpc, model_pb2_grpc, session_pb2_grpc
 
 DEFAULT_ADDRESS = "localhost:50051"
@@ -151,11 +151,12 @@ class Connections:
 class Attempt:
     """One method call over all its rpc calls: the address of the next one, the time left, and the events."""
 
-    def __init__(self, connections: Connections, timeout_s: float | None) -> None:
+    def __init__(self, connections: Connections, timeout_s: float | None, progress: Progress | None = None) -> None:
+        """`progress` is that of all calls which the method makes at the same time; None if there is one alone."""
         self.lost = False
         """Whether a connection was lost during a call, so that it is unknown whether the server carried it out."""
         self._connections = connections
-        self._attempts = Attempts(connections.reconnect, len(connections.addresses), connections.answered)
+        self._attempts = Attempts(connections.reconnect, len(connections.addresses), connections.answered, progress)
         self._index = connections.preferred
         self._asked = 0
         self._timeout_s = timeout_s

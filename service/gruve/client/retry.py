@@ -21,7 +21,8 @@ class Reconnect:
     """
 
     max_reconnects: int = 20
-    """Calls in a row, for each address, without progress: about a minute, in which a server can be restarted."""
+    """Calls in a row, for each address, without progress: about a minute, in which a server can be restarted. In
+    `complete` progress of one text counts for all."""
     first_reconnects: int = 3
     """The same bound until any server has answered: the address may be wrong."""
     backoff_s: float = 0.1
@@ -59,25 +60,44 @@ OnReconnect = Callable[[Reconnecting | Reconnected], None]
 """Called in the thread or event loop that waits for the call. It must return soon; what it raises ends the call."""
 
 
-class Attempts:
-    """Counts the calls in a row that made no progress."""
+@dataclass(slots=True)
+class Progress:
+    """What the generations of one method call have achieved together."""
 
-    def __init__(self, policy: Reconnect, addresses: int, answered: bool) -> None:
+    made: int = 0
+    """Counts the calls that were answered and the chunks that were read; compared, so a lost increment is harmless."""
+
+
+class Attempts:
+    """Counts the calls in a row that made no progress.
+
+    Generations that one method makes at the same time share their `progress`: while a limit admits one after the other,
+    those that still wait do not give up.
+    """
+
+    def __init__(self, policy: Reconnect, addresses: int, answered: bool, progress: Progress | None = None) -> None:
         self.failed_in_a_row = 0
         self._policy = policy
         self._addresses = addresses
         self._answered = answered
+        self._progress = progress or Progress()
+        self._seen = self._progress.made
+        self._allowed_from = 0
+        """The value of `failed_in_a_row` when progress was last seen."""
 
     def succeeded(self) -> None:
         """Resets the count."""
         self._answered = True
-        self.failed_in_a_row = 0
+        self.failed_in_a_row = self._allowed_from = 0
+        self._progress.made += 1
 
     def failed(self, failure: CallFailed) -> float:
         """Returns the delay before the next call in seconds; raises `failure` if there is to be none."""
         self._answered = self._answered or bool(failure.reason)
+        if self._seen != self._progress.made:
+            self._seen, self._allowed_from = self._progress.made, self.failed_in_a_row
         reconnects = self._policy.max_reconnects if self._answered else self._policy.first_reconnects
-        if not failure.retryable or self.failed_in_a_row >= reconnects * self._addresses:
+        if not failure.retryable or self.failed_in_a_row - self._allowed_from >= reconnects * self._addresses:
             raise failure
         if not self._policy.wait_when_refused and isinstance(failure, Overloaded | SessionBusy):
             raise failure

@@ -37,7 +37,7 @@ from gruve.client.messages import (
     score_request,
 )
 from gruve.client.resume import Resumption
-from gruve.client.retry import OnReconnect, Reconnect
+from gruve.client.retry import OnReconnect, Progress, Reconnect
 from gruve.client.steering import WINDOW, Steering
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -146,7 +146,8 @@ class AsyncClient:
 
         With `n` it returns a list of that many texts. For a list of prompts it returns a list with the text of each,
         or with `n` a list of lists. They are generated at the same time, at most 64 at once. If one fails, the others
-        are cancelled and its exception is raised. `timeout_s` bounds all of them together.
+        are cancelled and its exception is raised. `timeout_s` bounds all of them together. A generation that the server
+        refuses for now, because of a limit, waits for its turn as long as the others make progress.
 
         `seed` is the seed of the first text of each prompt, `seed + 1` that of the second one, and so on (modulo
         2^64), so that each text is the one that `seed + i` gives alone. Without it the server draws each seed.
@@ -154,8 +155,9 @@ class AsyncClient:
         requests = [
             generate_request(text, model, None, False, own) for text, own in completion_requests(prompt, n, options)
         ]
+        progress = Progress()
         streams = [
-            AsyncTokenStream(self._transport, Attempt(self._connections, timeout_s), Resumption(request))
+            AsyncTokenStream(self._transport, Attempt(self._connections, timeout_s, progress), Resumption(request))
             for request in requests
         ]
         return arranged(await self._transport.texts(streams), prompt, n)

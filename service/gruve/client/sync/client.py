@@ -35,7 +35,7 @@ from gruve.client.messages import (
     score_request,
 )
 from gruve.client.resume import Resumption
-from gruve.client.retry import OnReconnect, Reconnect
+from gruve.client.retry import OnReconnect, Progress, Reconnect
 from gruve.client.steering import WINDOW, Steering
 from gruve.client.sync.control import Control
 from gruve.client.sync.stream import Conversation, TokenStream
@@ -147,7 +147,8 @@ class Client:
 
         With `n` it returns a list of that many texts. For a list of prompts it returns a list with the text of each,
         or with `n` a list of lists. They are generated at the same time, at most 64 at once. If one fails, the others
-        are cancelled and its exception is raised. `timeout_s` bounds all of them together.
+        are cancelled and its exception is raised. `timeout_s` bounds all of them together. A generation that the server
+        refuses for now, because of a limit, waits for its turn as long as the others make progress.
 
         `seed` is the seed of the first text of each prompt, `seed + 1` that of the second one, and so on (modulo
         2^64), so that each text is the one that `seed + i` gives alone. Without it the server draws each seed.
@@ -155,8 +156,9 @@ class Client:
         requests = [
             generate_request(text, model, None, False, own) for text, own in completion_requests(prompt, n, options)
         ]
+        progress = Progress()
         streams = [
-            TokenStream(self._transport, Attempt(self._connections, timeout_s), Resumption(request))
+            TokenStream(self._transport, Attempt(self._connections, timeout_s, progress), Resumption(request))
             for request in requests
         ]
         return arranged(self._transport.texts(streams), prompt, n)
