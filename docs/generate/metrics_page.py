@@ -33,6 +33,7 @@ def rows() -> list[str]:
     metrics = Metrics()
     table = _Table()
     store = SimpleNamespace(store=object(), stored=0, moves={}, behind=0, failing=False)
+    metrics.watch_certificate(lambda: 0.0)
     metrics.watch_sessions(table, store)  # type: ignore[arg-type] # only numbers are read of both
     memory = SimpleNamespace(used_bytes=0, limit_bytes=0)
     metrics.watch_models(SimpleNamespace(open=(), loads=0, unloads=0, memory=memory))

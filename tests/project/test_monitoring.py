@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import subprocess
 import urllib.request
 
@@ -11,8 +12,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from certificates import Authority
 from deployment import DEPLOY, GRUVE, ROOT, ended, running
-from gruve.client import Client
+from gruve.client import Client, Tls
 from requiring import need_program
 
 RULES = yaml.safe_load((DEPLOY / "prometheus/rules.yaml").read_text())["groups"][0]["rules"]
@@ -31,16 +33,19 @@ def expressions() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory) -> dict[str, set[str]]:
-    """The metric names of a server with a store, and the labels of each."""
+    """The metric names of a server with a store and TLS, and the labels of each."""
     folder = tmp_path_factory.mktemp("store")
+    authority = Authority(folder)
+    cert, key = authority.issue("server")
     command = [GRUVE, "serve", "--port", "0", "--metrics-port", "0", "--models", str(ROOT / "models")]
-    command += ["--store", f"sqlite:{folder}/sessions.db"]
+    command += ["--store", f"sqlite:{folder}/sessions.db", "--tls-cert", str(cert), "--tls-key", str(key)]
     with running(command) as server:
         serving = json.loads(server.stdout.readline())
-        with Client(f"127.0.0.1:{serving['port']}") as client:
+        with Client(f"127.0.0.1:{serving['port']}", credentials=Tls(authority.ca)) as client:
             list(client.generate("O", model="tiny", new_session=True, max_tokens=70))
-        url = f"http://127.0.0.1:{serving['metrics_port']}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        context = ssl.create_default_context(cafile=authority.ca)
+        url = f"https://127.0.0.1:{serving['metrics_port']}/metrics"
+        with urllib.request.urlopen(url, timeout=10, context=context) as answer:
             text = answer.read().decode()
         ended(server, 30)
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}

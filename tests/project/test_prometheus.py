@@ -55,7 +55,7 @@ def panels() -> dict[str, tuple[str, str]]:
 
 def compared(alert: str) -> str:
     """What an alert compares with its threshold."""
-    return re.sub(r" (>|==) [\d.]+$", "", ALERTS[alert])
+    return re.sub(r" (>|==|<) [\d.]+$", "", ALERTS[alert])
 
 
 class Prometheus:

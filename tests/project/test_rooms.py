@@ -62,7 +62,7 @@ ALONE_MAY_KNOW = {
     "argparse": ("cli",),
     "asyncio": ("sessions/persistence", "serve", "client", "gateway", "bench", "cli"),
     "connectrpc": ("gateway/rpc",),
-    "cryptography": ("receipt/signing", "bench/protection"),
+    "cryptography": ("receipt/signing", "serve/tls", "bench/protection"),
     "rfc8785": ("receipt/signing",),
     "ctypes": ("decode",),
     "grpc": ("serve", "client", "gateway", "bench"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import urllib.request
@@ -119,6 +120,48 @@ def test_a_certificate_that_is_gone_is_logged_once_and_stays_in_use(started, cap
     assert [record.why for record in caplog.records if "cannot be used" in record.message] == [
         f"{str(started.server.config.tls.cert)!r} cannot be read: No such file or directory"
     ]
+
+
+def test_the_expiry_of_the_certificate_is_a_metric_and_follows_a_new_one(started, authority):
+    def expiry():
+        return float(re.search(rb"^gruve_certificate_expiry_timestamp_seconds (\S+)", metrics(*at), re.MULTILINE)[1])
+
+    at = started, authority.ca
+    for days in (30, 20):
+        cert, _ = authority.issue("server", days=days)
+        assert expiry() == x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc.timestamp()
+
+
+def test_a_server_without_tls_has_no_metric_of_a_certificate(server):
+    url = f"http://127.0.0.1:{server.serving.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        assert b"gruve_certificate" not in answer.read()
+
+
+@pytest.mark.parametrize(("days", "says"), [(-1, ["has expired"]), (6, ["expires soon"]), (8, [])])
+def test_the_log_warns_of_a_certificate_that_has_expired_or_soon_will(authority, caplog, days, says):
+    pair = authority.issue("server", days=days)
+    Certificates(TlsFiles(*pair))
+    found = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.message for record in found] == [f"the certificate {said}" for said in says]
+    assert [record.file for record in found] == [str(pair[0])] * len(says)
+
+
+def test_the_log_warns_of_an_intermediate_certificate_and_of_one_read_later(authority, caplog):
+    pair, (old, _) = authority.issue("server"), authority.issue("intermediate", days=-1)
+    pair[0].write_bytes(pair[0].read_bytes() + old.read_bytes())
+    certificates = Certificates(TlsFiles(*pair))
+    assert [record.message for record in caplog.records] == ["the certificate has expired"]
+    authority.issue("server", days=1)
+    certificates._refresh()
+    assert "the certificate expires soon" in caplog.text
+
+
+def test_a_short_lived_certificate_is_warned_of_in_the_last_third_of_its_life(authority, caplog, monkeypatch):
+    monkeypatch.setattr("certificates.LIFETIME_DAYS", 3)
+    for days in (2, 0.9):
+        Certificates(TlsFiles(*authority.issue("server", days=days)))
+    assert [record.message for record in caplog.records] == ["the certificate expires soon"]
 
 
 def test_a_client_that_never_shakes_hands_does_not_stop_the_metrics_of_others(started, authority):

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+LIFETIME_DAYS = 31
 ADDRESSES = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
 
 
@@ -26,11 +27,14 @@ class Authority:
         own = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         _write(self.ca, own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Writes a certificate, also of `hosts`, and its key. Files of the same name are replaced atomically."""
+    def issue(self, name: str, *hosts: str, days: float = 30) -> tuple[Path, Path]:
+        """Writes a certificate, also of `hosts`, and its key. Files of the same name are replaced atomically.
+
+        It expires in `days`, and was made `LIFETIME_DAYS` before.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._builder(subject, key).add_extension(
+        builder = self._builder(subject, key, days).add_extension(
             x509.SubjectAlternativeName([*ADDRESSES, *map(x509.DNSName, hosts)]), False
         )
         cert, key_file = self._folder / f"{name}.pem", self._folder / f"{name}.key"
@@ -43,16 +47,18 @@ class Authority:
         )
         return cert, key_file
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 30
+    ) -> x509.CertificateBuilder:
+        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(end - datetime.timedelta(days=LIFETIME_DAYS))
+            .not_valid_after(end)
         )
 
 

@@ -115,6 +115,15 @@ class Metrics:
         """Adds the metrics of the session table and the store, which are read at each scrape."""
         self.registry.register(_SessionTable(sessions, persistence))
 
+    def watch_certificate(self, expires_s: Callable[[], float]) -> None:
+        """Adds the metric of the server's certificate, whose Unix time of expiry is read at each scrape."""
+        Gauge(
+            "gruve_certificate_expiry_timestamp_seconds",
+            "When the server's certificate, or an intermediate one, expires, in Unix time.",
+            unit="seconds",
+            registry=self.registry,
+        ).set_function(expires_s)
+
     def watch_models(self, models: LoadedModels) -> None:
         """Adds the metrics of loading and unloading, which are read at each scrape."""
         self.registry.register(_LoadedModels(models))

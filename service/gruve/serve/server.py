@@ -180,8 +180,11 @@ class Server:
     ) -> None:
         self.config = config
         self._choose_backend = choose or choose_backend
-        self._certificates = None if config.tls is None else Certificates(config.tls)
         self.metrics = Metrics()
+        self._certificates: Certificates | None = None
+        if config.tls is not None:
+            self._certificates = certificates = Certificates(config.tls)
+            self.metrics.watch_certificate(lambda: certificates.expires_s)
         access = Access(config.access, clock=clock) if config.access.authenticates else None
         self.interceptor = Interceptor(self.metrics, access, config.log_call, config.trace_call)
         store = store or open_store(config.store, synchronous=config.store_synchronous)

@@ -1,24 +1,31 @@
 """The server's certificates: checked at the start, and read again when their files change.
 
 A changed certificate is used from the next handshake on, and open connections continue. If the changed files cannot be
-used, for example because the key is not written yet, the log says so and the last good ones stay in use.
+used, for example because the key is not written yet, the log says so and the last good ones stay in use. The log also
+warns of a certificate that has expired or soon will, when it is read.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 import threading
+import time
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc
+from cryptography import x509
 
 from gruve.errors import CredentialsBroken
 from gruve.ports import TlsFiles, read_bytes, server_context
 from gruve.serve.watched_file import Signature, signature
 
 log = logging.getLogger(__name__)
+WARNING_S = 7 * 86_400.0
+"""The log warns of a certificate that expires within this time, or within a third of its lifetime if that is shorter:
+one that is made anew every day has less than a week left from the beginning."""
 
 
 class Certificates:
@@ -28,8 +35,10 @@ class Certificates:
         """Reads the files. Raises `CredentialsBroken`."""
         self.files = files
         self._lock = threading.Lock()
+        self.expires_s = math.nan
+        """The Unix time at which the first certificate of the chain expires; NaN if it cannot be read."""
         self._seen = self._signature()
-        self._grpc, self._context = self._read_grpc(), server_context(self.files)
+        self._read()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """What a gRPC port is opened with; it asks for changes at each handshake."""
@@ -71,7 +80,7 @@ class Certificates:
                 return
             self._seen = found
             try:
-                self._grpc, self._context = self._read_grpc(), server_context(self.files)
+                self._read()
             except CredentialsBroken as error:
                 log.error("the changed certificates cannot be used; the last good ones stay", extra={"why": str(error)})
                 return
@@ -81,11 +90,25 @@ class Certificates:
         paths = [self.files.cert, self.files.key, *([self.files.client_ca] if self.files.client_ca else [])]
         return tuple(signature(path) for path in paths)
 
-    def _read_grpc(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> None:
         files = self.files
         certificate, key = read_bytes(files.cert), read_bytes(files.key)
         authorities = None if files.client_ca is None else read_bytes(files.client_ca)
-        configuration: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
-            [(key, certificate)], root_certificates=authorities
-        )
-        return configuration
+        configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authorities)
+        self._grpc, self._context = configuration, server_context(files)
+        self.expires_s = self._checked_expiry(certificate)
+
+    def _checked_expiry(self, chain: bytes) -> float:
+        """When the first certificate of a PEM chain expires; logs a warning if it has, or soon will."""
+        try:
+            valid = [
+                (one.not_valid_after_utc, one.not_valid_before_utc) for one in x509.load_pem_x509_certificates(chain)
+            ]
+        except ValueError:  # OpenSSL, which serves them, accepts more than this parser
+            return math.nan
+        until, since = min(valid)
+        left_s, lifetime_s = until.timestamp() - time.time(), (until - since).total_seconds()
+        if left_s < min(WARNING_S, lifetime_s / 3):
+            message = "the certificate has expired" if left_s <= 0 else "the certificate expires soon"
+            log.warning(message, extra={"file": str(self.files.cert), "expires": until.isoformat()})
+        return until.timestamp()
