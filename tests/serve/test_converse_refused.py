@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from conversing import LONG, START, R, alone, talk
+from gruve.sessions import steering
 from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from serving import refusal
@@ -96,6 +97,30 @@ def test_a_flood_of_controls_is_answered_one_by_one_and_harms_nobody(server):
     assert [conversation.position(c) for c in controls] == [START + 4] * 1_500 + [START] * 1_500
     conversation.grant(100)
     assert list(conversation.rest().tokens.values()) == alone(server).tokens
+
+
+def test_only_so_many_changes_are_recorded_and_a_rewind_makes_room(server, monkeypatch):
+    monkeypatch.setattr(steering, "MAX_CHANGES", 3)
+    conversation = talk(server, 4).until(4)
+    for _ in range(3):
+        conversation.answer(conversation.insert("O"))
+    for refused in (conversation.insert("O"), conversation.change(seed=3)):
+        assert conversation.reason(refused) == "LIMIT_EXCEEDED"
+    for to in (START + 3, START + 2, START + 1):
+        assert conversation.position(conversation.say(rewind={"to_position": to, "seed": 7})) == to
+    assert conversation.position(conversation.insert("O")) == START + 1
+    conversation.grant(100)
+    assert conversation.rest().finish == "LENGTH"
+
+
+def test_only_so_many_logit_biases_are_recorded_in_changes(server, monkeypatch):
+    monkeypatch.setattr(steering, "MAX_BIASES", 5)
+    conversation = talk(server, 4).until(4)
+    bias = {"logit_bias": {"biases": {3: 1.0, 4: 1.0}}}
+    for _ in range(2):
+        conversation.position(conversation.change(**bias))
+        conversation.position(conversation.insert("O"))
+    assert conversation.reason(conversation.insert("O")) == "LIMIT_EXCEEDED"
 
 
 def test_only_so_many_controls_may_wait(server):

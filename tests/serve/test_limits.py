@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from conversing import PROMPT, SEED, START, Talk
 from gruve.errors import InvalidField, LimitExceeded
+from gruve.serve import ledger
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
@@ -180,6 +181,21 @@ def test_tokens_that_a_client_takes_back_and_prompts_that_it_inserts_count_as_us
     conversation.say(stop={})
     conversation.rest()
     assert used == [len(PROMPT) + 10 + 10 + len("ab")]
+
+
+def test_one_conversation_cannot_compute_tokens_again_and_again_beyond_the_limit(start, monkeypatch):
+    monkeypatch.setattr(ledger, "MINUTE_S", 1e9)  # nothing is refilled
+    server = start(tenant_limits=Limits(tokens_per_minute=len(PROMPT) + 40))
+    conversation = Talk(server).begin(text=PROMPT, max_tokens=40, ignore_eos=True, sampling=SEED, credit=10).until(10)
+    again = [conversation.say(rewind={"to_position": START}) for _ in range(2)]
+    assert conversation.position(again[0]) == START
+    conversation.grant(10)
+    conversation.until(20)
+    refused = [conversation.say(rewind={"to_position": START}), conversation.insert("a")]
+    assert [conversation.reason(control) for control in refused] == 2 * ["LIMIT_EXCEEDED"]
+    assert "limit tokens_per_minute is 45" in conversation.answers[refused[0]].message
+    conversation.grant(100)
+    assert conversation.rest().finish == "LENGTH"
 
 
 class Tenant:

@@ -109,6 +109,14 @@ def test_within_its_generation_a_rewind_lets_it_go_on_under_another_seed():
     assert session.next_sampling is None
 
 
+def test_rewinds_to_one_position_leave_one_change_of_the_seed():
+    session = session_of((2, 5, ()))
+    (generation,) = session.generations
+    for seed in (7, 8, 9):
+        rewind(session, 5, seed, within=generation)
+    assert generation.changes == [Change(5, seeded(9))]
+
+
 def test_a_session_without_generations_takes_a_seed():
     session = session_of()
     rewind(session, 1)

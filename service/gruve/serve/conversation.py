@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Callable
 
 from gruve.engine.sequence import FinishReason, Progress
@@ -22,6 +23,7 @@ from gruve.errors import (
     GruveError,
     HandedOver,
     InvalidField,
+    LimitExceeded,
     PositionMismatch,
     TranscriptFull,
 )
@@ -62,7 +64,7 @@ class Conversation(Stream):
         self._has_room = asyncio.Event()
         self._called_back = False
         self._taken_back = self._inserted = 0
-        """How many generated tokens were sent and then taken back by rewinds, and how many tokens were inserted."""
+        """How many generated tokens controls have taken back or discarded unsent, and how many tokens were inserted."""
         self._credit_end = 0
         """The position at which the credit of the running sequence ends."""
 
@@ -313,9 +315,15 @@ class Conversation(Stream):
             max_position = self.running.max_transcript - 1
             self._controls.refuse(control, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
             return
+        try:
+            if control.kind in ("change_parameters", "insert_prompt") or control.seed is not None:
+                steering.check_room(generation, position, control.sampling)
+            if control.kind != "stop":
+                self._count(len(prompt) + self._generated_in(position, generation.next_position))
+        except LimitExceeded as error:
+            self._controls.refuse(control, error)
+            return
         self._inserted += len(prompt)
-        if control.kind == "rewind":
-            self._taken_back += self._generated_in(position, self._here())
         self._rewind(position, control.seed)
         if control.kind == "change_parameters":
             steering.change_parameters(session, generation, position, control.sampling)
@@ -329,16 +337,22 @@ class Conversation(Stream):
             self._stop(position)
         self._controls.answer(control, position)
 
+    def _count(self, tokens: int) -> None:
+        """Counts tokens that the tenant has the engine read, or compute again. Raises `LimitExceeded`."""
+        if tokens > 0 and self.reservation is not None:
+            self.reservation.add_tokens(tokens, time.monotonic())
+
     def _generated_in(self, begin: int, end: int) -> int:
         """How many of the tokens from `begin` to `end` were generated, and not inserted."""
         inserted = self.generation.inserted
-        return end - begin - sum(max(0, min(after, end) - max(at, begin)) for at, after in inserted)
+        return max(0, end - begin - sum(max(0, min(after, end) - max(at, begin)) for at, after in inserted))
 
     def _used_tokens(self, taken_back: int = 0) -> int:
         return super()._used_tokens(taken_back + self._taken_back) + self._inserted
 
     def _rewind(self, position: int, seed: int | None = None) -> None:
         """Makes `position` the next one, in the record and in the buffer."""
+        self._taken_back += self._generated_in(position, self.generation.next_position)
         steering.rewind_generation(self.running.session, self.generation, position, seed)
         self._buffer.rewind(self.running.session, position)
 

@@ -80,6 +80,22 @@ class Reservation:
             usage.tokens += tokens if limits.tokens_per_minute is not None else 0
         self.tokens += tokens
 
+    def add_tokens(self, tokens: int, now_s: float) -> None:
+        """Counts tokens beyond those reserved, which may exceed a limit by as many.
+
+        Raises `LimitExceeded` while a limit is exceeded already, and then counts nothing.
+        """
+        for usage, limits in self._usages:
+            usage.refill(limits, now_s)
+            bound = limits.tokens_per_minute
+            if bound is not None and usage.tokens > bound:
+                used = f"{usage.tokens:.0f} tokens of the last minute count, so none may be inserted or computed again"
+                wait_s = (usage.tokens - bound) / bound * MINUTE_S if bound else None
+                raise self._ledger.exceeded("tokens_per_minute", bound, used, usage, wait_s)
+        for usage, limits in self._usages:
+            usage.tokens += tokens if limits.tokens_per_minute is not None else 0
+        self.tokens += tokens
+
     def close(self, used_tokens: int, now_s: float) -> None:
         """Ends the stream, which used so many tokens; gives back the rest of those reserved. The first call counts."""
         if self._closed:

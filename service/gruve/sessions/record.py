@@ -124,6 +124,12 @@ class Generation:
         self.computed_from = min(self.computed_from, position)
         self.next_position = position
 
+    def add(self, change: Change) -> None:
+        """Records a change. It replaces an earlier one at its position that inserted nothing."""
+        if self.changes and self.changes[-1].position == change.position and not self.changes[-1].inserted:
+            self.changes.pop()
+        self.changes.append(change)
+
     def memory_bytes(self) -> int:
         """Its share of the memory budget, without the logit bias, which it may share with other generations."""
         texts = 4 * (len(self.id) + sum(map(len, self.stop)))

@@ -36,7 +36,7 @@ def rewind(session: Session, to_position: int, seed: int | None = None, *, withi
         if generation is within:
             generation.finish_reason, generation.finished = None, False
             if seed is not None and sampling is not None:
-                generation.changes.append(Change(to_position, sampling))
+                generation.add(Change(to_position, sampling))
         elif was_cut or not generation.finished:
             generation.finish(FinishReason.CANCELLED)
     session.next_sampling = None if within is not None else sampling

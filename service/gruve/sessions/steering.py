@@ -7,9 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from gruve.engine.sequence import FinishReason
+from gruve.errors import LimitExceeded
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import Change, Generation, Session
 from gruve.sessions.rewind import rewind
+
+MAX_CHANGES = 1_024
+"""The changes that the record of one generation may hold. Each write, each message and the receipt go through all."""
+MAX_BIASES = 65_536
+"""The entries that the logit biases of these changes may have, all together. The receipt has them all."""
+
+
+def check_room(generation: Generation, position: int, sampling: Mapping[str, Any]) -> None:
+    """Raises `LimitExceeded` if the generation's record has no room for a change of `sampling` at `position`."""
+    kept = [change.sampling for change in generation.changes if change.position < position]
+    if len(kept) >= MAX_CHANGES:
+        why = f"the generation has {MAX_CHANGES} changes, which is the most that one may have"
+        raise LimitExceeded(why, "changes", MAX_CHANGES, None)
+    biases = sum(len(s.logit_bias) for s in (*kept, _sampling_at(generation, position, sampling)))
+    if biases > MAX_BIASES:
+        why = f"the changes of the generation would have {biases} entries of logit biases; at most {MAX_BIASES}"
+        raise LimitExceeded(why, "change_biases", MAX_BIASES, None)
 
 
 def rewind_generation(session: Session, generation: Generation, position: int, seed: int | None = None) -> None:
@@ -43,9 +61,5 @@ def _sampling_at(generation: Generation, position: int, sampling: Mapping[str, A
 
 
 def _record(session: Session, generation: Generation, change: Change) -> None:
-    """Records a change. It replaces an earlier one at its position that inserted nothing."""
-    changes = generation.changes
-    if changes and changes[-1].position == change.position and not changes[-1].inserted:
-        changes.pop()
-    changes.append(change)
+    generation.add(change)
     session.store_progress.events += 1
