@@ -129,6 +129,21 @@ def test_metadata_may_be_pairs_a_mapping_or_a_function(given):
     assert list(Access(metadata=given).call_metadata()) == [("a", "1")]
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "given", [{"Authorization": "k"}, {"a": "secret\n"}, {"a": "sécret"}, {"a": None}, {"": "k"}, {"a-bin": "k"}]
+)
+def test_metadata_that_cannot_be_sent_is_refused_at_once_without_its_value(kind, given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))!r}") as refused:
+        kind("localhost:1", metadata=given)
+    assert "cret" not in str(refused.value)
+
+
+def test_a_function_with_metadata_that_cannot_be_sent_fails_the_call():
+    with Client("localhost:1", metadata=lambda: {"Authorization": "k"}) as client, pytest.raises(ValueError):
+        client.models()
+
+
 def test_half_a_client_certificate_is_a_mistake():
     with pytest.raises(ValueError, match="needs both"):
         Tls(cert="client.pem")

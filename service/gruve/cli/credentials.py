@@ -79,7 +79,8 @@ def add_tls(parser: argparse._ActionsContainer) -> None:
 
 def client_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `Client` takes beside its addresses, from the flags of `add_address`. Raises `Failure` or `OSError`."""
-    from gruve.client.environment import SENDABLE, api_key, is_sendable, metadata_of
+    from gruve.client.credentials import SENDABLE, is_sendable
+    from gruve.client.environment import api_key, metadata_of
 
     if args.tenant is not None and not is_sendable(args.tenant):
         raise Failure(f"--tenant is {args.tenant!r}; {SENDABLE}", USAGE)

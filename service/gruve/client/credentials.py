@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from gruve.client.tracing import trace_metadata
 
-Metadata = Sequence[tuple[str, str]]
-"""Names in lower case, and values. gRPC calls carry them as HTTP/2 headers."""
-GivenMetadata = Metadata | Mapping[str, str]
+Metadata = Sequence[tuple[str, str | bytes]]
+"""Names in lower case, and values: bytes if the name ends in "-bin". gRPC calls carry them as HTTP/2 headers."""
+GivenMetadata = Metadata | Mapping[str, str] | Mapping[str, str | bytes]
 """What a caller may give: pairs, or a mapping if no name occurs twice."""
+SENDABLE: Final = "must be of printable ASCII characters, because gRPC sends no others in metadata"
+_NAME = re.compile(r"[0-9a-z_.-]+")
+
+
+def is_sendable(value: str) -> bool:
+    """Whether gRPC sends this value of a metadata key."""
+    return value.isascii() and value.isprintable()
+
+
+def checked(given: GivenMetadata) -> Metadata:
+    """The pairs of metadata.
+
+    Raises `ValueError` for what gRPC does not send. Its message does not quote a value, which may be a key.
+    """
+    pairs = tuple(given.items()) if isinstance(given, Mapping) else tuple(given)
+    for name, value in pairs:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"metadata has the name {name!r}; must be of lower-case letters, digits, '-', '_' and '.'")
+        if name.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise ValueError(f"the value of {name!r} in metadata is {type(value).__name__}; must be bytes")
+        elif not (isinstance(value, str) and is_sendable(value)):
+            raise ValueError(f"the value of {name!r} in metadata {SENDABLE}")
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +87,14 @@ class Access:
     metadata: GivenMetadata | Callable[[], GivenMetadata] = ()
     interceptors: Sequence[Any] = ()
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for metadata that gRPC does not send."""
+        if not callable(self.metadata):
+            checked(self.metadata)
+
     def call_metadata(self) -> Metadata:
-        """The metadata of the next call, with the trace that is current."""
-        given = self.metadata() if callable(self.metadata) else self.metadata
-        metadata = tuple(given.items()) if isinstance(given, Mapping) else given
+        """The metadata of the next call, with the trace that is current. Raises `ValueError` as `checked` does."""
+        metadata = checked(self.metadata() if callable(self.metadata) else self.metadata)
         found = trace_metadata()
         return (*metadata, *found) if found else metadata
 

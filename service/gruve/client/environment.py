@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from gruve.client.connection import DEFAULT_ADDRESS
-from gruve.client.credentials import Metadata, Tls
+from gruve.client.credentials import SENDABLE, Metadata, Tls, is_sendable
 
 ADDRESS: Final = "GRUVE_ADDRESS"
 TLS, CA, CERT, CERT_KEY = "GRUVE_TLS", "GRUVE_CA", "GRUVE_CERT", "GRUVE_CERT_KEY"
 API_KEY, API_KEY_FILE, TENANT = "GRUVE_API_KEY", "GRUVE_API_KEY_FILE", "GRUVE_TENANT"
-
-SENDABLE: Final = "must be of printable ASCII characters, because gRPC sends no others in metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +73,6 @@ def api_key(file: Path | None, value: str) -> str:
     if not (key.isascii() and key.isprintable()) or " " in key or (file is not None and not key):
         raise ValueError(f"{API_KEY if file is None else str(file)!r} holds no API key: one word of ASCII characters")
     return key
-
-
-def is_sendable(value: str) -> bool:
-    """Whether gRPC sends this value of a metadata key."""
-    return value.isascii() and value.isprintable()
 
 
 def metadata_of(key: str, tenant: str | None) -> Metadata:

@@ -53,7 +53,8 @@ class Client:
 
     `credentials` is a `Tls` or gRPC's own; without it the connections are not encrypted. A `Tls` is read again if its
     files have changed when a connection is lost. `metadata` is sent with each call, such as
-    `{"authorization": "Bearer gruve_..."}`; a function is called for each call, for tokens that expire.
+    `{"authorization": "Bearer gruve_..."}`; a function is called for each call, for tokens that expire. Names are in
+    lower case and values are printable ASCII, anything else is a `ValueError`.
     `interceptors` are gRPC's, for this kind of client; `channel_options` are gRPC's channel arguments.
 
     Every method takes `timeout_s`, which bounds its retries as well, and raises a subclass of `CallFailed`.
