@@ -60,6 +60,17 @@ def test_the_form_of_the_result_follows_from_the_prompt_and_n(client):
     assert client.complete([], model="m") == []
 
 
+class OwnInteger:
+    """An integer of another library, as those of numpy."""
+
+    def __index__(self):
+        return 7
+
+
+def test_seeds_count_up_from_an_integer_of_any_type(client):
+    assert client.complete("x", model="m", seed=OwnInteger(), n=3) == [text(7), text(8), text(9)]
+
+
 def test_the_async_client_completes_the_same(fake):
     async def complete():
         async with AsyncClient(fake.address) as client:

@@ -70,13 +70,15 @@ def test_a_stop_whose_answer_was_lost_comes_after_the_controls_before_it(server,
     assert transcript(server, session) == plain(server, answers, SEED, 60, encode)
 
 
-@pytest.mark.parametrize(("window", "credit"), [(0, None), (-1, None), ("5", None), (None, -1), (None, 0.5)])
+@pytest.mark.parametrize(
+    ("window", "credit"), [(0, None), (-1, None), (2**40, None), ("5", None), (None, -1), (None, 0.5)]
+)
 def test_a_window_or_credit_that_no_conversation_can_have_is_refused(window, credit):
-    with pytest.raises(InvalidRequest, match="must be a whole number of at least"):
+    with pytest.raises(InvalidRequest, match=r"must be a whole number from [01] to 65536"):
         Steering(g.GenerateRequest(model="tiny"), window, credit)
 
 
-@pytest.mark.parametrize("tokens", [0, -3, 2.5])
+@pytest.mark.parametrize("tokens", [0, -3, 2.5, 65_537])
 def test_a_grant_of_nothing_is_refused(tokens):
     steering = Steering(g.GenerateRequest(model="tiny"), window=None, credit=0)
     with pytest.raises(InvalidRequest, match="tokens"):

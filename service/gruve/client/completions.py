@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, cast
 
-from gruve.client.messages import CompletionOptions, GenerateOptions, check_names
+from gruve.client.messages import CompletionOptions, GenerateOptions, check_names, whole_number
 
 MAX_AT_ONCE: Final = 64
 """How many generations of one `complete` run at the same time. The server decodes them together."""
@@ -35,11 +35,11 @@ def completion_requests(
     for text in prompts:
         if not isinstance(text, str | None):
             raise TypeError(f"a prompt is {text!r:.80}; complete takes texts, generate takes token ids as well")
-    seed, found = options.get("seed"), []
+    seed, found = whole_number(options.get("seed")), []
     for text in prompts:
         for number in range(n or 1):
             own = cast("GenerateOptions", dict(options))
-            if isinstance(seed, int) and 0 <= seed < SEEDS:  # others are refused where the request is made
+            if seed is not None and 0 <= seed < SEEDS:  # others are refused where the request is made
                 own["seed"] = derived_seed(seed, number)
             found.append((text, own))
     return found

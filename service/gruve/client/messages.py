@@ -9,15 +9,18 @@ from __future__ import annotations
 import datetime
 import difflib
 import inspect
+import operator
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 
 import grpc
 
 from gruve.client.errors import CallFailed, FieldViolation, InvalidRequest
 from gruve.v1 import generation_pb2, sampling_pb2, session_pb2
 
+MAX_CREDIT: Final = 65_536
+"""The most tokens that a conversation may be granted."""
 Text = str | Sequence[int]
 """A text, or the ids of its tokens."""
 
@@ -287,10 +290,19 @@ def _set(message: Any, name: str, value: Any) -> None:
         raise refused(name, f"{value!r:.80} cannot be sent: {error}") from error
 
 
+def whole_number(value: Any) -> int | None:
+    """The value as an `int`, that of numpy as well; None if it is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def check_tokens(field: str, tokens: int, least: int) -> None:
-    """Raises `InvalidRequest` unless `tokens` is a whole number of at least `least`."""
-    if not isinstance(tokens, int) or tokens < least:
-        raise refused(field, f"{tokens!r:.80} must be a whole number of at least {least}")
+    """Raises `InvalidRequest` unless `tokens` is a whole number from `least` to `MAX_CREDIT`."""
+    number = whole_number(tokens)
+    if number is None or not least <= number <= MAX_CREDIT:
+        raise refused(field, f"{tokens!r:.80} must be a whole number from {least} to {MAX_CREDIT}")
 
 
 def refused(field: str, why: str) -> CallFailed:

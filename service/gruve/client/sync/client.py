@@ -201,8 +201,8 @@ class Client:
     ) -> Conversation:
         """Generates as `generate` does, and lets the reader steer meanwhile; see the protocol's Converse.
 
-        The server never sends more tokens than the reader has room for: `window` of them, refilled as they are read.
-        With `window=None` it sends at most `credit` tokens and those that `grant` adds.
+        The server never sends more tokens than the reader has room for: `window` of them, from 1 to 65,536, refilled as
+        they are read. With `window=None` it sends at most `credit` tokens and those that `grant` adds.
         """
         request = generate_request(prompt, model, session, new_session, options)
         return Conversation(self._transport, Attempt(self._connections, timeout_s), Steering(request, window, credit))
