@@ -52,10 +52,12 @@ def test_the_command_listens_to_other_machines_only_with_tls_or_insecure():
     assert "'0.0.0.0', which other machines reach, and the port has no TLS" in ran.stderr
 
 
-def test_a_port_that_is_taken_is_one_line(gateway):
+def test_a_port_that_is_taken_is_one_line_of_the_log(gateway):
     ran = gruve("gateway", "--port", str(gateway.port))
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
-    assert f"cannot listen on 127.0.0.1:{gateway.port}" in ran.stderr
+    line = json.loads(ran.stderr)
+    assert line["level"] == "critical"
+    assert line["message"].startswith(f"cannot listen on 127.0.0.1:{gateway.port}")
 
 
 def test_a_chunk_is_sent_without_waiting_for_the_receipt_of_the_one_before():

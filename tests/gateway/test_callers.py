@@ -74,12 +74,12 @@ def test_the_command_serves_https_to_those_who_trust_its_certificate(server, tmp
 
 
 @pytest.mark.parametrize("cert", ["absent.pem", "empty.pem"])
-def test_a_certificate_of_the_http_port_that_cannot_be_used_is_named(tmp_path, cert, capsys, monkeypatch):
+def test_a_certificate_of_the_http_port_that_cannot_be_used_is_named(tmp_path, cert, caplog, monkeypatch):
     monkeypatch.setattr("gruve.cli.gateway.log_to_standard_error", lambda _: None)
     _, key = Authority(tmp_path).issue("gateway")
     (tmp_path / "empty.pem").touch()
     assert main(["gateway", "--port", "0", "--tls-cert", str(tmp_path / cert), "--tls-key", str(key)]) == 1
-    assert capsys.readouterr().err.startswith(f"gruve: {str(tmp_path / cert)!r} ")
+    assert caplog.messages[-1].startswith(f"{str(tmp_path / cert)!r} ")
 
 
 async def test_a_reader_that_stops_reading_is_not_read_ahead_of_and_its_source_ends_with_it():

@@ -37,7 +37,7 @@ exit codes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; an error is one line on standard error."""
+    """Run a command and return its exit code; an error is one line on standard error, of the log if that has begun."""
     # gRPC's own log lines are no JSON, and tell a user nothing that the error does not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if os.getpid() == 1:  # the first process of a container ignores SIGTERM until it handles it
@@ -49,14 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    from argparse import Namespace
+
     from gruve.cli.extras import require_extra
     from gruve.cli.standard_streams import drop_unwritten, reopen_closed
     from gruve.cli.terminal import Failure, say_error
     from gruve.errors import GruveError, InvalidField
 
     reopen_closed()
+    args = Namespace(say_error=say_error)  # a command that has begun a log sets another
     try:
-        args = make_parser().parse_args(arguments)
+        make_parser().parse_args(arguments, args)
         if args.extra:
             require_extra(args.extra, f"`{args.command}`")
         code: int = args.run(args)
@@ -64,11 +67,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return PIPE_CLOSED
     except (Failure, GruveError) as error:
-        say_error(str(error))
+        args.say_error(str(error))
         return getattr(error, "exit_code", USAGE if isinstance(error, InvalidField) else FAILED)
     except OSError as error:
         where = error.filename or ("standard output" if drop_unwritten(sys.stdout) else "")
-        say_error(f"{where}: {error.strerror}" if where else str(error))
+        args.say_error(f"{where}: {error.strerror}" if where else str(error))
         return FAILED
     finally:
         for stream in (sys.stdout, sys.stderr):

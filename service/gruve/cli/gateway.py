@@ -12,7 +12,7 @@ from gruve.cli.calls import PORT_HINT, has_port
 from gruve.cli.credentials import add_tls, tls_credentials
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, add_switch, bounded
-from gruve.cli.logs import log_to_standard_error
+from gruve.cli.logs import log_error, log_to_standard_error
 from gruve.cli.server_flags import add_log_level, tls_files
 from gruve.cli.standard_streams import announce
 from gruve.cli.terminal import Failure
@@ -142,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = _config(args)
     log_to_standard_error(args.log_level)
+    args.say_error = log_error
     from gruve.gateway.server import serve
 
     asyncio.run(serve(config, _tell, sys.stdin if args.end_with_stdin else None))

@@ -79,6 +79,11 @@ class AccessLog:
         self._handler.close()
 
 
+def log_error(message: str) -> None:
+    """Logs the error that ends the command, in place of `say_error`."""
+    log.critical(" ".join(message.split()))
+
+
 def log_to_standard_error(level: str) -> None:
     """Sends every logger's records, and Python's warnings, to standard error."""
     handler = logging.StreamHandler(sys.stderr)

@@ -14,7 +14,7 @@ from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_command
 from gruve.cli.http_beside import GatewayBeside
 from gruve.cli.identity import access_config, check_exposure
-from gruve.cli.logs import AccessLog, log_to_standard_error
+from gruve.cli.logs import AccessLog, log_error, log_to_standard_error
 from gruve.cli.model_folder import BUILTIN, BUILTIN_NAMES, USUAL, models_folder
 from gruve.cli.serve_flags import add_flags, default_store
 from gruve.cli.server_flags import tls_files
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = _config(args)
     log_to_standard_error(args.log_level)
+    args.say_error = log_error
     _raise_open_files()
     if config.models == BUILTIN:
         found = {"missing": str(USUAL), "model": BUILTIN_NAMES, "cure": "gruve models add, or --models"}
