@@ -117,3 +117,8 @@ def test_an_unknown_abc_token_is_found_without_copying_the_text_for_each_token_b
     with pytest.raises(UnknownCharacter) as caught:
         abc("G A2|").encode(text)
     assert (caught.value.offset, getattr(text, "copies", 0)) == (1_000, 0)
+
+
+def test_a_text_is_read_no_further_than_is_needed_to_see_that_it_is_too_long():
+    assert len(abc("G A2|").encode("G A2" + 100 * "?", most=2)) == 3
+    assert build("characters", ["ab"], has_end=True).encode("aba??", most=2) == [2, 3, 2]

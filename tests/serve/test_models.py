@@ -191,9 +191,9 @@ def test_channelz_answers(server):
 def test_a_long_text_is_cut_away_from_the_streams_thread(server, monkeypatch):
     threads, encode = [], Tokenizer.encode
 
-    def watched(self, text):
+    def watched(self, text, *most):
         threads.append(threading.current_thread())
-        return encode(self, text)
+        return encode(self, text, *most)
 
     monkeypatch.setattr(Tokenizer, "encode", watched)
     server.models.Tokenize(m.TokenizeRequest(model="tiny", text="a" * 60_000))

@@ -6,6 +6,7 @@ Text is cut in one of two ways: into characters, or into the ABC tokens of `gruv
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -70,15 +71,20 @@ class Tokenizer:
         """V."""
         return len(self.vocabulary)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without start or end; raises `UnknownCharacter` with the character and its offset."""
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """The ids of `text`, without start or end; raises `UnknownCharacter` with the character and its offset.
+
+        With `most` it reads no further than one token beyond so many, which is enough to see that there are more.
+        """
+        read = None if most is None else most + 1
         if self.kind == "characters":
+            text = text[:read]
             try:
                 return [self._ids[character] for character in text]
             except KeyError as error:
                 found = str(error.args[0])
                 raise UnknownCharacter(found, text, text.index(found), self.kind) from None
-        tokens = abc_tokens.split(text)
+        tokens = [token for token, _ in itertools.islice(abc_tokens.locate(text), read)]
         try:
             return [self._ids[token] for token in tokens]
         except KeyError as error:

@@ -66,7 +66,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.TokenizeResponse:
         """Converts a text to tokens."""
         ids = await validation.tokenize(await self._models.tokenizer(request.model), request.text)
-        validation.check_prompt_size("text", ids)
         return model_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import unicodedata
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 from gruve.model.tokenizer import Tokenizer
+from gruve.serve.identity import current_identity
 from gruve.v1 import generation_pb2, sampling_pb2
 
 MAX_PROMPT_TOKENS = 65_536
@@ -25,6 +27,8 @@ MAX_LOGPROBS = 20
 LONG_TEXT_CHARACTERS = 4_096
 """A longer text is tokenized on a thread, so that streams are not held up."""
 MIN_TTL_S = 1.0
+_turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+"""The turn of each tenant that has a long text tokenized, so that those of one do not hold up those of others."""
 UNPRINTABLE = ("Cc", "Zl", "Zp")
 """The Unicode categories of control characters, line separators and paragraph separators."""
 
@@ -96,10 +100,17 @@ def validate_ttl(message: Any, field: str, max_s: float) -> float | None:
 
 
 async def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text; a long one is tokenized on a thread. Raises `UnknownCharacter`."""
+    """The tokens of the field `text`; a long one is tokenized on a thread, one of a tenant at a time.
+
+    Raises `UnknownCharacter`, and `InvalidField` if it has more than a prompt may have.
+    """
     if len(text) <= LONG_TEXT_CHARACTERS:
         return tokenizer.encode(text)
-    return await asyncio.to_thread(tokenizer.encode, text)
+    async with _turns.setdefault(current_identity().tenant, asyncio.Lock()):
+        ids = await asyncio.to_thread(tokenizer.encode, text, MAX_PROMPT_TOKENS)
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise InvalidField("text", f"{len(ids)} tokens or more; allowed are at most {MAX_PROMPT_TOKENS}")
+    return ids
 
 
 def check_prompt_size(field: str, ids: Sequence[int]) -> None:
