@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import socket
 
@@ -9,6 +11,8 @@ import httpx
 import pytest
 
 from commands import gruve
+from gruve.cli.serve import _tell
+from gruve.serve.server import Serving
 from server_process import Process
 from serving import PATIENCE_S, until
 
@@ -28,6 +32,18 @@ def test_http_is_served_beside_grpc_and_ends_with_the_server(tiny_repository):
         assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 5)
         assert (code, is_open(port)) == (0, False), log
         assert "uvicorn" not in log  # what it says at `info`
+
+
+async def test_the_server_answers_while_the_gateway_starts(capsys):
+    class Beside:
+        def start(self, grpc_port):
+            call = asyncio.run_coroutine_threadsafe(asyncio.sleep(0, "answered"), loop)
+            assert call.result(PATIENCE_S) == "answered"  # of the event loop that serves
+            return grpc_port + 1
+
+    loop = asyncio.get_running_loop()
+    await _tell(Serving(port=1, metrics_port=3, models=("tiny",), broken=()), Beside())
+    assert json.loads(capsys.readouterr().out)["http_port"] == 2
 
 
 @pytest.mark.slow

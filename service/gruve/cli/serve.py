@@ -207,8 +207,11 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     )
 
 
-def _tell(serving: Serving, beside: GatewayBeside | None) -> None:
-    http = {} if beside is None else {"http_port": beside.start(serving.port)}
+async def _tell(serving: Serving, beside: GatewayBeside | None) -> None:
+    import asyncio
+
+    # On a thread, because the server answers already, and its event loop would stand still.
+    http = {} if beside is None else {"http_port": await asyncio.to_thread(beside.start, serving.port)}
     line = {
         "event": "serving",
         "port": serving.port,

@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,12 +136,12 @@ Ending = Literal["drain", "hand_over"]
 
 async def serve(
     config: ServeConfig,
-    ready: Callable[[Serving], None],
+    ready: Callable[[Serving], Awaitable[None]],
     choose: Callable[[Model, DecodeConfig], Backend] | None = None,
 ) -> None:
-    """Serves until SIGTERM, SIGHUP or SIGINT, then shuts down in order; calls `ready` once everything answers.
+    """Serves until SIGTERM, SIGHUP or SIGINT, then shuts down in order; awaits `ready` once everything answers.
 
-    `choose` replaces `choose_backend`.
+    Requests are answered while `ready` runs. `choose` replaces `choose_backend`.
 
     On SIGTERM and SIGHUP, running streams continue for `drain_s`; if sessions are stored, and can continue elsewhere,
     they are handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no
@@ -158,7 +158,7 @@ async def serve(
             # Keeps what was loaded out of collections: a full one would stop every stream for 0.15 s.
             gc.collect()
             gc.freeze()
-            ready(serving)
+            await ready(serving)
             ending = await endings.get()
             await server.drain(ending, endings)
 

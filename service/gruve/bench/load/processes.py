@@ -134,7 +134,7 @@ class Rate:
 
 
 def _run_server(config: ServeConfig, choose: Callable[[Model, DecodeConfig], Backend] | None, pipe: Connection) -> None:
-    def ready(serving: Serving) -> None:
+    async def ready(serving: Serving) -> None:
         pipe.send(serving.port)
 
     asyncio.run(serve(config, ready, choose))
