@@ -242,6 +242,18 @@ async def test_an_async_stream_closed_by_another_task_just_ends(server):
         assert [chunk async for chunk in stream] == []
 
 
+@pytest.mark.parametrize("use", ["models", "generate", "converse"])
+def test_an_async_client_says_that_it_belongs_to_another_event_loop(server, use):
+    client = AsyncClient(server.address)
+
+    async def call() -> None:
+        await (client.models() if use == "models" else getattr(client, use)("x", model="m").text())
+
+    asyncio.run(client.models())
+    with pytest.raises(RuntimeError, match="was used in another event loop"):
+        asyncio.run(call())
+
+
 def test_closing_the_client_ends_its_streams(server):
     server.hold = True
     client = Client(server.address)

@@ -64,6 +64,9 @@ class Script:
         self.begun.append(Call(next(self._calls, ())))
         return self.begun[-1]
 
+    def check_caller(self) -> None:
+        pass
+
     def delay(self, delay_s: float) -> None:
         self.log.append(delay_s)
 

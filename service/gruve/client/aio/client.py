@@ -359,6 +359,7 @@ class AsyncClient:
     async def _control(
         self, request: generation_pb2.ControlRequest, timeout_s: float | None
     ) -> generation_pb2.ControlResponse:
+        self._transport.check_caller()
         attempt = Attempt(self._connections, timeout_s)
         while True:
             try:
@@ -387,6 +388,7 @@ class AsyncClient:
         `done_before` is the reason with which a repeated call fails if a lost one was carried out: then it returns
         None. `once` forbids to repeat a call that the server may have carried out.
         """
+        self._transport.check_caller()
         attempt = Attempt(self._connections, timeout_s)
         while True:
             try:

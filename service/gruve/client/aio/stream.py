@@ -103,6 +103,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         """Reads the next message, from a new call if there is none. If the call was lost, waits and returns None."""
         try:
             if self._call is None:
+                self._transport.check_caller()
                 self._call = self._open()
                 if self._closed:  # by another thread meanwhile
                     self._call.cancel()

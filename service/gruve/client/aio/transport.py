@@ -28,6 +28,18 @@ class Transport:
 
     def __init__(self) -> None:
         self._closed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The event loop of the first call, in which the channels were made."""
+
+    def check_caller(self) -> None:
+        """Raises `RuntimeError` in another event loop than that of the first call."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if loop is not self._loop:
+            raise RuntimeError(
+                "this AsyncClient was used in another event loop, to which its connections belong; "
+                "make one in each event loop, inside the function that asyncio.run runs"
+            )
 
     def connect(
         self,

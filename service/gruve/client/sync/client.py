@@ -354,6 +354,7 @@ class Client:
     def _control(
         self, request: generation_pb2.ControlRequest, timeout_s: float | None
     ) -> generation_pb2.ControlResponse:
+        self._transport.check_caller()
         attempt = Attempt(self._connections, timeout_s)
         while True:
             try:
@@ -382,6 +383,7 @@ class Client:
         `done_before` is the reason with which a repeated call fails if a lost one was carried out: then it returns
         None. `once` forbids to repeat a call that the server may have carried out.
         """
+        self._transport.check_caller()
         attempt = Attempt(self._connections, timeout_s)
         while True:
             try:

@@ -29,6 +29,9 @@ class Transport:
     def __init__(self) -> None:
         self._closed = threading.Event()
 
+    def check_caller(self) -> None:
+        """Any thread may call."""
+
     def connect(
         self,
         address: str,
