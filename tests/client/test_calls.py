@@ -254,6 +254,35 @@ def test_an_async_client_says_that_it_belongs_to_another_event_loop(server, use)
         asyncio.run(call())
 
 
+def test_a_second_thread_that_reads_a_stream_is_refused(server, client):
+    server.hold = True
+    stream = client.generate("x", model="m")
+    next(stream)
+    reader = threading.Thread(target=lambda: list(stream))
+    reader.start()
+    while not stream._reading:
+        pass
+    with pytest.raises(RuntimeError, match="is being read already"):
+        next(stream)
+    assert not server.cancelled.is_set()
+    stream.close()
+    reader.join(30)
+    assert not reader.is_alive()
+
+
+async def test_a_second_task_that_reads_a_stream_is_refused(server):
+    server.hold = True
+    async with AsyncClient(server.address) as client:
+        stream = client.generate("x", model="m")
+        await anext(stream)
+        reader = asyncio.ensure_future(anext(stream, None))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="is being read already"):
+            await anext(stream)
+        stream.close()
+        assert await reader is None
+
+
 def test_closing_the_client_ends_its_streams(server):
     server.hold = True
     client = Client(server.address)

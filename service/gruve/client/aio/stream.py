@@ -37,6 +37,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         self._resumption = resumption
         self._call: Any = None
         self._closed = False
+        self._reading = False
 
     @property
     def start(self) -> generation_pb2.GenerationStart | None:
@@ -70,6 +71,9 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         return "".join([chunk.text async for chunk in self])
 
     async def __anext__(self) -> Chunk:
+        if self._reading:
+            raise RuntimeError("this stream is being read already, and two readers would each get a part of it")
+        self._reading = True
         try:
             while not self._closed and self._resumption.end is None:
                 chunk = await self._receive()
@@ -78,6 +82,8 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         except BaseException:
             self.cancel()
             raise
+        finally:
+            self._reading = False
         await self._finish()
         raise StopAsyncIteration
 

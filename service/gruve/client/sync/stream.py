@@ -38,6 +38,7 @@ class TokenStream(Iterator[Chunk]):
         self._resumption = resumption
         self._call: Any = None
         self._closed = False
+        self._reading = False
 
     @property
     def start(self) -> generation_pb2.GenerationStart | None:
@@ -71,6 +72,9 @@ class TokenStream(Iterator[Chunk]):
         return "".join([chunk.text for chunk in self])
 
     def __next__(self) -> Chunk:
+        if self._reading:
+            raise RuntimeError("this stream is being read already, and two readers would each get a part of it")
+        self._reading = True
         try:
             while not self._closed and self._resumption.end is None:
                 chunk = self._receive()
@@ -79,6 +83,8 @@ class TokenStream(Iterator[Chunk]):
         except BaseException:
             self.cancel()
             raise
+        finally:
+            self._reading = False
         self._finish()
         raise StopIteration
 
