@@ -63,7 +63,7 @@ class TokenStream(Iterator[Chunk]):
     def receipt(self, *, token_ids: bool = True) -> ReceiptFile | None:
         """The receipt, which `gruve verify` checks, with the generated tokens if wanted; None before the last chunk.
 
-        Its `to_json` is the content of a file. The tokens are missing if the stream has not brought all of them.
+        A file holds the JSON of its `to_json`. The tokens are missing if the stream has not brought all of them.
         """
         return self._resumption.receipt_file(token_ids=token_ids)
 
