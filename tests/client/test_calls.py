@@ -29,6 +29,7 @@ from gruve.client import (
     Conversation,
     DeadlineExceeded,
     GenerateOptions,
+    InvalidRequest,
     Reconnect,
     Reconnected,
     Reconnecting,
@@ -339,14 +340,35 @@ def test_pages_are_joined(server, client):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"seed": -1}, {"max_tokens": "many"}, {"top_k": 2**32}, {"stop": [1]}, {"logit_bias": {-1: 1.0}}],
+    ("field", "value", "allowed"),
+    [
+        ("seed", -1, f"a whole number from 0 to {2**64 - 1}"),
+        ("max_tokens", "many", f"a whole number from 0 to {2**32 - 1}"),
+        ("top_k", 2**32, f"a whole number from 0 to {2**32 - 1}"),
+        ("temperature", "1", "a number"),
+        ("echo", "no", "True or False"),
+        ("generation_id", "\ud800", "a str without lone surrogates"),
+        ("stop", [1], "a list, each a str without lone surrogates"),
+        ("stop_token_ids", 5, f"a list, each a whole number from 0 to {2**32 - 1}"),
+        ("logit_bias", {-1: 1.0}, "a mapping of token ids to numbers"),
+    ],
 )
-def test_a_value_that_no_request_can_hold_is_refused_without_a_call(server, client, options):
+def test_a_value_that_no_request_can_hold_is_refused_without_a_call(server, client, field, value, allowed):
     with pytest.raises(CallFailed) as caught:
-        client.generate("x", model="m", **options)
+        client.generate("x", model="m", **{field: value})
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.violations[0].field in options
+    assert str(caught.value) == f"INVALID_FIELD: {field}: {value!r} cannot be sent; must be {allowed}"
+    assert caught.value.violations[0].field == field
+    assert server.requests == []
+
+
+def test_arguments_of_other_methods_are_refused_without_a_call(server, client):
+    with pytest.raises(InvalidRequest, match="text: b'O' is bytes; must be a str, or the ids of tokens"):
+        client.score(b"O", model="m")
+    with pytest.raises(InvalidRequest, match="blob: 'x' cannot be sent; must be bytes"):
+        client.import_session("x")
+    with pytest.raises(InvalidRequest, match="seed: -1 cannot be sent"):
+        client.fork_session("s1", [-1])
     assert server.requests == []
 
 

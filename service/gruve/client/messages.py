@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypedDict, TypeVar
 
 import grpc
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from gruve.client.errors import CallFailed, FieldViolation, InvalidRequest
 from gruve.v1 import generation_pb2, sampling_pb2, session_pb2
@@ -269,11 +270,25 @@ def _set_ttl(message: Any, field: str, idle_ttl_s: float | None) -> None:
 
 
 def _set_text(request: Any, text: Text) -> None:
+    if isinstance(text, bytes | bytearray | memoryview):  # would be taken for token ids
+        raise refused("text", f"{text!r:.80} is {type(text).__name__}; must be a str, or the ids of tokens")
     if isinstance(text, str):
         _set(request, "text", text)
     else:
         request.tokens.SetInParent()
         _set(request.tokens, "ids", text)
+
+
+_ALLOWED: Final = {
+    FieldDescriptor.TYPE_STRING: "a str without lone surrogates",
+    FieldDescriptor.TYPE_BYTES: "bytes",
+    FieldDescriptor.TYPE_BOOL: "True or False",
+    FieldDescriptor.TYPE_FLOAT: "a number",
+    FieldDescriptor.TYPE_UINT32: f"a whole number from 0 to {2**32 - 1}",
+    FieldDescriptor.TYPE_UINT64: f"a whole number from 0 to {2**64 - 1}",
+    FieldDescriptor.TYPE_FIXED64: f"a whole number from 0 to {2**64 - 1}",
+    FieldDescriptor.TYPE_MESSAGE: "a mapping of token ids to numbers",  # logit_bias, the only one that is set here
+}
 
 
 def _set(message: Any, name: str, value: Any) -> None:
@@ -287,7 +302,14 @@ def _set(message: Any, name: str, value: Any) -> None:
         else:
             setattr(message, name, value)
     except (TypeError, ValueError, AttributeError) as error:
-        raise refused(name, f"{value!r:.80} cannot be sent: {error}") from error
+        raise refused(name, f"{value!r:.80} cannot be sent; must be {_allowed(message.DESCRIPTOR, name)}") from error
+
+
+def _allowed(message: Descriptor, name: str) -> str:
+    """What a field can hold, in words."""
+    field = message.fields_by_name[name]
+    words = _ALLOWED[field.type]
+    return f"a list, each {words}" if field.is_repeated else words
 
 
 def whole_number(value: Any) -> int | None:
