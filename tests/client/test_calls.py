@@ -362,6 +362,13 @@ def test_a_value_that_no_request_can_hold_is_refused_without_a_call(server, clie
     assert server.requests == []
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("keepalive_s", [0, 9.9, 3e6, float("inf"), float("nan")])
+def test_a_keepalive_that_servers_or_grpc_refuse_is_a_value_error(kind, keepalive_s):
+    with pytest.raises(ValueError, match=f"keepalive_s is {keepalive_s}; must be 10 to 2,000,000"):
+        kind("localhost:1", keepalive_s=keepalive_s)
+
+
 def test_arguments_of_other_methods_are_refused_without_a_call(server, client):
     with pytest.raises(InvalidRequest, match="text: b'O' is bytes; must be a str, or the ids of tokens"):
         client.score(b"O", model="m")

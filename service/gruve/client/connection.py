@@ -26,6 +26,8 @@ So one that carries nothing is lost 18 s after the other end has gone silent. On
 itself, and is lost 6 s after that. gruve servers refuse pings more often than every 10 s. A connection whose process
 has died is lost at once.
 """
+KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 10.0, 2_000_000.0
+"""The least is that of the servers; gRPC counts milliseconds in 32 bits."""
 LONGEST_TIMEOUT_S = 1e9
 """gRPC takes a longer time, after 31 years, for none at all."""
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
@@ -102,6 +104,11 @@ class Connections:
         access: Access,
         channel_options: ChannelOptions = (),
     ) -> None:
+        """Raises `ValueError` if there is no address, or for a `keepalive_s` that servers or gRPC refuse."""
+        if not KEEPALIVE_LEAST_S <= keepalive_s <= KEEPALIVE_MOST_S:
+            raise ValueError(
+                f"keepalive_s is {keepalive_s!r}; must be {KEEPALIVE_LEAST_S:g} to {KEEPALIVE_MOST_S:,.0f}"
+            )
         self.reconnect = reconnect or Reconnect()
         self.on_reconnect = on_reconnect
         self.closed = False

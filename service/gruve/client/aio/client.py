@@ -48,7 +48,8 @@ class AsyncClient:
     `addresses` is one gRPC target ("host:port", or a name of several servers, such as "dns:///gruve:50051") or a list
     of targets; the one that answered last is used until it fails. `reconnect` is the retry policy: a call is made again
     if its connection is lost or the server asks for a retry. `on_reconnect` receives a `Reconnecting` event before each
-    retry and a `Reconnected` event after it. `keepalive_s` is the silence after which a connection is pinged.
+    retry and a `Reconnected` event after it. `keepalive_s` is the silence after which a connection is pinged, at least
+    10, because servers close connections that ping more often.
 
     `credentials` is a `Tls` or gRPC's own; without it the connections are not encrypted. A `Tls` is read again if its
     files have changed when a connection is lost. `metadata` is sent with each call, such as
