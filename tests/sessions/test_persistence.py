@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 
-from gruve.errors import StoreUnavailable
+from gruve.errors import SessionElsewhere, SessionExpired, StoreUnavailable
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.persistence.async_store import AsyncStore
+from gruve.sessions.store import LEASE_S
 from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.sqlite import SqliteStore
 from gruve.sessions.table import SessionsConfig, SessionTable
@@ -58,4 +60,67 @@ async def test_a_session_that_cannot_be_encoded_keeps_no_other_from_being_stored
     assert [store.read(session.id, 0.0) is not None for session in sessions] == [True, False, True]
     assert persistence.behind == 0
     assert "a session could not be encoded" in caplog.text
+    await persistence.close()
+
+
+class Overtaken(MemoryStore):
+    """A store in which another server uses a session just before it is deleted."""
+
+    def __init__(self, use):
+        self.now_s = 0.0
+        super().__init__(clock=lambda: self.now_s)
+        self._use = use
+
+    def delete(self, session_id, owner, version):
+        if owner != "other":
+            self._use, use = lambda *_: None, self._use
+            use(self, session_id)
+        return super().delete(session_id, owner, version)
+
+
+def take(store, session_id):
+    store.now_s += LEASE_S + 1
+    return store.acquire(session_id, "other", None, 0.0).version
+
+
+def take_and_give_back(store, session_id):
+    take(store, session_id)
+    store.now_s += LEASE_S + 1
+
+
+def take_and_delete(store, session_id):
+    assert store.delete(session_id, "other", take(store, session_id))
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "left"),
+    [(take, SessionElsewhere, True), (take_and_delete, SessionExpired, False), (take_and_give_back, None, False)],
+)
+async def test_a_deletion_whose_lease_was_lost_answers_what_is_true(use, error, left):
+    persistence = persistence_of(store := Overtaken(use))
+    session = persistence.create("model", "digest", "numerics", None)
+    await persistence._writer.flush()
+    if error is None:
+        await persistence.delete(session.id)
+    else:
+        with pytest.raises(error):
+            await persistence.delete(session.id)
+    assert (store.read(session.id, 0.0) is not None) == left
+    assert persistence.table.find(session.id) is None
+    await persistence.close()
+
+
+async def test_a_session_whose_first_write_fails_can_be_deleted_meanwhile(monkeypatch):
+    def refuse(*_):
+        raise StoreUnavailable("read only")
+
+    persistence = persistence_of(store := MemoryStore())
+    monkeypatch.setattr(store, "write", refuse)
+    session = persistence.create("model", "digest", "numerics", None)
+    writing = asyncio.create_task(persistence._writer.flush())
+    await asyncio.sleep(0)  # until the store writes
+    assert persistence._writer.is_in_flight(session.id)
+    await persistence.delete(session.id)
+    await writing
+    assert (persistence.table.find(session.id), persistence.behind) == (None, 0)
     await persistence.close()

@@ -131,12 +131,21 @@ class Persistence:
 
     async def delete(self, session_id: str, tenant: str = DEFAULT_TENANT) -> None:
         """Deletes a session. Raises what `pin` and `SessionTable.lease` raise."""
+        while not await self._delete_leased(session_id, tenant):
+            pass  # the lease was lost before the store was asked: now the session is elsewhere, gone or leased again
+        self._quota.note_deleted(tenant)
+
+    async def _delete_leased(self, session_id: str, tenant: str) -> bool:
+        """Leases a session and deletes it; False if the lease was lost in between."""
         async with self.use(session_id, tenant) as session:
             store, progress = self._async_store, session.store_progress
             if store is not None and (progress.stored or self._writer.is_in_flight(session.id)):
-                await asyncio.shield(asyncio.ensure_future(store.delete(session.id, progress.version)))
+                deleted = await asyncio.shield(asyncio.ensure_future(store.delete(session.id, progress.version)))
+                if not deleted and progress.stored:  # one whose first write failed is in memory alone
+                    self._writer.lose(session)
+                    return False
             self.discard(session)
-        self._quota.note_deleted(tenant)
+        return True
 
     @contextlib.asynccontextmanager
     async def pin(self, session_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[Session]:
