@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -147,6 +148,7 @@ def test_a_server_whose_redis_is_not_there_says_which_and_why_and_ends(tiny_repo
         command += ["--metrics-port", "0", "--store", f"redis://:secret@{where}/3"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith(f"gruve: the session store does not answer or refuses the call: redis://{where}/3: ")
-    assert "refused" in ended.stderr
+    why = json.loads(ended.stderr.splitlines()[-1])["message"]
+    assert why.startswith(f"the session store does not answer or refuses the call: redis://{where}/3: ")
+    assert "refused" in why
     assert "secret" not in ended.stderr
