@@ -34,7 +34,7 @@ WORDS = {
 SENTENCES = {
     "It belongs to one event loop.": "Threads may share it.",
     "One task reads it.": "One thread reads it.",
-    "or calling `cancel` or `close`,": "dropping the stream, or `cancel` or `close` in any thread",
+    "or calling `cancel` or `close`,": "or `cancel` or `close` in any thread",
     "the reader's cancellation included.": "Ctrl-C included.",
     "which its reader steers meanwhile.": "which any thread steers meanwhile.",
 }

@@ -213,6 +213,19 @@ def test_a_stream_that_is_left_is_cancelled(server, client, leave):
     assert server.cancelled.wait(5)
 
 
+async def test_an_async_stream_that_is_dropped_is_cancelled(server):
+    async def texts(client):  # as a handler that streams a response, whose caller goes away
+        async for chunk in client.generate("x", model="m"):
+            yield chunk.text
+
+    server.hold = True
+    async with AsyncClient(server.address) as client:
+        response = texts(client)
+        await anext(response)
+        await response.aclose()
+        assert await asyncio.to_thread(server.cancelled.wait, 30)
+
+
 def test_another_thread_may_close_a_stream(server, client):
     server.hold = True
     stream = client.generate("x", model="m")

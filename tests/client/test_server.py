@@ -144,3 +144,14 @@ def test_a_value_that_no_request_can_hold_is_refused_as_by_a_server(client):
         client.detokenize([-1], model="tiny")
     with pytest.raises(InvalidRequest, match=r"session_id: .* cannot be sent"):
         client.delete_session("\ud800")
+
+
+async def test_an_async_conversation_that_is_dropped_gives_its_session_back(server):
+    async with AsyncClient(server.address) as client:
+        conversation = client.converse(PROMPT, model="tiny", new_session=True, max_tokens_per_second=0.01)
+        await anext(conversation)
+        session = conversation.start.session_id
+        assert (await client.get_session(session)).session.in_use
+        del conversation
+        while (await client.get_session(session, transcript=False)).session.in_use:
+            pass

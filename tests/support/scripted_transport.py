@@ -67,6 +67,9 @@ class Script:
     def check_caller(self) -> None:
         pass
 
+    def drop(self, stream: Any) -> None:
+        pass
+
     def delay(self, delay_s: float) -> None:
         self.log.append(delay_s)
 

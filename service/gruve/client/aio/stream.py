@@ -27,7 +27,7 @@ from gruve.v1 import generation_pb2
 class AsyncTokenStream(AsyncIterator[Chunk]):
     """The chunks of one generation, as the server sends them.
 
-    One task reads it. Leaving the `async with` block, or calling `cancel` or `close`,
+    One task reads it. Leaving the `async with` block, dropping the stream, or calling `cancel` or `close`,
     cancels the generation. So does an exception while it is read, the reader's cancellation included.
     """
 
@@ -38,6 +38,10 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         self._call: Any = None
         self._closed = False
         self._reading = False
+
+    def __del__(self) -> None:
+        if self._call is not None and self._resumption.end is None:
+            self._transport.drop(self)
 
     @property
     def start(self) -> generation_pb2.GenerationStart | None:

@@ -85,6 +85,15 @@ class Transport:
                 task.cancel()
             await asyncio.gather(*reading, return_exceptions=True)
 
+    def drop(self, stream: Any) -> None:
+        """Cancels a stream that its reader has dropped, in its event loop: the garbage collector runs in any thread.
+
+        gRPC keeps a reference to a call that is not finished, so the call does not end by itself.
+        """
+        with contextlib.suppress(RuntimeError):  # of a closed event loop, which has ended its calls
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(stream.cancel)
+
     async def sleep(self, delay_s: float) -> None:
         """Waits, but not beyond `close`."""
         if delay_s <= 0.0:

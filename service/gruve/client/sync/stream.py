@@ -40,6 +40,10 @@ class TokenStream(Iterator[Chunk]):
         self._closed = False
         self._reading = False
 
+    def __del__(self) -> None:
+        if self._call is not None and self._resumption.end is None:
+            self._transport.drop(self)
+
     @property
     def start(self) -> generation_pb2.GenerationStart | None:
         """The server's report of what it generates, with seed and session; None before the first chunk."""

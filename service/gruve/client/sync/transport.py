@@ -77,6 +77,10 @@ class Transport:
                 raise
             return [future.result() for future in reading]
 
+    def drop(self, stream: Any) -> None:
+        """Cancels a stream that its reader has dropped."""
+        stream.cancel()
+
     def sleep(self, delay_s: float) -> None:
         """Waits, but not beyond `close`."""
         self._closed.wait(delay_s)
