@@ -32,7 +32,7 @@ DASHBOARD = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
 ALERTS = {rule["alert"]: rule["expr"] for rule in RULES if "alert" in rule}
 RECORDED = [rule["record"] for rule in RULES if "record" in rule]
 MAY_BE_EMPTY = {
-    "The store's failures A": "a store that has never failed has no series of failures",
+    "Store errors A": "a store that has never failed has no series of failures",
     "GruveAbsent": "absent() has a result only while no server is scraped",
 }
 """The expressions that have no data while a server does well, and why."""
