@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
 import sys
 from pathlib import Path
 
-from gruve.cli.demo import next_steps
+import pytest
+
+from gruve.cli.demo import _ready, next_steps
+from gruve.cli.terminal import Failure
 
 
 def test_in_a_clone_the_next_steps_are_those_of_the_readme(tmp_path, monkeypatch):
@@ -28,3 +33,11 @@ def test_elsewhere_the_next_steps_are_those_of_the_installed_command(tmp_path, m
         monkeypatch.setattr("shutil.which", lambda _, found=found: found)
         steps = [step.split("  ")[0] for step in next_steps(["tiny"], Path("my models"))]
         assert steps == [f"{gruve} serve --models 'my models'", f"{gruve} chat tiny", f"{gruve} --help"]
+
+
+@pytest.mark.parametrize("line", ['{"level": "critical", "message": "no such store"}', "no such store"])
+def test_a_server_that_does_not_start_is_explained_by_the_last_line_of_its_log(line):
+    log = io.StringIO(f'{{"message": "model loaded"}}\n{line}\n')
+    server = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE, text=True)
+    with server, pytest.raises(Failure, match=r"^the server did not start: no such store$"):
+        _ready(server, log)

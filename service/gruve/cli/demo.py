@@ -220,6 +220,8 @@ def _ready(server: subprocess.Popen[str], log: IO[str]) -> dict[str, Any]:
     server.wait()
     log.seek(0)
     last = log.read().strip().rpartition("\n")[2]
+    with contextlib.suppress(ValueError):  # wrong usage is a plain line
+        last = json.loads(last)["message"]
     raise Failure(f"the server did not start: {last or f'it was not ready within {START_WITHIN_S:.0f} s'}")
 
 
