@@ -10,6 +10,7 @@ import time
 import grpc
 import pytest
 
+from gruve.sessions.store import LEASE_S
 from gruve.sessions.store.memory import MemoryStore
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, session_pb2_grpc
@@ -17,7 +18,7 @@ from gruve.v1 import session_pb2 as p
 from redis_server import RedisServer
 from server_process import Process, drain
 from serving import HELD, PATIENCE_S, Read, broken, refusal, token, until
-from session_calls import delete, fork, get, listed, seeded, stop, without
+from session_calls import delete, fork, get, listed, rewind, seeded, stop, without
 
 
 def test_a_session_is_used_on_one_server_at_a_time_and_on_any(start):
@@ -85,6 +86,31 @@ def test_a_caller_that_leaves_while_a_session_is_fetched_does_not_block_others(s
     until(lambda: not two.server.persistence.behind)
     assert one.read(session_id=session, text="O", max_tokens=12).end.next_position == 14
     assert two.session(session).position == 14
+
+
+class Overtaken(MemoryStore):
+    """A store in which another server takes `session`, if one is named, before the next write."""
+
+    def __init__(self):
+        self.session, self.now_s = "", 0.0
+        super().__init__(clock=lambda: self.now_s)
+
+    def write(self, owner, writes):
+        if self.session:
+            self.now_s += LEASE_S + 1
+            self.acquire(self.session, "other", None, time.time())
+            self.session = ""
+        return super().write(owner, writes)
+
+
+def test_a_rewind_that_another_server_has_overtaken_is_refused(start):
+    server = start(shared=(store := Overtaken()))
+    session = server.create()
+    server.read(session_id=session, text="O", max_tokens=5)
+    until(lambda: not server.server.persistence.behind)
+    store.session = session
+    assert refusal(lambda: rewind(server, session, 2)).reason == "SESSION_ELSEWHERE"
+    assert server.session(session).position == 7
 
 
 class Counting(MemoryStore):

@@ -156,7 +156,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                     position=session.position,
                 )
             rewind(session, request.to_position, request.seed if request.HasField("seed") else None)
-            await self._persistence.wait_durable(session)
+            await self._persistence.wait_before_send(session, session.position)
         return session_pb2.RewindSessionResponse(session=self._message(session))
 
     async def ExportSession(

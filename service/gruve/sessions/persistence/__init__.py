@@ -198,7 +198,7 @@ class Persistence:
         return progress.durable_events >= wanted
 
     async def wait_before_send(self, session: Session, next_position: int) -> int | None:
-        """Waits until what the tokens before `next_position` depend on is durable, before they are sent.
+        """Waits until what the tokens before `next_position` depend on is durable, before an answer has them.
 
         Returns the durable position if the store is behind or fails, which the message then reports; else None. Raises
         `SessionElsewhere` if another server has taken the session.
