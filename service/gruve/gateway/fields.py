@@ -13,6 +13,9 @@ from starlette.requests import Request
 
 from gruve.gateway.errors import InvalidField, Refused
 
+MAX_QUOTED = 40
+"""The characters of a value that a message quotes."""
+
 
 class Fields:
     """The fields of a request. Each is read once; null is the same as absent. Errors are `InvalidField`.
@@ -99,7 +102,7 @@ async def json_fields(request: Request) -> Fields:
     except RecursionError:
         raise _malformed("it is nested too deeply") from None
     except ValueError as error:
-        raise _malformed(str(error)) from None
+        raise _malformed(str(error).partition(";")[0]) from None  # what follows is advice to Python programs
     if not isinstance(values, dict):
         raise _malformed(f"it is {_kind(values)}")
     return Fields(values)
@@ -120,8 +123,16 @@ def _checked(name: str, value: Any, kind: type | UnionType, wanted: str) -> Any:
 
 def _given(name: str, value: Any, kind: type | UnionType, wanted: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InvalidField(name, f"is {_kind(value)}; must be {wanted}")
+        raise InvalidField(name, f"is {_quoted(value)}; must be {wanted}")
     return value
+
+
+def _quoted(value: Any) -> str:
+    """A value as JSON has it, shortened; of an object or a list the kind alone."""
+    if isinstance(value, dict | list):
+        return _kind(value)
+    text = json.dumps(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def _kind(value: Any) -> str:
