@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import socket
 import urllib.error
 import urllib.request
 from types import SimpleNamespace
@@ -84,6 +86,20 @@ def test_without_free_file_descriptors_the_metrics_port_pauses_and_says_so_once(
     assert ["ulimit -n" in record.message for record in caplog.records] == [True]
     server.shutdown()
     server.server_close()
+
+
+def test_beyond_so_many_connections_the_first_one_is_closed_and_the_others_are_served(start, monkeypatch):
+    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 3)
+    server = start()
+    address = ("127.0.0.1", server.serving.metrics_port)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(address, PATIENCE_S)) for _ in range(4)]
+        for connection in slow:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        assert slow[0].recv(1) == b""
+        assert healthz(server) == 200
+        slow[-1].sendall(b"y\r\n\r\n")
+        assert slow[-1].recv(4) == b"HTTP"
 
 
 def test_what_was_served_is_counted(start):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -22,6 +23,9 @@ from gruve.serve.tls import Certificates
 log = logging.getLogger(__name__)
 SILENCE_S = 30.0
 """How long a connection may be silent before its thread closes it."""
+MAX_CONNECTIONS = 64
+"""Each takes a thread and a file descriptor. Beyond so many, the one that was opened first is closed. A scrape
+takes milliseconds, so that one is slow."""
 
 FULL_S = 0.1
 """How long it waits for a file descriptor before it accepts again."""
@@ -35,7 +39,33 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
+    request_queue_size = 128
     _is_full = False
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, None] = {}
+        """The connections, in the order in which they were opened."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serves a connection on a thread; closes the first one if there are too many."""
+        first = None
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > MAX_CONNECTIONS:
+                first = next(iter(self._open))
+                del self._open[first]
+        if first is not None:
+            with contextlib.suppress(OSError):  # its client has gone
+                socket.socket.shutdown(first, socket.SHUT_RDWR)  # its thread ends, and closes it; TLS is in use there
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Closes a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def get_request(self) -> tuple[Any, Any]:
         """Accepts a connection. Without a free file descriptor it stays in the queue, and the loop would spin."""
