@@ -24,6 +24,7 @@ from gruve.client import (
     AsyncClient,
     AsyncConversation,
     CallFailed,
+    Cancelled,
     Chunk,
     Client,
     Conversation,
@@ -305,6 +306,17 @@ def test_closing_the_client_ends_its_streams(server):
     threading.Timer(0.05, client.close).start()
     with pytest.raises(CallFailed, match="closed"):
         next(stream)
+
+
+@pytest.mark.parametrize("use", ["models", "generate", "converse"])
+def test_a_call_that_begins_while_the_client_is_closed_is_cancelled(server, use):
+    def closes_meanwhile():
+        client.close()
+        return ()
+
+    client = Client(server.address, metadata=closes_meanwhile)
+    with pytest.raises(Cancelled, match="closed during the call"):
+        client.models() if use == "models" else getattr(client, use)("x", model="m").text()
 
 
 def test_the_timeout_bounds_everything(server, client):

@@ -67,6 +67,9 @@ class Script:
     def check_caller(self) -> None:
         pass
 
+    def open(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Any) -> Call:
+        return rpc(request, timeout=timeout_s, metadata=metadata)
+
     def drop(self, stream: Any) -> None:
         pass
 

@@ -128,9 +128,9 @@ class Connections:
 
     def stubs(self, index: int) -> Stubs:
         """The stubs of an address; raises `Cancelled` once the client is closed."""
-        if self.closed:
-            raise Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
         with self._opening:
+            if self.closed:
+                raise Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
             if index not in self._stubs:
                 address, access = self.addresses[index], self.access
                 options, signature = _options_of(address, self._keepalive_s), access.signature()
@@ -151,8 +151,9 @@ class Connections:
 
     def close(self) -> list[Any]:
         """Forbids further calls, and returns the channels for the caller to close."""
-        self.closed = True
-        return [stubs.channel for stubs in (*self._stubs.values(), *self._replaced)]
+        with self._opening:
+            self.closed = True
+            return [stubs.channel for stubs in (*self._stubs.values(), *self._replaced)]
 
 
 class Attempt:

@@ -133,7 +133,8 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
     def _open(self) -> Any:
         """Starts the call that continues the generation."""
         generate, metadata = self._attempt.stubs().generations.Generate, self._attempt.metadata()
-        return generate(self._resumption.next_request(), timeout=self._attempt.remaining_s(), metadata=metadata)
+        request = self._resumption.next_request()
+        return self._transport.open(generate, request, self._attempt.remaining_s(), metadata)
 
     def _take(self, response: Any) -> Chunk | None:
         return self._resumption.receive(response)
@@ -228,7 +229,7 @@ class AsyncConversation(AsyncTokenStream):
             for request in self._steering.first_messages():
                 outbox.put(request)
             self._outbox = outbox
-        return converse(outbox.messages(), timeout=self._attempt.remaining_s(), metadata=metadata)
+        return self._transport.open(converse, outbox.messages(), self._attempt.remaining_s(), metadata)
 
     def _take(self, response: Any) -> Chunk | None:
         with self._lock:

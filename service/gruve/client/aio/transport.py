@@ -60,6 +60,10 @@ class Transport:
         except (grpc.RpcError, asyncio.CancelledError) as error:
             raise _failure_of(error) from error
 
+    def open(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Metadata) -> Any:
+        """Begins a call with a stream of responses."""
+        return rpc(request, timeout=timeout_s, metadata=metadata)
+
     async def read(self, call: Any) -> Any:
         """Returns the next message of a stream, None after the last one."""
         try:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import grpc
 
 from gruve.client.completions import MAX_AT_ONCE
 from gruve.client.credentials import Metadata
-from gruve.client.errors import failure_of
+from gruve.client.errors import Cancelled, failure_of
 from gruve.v1 import generation_pb2
 
 CLOSE_WITHIN_S = 2.0
@@ -48,17 +49,29 @@ class Transport:
 
     def call(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Metadata) -> Any:
         """Calls an rpc with one response."""
-        try:
+        with self._failures():
             return rpc(request, timeout=timeout_s, metadata=metadata)
-        except grpc.RpcError as error:
-            raise failure_of(error) from error
+
+    def open(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Metadata) -> Any:
+        """Begins a call with a stream of responses."""
+        with self._failures():
+            return rpc(request, timeout=timeout_s, metadata=metadata)
 
     def read(self, call: Any) -> Any:
         """Returns the next message of a stream, None after the last one."""
-        try:
+        with self._failures():
             return next(call, None)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
         except grpc.RpcError as error:
             raise failure_of(error) from error
+        except ValueError as error:  # gRPC's for a channel that another thread has closed
+            if not self._closed.is_set():
+                raise
+            raise Cancelled(grpc.StatusCode.CANCELLED, str(error)) from error
 
     def texts(self, streams: Sequence[Any]) -> list[str]:
         """Reads streams to their ends at the same time and returns their texts; if one fails, cancels the others."""
