@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 
 import pytest
@@ -134,3 +135,12 @@ def test_stops_that_cannot_be_are_refused(strings, ids, texts, why):
 def test_a_character_of_no_stop_leads_to_the_start(strings):
     stop_table = compile_stops(strings, (), ("a", "z"))
     assert not stop_table.table[:, 1].any()
+
+
+def test_many_stops_take_less_than_400_bytes_a_state_beside_the_table():
+    strings = [f"{chr(0x4E00 + i)}{'a' * 63}" for i in range(16)]
+    tracemalloc.start()
+    compiled = compile_stops(strings, (), ("a", "b"))
+    taken_bytes = tracemalloc.get_traced_memory()[0] - compiled.table.nbytes
+    tracemalloc.stop()
+    assert taken_bytes / len(compiled.table) < 400

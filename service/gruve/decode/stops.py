@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,10 @@ class StopTable:
     """(states, V)"""
     depth: NDArray[np.int32]
     """(states,): how many characters at the end of the text may still become a stop. A stream withholds them."""
-    _goto: tuple[dict[str, int], ...]
+    _edges: tuple[dict[str, int], ...]
+    """The trie of the strings. Without the transitions that follow from `_fail`, which would be most of the memory."""
+    _fail: tuple[int, ...]
+    """The state of the longest suffix that is a prefix of a stop; where no edge fits, it is tried next."""
     _output: tuple[int, ...]
 
     def walk(self, state: int, text: str) -> tuple[int, int | None, int | None]:
@@ -45,7 +48,9 @@ class StopTable:
         returned.
         """
         for index, character in enumerate(text):
-            state = self._goto[state].get(character, 0)
+            while (following := self._edges[state].get(character, 0)) == 0 and state:
+                state = self._fail[state]
+            state = following
             if self._output[state] >= 0:
                 return state, self._output[state], index + 1
         return state, None, None
@@ -84,10 +89,11 @@ def _compile(strings: tuple[str, ...], token_ids: tuple[int, ...], texts: tuple[
             f"{states - 1} characters of stops over {len(texts)} tokens need {states * len(texts)} table entries; "
             f"at most {MAX_TABLE_ENTRIES}",
         )
-    goto, output, depth = _automaton(strings)
-    table = _fill(goto, output, texts)
+    edges, fail, output, depth = _automaton(strings)
+    table = _fill(_transitions(edges, fail), output, texts)
     table[:, list(token_ids)] |= MATCHED
-    return StopTable(strings, token_ids, table, np.array(depth, dtype=np.int32), tuple(goto), tuple(output))
+    depths = np.array(depth, dtype=np.int32)
+    return StopTable(strings, token_ids, table, depths, tuple(edges), tuple(fail), tuple(output))
 
 
 def _fill(goto: Sequence[dict[str, int]], output: Sequence[int], texts: Sequence[str]) -> NDArray[np.int32]:
@@ -108,34 +114,50 @@ def _fill(goto: Sequence[dict[str, int]], output: Sequence[int], texts: Sequence
     return table
 
 
-def _automaton(strings: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
+def _transitions(edges: Sequence[dict[str, int]], fail: Sequence[int]) -> list[dict[str, int]]:
+    """For each state, the next one by character; absent means state 0."""
+    goto = list(edges)
+    for state in _by_depth(edges):
+        goto[state] = {**goto[fail[state]], **edges[state]}
+    return goto
+
+
+def _automaton(strings: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int], list[int]]:
     """Builds the Aho-Corasick automaton.
 
-    Returns the transitions (absent means state 0); for each state the longest stop that ends in it, or -1; and for each
-    state the length of the longest suffix of the text that is a proper prefix of a stop.
+    Returns the edges of the trie; for each state the one of its longest suffix that is a prefix of a stop; the longest
+    stop that ends in it, or -1; and the length of the longest suffix of the text that is a proper prefix of a stop.
     """
-    goto: list[dict[str, int]] = [{}]
+    edges: list[dict[str, int]] = [{}]
     output, depth = [-1], [0]
     for index, string in enumerate(strings):
         state = 0
         for character in string:
-            if character not in goto[state]:
-                goto[state][character] = len(goto)
-                goto.append({})
+            if character not in edges[state]:
+                edges[state][character] = len(edges)
+                edges.append({})
                 output.append(-1)
                 depth.append(depth[state] + 1)
-            state = goto[state][character]
+            state = edges[state][character]
         output[state] = index if output[state] < 0 else output[state]
-    fail = [0] * len(goto)
-    queue = collections.deque(goto[0].values())
-    while queue:
-        state = queue.popleft()
+    fail = [0] * len(edges)
+    for state in _by_depth(edges):
         if output[state] < 0:
             output[state] = output[fail[state]]
-        if not goto[state]:  # the state itself is a whole stop, so look at shorter suffixes
+        if not edges[state]:  # the state itself is a whole stop, so look at shorter suffixes
             depth[state] = depth[fail[state]]
-        for character, following in goto[state].items():
-            fail[following] = goto[fail[state]].get(character, 0)
-            queue.append(following)
-        goto[state] = {**goto[fail[state]], **goto[state]}
-    return goto, output, depth
+        for character, following in edges[state].items():
+            shorter = fail[state]
+            while character not in edges[shorter] and shorter:
+                shorter = fail[shorter]
+            fail[following] = edges[shorter].get(character, 0)
+    return edges, fail, output, depth
+
+
+def _by_depth(edges: Sequence[dict[str, int]]) -> Iterator[int]:
+    """The states but the first, the shortest prefixes first."""
+    queue = collections.deque(edges[0].values())
+    while queue:
+        state = queue.popleft()
+        yield state
+        queue.extend(edges[state].values())
