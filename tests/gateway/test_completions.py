@@ -215,6 +215,14 @@ REASONS = [
     ({"temperature": "x" * 99}, f'temperature: is "{"x" * 39}...; must be a number'),
     ({"stream_options": {}}, "stream_options: is allowed only if stream is true"),
     ({"session": "new", "n": 2}, "session: is allowed for one answer; n and the prompts ask for 2"),
+    (
+        {"n": 128, "max_tokens": 2_000, "logprobs": 20},
+        "logprobs: asks for up to 5376000 log-probabilities in all; without stream at most 262144",
+    ),
+    (
+        MEASURE | {"prompt": 2 * ["a" * 7_000], "logprobs": 20},
+        "logprobs: asks for up to 294000 log-probabilities in all; without stream at most 262144",
+    ),
     ({"temperature": 10**400}, f"temperature: is 1{'0' * 19}...; must be within ±1.8e+308"),
 ]
 

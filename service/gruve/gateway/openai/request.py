@@ -17,6 +17,9 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 MAX_CHOICES = 128
 """The most answers to one request: prompts times `n`."""
+MAX_WHOLE_LOGPROBS = 262_144
+"""The most log-probabilities, alternatives included, of answers that are not streamed: the gateway holds them all, and
+answers nobody else for 0.2 s while it writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +127,22 @@ def _refuse_what_is_not_offered(fields: Fields, n: int) -> None:
             raise InvalidField(name, "is not offered; repetition_penalty and repetition_window are")
 
 
+def _most_logprobs(asked: CompletionRequest) -> int:
+    """How many log-probabilities the answers may have, with the alternatives. A token has at least one character."""
+    if asked.logprobs is None:
+        return 0
+    echoed = sum(len(prompt or "") for prompt in asked.prompts) if asked.echo else 0
+    return asked.n * (echoed + len(asked.prompts) * asked.max_tokens) * (1 + asked.logprobs)
+
+
 def _check_together(asked: CompletionRequest) -> None:
     choices = len(asked.prompts) * asked.n
     if choices > MAX_CHOICES:
         raise InvalidField("n", f"asks for {choices} answers with all prompts; must be at most {MAX_CHOICES}")
+    logprobs = _most_logprobs(asked)
+    if logprobs > MAX_WHOLE_LOGPROBS and not asked.stream:
+        why = f"asks for up to {logprobs} log-probabilities in all; without stream at most {MAX_WHOLE_LOGPROBS}"
+        raise InvalidField("logprobs", why)
     for name, value in (("session", asked.session), ("generation_id", asked.generation_id)):
         if value is not None and choices > 1:
             raise InvalidField(name, f"is allowed for one answer; n and the prompts ask for {choices}")
