@@ -308,6 +308,15 @@ def test_closing_the_client_ends_its_streams(server):
         next(stream)
 
 
+def test_a_client_that_was_closed_before_the_call_says_so(server):
+    client = Client(server.address)
+    client.close()
+    with pytest.raises(Cancelled, match="the client is closed"):
+        client.models()
+    with pytest.raises(Cancelled, match="the client is closed"):
+        client.generate("x", model="m").text()
+
+
 @pytest.mark.parametrize("use", ["models", "generate", "converse"])
 def test_a_call_that_begins_while_the_client_is_closed_is_cancelled(server, use):
     def closes_meanwhile():

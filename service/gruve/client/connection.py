@@ -30,6 +30,7 @@ KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 10.0, 2_000_000.0
 """The least is that of the servers; gRPC counts milliseconds in 32 bits."""
 LONGEST_TIMEOUT_S = 1e9
 """gRPC takes a longer time, after 31 years, for none at all."""
+CLOSED_MEANWHILE = "the client was closed during the call"
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
 ChannelOptions = Sequence[tuple[str, Any]]
 """Names and values of gRPC's channel arguments."""
@@ -196,7 +197,9 @@ class Attempt:
     def failed(self, failure: CallFailed) -> float:
         """Returns the delay before the next call in seconds; raises the method's exception if there is to be none."""
         if self._connections.closed:
-            raise Cancelled(grpc.StatusCode.CANCELLED, "the client was closed during the call")
+            if isinstance(failure, Cancelled):
+                raise failure
+            raise Cancelled(grpc.StatusCode.CANCELLED, CLOSED_MEANWHILE)
         if isinstance(failure, DeadlineExceeded) and not failure.reason and self._timeout_s is not None:
             failure.message = f"the call did not finish within timeout_s={self._timeout_s:g}"
         if failure.connection_lost:

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from gruve.client.completions import MAX_AT_ONCE
+from gruve.client.connection import CLOSED_MEANWHILE
 from gruve.client.credentials import Metadata
 from gruve.client.errors import Cancelled, failure_of
 from gruve.v1 import generation_pb2
@@ -71,7 +72,7 @@ class Transport:
         except ValueError as error:  # gRPC's for a channel that another thread has closed
             if not self._closed.is_set():
                 raise
-            raise Cancelled(grpc.StatusCode.CANCELLED, str(error)) from error
+            raise Cancelled(grpc.StatusCode.CANCELLED, CLOSED_MEANWHILE) from error
 
     def texts(self, streams: Sequence[Any]) -> list[str]:
         """Reads streams to their ends at the same time and returns their texts; if one fails, cancels the others."""
