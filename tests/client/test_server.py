@@ -69,6 +69,12 @@ def test_a_connection_that_falls_silent_is_given_up_and_the_stream_goes_on(rate,
     assert lost_after_s[0] < at_most_s
 
 
+@pytest.mark.slow
+def test_a_connection_that_takes_longer_than_a_second_is_waited_for(server):
+    with contextlib.closing(FreezingProxy(server.serving.port, late_s=1.5)) as proxy, Client(proxy.address) as client:
+        assert client.get_model("tiny").name == "tiny"
+
+
 def test_a_stream_that_is_handed_over_goes_on_at_the_next_server(start):
     first, second = start(drain_s=0.0), start()
     options = {"seed": 5, "max_tokens": 300}

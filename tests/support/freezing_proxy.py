@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 
 class FreezingProxy:
-    """Forwards TCP to a port. `freeze` silences the connections there are; those that come later are forwarded."""
+    """Forwards TCP to a port. `freeze` silences the connections there are; those that come later are forwarded.
 
-    def __init__(self, port: int) -> None:
+    A new connection is forwarded after `late_s`, as over a long way.
+    """
+
+    def __init__(self, port: int, late_s: float = 0.0) -> None:
         self._port = port
+        self._late_s = late_s
         self._thawed = threading.Event()
         self._frozen = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -27,6 +32,7 @@ class FreezingProxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                time.sleep(self._late_s)
                 far = socket.create_connection(("127.0.0.1", self._port))
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(*pair, self._frozen), daemon=True).start()

@@ -80,8 +80,10 @@ def _options_of(address: str, keepalive_s: float) -> list[tuple[str, Any]]:
         ("grpc.http2.max_pings_without_data", 0),
         # gRPC's own delays (1 s growing to 2 minutes) are longer than the retries of this client.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # By this name gRPC calls how long making a connection may take. TLS needs some three round trips; a silent
+        # host keeps a call from the next address for this time.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if address.startswith(LOOPBACK):
