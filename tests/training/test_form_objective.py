@@ -20,6 +20,7 @@ from gruve.training.batches import IGNORED, Batch
 from gruve.training.config import Architecture, Batches, Form, Schedule, TrainingConfig, read_config
 from gruve.training.corpus import read_tunes, tokens_of
 from gruve.training.form_objective import GREATEST_RATIO, OwnTunes, advantages, class_of, form_class, form_loss
+from gruve.training.melody import MelodyClasses
 from gruve.training.pointing import pointed_rows
 from gruve.training.quality import Sample, draw_samples
 from gruve.training.trainer import Run, train
@@ -133,8 +134,11 @@ def test_composed_tunes_are_those_of_a_server_with_their_advantages_and_pointers
     assert batch.pointed is not None
     assert batch.inputs.shape[0] == 8
     whole = torch.cat((batch.inputs, batch.targets[:, -1:]), dim=1)
-    classes = [class_of(s, split(s.text)) for s in drawn]
-    values = advantages(classes, Counter(map(form_class, wanted)))
+    forms = [class_of(s, split(s.text)) for s in drawn]
+    melody = MelodyClasses(wanted)
+    melodies = [None if form is None else melody.class_of(split(s.text)) for s, form in zip(drawn, forms, strict=True)]
+    of_form, of_melody = advantages(forms, Counter(map(form_class, wanted))), advantages(melodies, melody.wanted)
+    values = [first + second for first, second in zip(of_form, of_melody, strict=True)]
     given_by = {(0, *s.ids, 1): value for s, value in zip(drawn, values, strict=True)}
     for row, pointed, advantage in zip(whole.tolist(), batch.pointed, batch.advantages.tolist(), strict=True):
         ids = tuple(row[: row.index(1) + 1])

@@ -198,8 +198,8 @@ def _training(text: CardText, results: Results) -> str:
         )
     if (form := t.get("form")) is not None:
         sentences.append(
-            f"Every {form['every_steps']} updates it composed {form['composed']:,} tunes. Those whose form is rarer "
-            f"among them than in the training part became likelier (weight {form['weight']:g})."
+            f"Every {form['every_steps']} updates it composed {form['composed']:,} tunes. Those whose form "
+            f"or melody is rarer among them than in the training part became likelier (weight {form['weight']:g})."
         )
     files = "The configuration is [training.toml](training.toml), the loss curve [losses.csv](losses.csv)."
     return f"## Training\n\n```sh\n{command}\n```\n\n" + " ".join([*sentences, files])

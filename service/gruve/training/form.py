@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
+from gruve.training.melody import notes_of
 from gruve.tune.tokens import BAR_TEXT
 
 PICKUP_TOKENS = 3
@@ -39,6 +41,8 @@ class Form:
     """Tunes in which every part has 8 bars. A second ending is not counted in addition to the first."""
     ends_on_tonic: float
     """Tunes whose last note is C, the tonic of every tune in the corpus."""
+    notes_repeated: float
+    """Notes that equal the note before, of those that have one; a measure of dullness, not of form."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +58,10 @@ class TuneForm:
     """None if the tune has fewer than 16 bars."""
     parts_of_8_bars: bool
     ends_on_tonic: bool
+    steps: int
+    """Notes that have a note before."""
+    notes_repeated: int
+    """Of these, notes that equal it."""
 
 
 def bars_of(tokens: Sequence[str]) -> list[Bar]:
@@ -64,7 +72,7 @@ def bars_of(tokens: Sequence[str]) -> list[Bar]:
 
 def tune_form(tokens: Sequence[str]) -> TuneForm:
     """The form of one tune given as tokens."""
-    bars = bars_of(tokens)
+    bars, notes = bars_of(tokens), notes_of(tokens)
     return TuneForm(
         bars=len(bars),
         repeated=sum(bar in bars[:n] for n, bar in enumerate(bars)),
@@ -72,6 +80,8 @@ def tune_form(tokens: Sequence[str]) -> TuneForm:
         half_cadences_equal=bars[14] == bars[6] if len(bars) >= 16 else None,
         parts_of_8_bars=set(parts_of(tokens)) == {PART_BARS},
         ends_on_tonic=ends_on_tonic(tokens),
+        steps=max(0, len(notes) - 1),
+        notes_repeated=sum(before == after for before, after in pairwise(notes)),
     )
 
 
@@ -85,6 +95,7 @@ def form_of(tunes: Iterable[Sequence[str]]) -> Form:
         half_cadences_equal=_true(form.half_cadences_equal for form in forms),
         parts_of_8_bars=_true(form.parts_of_8_bars for form in forms),
         ends_on_tonic=_true(form.ends_on_tonic for form in forms),
+        notes_repeated=_share(sum(form.notes_repeated for form in forms), sum(form.steps for form in forms)),
     )
 
 

@@ -1,18 +1,20 @@
-"""The form objective: it gives the tunes that the model composes the form of the corpus.
+"""The form objective: it gives the tunes that the model composes the form and the melodies of the corpus.
 
 A model that only learned the next token of real tunes is led astray by its own choices when it composes: fewer bars
 return, and fewer tunes end on the tonic. So at intervals a run composes tunes, and compares how frequent each form is
 among them and in the corpus. The objective is the log-likelihood of the corpus's forms under the model, summed over all
 tunes of a form. Its gradient is that of REINFORCE (Williams 1992) with the ratio of the two frequencies as the reward:
-a tune becomes likelier if its form is too rare. The steps are bounded as those of PPO (Schulman et al. 2017): a token
-counts no more once its probability has moved far enough.
+a tune becomes likelier if its form is too rare. The same is done for the classes of `melody.py`, because duller
+melodies are an easy way to the right form: a low note, repeated often, ends more tunes on the tonic. The steps are
+bounded as those of PPO (Schulman et al. 2017): a token counts no more once its probability has moved far enough.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from gruve.training.batches import IGNORED, Batch, Piece, TuneBatches
 from gruve.training.config import Batches, Form
 from gruve.training.form import bars_of, tune_form
 from gruve.training.form_report import is_right
+from gruve.training.melody import MelodyClasses
 from gruve.training.pointing import pointed_rows
 from gruve.training.quality import Sample, draw_samples
 
@@ -42,6 +45,7 @@ SEEDS = 1_000_000
 """The seeds of one composition are this far from those of the next."""
 
 FormClass = tuple[bool | int | None, ...]
+Kind = TypeVar("Kind", bound=Hashable)
 
 
 class OwnTunes:
@@ -50,7 +54,8 @@ class OwnTunes:
     def __init__(self, form: Form, train: Iterable[Sequence[str]], seed: int) -> None:
         """`train` are the tunes of the corpus, as tokens; `seed` orders the batches."""
         self._form, self._seed = form, seed
-        self._wanted = Counter(map(form_class, train))
+        tunes = list(train)
+        self._wanted, self._melodies = Counter(map(form_class, tunes)), MelodyClasses(tunes)
         self._pieces: tuple[Piece, ...] = ()
         self._batches: TuneBatches | None = None
 
@@ -60,10 +65,15 @@ class OwnTunes:
         samples = draw_samples(model, composed, seed=SEEDS * (number + 1), with_nats=True)
         start, end = model.tokenizer.start_id, model.tokenizer.end_id or 0
         vocabulary = model.tokenizer.vocabulary
-        classes = [class_of(sample, [vocabulary[i] for i in sample.ids]) for sample in samples]
+        tunes = [[vocabulary[i] for i in sample.ids] for sample in samples]
+        forms = [class_of(sample, tokens) for sample, tokens in zip(samples, tunes, strict=True)]
+        melodies = [
+            None if form is None else self._melodies.class_of(tokens) for form, tokens in zip(forms, tunes, strict=True)
+        ]
+        of_form, of_melody = advantages(forms, self._wanted), advantages(melodies, self._melodies.wanted)
         pieces = [
-            _piece(model.config, (start, *sample.ids, end), advantage, sample.nats)
-            for sample, advantage in zip(samples, advantages(classes, self._wanted), strict=True)
+            _piece(model.config, (start, *sample.ids, end), first + second, sample.nats)
+            for sample, first, second in zip(samples, of_form, of_melody, strict=True)
             if sample.ended and len(sample.ids) <= LONGEST_TOKENS
         ]
         if len(pieces) < self._form.rows:
@@ -118,16 +128,16 @@ def form_class(tokens: Sequence[str]) -> FormClass:
     return eighths, form.bar_5_is_bar_1, form.half_cadences_equal, form.parts_of_8_bars, form.ends_on_tonic
 
 
-def advantages(classes: Sequence[FormClass | None], wanted: Counter[FormClass]) -> list[float]:
-    """For each composed tune, how much more frequent its form is in the corpus than among those composed.
+def advantages(classes: Sequence[Kind | None], wanted: Counter[Kind]) -> list[float]:
+    """For each composed tune, how much more frequent its class is in the corpus than among those composed.
 
     It is the ratio of the two frequencies, divided by the mean ratio, less 1: at least -1, and 0 in the mean. The ratio
-    is at most `GREATEST_RATIO`, and 0 for a tune without a form. Every form's count is raised by 0.5.
+    is at most `GREATEST_RATIO`, and 0 for a tune without a class. Every class's count is raised by 0.5.
     """
     found = Counter(kind for kind in classes if kind is not None)
     total = wanted.total() + 0.5 * len(wanted)
 
-    def ratio(kind: FormClass | None) -> float:
+    def ratio(kind: Kind | None) -> float:
         if kind is None:
             return 0.0
         return min(GREATEST_RATIO, (wanted[kind] + 0.5) / total / ((found[kind] + 0.5) / len(classes)))

@@ -20,6 +20,7 @@ ROWS = {
     "half_cadences_equal": "bar 15 equals bar 7",
     "parts_of_8_bars": "all parts have 8 bars",
     "ends_on_tonic": "last note is the tonic",
+    "notes_repeated": "notes that equal the note before",
     "opening_returns": "given bars 1 to 4 of an unseen tune, one of them returns",
     "all_bars_right": "all bars right",
     "ended": "end reached within 1,024 tokens",
