@@ -50,18 +50,16 @@ def test_the_first_gpu_mode_that_works_is_used_and_the_reason_is_given(monkeypat
         choose_backend(MODEL, DecodeConfig(cuda="triton"))
 
 
-def test_a_gpu_decodes_a_model_with_pointers_in_the_eager_mode_and_gives_the_reason(monkeypatch):
+@pytest.mark.parametrize("arithmetic", ["float32", "int8"])
+def test_a_gpu_decodes_a_model_with_pointers_in_kernels_or_in_the_eager_mode(monkeypatch, arithmetic):
     model = model_of(config_of(CELLS[0], V=9, H=16, pointers=pointers_of(9)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(modes, "ReferenceBackend", lambda *given: given)
-    _, _, device, reason, _ = choose_backend(model, DecodeConfig("cuda", arithmetic="float32"))
-    assert (device, reason) == (
-        "cuda",
-        "a GPU was asked for; triton and graph do not compute pointers; decoding with eager",
-    )
-    for mode in ("triton", "graph"):
-        with pytest.raises(ModelBroken, match="only the mode 'eager' and, in int8, 'triton' compute them"):
-            choose_backend(model, DecodeConfig(cuda=mode, arithmetic="float32"))
+    with pytest.raises(ModelBroken, match="has pointers, which the mode 'graph' does not compute"):
+        choose_backend(model, DecodeConfig(cuda="graph", arithmetic=arithmetic))
+    tried = []
+    monkeypatch.setattr(modes, "_make", lambda _model, _slots, mode, *_: tried.append(mode) or 1 // (mode == "eager"))
+    choose_backend(model, DecodeConfig("cuda", arithmetic=arithmetic))
+    assert tried == ["triton", "eager"]
 
 
 def test_requesting_a_gpu_that_is_not_there_is_refused(monkeypatch):

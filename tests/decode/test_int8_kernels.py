@@ -142,7 +142,7 @@ def test_a_gpu_decodes_int8_in_each_mode(monkeypatch):
 def test_a_gpu_decodes_int8_with_pointers_in_kernels_and_not_in_captured_operations(monkeypatch):
     given = []
     model = model_of(pointed_config(CELLS[0], "all", L=1))
-    with pytest.raises(ModelBroken, match="only the mode 'eager' and, in int8, 'triton' compute them"):
+    with pytest.raises(ModelBroken, match="has pointers, which the mode 'graph' does not compute"):
         torch_backend(model, 1, arithmetic="int8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(modes, "_make", lambda *values: given.append(values[2:]))

@@ -179,7 +179,7 @@ def test_native_without_a_table_has_the_oracles_logits():
 
 
 def test_captured_graphs_refuse_a_model_with_pointers():
-    with pytest.raises(ModelBroken, match="only the mode 'eager' and, in int8, 'triton' compute them"):
+    with pytest.raises(ModelBroken, match="has pointers, which the mode 'graph' does not compute"):
         torch_backend(pointer_model(POINTERS["all"]), 1)
 
 

@@ -54,32 +54,42 @@ def tensors(operand: str, names: str) -> dict[str, str]:
 def cases(tiling: Tiling, H: int, V: int):
     """(name, kernel, argument types, constants, tile) of every kernel that is launched."""
     operand = TYPES[tiling.precision]
-    yield from int8_layer_cases(tiling, H, V) if tiling is INT8 else layer_cases(tiling, H)
+    yield from int8_layer_cases(tiling, H, V) if tiling is INT8 else layer_cases(tiling, H, V)
     names = "integers reals inbox outbox logits_kept seen bias masks stops operand W steps b pointed gate_bias"
     names += " size kept"
-    head = head_tile(tiling, triton.next_power_of_2(V))
-    constants = {"V": V, "H": H, "BR": head.rows, "BV": triton.next_power_of_2(V), "BK": head.depth}
-    constants |= {"PRECISION": tiling.precision, "K": POINTERS["K"] if tiling is INT8 else 0}
-    constants["MATCHES"] = POINTERS["MATCHES"]
-    yield "head", draw.head_and_draw, tensors(operand, names), constants, head
+    head, tokens = head_tile(tiling, triton.next_power_of_2(V)), triton.next_power_of_2(V)
+    common = {"H": H, "BR": head.rows, "BV": tokens, "BK": head.depth, "PRECISION": tiling.precision}
+    pointers = {"V": min(V, tokens - POINTERS["K"]), "K": POINTERS["K"], "MATCHES": POINTERS["MATCHES"]}
+    none = {"V": V, "K": 0, "MATCHES": 1}
+    for name, more in ({"head": pointers} if tiling is INT8 else {"head": none, "head pointers": pointers}).items():
+        yield name, draw.head_and_draw, tensors(operand, names), common | more, head
 
 
-def layer_cases(tiling: Tiling, H: int):
-    """The layers' kernels in floating point."""
+def layer_cases(tiling: Tiling, H: int, V: int):
+    """The layers' kernels in floating point. ROW differs from TOKEN without pointers in one address."""
     operand, tile = TYPES[tiling.precision], tiling.layer
-    common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth, "PRECISION": "ieee"}
-    for x, x_name in ((layers.BELOW, "below"), (layers.EMBEDDING, "embedding"), (layers.TABLE, "table")):
-        K = 64 if x_name == "embedding" else H
-        kinds = {"x": "*fp32" if x_name == "table" else operand}
+    common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth, "V": V, "PRECISION": "ieee"}
+    given = "integers x W U bias pointed pointer_rows"
+    none = dict.fromkeys(POINTERS, 0)
+    for x_name, X, fields in (
+        ("below", layers.BELOW, none),
+        ("table", layers.TOKEN, none),
+        ("pointers", layers.TOKEN, POINTERS),
+    ):
+        kinds, constants = {"x": operand if x_name == "below" else "*fp32"}, common | fields | {"X": X.value}
         for cell, name in ((layers.GRU, "gru"), (layers.LSTM, "lstm"), (layers.ELMAN, "elman")):
-            names = "integers x W U bias bias_hn h c operand operand_after size"
-            constants = {**common, "CELL": cell.value, "X": x.value, "K": K}
-            yield f"{name} {x_name}", layers.layer, tensors(operand, names) | kinds, constants, tile
+            names = f"{given} bias_hn h c operand operand_after size"
+            yield (
+                f"{name} {x_name}",
+                layers.layer,
+                tensors(operand, names) | kinds,
+                constants | {"CELL": cell.value},
+                tile,
+            )
         for kernel, names in (
-            (layers.reset_and_update, "integers x W U bias h operand reset update size"),
-            (layers.candidate, "integers x W U bias h reset update operand_after size"),
+            (layers.reset_and_update, f"{given} h operand reset update size"),
+            (layers.candidate, f"{given} h reset update operand_after size"),
         ):
-            constants = {**common, "X": x.value, "K": K}
             yield f"{kernel.__name__} {x_name}", kernel, tensors(operand, names) | kinds, constants, tile
 
 
@@ -158,7 +168,9 @@ def main(precision: str, H: str, V: str, *wanted: str) -> None:
     tiling = TILINGS[precision]
     for name, kernel, kinds, constants, tile in cases(tiling, int(H), int(V)):
         for capability in TARGETS if not wanted or name in wanted else ():
-            found = compiled(kernel, kinds, constants, tile, capability, fusion=name != "head" and tiling is not INT8)
+            found = compiled(
+                kernel, kinds, constants, tile, capability, fusion=not name.startswith("head") and tiling is not INT8
+            )
             what = {"kernel": name, "precision": precision, "H": int(H), "V": int(V), "sm": capability}
             sys.stdout.write(json.dumps(what | found) + "\n")
 

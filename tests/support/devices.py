@@ -22,7 +22,7 @@ from requiring import need
 SMALL = CudaConfig(sizes=(4, 16, 64), pieces=(8, 2, 1), stop_entries=1 << 16)
 SHARED_BYTES = 99 * 1024
 """The shared memory of a block on the smallest supported GPUs, sm_86 and sm_89, in bytes."""
-SPILLED_BYTES = 24
+SPILLED_BYTES = 32
 
 
 class LateDevice(CpuDevice):

@@ -22,7 +22,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from gruve.decode.weight_packing import head
+from gruve.decode.weight_packing import head, input_tables, table_entries
 from gruve.errors import ModelBroken
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
@@ -135,11 +135,7 @@ def int8_bytes(config: ModelConfig) -> int:
 
 def _table_entries(config: ModelConfig) -> int:
     """The entries of the tables of layer 0's input; 0 if it is computed."""
-    pointers, V = config.pointers, config.vocabulary_size
-    rows = V
-    if pointers is not None:
-        rows += pointers.size * (V + 1 + pointers.matches) + pointers.places + pointers.counts
-    entries = rows * config.gates * config.hidden_size
+    entries = table_entries(config)
     return entries if entries <= MAX_TABLE_ENTRIES else 0
 
 
@@ -183,12 +179,12 @@ class Int8Step:
             W = self.W[l]
             x = self.input(tokens, pointed) if W is None else W.add_to(self.weights[f"layers.{l}.bias"], layers[-1][0])
             layers.append(self._cell(l, x, tuple(tensor[l] for tensor in state)))
-        logits = self.gated(self.logits(layers[-1][0]), pointed)
+        logits = self.logits(layers[-1][0], pointed)
         return logits, tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
 
-    def logits(self, h: Tensor) -> Tensor:
-        """The head by itself: the last layer's state (B, H) -> logits (B, V), and each pointer's gate after them."""
-        return self.head.add_to(self.head_bias, h)
+    def logits(self, h: Tensor, pointed: Tensor | None = None) -> Tensor:
+        """The head by itself: the last layer's state (B, H) -> logits (B, V)."""
+        return self._gated(self.head.add_to(self.head_bias, h), pointed)
 
     def _cell(self, l: int, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The new state of layer l, from the input's share of its gates (B, G*H)."""
@@ -213,38 +209,12 @@ class Int8Step:
 
     def _pack_input(self) -> None:
         """The table of layer 0's input (V, G*H), or None, and what pointers add to it."""
-        pointers, V = self._config.pointers, self._config.vocabulary_size
-        self.table = None
+        self.table: Tensor | None = None
         self.added: dict[str, Tensor] = {}
-        if not _table_entries(self._config):
-            return
-        none = self.weights["layers.0.bias"].double()
-        if pointers is not None:
-            for k in range(pointers.size):
-                none = self._projected(self.weights["pointers.weight"][k, V:], none)[0]
-                if pointers.matches:
-                    none = self._projected(self.weights["pointers.match"][k, :1], none)[0]
-            # Differences to each pointer's row for "none", which is part of the table.
-            self.added["weight"] = torch.stack([self._differences(w, V) for w in self.weights["pointers.weight"]])
-            if pointers.matches:
-                self.added["match"] = torch.stack([self._differences(w, 0) for w in self.weights["pointers.match"]])
-            for name, size in (("place", pointers.places), ("count", pointers.counts)):
-                if size:
-                    self.added[name] = self._projected(self.weights[f"pointers.{name}"], torch.zeros_like(none))
-        self.table = self._projected(self.weights["embedding.weight"], none).float().to(self._device)
-        self.added = {name: table.float().to(self._device) for name, table in self.added.items()}
-
-    def _projected(self, rows: Tensor, start: Tensor) -> Tensor:
-        """start + rows (N, E) times W of layer 0, in float64 and in the order of E: (N, G*H)."""
-        W = self.weights["layers.0.weight_ih"].double()
-        sums = start.expand(len(rows), -1).clone()
-        for e in range(rows.shape[1]):
-            sums += rows[:, e : e + 1].double() * W[:, e]
-        return sums
-
-    def _differences(self, rows: Tensor, base: int) -> Tensor:
-        nothing = torch.zeros(len(self.weights["layers.0.bias"]), dtype=torch.float64)
-        return self._projected(rows, -self._projected(rows[base : base + 1], nothing)[0])
+        if _table_entries(self._config):
+            table, added = input_tables(self.weights, self._config)
+            self.table = table.to(self._device)
+            self.added = {name: rows.to(self._device) for name, rows in added.items()}
 
     def input(self, tokens: Tensor, pointed: Tensor | None = None) -> Tensor:
         """The input's share of layer 0's gates (B, G*H)."""
@@ -301,8 +271,11 @@ class Int8Step:
             bias = torch.cat((bias, torch.zeros(config.pointers.size)))
         self.head, self.head_bias = IntegerMatrix(weight, self._device), bias.to(self._device)
 
-    def gated(self, logits: Tensor, pointed: Tensor | None) -> Tensor:
-        """The logits (B, V), each pointer's gate added to the token that it names, one pointer after the other."""
+    def _gated(self, logits: Tensor, pointed: Tensor | None) -> Tensor:
+        """The logits (B, V) from the head's outputs (B, V + K).
+
+        Each pointer's gate is added to the logit of the token that it names, one pointer after the other.
+        """
         pointers, V = self._config.pointers, self._config.vocabulary_size
         if pointers is None or pointed is None:
             return logits

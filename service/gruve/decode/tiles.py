@@ -37,6 +37,11 @@ def _has_table(config: ModelConfig) -> bool:
     return config.pointers is None and config.vocabulary_size * config.gates * config.hidden_size <= MAX_TABLE_ENTRIES
 
 
+def _rows_of(pointed: Tensor | None, begin: int, rows: int) -> Tensor | None:
+    """The pointers of a tile's rows, if there are any."""
+    return None if pointed is None else pointed[begin : begin + rows]
+
+
 class Tiles:
     """Steps a model's rows in fp32 on `device`, `rows` of them at a time.
 
@@ -72,34 +77,48 @@ class Tiles:
             self._tile(
                 tokens[t : t + self.rows],
                 tuple(s[:, t : t + self.rows] for s in state),
-                None if pointed is None else pointed[t : t + self.rows],
+                _rows_of(pointed, t, self.rows),
             )
             for t in range(0, len(tokens), self.rows)
         ]
         logits = torch.cat([tile[0] for tile in tiles])
         return logits, tuple(torch.cat(parts, dim=1) for parts in zip(*(tile[1] for tile in tiles), strict=True))
 
-    def logits(self, h: Tensor) -> Tensor:
+    def input(self, tokens: Tensor, pointed: Tensor | None = None) -> Tensor:
+        """The input's share of layer 0's gates by itself: whole tiles of tokens (B,) -> (B, G*H), H padded."""
+        shares = [
+            self._input_share(tokens[t : t + self.rows], _rows_of(pointed, t, self.rows))
+            for t in range(0, len(tokens), self.rows)
+        ]
+        return torch.cat(shares)
+
+    def logits(self, h: Tensor, pointed: Tensor | None = None) -> Tensor:
         """The head by itself: whole tiles of the last layer's state (B, H) -> logits (B, V)."""
-        return torch.cat([self._logits(h[t : t + self.rows]) for t in range(0, len(h), self.rows)])
+        tiles = [
+            self._logits(h[t : t + self.rows], _rows_of(pointed, t, self.rows)) for t in range(0, len(h), self.rows)
+        ]
+        return torch.cat(tiles)
 
     def _tile(
         self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One tile through every layer and the head."""
-        layers = []
-        x = tokens
+        layers: list[tuple[Tensor, ...]] = []
         for l in range(self._config.num_layers):
-            W, b = self._w[f"layers.{l}.weight_ih"], self._w[f"layers.{l}.bias"]
-            if l == 0 and self.input_table is not None:
-                gates = self.input_table[tokens]
+            if l == 0:
+                gates = self._input_share(tokens, pointed)
             else:
-                gates = linear(self._input(tokens, pointed) if l == 0 else x, W, b)
+                gates = linear(layers[-1][0], self._w[f"layers.{l}.weight_ih"], self._w[f"layers.{l}.bias"])
             U, b_hn = self._w[f"layers.{l}.weight_hh"], self._w.get(f"layers.{l}.bias_hn")
             layers.append(self._cell(gates, tuple(s[l].contiguous() for s in state), U, b_hn))
-            x = layers[-1][0]
-        logits = self._logits(x) if pointed is None else self._add_gates(self._logits(x), x, pointed)
+        logits = self._logits(layers[-1][0], pointed)
         return logits, tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True))
+
+    def _input_share(self, tokens: Tensor, pointed: Tensor | None) -> Tensor:
+        """The input's share of layer 0's gates, of one tile."""
+        if self.input_table is not None:
+            return self.input_table[tokens]
+        return linear(self._input(tokens, pointed), self._w["layers.0.weight_ih"], self._w["layers.0.bias"])
 
     def _input(self, tokens: Tensor, pointed: Tensor | None) -> Tensor:
         """The token's row of the embedding, and the rows of the pointers' tables added one after the other."""
@@ -130,8 +149,9 @@ class Tiles:
             logits = logits.index_put((rows, named.clamp_max(V - 1)), gate, accumulate=True)
         return logits
 
-    def _logits(self, h: Tensor) -> Tensor:
-        return linear(h, self._head, self._w["head.bias"])
+    def _logits(self, h: Tensor, pointed: Tensor | None) -> Tensor:
+        logits = linear(h, self._head, self._w["head.bias"])
+        return logits if pointed is None else self._add_gates(logits, h, pointed)
 
     @torch.inference_mode()
     def _check_exactness(self) -> None:

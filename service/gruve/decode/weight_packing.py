@@ -40,6 +40,55 @@ def input_table(weights: dict[str, Tensor]) -> Tensor:
     return (embedding @ W.T + weights["layers.0.bias"].double()).float()
 
 
+def input_tables(weights: dict[str, Tensor], config: ModelConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Layer 0's input projection as fp32 tables, for a model with or without pointers; each row is rounded once.
+
+    The first has a row (G*H) for each token, with the bias. The others, by name, have what pointers add to it: `weight`
+    (K, V+1, G*H) and `match` (K, matches, G*H) as differences to the rows of a pointer that names nothing, or matches
+    nothing, which are in the first table; `place` (places, G*H); `count` (counts, G*H). Absent tables have no key.
+    Takes weights that are not padded. The sums are in float64 and in the order of E, so their bits are the same
+    everywhere.
+    """
+    W = weights["layers.0.weight_ih"].double()
+
+    def projected(rows: Tensor, start: Tensor) -> Tensor:
+        sums = start.expand(len(rows), -1).clone()
+        for e in range(rows.shape[1]):
+            sums += rows[:, e : e + 1].double() * W[:, e]
+        return sums
+
+    pointers, V = config.pointers, config.vocabulary_size
+    none = weights["layers.0.bias"].double()
+    nothing = torch.zeros_like(none)
+    added: dict[str, Tensor] = {}
+
+    def differences(rows: Tensor, base: int) -> Tensor:
+        return projected(rows, -projected(rows[base : base + 1], nothing)[0])
+
+    if pointers is not None:
+        for k in range(pointers.size):
+            none = projected(weights["pointers.weight"][k, V:], none)[0]
+            if pointers.matches:
+                none = projected(weights["pointers.match"][k, :1], none)[0]
+        added["weight"] = torch.stack([differences(rows, V) for rows in weights["pointers.weight"]])
+        if pointers.matches:
+            added["match"] = torch.stack([differences(rows, 0) for rows in weights["pointers.match"]])
+        for name, size in (("place", pointers.places), ("count", pointers.counts)):
+            if size:
+                added[name] = projected(weights[f"pointers.{name}"], nothing)
+    table = projected(weights["embedding.weight"], none)
+    return table.float(), {name: rows.float() for name, rows in added.items()}
+
+
+def table_entries(config: ModelConfig) -> int:
+    """The entries of all of `input_tables`."""
+    pointers, V = config.pointers, config.vocabulary_size
+    rows = V
+    if pointers is not None:
+        rows += pointers.size * (V + 1 + pointers.matches) + pointers.places + pointers.counts
+    return rows * config.gates * config.hidden_size
+
+
 def head(weights: dict[str, Tensor]) -> Tensor:
     """The head as one matrix (V, H)."""
     if "head.weight" in weights:

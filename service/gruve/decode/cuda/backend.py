@@ -38,10 +38,10 @@ _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
 def refuse_pointers(model: Model) -> None:
-    """Raises `ModelBroken` for a model with pointers, which only the kernels in int8 and the mode `eager` compute."""
+    """Raises `ModelBroken` for a model with pointers, which the mode `graph` does not compute."""
     if model.config.pointers is not None:
         raise ModelBroken(
-            f"model {model.name!r} has pointers; on a GPU, only the mode 'eager' and, in int8, 'triton' compute them"
+            f"model {model.name!r} has pointers, which the mode 'graph' does not compute; 'triton' and 'eager' do"
         )
 
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from gruve.decode.cuda.int8_math import integers, sigmoid, tanh
+from gruve.decode.cuda.pointer_rows import add_pointer_rows
 from gruve.decode.cuda.records import FIELDS as _FIELDS
 from gruve.decode.cuda.records import Field
 
@@ -46,12 +47,6 @@ def _sums(a, active, w, H: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BU: 
 def _added(sums, steps, start):
     """A finished product added to `start`; `steps` points at those of the units."""
     return tl.fma(sums.to(tl.float32), tl.load(steps)[None, :], start)
-
-
-@triton.jit
-def _plus(x, entry, named):
-    """x and the row at `entry`, where one is named."""
-    return tl.where(named, x + tl.load(entry, mask=named, other=0.0), x)
 
 
 @triton.jit
@@ -106,32 +101,10 @@ def _input(
         if G > 3:
             x3 = tl.load(entry + 3 * H, mask=active[:, None], other=0.0)
     if X == TOKEN and K > 0:
-        mine = pointed + rows * (2 * K + 2)
-        table = pointer_rows + at[None, :]
-        for n in range(2 * K + 2):
-            # In the order of the statement: each pointer's row and its match's, then the place and the count.
-            k = n // 2
-            matches = n % 2 == 1
-            last = n >= 2 * K
-            field = tl.where(last, n, tl.where(matches, K + k, k))
-            value = tl.load(mine + field, mask=active, other=0)
-            first = tl.where(
-                last,
-                K * (V + 1) + K * MATCHES + tl.where(n > 2 * K, PLACES, 0),
-                tl.where(matches, K * (V + 1) + k * MATCHES, k * (V + 1)),
-            )
-            present = tl.where(n > 2 * K, COUNTS > 0, PLACES > 0)
-            # Differences to the row of a pointer that names or matches nothing are not added where it does not.
-            named = tl.where(last, present, tl.where(matches, (MATCHES > 0) & (value != 0), value != V))
-            named = (active & named)[:, None]
-            entry = table + (first + value).to(tl.int64)[:, None] * (ALL * H)
-            x0 = _plus(x0, entry, named)
-            if G > 1:
-                x1 = _plus(x1, entry + H, named)
-            if G > 2:
-                x2 = _plus(x2, entry + 2 * H, named)
-            if G > 3:
-                x3 = _plus(x3, entry + 3 * H, named)
+        entries = pointer_rows + at
+        x0, x1, x2, x3 = add_pointer_rows(
+            x0, x1, x2, x3, rows, active, pointed, entries, G, ALL, V, K, MATCHES, PLACES, COUNTS, H
+        )
     return x0, x1, x2, x3
 
 

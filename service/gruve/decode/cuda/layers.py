@@ -5,20 +5,22 @@ size. So a row's bits do not depend on the other rows. The state is fp32 and onl
 programs read the operand: the state, rounded to the type of the products. There are two copies of it, which steps use
 in turn. A program without an active row returns at once; the operand of an inactive row is never read.
 
-Legend: `H` hidden units, padded; `K` the size of x, padded; weights (G, H, K) and (G, H, H), biases (G, H), all in row
-order. `X` is the source of x: the layer below, the embedding, or a table of the finished products (V, G, H).
+Legend: `H` hidden units, padded; weights (G, H, H) and biases (G, H) in row order. `X` is the source of the input's
+share of the gates: a product with the layer `BELOW`, or finished rows (G, H) for each `TOKEN` or for each `ROW`. Rows
+that pointers name are added to those of tokens.
 """
 
 import triton
 import triton.language as tl
 
+from gruve.decode.cuda.pointer_rows import add_pointer_rows
 from gruve.decode.cuda.records import FIELDS as _FIELDS
 from gruve.decode.cuda.records import Field
 
 FIELDS = tl.constexpr(_FIELDS)
 PENDING = tl.constexpr(int(Field.PENDING))
 ACTIVE = tl.constexpr(int(Field.ACTIVE))
-BELOW, EMBEDDING, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+BELOW, TOKEN, ROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 GRU, LSTM, ELMAN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -51,11 +53,63 @@ def _products(
 
 
 @triton.jit
-def _rows_of_x(x, rows, record, active, K: tl.constexpr, X: tl.constexpr):
-    """Returns the address of each row's x."""
+def _add_input(
+    x0,
+    x1,
+    x2,
+    x3,
+    record,
+    rows,
+    units,
+    active,
+    x,
+    W,
+    bias,
+    pointed,
+    pointer_rows,
+    X: tl.constexpr,
+    FIRST: tl.constexpr,
+    G: tl.constexpr,
+    ALL: tl.constexpr,
+    V: tl.constexpr,
+    K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
+    H: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Adds the input's share of the gates FIRST to FIRST + G - 1 of ALL."""
+    at = FIRST * H + units
     if X == BELOW:
-        return x + rows * K
-    return x + tl.load(record + PENDING, mask=active, other=0) * K
+        below, w = (x + rows * H)[:, None], W + FIRST * H * H + units[None, :] * H
+        x0, x1, x2, x3 = _products(below, active, w, H * H, x0, x1, x2, x3, H, G, BK, PRECISION)
+        x0 += tl.load(bias + at)[None, :]
+        if G > 1:
+            x1 += tl.load(bias + at + H)[None, :]
+        if G > 2:
+            x2 += tl.load(bias + at + 2 * H)[None, :]
+        if G > 3:
+            x3 += tl.load(bias + at + 3 * H)[None, :]
+    else:
+        index = rows.to(tl.int64)
+        if X == TOKEN:
+            index = tl.load(record + PENDING, mask=active, other=0)
+        entry = x + index[:, None] * (ALL * H) + at[None, :]
+        x0 += tl.load(entry, mask=active[:, None], other=0.0)
+        if G > 1:
+            x1 += tl.load(entry + H, mask=active[:, None], other=0.0)
+        if G > 2:
+            x2 += tl.load(entry + 2 * H, mask=active[:, None], other=0.0)
+        if G > 3:
+            x3 += tl.load(entry + 3 * H, mask=active[:, None], other=0.0)
+    if X == TOKEN and K > 0:
+        entries = pointer_rows + at
+        x0, x1, x2, x3 = add_pointer_rows(
+            x0, x1, x2, x3, rows, active, pointed, entries, G, ALL, V, K, MATCHES, PLACES, COUNTS, H
+        )
+    return x0, x1, x2, x3
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -65,6 +119,8 @@ def layer(
     W,
     U,
     bias,
+    pointed,
+    pointer_rows,
     bias_hn,
     h,
     c,
@@ -73,8 +129,12 @@ def layer(
     size,
     CELL: tl.constexpr,
     X: tl.constexpr,
-    H: tl.constexpr,
+    V: tl.constexpr,
     K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
+    H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BK: tl.constexpr,
@@ -95,26 +155,33 @@ def layer(
     )
     # The GRU's reset gate multiplies only the state's contribution to n.
     x2 = zero if CELL == GRU else s2
-    if X == TABLE:
-        token = tl.load(record + PENDING, mask=active, other=0)
-        entry = x + token[:, None] * (G * H) + units[None, :]
-        s0 += tl.load(entry, mask=active[:, None], other=0.0)
-        if G > 1:
-            s1 += tl.load(entry + H, mask=active[:, None], other=0.0)
-        if G > 2:
-            x2 += tl.load(entry + 2 * H, mask=active[:, None], other=0.0)
-        if G > 3:
-            s3 += tl.load(entry + 3 * H, mask=active[:, None], other=0.0)
-    else:
-        below = _rows_of_x(x, rows, record, active, K, X)[:, None]
-        s0, s1, x2, s3 = _products(below, active, W + units[None, :] * K, H * K, s0, s1, x2, s3, K, G, BK, PRECISION)
-        s0 += tl.load(bias + units)[None, :]
-        if G > 1:
-            s1 += tl.load(bias + H + units)[None, :]
-        if G > 2:
-            x2 += tl.load(bias + 2 * H + units)[None, :]
-        if G > 3:
-            s3 += tl.load(bias + 3 * H + units)[None, :]
+    s0, s1, x2, s3 = _add_input(
+        s0,
+        s1,
+        x2,
+        s3,
+        record,
+        rows,
+        units,
+        active,
+        x,
+        W,
+        bias,
+        pointed,
+        pointer_rows,
+        X,
+        0,
+        G,
+        G,
+        V,
+        K,
+        MATCHES,
+        PLACES,
+        COUNTS,
+        H,
+        BK,
+        PRECISION,
+    )
     mine = rows[:, None] * H + units[None, :]
     if CELL == GRU:
         old = tl.load(h + mine, mask=active[:, None], other=0.0)
@@ -138,14 +205,20 @@ def reset_and_update(
     W,
     U,
     bias,
+    pointed,
+    pointer_rows,
     h,
     operand,
     reset,
     update,
     size,
     X: tl.constexpr,
-    H: tl.constexpr,
+    V: tl.constexpr,
     K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
+    H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BK: tl.constexpr,
@@ -161,16 +234,33 @@ def reset_and_update(
     zero = tl.zeros((BM, BU), tl.float32)
     before = operand + rows[:, None] * H
     r, z, _, _ = _products(before, active, U + units[None, :] * H, H * H, zero, zero, zero, zero, H, 2, BK, PRECISION)
-    if X == TABLE:
-        token = tl.load(record + PENDING, mask=active, other=0)
-        entry = x + token[:, None] * (3 * H) + units[None, :]
-        r += tl.load(entry, mask=active[:, None], other=0.0)
-        z += tl.load(entry + H, mask=active[:, None], other=0.0)
-    else:
-        below = _rows_of_x(x, rows, record, active, K, X)[:, None]
-        r, z, _, _ = _products(below, active, W + units[None, :] * K, H * K, r, z, zero, zero, K, 2, BK, PRECISION)
-        r += tl.load(bias + units)[None, :]
-        z += tl.load(bias + H + units)[None, :]
+    r, z, _, _ = _add_input(
+        r,
+        z,
+        zero,
+        zero,
+        record,
+        rows,
+        units,
+        active,
+        x,
+        W,
+        bias,
+        pointed,
+        pointer_rows,
+        X,
+        0,
+        2,
+        3,
+        V,
+        K,
+        MATCHES,
+        PLACES,
+        COUNTS,
+        H,
+        BK,
+        PRECISION,
+    )
     mine = rows[:, None] * H + units[None, :]
     old = tl.load(h + mine, mask=active[:, None], other=0.0)
     tl.store(reset + mine, (_sigmoid(r) * old).to(reset.dtype.element_ty), mask=active[:, None])
@@ -184,14 +274,20 @@ def candidate(
     W,
     U,
     bias,
+    pointed,
+    pointer_rows,
     h,
     reset,
     update,
     operand_after,
     size,
     X: tl.constexpr,
-    H: tl.constexpr,
+    V: tl.constexpr,
     K: tl.constexpr,
+    MATCHES: tl.constexpr,
+    PLACES: tl.constexpr,
+    COUNTS: tl.constexpr,
+    H: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BK: tl.constexpr,
@@ -208,14 +304,33 @@ def candidate(
     before = reset + rows[:, None] * H
     n_row = U + 2 * H * H + units[None, :] * H
     n, _, _, _ = _products(before, active, n_row, H * H, zero, zero, zero, zero, H, 1, BK, PRECISION)
-    if X == TABLE:
-        token = tl.load(record + PENDING, mask=active, other=0)
-        n += tl.load(x + token[:, None] * (3 * H) + 2 * H + units[None, :], mask=active[:, None], other=0.0)
-    else:
-        below = _rows_of_x(x, rows, record, active, K, X)[:, None]
-        w_row = W + 2 * H * K + units[None, :] * K
-        n, _, _, _ = _products(below, active, w_row, H * K, n, zero, zero, zero, K, 1, BK, PRECISION)
-        n += tl.load(bias + 2 * H + units)[None, :]
+    n, _, _, _ = _add_input(
+        n,
+        zero,
+        zero,
+        zero,
+        record,
+        rows,
+        units,
+        active,
+        x,
+        W,
+        bias,
+        pointed,
+        pointer_rows,
+        X,
+        2,
+        1,
+        3,
+        V,
+        K,
+        MATCHES,
+        PLACES,
+        COUNTS,
+        H,
+        BK,
+        PRECISION,
+    )
     mine = rows[:, None] * H + units[None, :]
     old = tl.load(h + mine, mask=active[:, None], other=0.0)
     new = old + tl.load(update + mine, mask=active[:, None], other=0.0) * (_tanh(n) - old)

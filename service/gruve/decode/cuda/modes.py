@@ -1,7 +1,7 @@
 """Chooses how to decode on a GPU: the first mode that works.
 
 `triton` runs fused kernels in CUDA graphs, `graph` runs torch operations in CUDA graphs, and `eager` is the reference
-backend, one torch operation at a time. Pointers are computed by `eager` and, in int8, by `triton`.
+backend, one torch operation at a time. `graph` computes no pointers.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def cuda_backend(
     """
     reasons, candidates = [selection_reason], MODES if mode == "auto" else (mode,)
     if mode == "auto" and model.config.pointers is not None:
-        reasons.append(f"{'graph does' if arithmetic == 'int8' else 'triton and graph do'} not compute pointers")
-        candidates = ("triton", "eager") if arithmetic == "int8" else ("eager",)
+        reasons.append("graph does not compute pointers")
+        candidates = ("triton", "eager")
     for candidate in candidates:
         try:
             return _make(model, slots, candidate, "; ".join([*reasons, f"decoding with {candidate}"]), arithmetic)
@@ -88,7 +88,7 @@ def _make(model: Model, slots: int, mode: CudaMode, selection_reason: str, arith
         if arithmetic == "int8":
             check_int8(eager, model)
         return eager
-    if mode == "graph" or arithmetic == "float32":
+    if mode == "graph":
         refuse_pointers(model)
     device = GpuDevice()
     config = TORCH_CONFIG if mode == "graph" else CudaConfig()

@@ -14,19 +14,24 @@ import triton
 from torch import Tensor
 
 from gruve.decode import Arithmetic
-from gruve.decode.cuda import draw, layers
+from gruve.decode.cuda import draw, layers, point
 from gruve.decode.cuda.memory import Memory, Rows
 from gruve.decode.cuda.pointing import PointerMemory
 from gruve.decode.cuda.pool import StopPool
+from gruve.decode.cuda.records import Field
 from gruve.decode.cuda.torch_step import TorchTail
 from gruve.decode.int8 import Int8Step
 from gruve.decode.tiles import Tiles
-from gruve.decode.weight_packing import head, input_table, padded_size, padded_weights
+from gruve.decode.weight_packing import head, input_tables, padded_size, padded_weights, table_entries
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
-MAX_TABLE_ENTRIES = 1 << 26
-"""With more entries (256 MiB), layer 0's input projection is computed instead of looked up."""
+MAX_TABLE_ENTRIES = 1 << 24
+"""With more entries (64 MiB), pointers' included, torch operations compute layer 0's input projection."""
+
+
+POINTERS_VERSION = 1
+"""The version of what float32 computes for pointers. Any change of a bit needs a new one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class Tile:
     rows: int
     units: int
     depth: int
-    """The elements of a product's inner dimension loaded at once; divides padded H and E."""
+    """The elements of a product's inner dimension loaded at once; divides padded H."""
     warps: int
     stages: int
 
@@ -55,6 +60,7 @@ class Tiling:
     """The type of the products' operands, `float16`, `float32` or `int8`. States are fp32, sums fp32 or s32."""
 
 
+CELL = {"gru": layers.GRU, "lstm": layers.LSTM, "elman": layers.ELMAN}
 HALF = Tiling(Tile(128, 32, 64, 8, 3), Tile(16, 0, 64, 8, 3), "float16")
 FULL = Tiling(Tile(32, 32, 32, 4, 2), Tile(16, 0, 32, 8, 2), "float32")
 
@@ -73,7 +79,8 @@ def tiling_of(config: ModelConfig) -> Tiling:
 class TritonStep:
     """Steps in fused kernels; see `gruve.decode.cuda.step.Step`.
 
-    For a vocabulary of more than `draw.MAX_VOCABULARY` tokens, torch operations compute the head and sample.
+    Torch operations compute layer 0's input where the vocabulary is too large for a table, and the head and the samples
+    where it is too large for one tile.
     """
 
     arithmetic: Arithmetic = "float32"
@@ -87,14 +94,16 @@ class TritonStep:
         width = max(layer.units, layer.depth, self._tiling.head.depth)
         self.hidden_size = padded_size(config.hidden_size, width)
         self.kinds: tuple[bool, ...] = (False,)
+        self._inputs: Tiles | Int8Step | None = None
+        """Computes layer 0's input; None if it is looked up."""
         outputs = config.vocabulary_size + (0 if config.pointers is None else config.pointers.size)
         fused = outputs <= draw.MAX_VOCABULARY
         if not fused:
             self.kinds = (True, False)
-        self.description = (
-            f"triton {triton.__version__} {self._tiling} {'fused' if fused else 'torch ' + torch.__version__}"
-        )
         self._tiles = self._pack(model, width, device, fused=fused)
+        how = "fused" if self._tiles is None and self._inputs is None else f"torch {torch.__version__}"
+        pointers = "" if config.pointers is None else f" pointers {POINTERS_VERSION}"
+        self.description = f"triton {triton.__version__} {self._tiling} {how}{pointers}"
 
     def attach(self, memory: Memory, stops: StopPool) -> None:
         """See `Step`."""
@@ -107,6 +116,10 @@ class TritonStep:
         before = self._config.reset == "before"
         self._reset = torch.zeros(max_rows * H if before else 1, dtype=self._dtype, device=device)
         self._update = torch.zeros(max_rows * H if before else 1, device=device)
+        pointers = self._config.pointers
+        if pointers is not None:
+            self.pointers = PointerMemory(pointers, self._config.vocabulary_size, memory.empty, device)
+            self._pointed = torch.zeros(max_rows * (2 * pointers.size + 2), dtype=torch.int32, device=device)
 
     def begin(self, rows: Rows) -> None:
         """See `Step`."""
@@ -114,11 +127,14 @@ class TritonStep:
 
     def poison(self) -> None:
         """See `Step`."""
-        for buffer in (self._operands, self._reset, self._update):
+        for buffer in (self._operands, self._reset, self._update, self._pointed):
             buffer.fill_(math.nan if buffer.is_floating_point() else -77)
 
     def step(self, rows: Rows, parity: int, *, plain: bool) -> None:
         """See `Step`."""
+        self._point(rows)
+        if self._inputs is not None:
+            self._x = self._by_gate(self._computed_input(rows, self._inputs), 1)
         before, after = self._operand(parity, rows), self._operand(1 - parity, rows)
         for l in range(self._config.num_layers):
             self._layer(l, rows, before[l], after)
@@ -130,11 +146,12 @@ class TritonStep:
     def _layer(self, l: int, rows: Rows, before: Tensor, after: Tensor) -> None:
         tile, H = self._tiling.layer, self.hidden_size
         grid = (H // tile.units, triton.cdiv(rows.size, tile.rows))
-        x, K, kind = (after[l - 1], H, layers.BELOW) if l else (self._x, self._input_size, self._input)
+        x, X = (after[l - 1], layers.BELOW) if l else (self._x, self._input)
         shape = {
-            "X": kind,
+            "X": X,
+            "V": self._config.vocabulary_size,
+            **self._sizes,
             "H": H,
-            "K": K,
             "BM": tile.rows,
             "BU": tile.units,
             "BK": tile.depth,
@@ -142,20 +159,48 @@ class TritonStep:
             "num_warps": tile.warps,
             "num_stages": tile.stages,
         }
-        W, U, b, h = self._W[l], self._U[l], self._b[l], rows.states[0, l]
+        given = (rows.integers, x, self._W[l], self._U[l], self._b[l], self._pointed, self._pointer_rows)
+        h, c, b_hn = rows.states[0, l], rows.states[-1, l], self._b_hn[l]
         if self._config.reset == "before":
-            layers.reset_and_update[grid](
-                rows.integers, x, W, U, b, h, before, self._reset, self._update, rows.size, **shape
-            )
-            layers.candidate[grid](
-                rows.integers, x, W, U, b, h, self._reset, self._update, after[l], rows.size, **shape
-            )
+            layers.reset_and_update[grid](*given, h, before, self._reset, self._update, rows.size, **shape)
+            layers.candidate[grid](*given, h, self._reset, self._update, after[l], rows.size, **shape)
             return
-        cell = {"gru": layers.GRU, "lstm": layers.LSTM, "elman": layers.ELMAN}[self._config.cell]
-        c = rows.states[-1, l]
-        layers.layer[grid](
-            rows.integers, x, W, U, b, self._b_hn[l], h, c, before, after[l], rows.size, CELL=cell, **shape
+        layers.layer[grid](*given, b_hn, h, c, before, after[l], rows.size, CELL=CELL[self._config.cell], **shape)
+
+    def _point(self, rows: Rows) -> None:
+        """Feeds every row's pending token to its pointers."""
+        config, transcripts = self._config.pointers, self.pointers
+        if config is None or transcripts is None:
+            return
+        point.point[(rows.size,)](
+            rows.integers,
+            rows.inbox,
+            transcripts.tokens,
+            transcripts.places,
+            transcripts.bars,
+            transcripts.states,
+            transcripts.kinds,
+            transcripts.advances,
+            transcripts.reaches,
+            self._pointed,
+            rows.size,
+            V=self._config.vocabulary_size,
+            K=config.size,
+            DISTANCES=len(config.bars),
+            LONGEST=transcripts.longest,
+            START=config.start_token,
+            MATCHES=config.matches,
+            PLACES=config.places,
+            PLACE_STEP=config.place_step,
+            COUNTS=config.counts,
         )
+
+    def _pointed_rows(self, rows: Rows) -> Tensor | None:
+        """The pointers (B, 2 K + 2) for torch, within bounds also for inactive rows; None for a model without."""
+        if self._config.pointers is None:
+            return None
+        width = 2 * self._config.pointers.size + 2
+        return self._pointed[: rows.size * width].view(rows.size, width).clamp_min(0).to(torch.int64)
 
     def _head_and_draw(self, rows: Rows, operand: Tensor) -> None:
         tile, memory = head_tile(self._tiling, len(self._head_bias)), self._memory
@@ -196,9 +241,15 @@ class TritonStep:
 
     def _tail_logits(self, rows: Rows, tiles: Tiles | Int8Step) -> Tensor:
         """The head in torch."""
-        last = rows.states[0, -1]
-        padded = torch.nn.functional.pad(last[:, : tiles.hidden_size], (0, 0, 0, tiles.padded(rows.size) - rows.size))
-        return tiles.logits(padded)[: rows.size]
+        more = tiles.padded(rows.size) - rows.size
+        last, pointed = rows.states[0, -1][:, : tiles.hidden_size], self._pointed_rows(rows)
+        return tiles.logits(_more_rows(last, more), None if pointed is None else _more_rows(pointed, more))[: rows.size]
+
+    def _computed_input(self, rows: Rows, inputs: Tiles | Int8Step) -> Tensor:
+        """The input's share of layer 0's gates (B, G*H) in torch."""
+        more = inputs.padded(rows.size) - rows.size
+        tokens, pointed = _more_rows(rows.integers[:, Field.PENDING, None], more)[:, 0], self._pointed_rows(rows)
+        return inputs.input(tokens, None if pointed is None else _more_rows(pointed, more))[: rows.size]
 
     def _operand(self, side: int, rows: Rows) -> Tensor:
         """(L, B, H): one of the two copies that steps use in turn."""
@@ -220,21 +271,65 @@ class TritonStep:
         def operand(weight: Tensor) -> Tensor:
             return weight.to(device, self._dtype).contiguous()
 
-        self._W = [operand(w[f"layers.{l}.weight_ih"]) for l in range(L)]
         self._U = [operand(w[f"layers.{l}.weight_hh"]) for l in range(L)]
+        # Layer 0 has no product with its input; the arguments of its kernel are not read.
+        self._W = [operand(w[f"layers.{l}.weight_ih"]) if l else self._U[0] for l in range(L)]
         self._b = [w[f"layers.{l}.bias"].to(device) for l in range(L)]
         nothing = torch.zeros(H)
         self._b_hn = [w.get(f"layers.{l}.bias_hn", nothing).to(device) for l in range(L)]
-        small = config.vocabulary_size * config.gates * H <= MAX_TABLE_ENTRIES
-        self._x = input_table(w).to(device) if small else operand(w["embedding.weight"])
-        self._input = layers.TABLE if small else layers.EMBEDDING
-        self._input_size = self._W[0].shape[1]
-        tokens = max(16, triton.next_power_of_2(config.vocabulary_size))
+        small = table_entries(config) <= MAX_TABLE_ENTRIES
+        table, added = input_tables(model.weights, config) if small else (None, {})
+        torch_tiles = None if small and fused else Tiles(model, device)
+        self._inputs = None if small else torch_tiles
+        self._pack_input(table, added, model.weights, device)
+        outputs, bias = head(w), w["head.bias"]
+        if config.pointers is not None:  # each pointer's gate is one more output
+            outputs = torch.cat((outputs, w["pointers.gate"]))
+            bias = torch.cat((bias, torch.zeros(config.pointers.size)))
+        tokens = max(16, triton.next_power_of_2(len(outputs)))
         self._head = torch.zeros(tokens, H, dtype=self._dtype, device=device)
-        self._head[: config.vocabulary_size] = operand(head(w))
+        self._head[: len(outputs)] = operand(outputs)
         self._head_bias = torch.zeros(tokens, device=device)
-        self._head_bias[: config.vocabulary_size] = w["head.bias"].to(device)
-        # For the arguments of a kernel that does not read them.
-        self._head_steps = self._gate_bias = self._head_bias
+        self._head_bias[: len(outputs)] = bias.to(device)
+        self._head_steps = self._head_bias  # for an argument that the kernel reads in int8 alone
+        return None if fused else torch_tiles
+
+    def _pack_input(
+        self, table: Tensor | None, added: dict[str, Tensor], weights: dict[str, Tensor], device: torch.device
+    ) -> None:
+        """Layer 0's input (V, G, H), one table of what pointers add to it (N, G, H), and their gates' biases.
+
+        Without a table, torch operations compute the input.
+        """
+        pointers = self._config.pointers
+        self._input = layers.ROW if table is None else layers.TOKEN
+        # Small tensors stand for the arguments of a kernel that does not read them.
+        self._x = torch.zeros(1, device=device) if table is None else self._by_gate(table.to(device), 1)
+        self._sizes = dict.fromkeys(("K", "MATCHES", "PLACES", "COUNTS"), 0)
         self._pointed = torch.zeros(1, dtype=torch.int32, device=device)
-        return None if fused else Tiles(model, device)
+        self._pointer_rows = self._gate_bias = torch.zeros(1, device=device)
+        if pointers is None:
+            return
+        self._sizes = {
+            "K": pointers.size,
+            "MATCHES": pointers.matches,
+            "PLACES": pointers.places,
+            "COUNTS": pointers.counts,
+        }
+        self._gate_bias = weights["pointers.gate_bias"].to(device, torch.float32).contiguous()
+        tables = [added[name] for name in ("weight", "match", "place", "count") if name in added]
+        if tables:
+            width = tables[0].shape[-1]
+            self._pointer_rows = self._by_gate(torch.cat([rows.reshape(-1, width) for rows in tables]).to(device), 1)
+
+    def _by_gate(self, values: Tensor, dim: int) -> Tensor:
+        """`values` with its dimension `dim` (G*H) split into (G, H), H padded with zeros."""
+        gates = values.reshape(*values.shape[:dim], self._config.gates, -1, *values.shape[dim + 1 :])
+        after = values.dim() - 1 - dim
+        more = self.hidden_size - gates.shape[dim + 1]
+        return torch.nn.functional.pad(gates, [0, 0] * after + [0, more]).contiguous()
+
+
+def _more_rows(values: Tensor, more: int) -> Tensor:
+    """`values` (B, N) with `more` rows of zeros."""
+    return torch.nn.functional.pad(values, (0, 0, 0, more))
