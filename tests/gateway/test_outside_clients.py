@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from gruve.cli import main
 from gruve.client import Client
 from http_gateway import gateway_url
 from outside_programs import installed, run
 
 pytestmark = pytest.mark.slow
+MODELS = Path(__file__).resolve().parents[2] / "models"
 PROMPT = "ROMEO:\n"
 LLM_MODELS = """\
 - model_id: gruve-tiny
@@ -63,6 +65,29 @@ def test_lm_eval_measures_what_score_does(start, tmp_path):
         expected = [[logprob_of(direct, c["context"], ending) for ending in c["endings"]] for c in CHOICES]
     for logprobs, scored in zip(found, expected, strict=True):
         assert logprobs == pytest.approx(scored, abs=1e-6)
+
+
+def test_aiperf_measures_what_was_asked_for(gateway, tmp_path):
+    assert main(["export-tokenizer", "--skip-unknown", str(MODELS / "tiny"), str(tmp_path / "tokenizer")]) == 0
+    command = [installed("aiperf") / "aiperf", "profile", "--model", "tiny", "--url", gateway.url, "--streaming"]
+    command += [
+        "--endpoint-type",
+        "completions",
+        "--tokenizer",
+        tmp_path / "tokenizer",
+        "--extra-inputs",
+        "ignore_eos:true",
+    ]
+    command += ["--synthetic-input-tokens-mean", 50, "--synthetic-input-tokens-stddev", 0, "--random-seed", 1]
+    command += ["--output-tokens-mean", 40, "--output-tokens-stddev", 0, "--request-count", 20, "--concurrency", 4]
+    # Told to be offline, it looks for the tokenizer in the hub's cache and not in the folder.
+    run(*command, "--ui", "none", cwd=tmp_path, HF_HUB_OFFLINE="", TRANSFORMERS_OFFLINE="")
+    (path,) = tmp_path.rglob("profile_export_aiperf.json")
+    found = json.loads(path.read_text())
+    assert (found["request_count"]["avg"], found["error_summary"]) == (20, [])
+    for name, tokens in (("input_sequence_length", 50), ("output_sequence_length", 40)):
+        assert (found[name]["min"], found[name]["max"]) == (tokens, tokens)
+    assert found["total_usage_completion_tokens"]["avg"] == 800
 
 
 def evaluated(url: str, folder: Path) -> list[list[float]]:
