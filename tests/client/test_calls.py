@@ -397,6 +397,21 @@ def test_a_value_that_no_request_can_hold_is_refused_without_a_call(server, clie
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("address", ["localhost:65536", "localhost:99999", "dns:///host:0"])
+def test_a_port_that_cannot_be_is_a_value_error(kind, address):
+    with pytest.raises(ValueError, match=f"addresses has '{address}'; a port is 1 to 65535"):
+        kind(["localhost:1", address])
+
+
+def test_a_time_that_is_not_a_number_is_a_value_error():
+    with Client("unix:/tmp/no-server:99999") as client:
+        with pytest.raises(ValueError, match="timeout_s is nan; must be a number of seconds"):
+            client.models(timeout_s=float("nan"))
+        with pytest.raises(ValueError, match="timeout_s is nan"):
+            client.generate("x", model="tiny", timeout_s=float("nan"))
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("keepalive_s", [0, 9.9, 3e6, float("inf"), float("nan")])
 def test_a_keepalive_that_servers_or_grpc_refuse_is_a_value_error(kind, keepalive_s):
     with pytest.raises(ValueError, match=f"keepalive_s is {keepalive_s}; must be 10 to 2,000,000"):

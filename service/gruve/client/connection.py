@@ -6,6 +6,7 @@ Both clients share it; nothing here waits.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ has died is lost at once.
 """
 KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 10.0, 2_000_000.0
 """The least is that of the servers; gRPC counts milliseconds in 32 bits."""
+MAX_PORT = 65_535
+"""gRPC takes a greater one modulo 65,536."""
 LONGEST_TIMEOUT_S = 1e9
 """gRPC takes a longer time, after 31 years, for none at all."""
 CLOSED_MEANWHILE = "the client was closed during the call"
@@ -59,10 +62,14 @@ class Stubs:
 
 
 def addresses_of(addresses: str | Sequence[str]) -> tuple[str, ...]:
-    """One or more gRPC targets; raises `ValueError` if there is none."""
+    """One or more gRPC targets; raises `ValueError` if there is none, or for a port that cannot be."""
     found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
     if not found or not all(found):
         raise ValueError(f"addresses is {addresses!r}; at least one 'host:port' is needed")
+    for address in found:
+        port = address.rpartition(":")[2]
+        if port.isdecimal() and not 1 <= int(port) <= MAX_PORT and not address.startswith("unix"):
+            raise ValueError(f"addresses has {address!r}; a port is 1 to {MAX_PORT}")
     return found
 
 
@@ -163,7 +170,12 @@ class Attempt:
     """One method call over all its rpc calls: the address of the next one, the time left, and the events."""
 
     def __init__(self, connections: Connections, timeout_s: float | None, progress: Progress | None = None) -> None:
-        """`progress` is that of all calls which the method makes at the same time; None if there is one alone."""
+        """`progress` is that of all calls which the method makes at the same time; None if there is one alone.
+
+        Raises `ValueError` if `timeout_s` is not a number.
+        """
+        if timeout_s is not None and math.isnan(timeout_s):
+            raise ValueError(f"timeout_s is {timeout_s!r}; must be a number of seconds")
         self.lost = False
         """Whether a connection was lost during a call, so that it is unknown whether the server carried it out."""
         self._connections = connections
