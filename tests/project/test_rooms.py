@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "receipt",
         "tune",
         "model",
+        "training",
         "decode",
         "engine",
         "sessions",

@@ -35,6 +35,32 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
+CELL_COLOURS = {"gru": OURS_COLOUR, "gru_before": "#e8a087", "lstm": "#2f6f8f", "elman": "#8a8a8a"}
+CELL_NAMES = {"gru": "GRU", "gru_before": "GRU, reset before", "lstm": "LSTM", "elman": "Elman"}
+
+
+def plot_cells(runs: Sequence[tuple[Row, Sequence[tuple[float, float]]]], path: Path) -> None:
+    """Validation loss against updates on the left, against seconds on the right; a line for each run."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_updates, by_seconds = figure.subplots(1, 2, sharey=True)
+    named = set()
+    for row, curve in runs:
+        cell, update_s = str(row["cell"]), _number(row["update_ms"]) / 1e3
+        label = None if cell in named else f"{CELL_NAMES[cell]}, {row['hidden']} units"
+        named.add(cell)
+        losses = [loss for _, loss in curve]
+        style = {"color": CELL_COLOURS[cell], "linewidth": 1.2}
+        by_updates.plot([updates for updates, _ in curve], losses, label=label, **style)
+        by_seconds.plot([updates * update_s for updates, _ in curve], losses, **style)
+    by_updates.set_xlabel("updates")
+    by_seconds.set_xlabel("seconds of updates, one thread")
+    by_updates.set_ylabel("nats per token on the validation part")
+    by_updates.legend()
+    for axes in (by_updates, by_seconds):
+        axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
 def plot_peers(rows: Sequence[Row], path: Path) -> None:
     """Tokens per second above, TTFT p99 below, one column per model."""
     models = list(dict.fromkeys(row["model"] for row in rows))

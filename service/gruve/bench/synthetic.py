@@ -46,12 +46,18 @@ class Size:
 SMALL, MEDIUM, LARGE = Size(2, 256), Size(3, 512), Size(2, 1_024)
 
 
-def blueprint(size: Size, cell: str = "gru") -> ModelConfig:
-    """The configuration of such a model; raises `ValueError` for a cell not in `CELLS`."""
+def kind_of(cell: str) -> tuple[Cell, Reset | None]:
+    """The cell of the model format, and the place of a GRU's reset gate; raises `ValueError` if not in `CELLS`."""
     if cell not in CELLS:
         raise ValueError(f"cell is {cell!r}; one of {', '.join(CELLS)}")
     kind: Cell = "gru" if cell.startswith("gru") else "lstm" if cell == "lstm" else "elman"
     reset: Reset | None = {"gru": "after", "gru_before": "before"}.get(cell)  # type: ignore[assignment] # two literals
+    return kind, reset
+
+
+def blueprint(size: Size, cell: str = "gru") -> ModelConfig:
+    """The configuration of such a model; raises `ValueError` for a cell not in `CELLS`."""
+    kind, reset = kind_of(cell)
     return ModelConfig(
         cell=kind,
         reset=reset,

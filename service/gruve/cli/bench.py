@@ -26,6 +26,10 @@ CHAOS = """Kill servers, stop them and take their store away while streams run, 
 
 One line of JSON for each scenario; the exit code is 1 where a token differs, is lost or comes twice, or a stream fails.
 A scenario that needs Redis or HAProxy is skipped where they are not installed, and its line says so."""
+CELLS = """Train an Elman network, an LSTM and two forms of the GRU on your corpus, with equally many parameters.
+
+The comparison of Chung et al. 2014. Each is trained with three learning rates, and with more seeds at the best one; all
+rows are in the JSON, and the table has the means of each cell."""
 EXAMPLES = """\
 examples:
   gruve bench decode --quick                     one decode step beside its peers and the CPU's roofline
@@ -35,6 +39,7 @@ examples:
   gruve bench overload --plot overload.svg       500 streams beside one, and 5 times the capacity
   gruve bench gateway --plot gateway.svg         HTTP beside direct gRPC, every token compared
   gruve bench gpu --plot gpu.svg                 proves and measures the GPU path, in under 8 minutes
+  gruve bench cells --corpus input.txt --plot cells.svg   which cell learns your corpus best
   gruve bench bits                               a digest for comparing CPUs
 """
 
@@ -81,6 +86,13 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_flag(gpu, "--modes", words, None, "ways of decoding: triton, graph, eager", metavar="LIST")
     gpu.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     _plot(gpu)
+    cells = _kind(kinds, "cells", CELLS, _cells)
+    cells.add_argument("--corpus", type=Path, required=True, metavar="PATH", help="text file, or folder of ABC books")
+    add_flag(cells, "--cells", words, None, "what to train: gru, gru_before, lstm, elman", metavar="LIST")
+    add_flag(cells, "--parameters", bounded(int, 1_000, None), None, "parameters of each network", metavar="N")
+    add_flag(cells, "--updates", bounded(int, 1, None), None, "updates of each run", metavar="N")
+    add_flag(cells, "--seeds", bounded(int, 1, None), None, "runs with the best learning rate", metavar="N")
+    _plot(cells)
     _kind(kinds, "bits", "A digest of 10,000 tokens of every cell, for comparing devices.", _bits)
 
 
@@ -211,6 +223,14 @@ def _gpu(args: argparse.Namespace) -> int:
 
         plot_gpu(result.rows, args.plot)
     return 0 if held(result) else 1
+
+
+def _cells(args: argparse.Namespace) -> int:
+    from gruve.bench.cells import CellsBenchConfig, run_cells
+
+    config = _config(CellsBenchConfig, args, "corpus", "cells", "parameters", "updates", "seeds", "plot")
+    _require_known("--cells", config.cells, CellsBenchConfig().cells)
+    return _end(run_cells(config, _say), args)
 
 
 def _bits(args: argparse.Namespace) -> int:
