@@ -396,15 +396,8 @@ def test_a_value_that_no_request_can_hold_is_refused_without_a_call(server, clie
     assert server.requests == []
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize("address", ["localhost:65536", "localhost:99999", "dns:///host:0"])
-def test_a_port_that_cannot_be_is_a_value_error(kind, address):
-    with pytest.raises(ValueError, match=f"addresses has '{address}'; a port is 1 to 65535"):
-        kind(["localhost:1", address])
-
-
 def test_a_time_that_is_not_a_number_is_a_value_error():
-    with Client("unix:/tmp/no-server:99999") as client:
+    with Client("localhost:1") as client:
         with pytest.raises(ValueError, match="timeout_s is nan; must be a number of seconds"):
             client.models(timeout_s=float("nan"))
         with pytest.raises(ValueError, match="timeout_s is nan"):

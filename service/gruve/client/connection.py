@@ -29,8 +29,6 @@ has died is lost at once.
 """
 KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 10.0, 2_000_000.0
 """The least is that of the servers; gRPC counts milliseconds in 32 bits."""
-MAX_PORT = 65_535
-"""gRPC takes a greater one modulo 65,536."""
 LONGEST_TIMEOUT_S = 1e9
 """gRPC takes a longer time, after 31 years, for none at all."""
 CLOSED_MEANWHILE = "the client was closed during the call"
@@ -62,14 +60,10 @@ class Stubs:
 
 
 def addresses_of(addresses: str | Sequence[str]) -> tuple[str, ...]:
-    """One or more gRPC targets; raises `ValueError` if there is none, or for a port that cannot be."""
+    """One or more gRPC targets; raises `ValueError` if there is none."""
     found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
     if not found or not all(found):
         raise ValueError(f"addresses is {addresses!r}; at least one 'host:port' is needed")
-    for address in found:
-        port = address.rpartition(":")[2]
-        if port.isdecimal() and not 1 <= int(port) <= MAX_PORT and not address.startswith("unix"):
-            raise ValueError(f"addresses has {address!r}; a port is 1 to {MAX_PORT}")
     return found
 
 
