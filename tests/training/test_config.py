@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gruve.errors import InvalidField
-from gruve.training.config import Pointers, TrainingConfig, read_config
+from gruve.training.config import Pointers, Teachers, TrainingConfig, read_config
 from gruve.training.trainer import dropout_at, learning_rate
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -103,6 +103,7 @@ def test_every_field_is_part_of_the_digest(tmp_path: Path) -> None:
     assert one.digest() != dataclasses.replace(one, seed=2).digest()
     assert one.digest() != dataclasses.replace(one, pointers=Pointers([], [1])).digest()
     assert one.digest() != dataclasses.replace(one, initial_digest="0").digest()
+    assert one.digest() != dataclasses.replace(one, teachers=Teachers(["0"])).digest()
     assert one.digest() == dataclasses.replace(one, default_temperature=0.8).digest()  # it changes no weight
 
 

@@ -44,6 +44,14 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--initial", type=Path, metavar="DIR", help="the model to begin with, where the config has an initial_digest"
     )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a model that the config names as a teacher; once for each, in its order",
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the folder's last checkpoint")
 
 
@@ -63,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 resume=args.resume,
                 initial=args.initial,
+                teachers=args.teacher,
                 note=say_note,
                 progress=show,
                 deferring=deferred_interrupt(),

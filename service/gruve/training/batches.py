@@ -44,6 +44,8 @@ class Batch:
     """(B,): of tunes that the model composed, each one's advantage."""
     nats: Tensor | None = None
     """(B, T): of such tunes, what each target cost when they were composed."""
+    taught: Tensor | None = None
+    """(B, T, V): of a run with teachers, their distribution for each target."""
 
 
 class Source(Protocol):
@@ -67,9 +69,19 @@ class TextBatches:
     """
 
     def __init__(
-        self, ids: Sequence[int], batches: Batches, seed: int, pointers: PointerConfig | None = None, none: int = 0
+        self,
+        ids: Sequence[int],
+        batches: Batches,
+        seed: int,
+        pointers: PointerConfig | None = None,
+        none: int = 0,
+        taught: Tensor | None = None,
     ) -> None:
-        """`none` is the vocabulary size, which stands for a pointer that names no token."""
+        """`none` is the vocabulary size, which stands for a pointer that names no token.
+
+        `taught` (N, V) has the teachers' distribution for every token.
+        """
+        self._taught = taught
         self._followers = None if pointers is None else _Followers(pointers, ids, none)
         self._ids = torch.tensor(ids, dtype=torch.long)
         self._batches = batches
@@ -96,7 +108,8 @@ class TextBatches:
         pointed = None if self._followers is None else self._followers.rows(span - 1, self._begins, cold)
         self._at = self._at + T
         self._fresh = torch.zeros_like(cold)
-        return Batch(inputs, targets, cold, pointed=pointed)
+        taught = None if self._taught is None else self._taught[span]
+        return Batch(inputs, targets, cold, pointed=pointed, taught=taught)
 
     def state(self) -> dict[str, Tensor]:
         """Returns the readers' places and the state of the generator."""
@@ -156,13 +169,19 @@ class Piece:
     """Of a tune that the model composed; see `form_objective.py`."""
     nats: tuple[float, ...] = ()
     """Of a tune that the model composed, what each token after the first cost it."""
+    taught: Tensor | None = dataclasses.field(default=None, compare=False)
+    """(T, V): in a run with teachers, their distribution after each token."""
 
     def joined(self, other: Piece) -> Piece:
         """This tune followed by another, at whose start token the pointers begin anew."""
         pointed = None
         if self.pointed is not None and other.pointed is not None:
             pointed = torch.cat((self.pointed, other.pointed))
-        return Piece(self.ids + other.ids, self.auxiliary + other.auxiliary, self.unlikely + other.unlikely, pointed)
+        taught = None
+        if self.taught is not None and other.taught is not None:
+            taught = torch.cat((self.taught, other.taught))
+        auxiliary, unlikely = self.auxiliary + other.auxiliary, self.unlikely + other.unlikely
+        return Piece(self.ids + other.ids, auxiliary, unlikely, pointed, taught=taught)
 
 
 class TuneBatches:
@@ -239,13 +258,17 @@ def pad(pieces: Sequence[Piece]) -> Batch:
         ids[row, :length] = torch.tensor(piece.ids)
         auxiliary[row, :length] = torch.tensor(piece.auxiliary)
         unlikely[row, :length] = torch.tensor(piece.unlikely)
-    pointed = None
-    if pieces[0].pointed is not None:
-        pointed = torch.nn.utils.rnn.pad_sequence([p.pointed for p in pieces if p.pointed is not None], True)[:, :-1]
+    pointed, taught = _padded([piece.pointed for piece in pieces]), _padded([piece.taught for piece in pieces])
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == START_ID, IGNORED)
     cold = torch.ones(len(pieces), dtype=torch.bool)
-    batch = Batch(ids[:, :-1], targets, cold, auxiliary[:, :-1], unlikely[:, :-1], pointed)
+    batch = Batch(ids[:, :-1], targets, cold, auxiliary[:, :-1], unlikely[:, :-1], pointed, taught=taught)
     if not pieces[0].nats:
         return batch
     nats = torch.nn.utils.rnn.pad_sequence([torch.tensor(piece.nats) for piece in pieces], batch_first=True)
     return dataclasses.replace(batch, advantages=torch.tensor([piece.advantage for piece in pieces]), nats=nats)
+
+
+def _padded(rows: Sequence[Tensor | None]) -> Tensor | None:
+    """Rows (T, ...) as one tensor (B, T - 1, ...), without the last step; None if the pieces have none."""
+    present = [row for row in rows if row is not None]
+    return torch.nn.utils.rnn.pad_sequence(present, batch_first=True)[:, :-1] if present else None

@@ -145,6 +145,17 @@ class Pointers:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Teachers:
+    """The trained models whose distributions the run learns, too; see `teachers.py`."""
+
+    digests: list[str]
+    """The digest of each teacher, in the order in which their folders are given as `--teacher`; 1 to 64."""
+    weight: float = 0.5
+    """The share of the next token's loss that compares with the teachers, above 0 to 1; the rest compares with the
+    corpus."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """One training run."""
 
@@ -161,6 +172,8 @@ class TrainingConfig:
     """The pointers of the model; without this table it has none."""
     form: Form | None = None
     """The form objective; without this table there is none."""
+    teachers: Teachers | None = None
+    """The teachers; without this table there are none."""
     initial_digest: str = ""
     """The digest of the model whose weights the run begins with, given as `--initial`. Empty begins with random
     weights."""
@@ -213,6 +226,9 @@ class TrainingConfig:
             _check(100 <= f.composed <= 1_000_000, "form.composed", f.composed, "100 to 1000000")
             _check(f.every_steps >= 1, "form.every_steps", f.every_steps, "at least 1")
             _check(2 <= f.rows <= 4_096, "form.rows", f.rows, "2 to 4096")
+        if (t := self.teachers) is not None:
+            _check(1 <= len(t.digests) <= 64, "teachers.digests", t.digests, "1 to 64 digests")
+            _check(0 < t.weight <= 1, "teachers.weight", t.weight, "above 0, at most 1")
         for name in ("auxiliary_weight", "unlikelihood_weight"):
             weight = getattr(self.objective, name)
             _check(0 <= weight <= 1_000, f"objective.{name}", weight, "0 to 1000")
@@ -238,7 +254,7 @@ class TrainingConfig:
         del fields["default_temperature"]
         # Keys that were renamed or added later do not change the digest of an older config.
         fields["objective"] = {OBJECTIVE_ALIASES[name]: weight for name, weight in fields["objective"].items()}
-        for name in ("pointers", "form", "initial_digest"):
+        for name in ("pointers", "form", "teachers", "initial_digest"):
             if not fields[name]:
                 del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -260,6 +276,7 @@ def read_config(path: Path) -> TrainingConfig:
         "objective": Objective,
         "pointers": Pointers,
         "form": Form,
+        "teachers": Teachers,
     }
     objective = fields.get("objective")
     if isinstance(objective, dict):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -24,13 +24,14 @@ from gruve.model.tokenizer import Tokenizer
 from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
 from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
-from gruve.training.config import TrainingConfig
+from gruve.training.config import Teachers, TrainingConfig
 from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, tokens_of, with_pointers
 from gruve.training.evaluate import carried_loss, tunes_loss
 from gruve.training.form_objective import OwnTunes, form_loss
 from gruve.training.loss_curve import Curve
 from gruve.training.pointing import pointer_config
 from gruve.training.recurrence import TrainingNetwork
+from gruve.training.teachers import load_teachers, taught_loss, taught_text, taught_tunes
 from gruve.training.unlikelihood import unlikelihood_loss
 
 VALIDATION_ROWS = 16
@@ -65,6 +66,7 @@ def train(
     *,
     resume: bool = False,
     initial: Path | None = None,
+    teachers: Sequence[Path] = (),
     note: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     deferring: AbstractContextManager[Callable[[], bool]] = NEVER_INTERRUPTED,
@@ -73,8 +75,9 @@ def train(
 
     The name of the folder `out` becomes the model's name. With `resume`, the run continues at the checkpoint in `out`
     and ends with the same weights as a run without interruption. `initial` is the folder of the model whose weights the
-    run begins with; the config's `initial_digest` must be its digest. `note` is called with the summary of a corpus of
-    tunes, before the first update.
+    run begins with; the config's `initial_digest` must be its digest. `teachers` are the folders of the models that the
+    config names as its teachers; a run that is resumed needs them again. `note` is called with the summary of a corpus
+    of tunes, before the first update.
 
     Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, or
     if there is a checkpoint and `resume` is false. Raises `ModelBroken` if a loss is not finite.
@@ -87,7 +90,7 @@ def train(
         if isinstance(corpus, TuneCorpus):
             note(corpus.summary)
             corpus = with_pointers(corpus, model_config(config, corpus.tokenizer))
-        run = Run(config, corpus, out)
+        run = Run(config, corpus, out, teachers)
         if resume:
             run.restore(load_checkpoint(out))
         elif (out / FILE).exists():
@@ -107,7 +110,7 @@ def train(
 class Run:
     """A run under way: the network, its average, the optimiser, and the place in the corpus."""
 
-    def __init__(self, config: TrainingConfig, corpus: Corpus, out: Path) -> None:
+    def __init__(self, config: TrainingConfig, corpus: Corpus, out: Path, teachers: Sequence[Path] = ()) -> None:
         self.config, self.corpus, self.out = config, corpus, out
         self.model_config = model_config(config, corpus.tokenizer)
         self.network = TrainingNetwork(self.model_config, in_bfloat16=config.arithmetic == "bfloat16")
@@ -116,7 +119,7 @@ class Run:
             self.auxiliary_head = nn.Linear(self.model_config.hidden_size, sum(CLASSES))
         self.average = {name: weight.detach().clone() for name, weight in self._parameters().items()}
         self.optimiser = _optimiser(config, self._parameters())
-        self.source = _source(config, corpus, self.model_config)
+        self.source = _source(config, corpus, self.model_config, teachers)
         self.own_tunes: OwnTunes | None = None
         if config.form is not None and isinstance(corpus, TuneCorpus):
             self.own_tunes = OwnTunes(config.form, tokens_of(corpus.tokenizer, corpus.train), config.seed)
@@ -182,7 +185,8 @@ class Run:
         logits, state, outputs = self.network(batch.inputs, state, batch.pointed)
         self.carried = tuple(s.detach() for s in state)
         loss = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
-        total = loss + self._auxiliary_loss(batch, logits, outputs) + self._form_loss()
+        total = self._next_token_loss(batch, logits, loss)
+        total = total + self._auxiliary_loss(batch, logits, outputs) + self._form_loss()
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
         parameters = self._parameters()
@@ -194,6 +198,13 @@ class Run:
             for name, weight in parameters.items():
                 self.average[name].lerp_(weight, 1 - decay)
         return float(loss.detach()), int((batch.targets != IGNORED).sum())
+
+    def _next_token_loss(self, batch: Batch, logits: Tensor, loss: Tensor) -> Tensor:
+        """`loss`, the cross-entropy against the corpus; with teachers, its mean with that against them."""
+        teachers = self.config.teachers
+        if teachers is None or batch.taught is None:
+            return loss
+        return torch.lerp(loss, taught_loss(logits, batch.taught, batch.targets), teachers.weight)
 
     def _auxiliary_loss(self, batch: Batch, logits: Tensor, outputs: Tensor) -> Tensor:
         """The loss that the objective adds for a batch of tunes; zero for a text."""
@@ -351,11 +362,14 @@ def _optimiser(config: TrainingConfig, parameters: dict[str, Tensor]) -> torch.o
     return torch.optim.AdamW(groups, lr=config.schedule.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-def _source(config: TrainingConfig, corpus: Corpus, model: ModelConfig) -> Source:
+def _source(config: TrainingConfig, corpus: Corpus, model: ModelConfig, folders: Sequence[Path]) -> Source:
+    teachers = load_teachers(config.teachers or Teachers([]), folders, corpus)
     if isinstance(corpus, TextCorpus):
         ids = corpus.tokenizer.encode(corpus.train)
-        return TextBatches(ids, config.batches, config.seed, model.pointers, model.vocabulary_size)
-    return TuneBatches(corpus.train, config.batches, config.seed)
+        taught = taught_text(teachers, ids) if teachers else None
+        return TextBatches(ids, config.batches, config.seed, model.pointers, model.vocabulary_size, taught)
+    tunes = taught_tunes(teachers, corpus.train) if teachers else corpus.train
+    return TuneBatches(tunes, config.batches, config.seed)
 
 
 @contextmanager
