@@ -318,6 +318,9 @@ WRONG_CLAIMS = {
     "no audience": {"aud": None},
     "expired": {"exp": int(time.time()) - 1},
     "no expiry": {"exp": None},
+    "an expiry in milliseconds": {"exp": int(time.time() * 1_000)},
+    "an expiry that no float holds": {"exp": 10**400},
+    "an expiry beyond all numbers": {"exp": float("inf")},
     "not yet valid": {"nbf": 9_999_999_999},
     "no tenant": {"sub": None},
     "a tenant with a newline": {"sub": "a\nb"},
@@ -328,6 +331,7 @@ WRONG_CLAIMS = {
     "limits that are no object": {"gruve_limits": ["streams"]},
     "an unknown limit": {"gruve_limits": {"bytes": 1}},
     "a limit below its least": {"gruve_limits": {"waiting": 0}},
+    "a limit that no float holds": {"gruve_limits": {"tokens_per_minute": 10**400}},
 }
 
 
@@ -374,7 +378,8 @@ def test_a_server_takes_keys_and_tokens_side_by_side(start, provider, tmp_path):
     server = start(access=AccessConfig(tmp_path / "keys.json", provider.path, ISSUER, AUDIENCE))
     assert call(server, metadata=bearer(key)) is None
     assert call(server, metadata=bearer(provider.token())) is None
-    assert codes(call(server, metadata=bearer(provider.token(aud="other"))))[0] == "UNAUTHENTICATED"
+    for wrong in ({"aud": "other"}, {"exp": 10**30}, {"exp": 10**400}):
+        assert codes(call(server, metadata=bearer(provider.token(**wrong)))) == 2 * ("UNAUTHENTICATED",)
 
 
 # ---- where it listens

@@ -19,6 +19,8 @@ MAX_TENANT_LETTERS = 128
 MAX_WEIGHT = 1_000.0
 LEAST = {"waiting": 1}
 """The least value of a limit, if that is not 0."""
+MAX_LIMIT = 1 << 53
+"""The greatest value of a limit: a float still holds it exactly."""
 
 
 class Role(enum.IntEnum):
@@ -34,8 +36,8 @@ class Role(enum.IntEnum):
 class Limits:
     """How much a tenant may use at a time. None means no limit of its own.
 
-    Raises `InvalidField` for a value that is no whole number of 0 or more, or of 1 or more for `waiting`: a request
-    waits for a moment even while slots are free.
+    Raises `InvalidField` for a value that is no whole number of 0 to `MAX_LIMIT`, or of 1 or more for `waiting`: a
+    request waits for a moment even while slots are free.
     """
 
     streams: int | None = None
@@ -52,8 +54,8 @@ class Limits:
     def __post_init__(self) -> None:
         for limit, value in dataclasses.asdict(self).items():
             least = LEAST.get(limit, 0)
-            if value is not None and (type(value) is not int or value < least):
-                raise InvalidField(f"limits.{limit}", f"{value!r} must be a whole number of {least} or more")
+            if value is not None and (type(value) is not int or not least <= value <= MAX_LIMIT):
+                raise InvalidField(f"limits.{limit}", f"{value!r} must be a whole number of {least} to {MAX_LIMIT}")
 
 
 NO_LIMITS = Limits()

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 REQUIRED = ("exp", "iss", "aud")
 MAX_TOKEN_BYTES = 8_192
+MAX_EXPIRY_S = 253_402_300_799
+"""The end of the year 9999: a time after it is a mistake, such as milliseconds, and the token would never expire."""
 MAX_KNOWN = 1_024
 """Verified tokens that are remembered: a signature takes longer to verify than a small request to serve."""
 ROLES = {"use": Role.USE, "admin": Role.ADMIN}
@@ -78,14 +80,18 @@ class Tokens:
                 audience=self._audience,
                 options={"require": list(REQUIRED)},
             )
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ArithmeticError, RecursionError, TypeError, ValueError):
+            # The last four come from claims that no issuer makes, and differ between releases of PyJWT.
             return None
         tenant: Any = claims.get("gruve_tenant", claims.get("sub"))
         role: Any = claims.get("gruve_role", "use")
         weight, limits = _weight(claims), _limits(claims)
+        expires_s = int(claims["exp"])  # PyJWT has checked that it is a number
+        if expires_s > MAX_EXPIRY_S:
+            return None
         if not is_tenant(tenant) or not isinstance(role, str) or role not in ROLES or weight is None or limits is None:
             return None
-        return Identity(tenant, ROLES[role], weight=weight, limits=limits), float(claims["exp"])
+        return Identity(tenant, ROLES[role], weight=weight, limits=limits), expires_s
 
 
 def _weight(claims: dict[str, Any]) -> float | None:
