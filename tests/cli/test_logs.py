@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import shutil
+import subprocess
+import sys
 
 from gruve.cli.logs import AccessLog, JsonLines
 
@@ -44,3 +46,40 @@ def test_a_full_disk_costs_lines_of_the_access_log_and_prints_no_trace(caplog, c
     assert capsys.readouterr().err == ""
     with contextlib.suppress(OSError):
         write.close()
+
+
+UNEXPECTED = """
+import asyncio, logging, threading, warnings
+from gruve.cli.logs import log_to_standard_error
+
+class Broken:
+    def __del__(self):
+        raise ValueError("in a destructor")
+
+def fail(where):
+    raise ValueError(where)
+
+async def lose_a_task():
+    asyncio.get_running_loop().call_soon(fail, "in a callback")
+    asyncio.ensure_future(asyncio.sleep(0, "x")).add_done_callback(lambda _: fail("in a task"))
+    await asyncio.sleep(0.01)
+
+log_to_standard_error("info")
+Broken()
+thread = threading.Thread(target=fail, args=("in a thread",))
+thread.start()
+thread.join()
+warnings.warn("a warning")
+asyncio.run(lose_a_task())
+fail("at last")
+"""
+
+
+def test_whatever_nothing_handles_is_one_line_of_json_each():
+    ran = subprocess.run([sys.executable, "-c", UNEXPECTED], capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in ran.stderr.splitlines()]
+    traces = [line.get("trace", "").rpartition("ValueError: ")[2] for line in lines]
+    assert traces == ["in a destructor", "in a thread", "", "in a callback", "in a task", "at last"]
+    assert "UserWarning: a warning" in lines[2]["message"]
+    assert lines[1]["where"].startswith("Thread-1")
+    assert (ran.returncode, lines[-1]["level"]) == (1, "critical")

@@ -54,6 +54,25 @@ def test_the_statuses_that_alerts_count_are_there_before_the_first_call(start):
         assert found == own
 
 
+def test_metrics_that_cannot_be_collected_are_an_error_in_the_log(caplog, capfd):
+    class Broken:
+        def describe(self):
+            return []
+
+        def collect(self):
+            raise ValueError("no figure")
+
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    server, port = metrics_server.listen("127.0.0.1", 0, registry, lambda: True)
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S)
+    server.shutdown()
+    server.server_close()
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["no figure"]
+    assert capfd.readouterr().err == ""
+
+
 def healthz(server):
     url = f"http://127.0.0.1:{server.serving.metrics_port}/healthz"
     try:

@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import sys
+import threading
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
@@ -85,8 +86,31 @@ def log_error(message: str) -> None:
 
 
 def log_to_standard_error(level: str) -> None:
-    """Sends every logger's records, and Python's warnings, to standard error."""
+    """Sends every logger's records, Python's warnings and exceptions that nothing handles to standard error.
+
+    asyncio logs those of its tasks and callbacks by itself.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_uncaught(*error: Any) -> None:
+    log.critical("failed inside: an error that nothing handles ends the process", exc_info=error)
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        where = {"where": args.thread.name if args.thread else ""}
+        error: Any = args[:3]
+        log.error("failed inside: an error that nothing handles ends a thread", exc_info=error, extra=where)
+
+
+def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
+    where = {"where": repr(args.object)}
+    error: Any = (args.exc_type, args.exc_value, args.exc_traceback)
+    log.error("failed inside: an error where none can be raised", exc_info=error, extra=where)

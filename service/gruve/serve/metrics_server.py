@@ -102,9 +102,14 @@ def listen(
 
     def app(request: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if request.get("PATH_INFO") != "/healthz":
-            answer: Iterable[bytes] = metrics(request, start_response)
-            return answer
-        status, text = ("200 OK", b"serving\n") if is_serving() else ("503 Service Unavailable", b"not serving\n")
+            try:
+                answer: Iterable[bytes] = metrics(request, start_response)
+                return answer
+            except Exception:  # wsgiref would print the trace
+                log.exception("failed inside: the metrics could not be collected")
+                status, text = "500 Internal Server Error", b"the metrics could not be collected\n"
+        else:
+            status, text = ("200 OK", b"serving\n") if is_serving() else ("503 Service Unavailable", b"not serving\n")
         start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
         return [text]
 
