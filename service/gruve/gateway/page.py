@@ -20,6 +20,8 @@ FILES = {
             "page.css",
             "page.js",
             "beginning.js",
+            "kept.js",
+            "links.js",
             "notation.js",
             "player.js",
             "abcjs-basic-min.js",

@@ -32,7 +32,8 @@ export async function readBeginning(model, post, call) {
   return { text: found.text, title: found.title, bias: unsaid ? await onlyMode(model, found.mode, call) : undefined };
 }
 
-function showRoot(root) {
+// Chooses the key that the notation is shown in.
+export function showRoot(root) {
   const roots = byId("root");
   if (![...roots.options].some((option) => option.value === root)) roots.add(new Option(root));
   roots.value = root;

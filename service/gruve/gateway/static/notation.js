@@ -1,6 +1,7 @@
 // A tune as notation that grows: the gateway reads the model's text as a tune, abcjs draws it, player.js plays it.
 "use strict";
 
+import { download } from "./kept.js";
 import { Player } from "./player.js";
 
 const BETWEEN_MS = 400; // from one drawing to the next
@@ -178,24 +179,33 @@ export class Notation {
     this.#showTools();
   }
 
-  // Downloads the tune as ABC with four bars on a line, as a MIDI file, or as it is drawn.
+  // The tune as ABC with four bars on a line, and what it was made from; null if there is none.
+  async abc() {
+    return this.#drawn ? (await (await this.#inForm("abc")).json()).abc : null;
+  }
+
+  get origin() {
+    return this.#origin;
+  }
+
+  #inForm(format) {
+    const { text, key } = this.#drawn.request;
+    return read({ text, key, ...this.#origin, format });
+  }
+
+  // Downloads the tune as ABC, as a MIDI file, or as it is drawn.
   async #save(format) {
-    const { text, key } = this.#drawn.request, request = { text, key, ...this.#origin, format };
     try {
       if (format === "svg") this.#download(new Blob([this.#picture()], { type: "image/svg+xml" }), "svg");
-      else if (format === "midi") this.#download(await (await read(request)).blob(), "mid");
-      else this.#download(new Blob([(await (await read(request)).json()).abc], { type: "text/vnd.abc" }), "abc");
+      else if (format === "midi") this.#download(await (await this.#inForm("midi")).blob(), "mid");
+      else this.#download(new Blob([await this.abc()], { type: "text/vnd.abc" }), "abc");
     } catch (error) {
       this.say(`No file: ${error.message}`);
     }
   }
 
   #download(file, ending) {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(file);
-    link.download = `${(this.#origin.title || "tune").replace(/[^\w-]+/g, "-")}.${ending}`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    download(file, `${(this.#origin.title || "tune").replace(/[^\w-]+/g, "-")}.${ending}`);
   }
 
   // The drawing as a file: black on white, whatever the page's colours are.

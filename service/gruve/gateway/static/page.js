@@ -1,7 +1,9 @@
 // The page: starts a conversation with StartConversation and steers it with Control, both in Connect's JSON form.
 "use strict";
 
-import { readBeginning, showChoices } from "./beginning.js";
+import { readBeginning, showChoices, showRoot } from "./beginning.js";
+import { Kept } from "./kept.js";
+import { formFields, readAddress, showInAddress } from "./links.js";
 import { Notation } from "./notation.js";
 
 const GENERATIONS = "gruve.v1.GenerationService";
@@ -17,9 +19,11 @@ const byId = (id) => document.getElementById(id);
 const form = byId("form"), model = byId("model"), output = byId("output");
 const given = byId("given"), written = byId("written");
 export const notation = new Notation((text) => say(text, true));
-const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy") };
+const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy"), link: byId("copy-link"), keep: byId("keep") };
+const kept = new Kept(showKept, (text) => say(text, true));
 let models = [];
-let run = null; // the generation that is being written: {id, session, seed, title, beginning, next, paused, stopped, abort}
+let shown = null; // the piece that the page shows when nothing is being written: {title, fields}, without fields if steered
+let run = null; // the generation that is being written: {id, session, seed, title, fields, beginning, next, paused, stopped, abort}
 
 // ---- calls
 
@@ -112,6 +116,9 @@ function showButtons() {
   buttons.stop.disabled = !run;
   buttons.pause.textContent = run && run.paused ? "Continue" : "Pause";
   buttons.copy.disabled = !output.textContent;
+  buttons.keep.disabled = !shown;
+  kept.enable(!run);
+  buttons.link.disabled = !(run || shown || {}).fields;
 }
 
 function add(element, text) {
@@ -128,6 +135,7 @@ async function loadModels() {
     model.disabled = !models.length;
     say(models.length ? "" : "The server serves no model.", !models.length);
     showModel();
+    if (models.length) openLink();
   } catch (error) {
     sayFailed(error);
   }
@@ -166,8 +174,11 @@ function request({ text, bias }) {
   };
 }
 
-async function write() {
+async function write(digest = "") {
   run = { id: "", session: "", next: 0, paused: false, stopped: false, abort: new AbortController() };
+  const fields = formFields();
+  shown = null;
+  showLink(null);
   run.writesTunes = chosenModel().tokenizer === "abc";
   showChoices(run.writesTunes);
   notation.begin();
@@ -178,7 +189,7 @@ async function write() {
   try {
     const { title, ...beginning } = run.writesTunes ? await readBeginning(model.value, post, call) : { text: byId("beginning").value };
     const generate = request(beginning);
-    Object.assign(run, { title, beginning: generate.text || "" });
+    Object.assign(run, { title, beginning: generate.text || "", wanted: { fields, digest } });
     for (let failed = 0; ; failed += 1) {
       const before = run.next;
       try {
@@ -199,7 +210,28 @@ async function write() {
     else sayFailed(error);
   }
   if (run.writesTunes) notation.settle(output.textContent, false);
+  if (written.textContent) shown = { title: run.title, fields: run.fields };
   run = null;
+  showButtons();
+}
+
+// Writes the piece that the page's address links to, if it does.
+function openLink() {
+  try {
+    const link = readAddress(models, (name) => {
+      model.value = name;
+      showModel();
+    });
+    if (link) write(link.digest);
+  } catch (error) {
+    say(`The link cannot be followed: ${error.message}.`, true);
+  }
+}
+
+// The link to what the page shows stands in the address, unless its temperature was changed while it was written.
+function showLink(fields) {
+  if (run || shown) (run || shown).fields = fields;
+  showInAddress(fields);
   showButtons();
 }
 
@@ -232,7 +264,14 @@ async function follow(generate) {
     const { position, tokenIds = [], text = "", start, end } = message.tokens;
     if (start) {
       Object.assign(run, { id: start.generationId, session: start.sessionId, seed: start.sampling.seed });
-      notation.madeBy(run.title || `${start.model}, seed ${run.seed}`, ...originOf(start));
+      run.title ||= `${start.model}, seed ${run.seed}`;
+      notation.madeBy(run.title, ...originOf(start));
+      if (run.wanted) {
+        const { fields, digest } = run.wanted;
+        showLink({ ...fields, seed: run.seed, digest: start.modelDigest });
+        run.changed = digest && digest !== start.modelDigest ? " The model has changed since the link was made." : "";
+        run.wanted = null;
+      }
       if (run.paused) control({ pause: {} }); // a new call does not know of it
       say(`${run.paused ? "Paused" : "Writing"}; seed ${run.seed}`);
       showButtons();
@@ -241,7 +280,8 @@ async function follow(generate) {
     if (text) show(text);
     if (end) {
       const { generatedTokens = 0 } = end.usage || {};
-      say(`Done: ${ENDS[end.finishReason] || end.finishReason}; ${generatedTokens} tokens, seed ${run.seed}.`);
+      say(`Done: ${ENDS[end.finishReason] || end.finishReason}; ${generatedTokens} tokens, seed ${run.seed}.${run.changed}`);
+      if (run.stopped && run.fields) showLink({ ...run.fields, length: generatedTokens });
     }
   }
 }
@@ -280,6 +320,40 @@ async function copy() {
   }
 }
 
+async function copyLink() {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    say("The link is copied.");
+  } catch {
+    say("Copy the link from the page's address.");
+  }
+}
+
+async function keep() {
+  try {
+    const [abc, { remarks }] = [await notation.abc(), notation.origin];
+    const piece = { ...shown, text: output.textContent, given: given.textContent.length, abc, root: byId("root").value, remarks };
+    if (kept.add(piece)) say("Kept in this browser.");
+  } catch (error) {
+    say(`Not kept: ${error.message}`, true);
+  }
+}
+
+// Shows a kept piece, as it was when it was kept.
+function showKept({ title, fields, text, given: length, abc, root, remarks }) {
+  shown = { title, fields };
+  [given.textContent, written.textContent] = [text.slice(0, length), text.slice(length)];
+  byId("output-heading").textContent = abc ? "ABC notation" : "Text";
+  notation.begin();
+  if (abc) {
+    showRoot(root);
+    notation.madeBy(title, ...remarks);
+  }
+  notation.settle(abc ? text : "", false);
+  say(title);
+  showLink(fields);
+}
+
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (!run) write();
@@ -287,12 +361,20 @@ form.addEventListener("submit", (event) => {
 buttons.pause.addEventListener("click", pauseOrContinue);
 buttons.stop.addEventListener("click", stop);
 buttons.copy.addEventListener("click", copy);
+buttons.link.addEventListener("click", copyLink);
+buttons.keep.addEventListener("click", keep);
+addEventListener("hashchange", () => (run ? location.reload() : openLink()));
 model.addEventListener("change", showModel);
+byId("root").addEventListener("change", (event) => {
+  const { fields } = run || shown || {};
+  if (fields) showLink({ ...fields, root: event.target.value });
+});
 byId("key").addEventListener("change", () => { if (!models.length) loadModels(); });
 byId("temperature").addEventListener("change", (event) => {
   const temperature = event.target.value.trim();
   if (run && run.id && temperature && event.target.checkValidity()) {
     control({ changeParameters: { sampling: { temperature: Number(temperature) } } });
+    showLink(null);
   }
 });
 loadModels();
