@@ -186,7 +186,7 @@ def test_ctrl_c_cancels_a_stream_and_is_raised_when_its_reader_has_ended(fake):
             interrupted(stream)
         with pytest.raises(KeyboardInterrupt):
             interrupted_while_it_waits(waits)
-    assert ("".join(read), stream.end) == ("abc", None)
+    assert ("".join(read), stream.ended) == ("abc", False)
     assert fake.cancelled.wait(60)
     assert signal.getsignal(signal.SIGINT) is before
 

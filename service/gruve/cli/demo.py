@@ -139,7 +139,7 @@ def _show_text(client: Client, models: list[str], args: argparse.Namespace, out:
     }
     first = client.generate(TEXT_PROMPT, model=name, new_session=True, seed=1, temperature=0.8, **pace)
     _stream(first, out)
-    if first.start is None:
+    if not first.started:
         raise Failure(f"{name!r} generated nothing")
     _say(
         out, "The same session, continued by a second request; the server knows its text, state, seed and temperature:"

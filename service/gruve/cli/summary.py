@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 def summary(stream: TokenStream, seconds: float) -> str:
     """A stream that has ended, in a line."""
-    start, end = stream.start, stream.end
-    if start is None or end is None:
+    if not stream.ended:
         return "nothing was generated"
-    counted = f"{end.usage.generated_tokens} tokens in {seconds:.1f} s"
+    start = stream.start
+    counted = f"{stream.end.usage.generated_tokens} tokens in {seconds:.1f} s"
     return " · ".join([*_what(start), counted, stream.finish_reason, *_session(start)])
 
 
 def cancelled(stream: TokenStream) -> str:
     """A stream that Ctrl-C ended, in a line: with its seed and its session if the server had begun it."""
-    start = stream.start
-    return "cancelled" if start is None else " · ".join(["cancelled", *_what(start), *_session(start)])
+    begun = [*_what(stream.start), *_session(stream.start)] if stream.started else []
+    return " · ".join(["cancelled", *begun])
 
 
 def default_title(stream: TokenStream) -> str:
     """The title of a tune that has none."""
-    return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.start else ""
+    return f"{stream.start.model}, seed {stream.start.sampling.seed}" if stream.started else ""
 
 
 def _what(start: GenerationStart) -> Iterator[str]:

@@ -72,11 +72,11 @@ def in_key(tune: Tune, request: KeyRequest, note: Callable[[str], None]) -> Tune
 
 def origin(stream: TokenStream, model: Model) -> list[tuple[str, str]]:
     """`N:` fields that say what made a tune: enough to make it again, if it was made from no session."""
-    if stream.start is None:
+    if not stream.started:
         return []
     sampling = stream.start.sampling
     words = [f"seed {sampling.seed}"]
-    if stream.end and stream.end.usage.prompt_tokens:
+    if stream.ended and stream.end.usage.prompt_tokens:
         words.append(f"from a beginning of {stream.end.usage.prompt_tokens} tokens")
     usual = {"temperature": None, "top_k": model.vocabulary_size, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
     for name, default in usual.items():

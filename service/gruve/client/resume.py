@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from gruve.client.errors import CallFailed, ConnectionLost, ModelChanged, NumericsChanged, ServerFault
+from gruve.client.errors import CallFailed, ConnectionLost, ModelChanged, NumericsChanged, ServerFault, Unimplemented
 from gruve.client.received import ReceivedTokens, corrupted
 from gruve.receipt.file import ReceiptFile
 from gruve.receipt.json_form import receipt_json
@@ -59,11 +59,13 @@ class Resumption:
         self._expects_start = True
         self._allow_gaps = allow_gaps and not request.echo
 
-    def receipt_file(self, *, token_ids: bool = True) -> ReceiptFile | None:
-        """The receipt with its signature and, if wanted and known, the tokens; None before the end."""
-        if self.end is None or not self.end.HasField("receipt"):
-            return None
-        receipt = self.end.receipt
+    def receipt_file(self, end: generation_pb2.GenerationEnd, *, token_ids: bool = True) -> ReceiptFile:
+        """The receipt of the end with its signature and, if wanted and known, the tokens."""
+        if not end.HasField("receipt"):
+            raise Unimplemented(
+                grpc.StatusCode.UNIMPLEMENTED, "the server sends no receipts; it is older than this client"
+            )
+        receipt = end.receipt
         generated = self.received.generated(receipt) if token_ids else None
         tokens = None if generated is None else tuple(generated)
         places = [(change.position, change.inserted) for change in receipt.changes if change.inserted]

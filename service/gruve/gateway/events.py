@@ -125,7 +125,7 @@ async def _events(asked: EventsRequest, stream: AsyncTokenStream) -> Events:
         last: Chunk | None = None
         started = False
         async for chunk in stream:
-            if stream.end is not None:  # its text may hold what was withheld, so it is sent with the end or not at all
+            if stream.ended:  # its text may hold what was withheld, so it is sent with the end or not at all
                 last = chunk
                 continue
             tokens = event(_tokens(chunk), event_id=asked.event_id(chunk.position + len(chunk.token_ids)))
@@ -138,8 +138,6 @@ async def _events(asked: EventsRequest, stream: AsyncTokenStream) -> Events:
 def _start(stream: AsyncTokenStream) -> str:
     """The first event of a connection."""
     start = stream.start
-    if start is None:
-        raise RuntimeError("the generation has not begun")
     about = {
         "model": start.model,
         "model_digest": start.model_digest,
@@ -160,8 +158,6 @@ def _tokens(chunk: Chunk) -> dict[str, Any]:
 def _end(stream: AsyncTokenStream, last: Chunk | None) -> dict[str, Any]:
     """The last tokens, why none follows, and the hash of all."""
     end = stream.end
-    if end is None:
-        raise RuntimeError("the generation has not ended")
     tokens = {"position": end.next_position, "token_ids": (), "text": ""} if last is None else _tokens(last)
     return {
         **tokens,

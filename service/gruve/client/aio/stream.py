@@ -44,13 +44,27 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
             self._transport.drop(self)
 
     @property
-    def start(self) -> generation_pb2.GenerationStart | None:
-        """The server's report of what it generates, with seed and session; None before the first chunk."""
+    def started(self) -> bool:
+        """Whether the server has begun to answer, so that `start` can be read."""
+        return self._resumption.start is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the generation was read to its end, so that `end` can be read; False after `cancel` or a failure."""
+        return self._resumption.end is not None
+
+    @property
+    def start(self) -> generation_pb2.GenerationStart:
+        """The server's report of what it generates, with seed and session; `RuntimeError` before the first chunk."""
+        if self._resumption.start is None:
+            raise RuntimeError("the stream has no `start` before its first chunk was read; `started` tells")
         return self._resumption.start
 
     @property
-    def end(self) -> generation_pb2.GenerationEnd | None:
-        """How the generation ended, with its usage; None before the last chunk."""
+    def end(self) -> generation_pb2.GenerationEnd:
+        """How the generation ended, with its usage; `RuntimeError` before the last chunk."""
+        if self._resumption.end is None:
+            raise RuntimeError("the stream has no `end` before its last chunk was read; `ended` tells")
         return self._resumption.end
 
     @property
@@ -63,12 +77,13 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         """Whether no call is open: before the first chunk is read, and until a lost connection is replaced."""
         return self._call is None
 
-    def receipt(self, *, token_ids: bool = True) -> ReceiptFile | None:
-        """The receipt, which `gruve verify` checks, with the generated tokens if wanted; None before the last chunk.
+    def receipt(self, *, token_ids: bool = True) -> ReceiptFile:
+        """The receipt, which `gruve verify` checks, with the generated tokens if wanted.
 
-        A file holds the JSON of its `to_json`. The tokens are missing if the stream has not brought all of them.
+        A file holds the JSON of its `to_json`. The tokens are missing if the stream has not brought all of them. Raises
+        `RuntimeError` before the last chunk, and `Unimplemented` if the server is so old that it sends no receipts.
         """
-        return self._resumption.receipt_file(token_ids=token_ids)
+        return self._resumption.receipt_file(self.end, token_ids=token_ids)
 
     async def text(self) -> str:
         """Reads the rest of the stream and returns its text."""
@@ -92,7 +107,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         raise StopAsyncIteration
 
     def cancel(self) -> None:
-        """Cancels the generation, unless it has ended. A loop that reads it ends, and `end` stays None."""
+        """Cancels the generation, unless it has ended. A loop that reads it ends, and `ended` stays False."""
         self._closed = True
         if self._call is not None:
             self._call.cancel()
@@ -207,7 +222,7 @@ class AsyncConversation(AsyncTokenStream):
         return await super().__anext__()
 
     def cancel(self) -> None:
-        """Cancels the generation, unless it has ended. A loop that reads it ends, and `end` stays None."""
+        """Cancels the generation, unless it has ended. A loop that reads it ends, and `ended` stays False."""
         super().cancel()
         self._close_outbox()
 

@@ -28,11 +28,11 @@ class Choice:
     async def parts(self, chunk: Chunk | None, texts: TokenTexts) -> list[dict[str, Any]]:
         """The choice objects that a chunk adds: its text if there is one, and the end if it is the last."""
         found = [] if chunk is None else [await self._part(chunk, texts)]
-        return found if self.stream.end is None else [*found, self._end()]
+        return [*found, self._end()] if self.stream.ended else found
 
     async def _part(self, chunk: Chunk, texts: TokenTexts) -> dict[str, Any]:
         logprobs = None
-        if self.logprobs is not None and self.stream.start is not None:
+        if self.logprobs is not None:
             start = self.stream.start
             known = await texts.of(start.model, start.model_digest, chunk.token_ids)
             logprobs = self.logprobs.part(chunk.token_ids, chunk.logprobs, known)
@@ -41,8 +41,6 @@ class Choice:
     def _end(self) -> dict[str, Any]:
         """The last choice object: the finish reason, and in `gruve` what a client needs to repeat or continue."""
         start, end = self.stream.start, self.stream.end
-        if start is None or end is None:
-            raise RuntimeError("the generation has not ended")
         reason = self.stream.finish_reason
         found = self._object("", None, FINISH_REASONS.get(reason, "stop"))
         found["gruve"] = {
@@ -90,7 +88,7 @@ def usage_of(choices: Iterable[Choice]) -> dict[str, int]:
     prompts: dict[int, int] = {}
     completion = 0
     for choice in choices:
-        if choice.stream.end is not None:
+        if choice.stream.ended:
             prompts[choice.prompt] = choice.stream.end.usage.prompt_tokens
             completion += choice.stream.end.usage.generated_tokens
     return counted(sum(prompts.values()), completion)

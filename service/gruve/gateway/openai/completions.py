@@ -86,7 +86,7 @@ async def _events(asked: CompletionRequest, choices: list[Choice], texts: TokenT
         async for choice, chunk in chunks:
             _identify(envelope, choice)
             parts = "".join([event(envelope.around([part])) for part in await choice.parts(chunk, texts)])
-            running -= choice.stream.end is not None
+            running -= choice.stream.ended
             if running:
                 yield parts
             else:
@@ -119,9 +119,8 @@ def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _identify(envelope: Envelope, choice: Choice) -> None:
-    start = choice.stream.start
-    if envelope.fingerprint is None and start is not None:
-        envelope.identify(start.model_digest, start.numerics_id)
+    if envelope.fingerprint is None and choice.stream.started:
+        envelope.identify(choice.stream.start.model_digest, choice.stream.start.numerics_id)
 
 
 async def _measured(asked: CompletionRequest, client: AsyncClient, texts: TokenTexts) -> dict[str, Any]:

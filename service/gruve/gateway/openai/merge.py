@@ -11,7 +11,7 @@ from gruve.gateway.openai.answer import Choice
 
 
 async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chunk | None], None]:
-    """The chunks of all choices as they come. A choice's `stream.end` is set with the last of them, which may be None.
+    """The chunks of all choices as they come. A choice's stream has `ended` with the last of them, which may be None.
 
     A choice is read again when its chunk was taken. Whatever ends the loop cancels the generations that still run.
     """
@@ -28,7 +28,7 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chun
                 choice = waiting.pop(task)
                 chunk = task.result()
                 yield choice, chunk
-                if choice.stream.end is None:
+                if not choice.stream.ended:
                     waiting[asyncio.ensure_future(_next(choice))] = choice
     finally:
         for task in waiting:
@@ -41,12 +41,12 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chun
 
 async def _alone(choice: Choice) -> AsyncGenerator[Chunk | None, None]:
     with contextlib.closing(choice.stream):
-        while choice.stream.end is None:
+        while not choice.stream.ended:
             yield await _next(choice)
 
 
 async def _next(choice: Choice) -> Chunk | None:
     chunk = await anext(choice.stream, None)
-    if chunk is not None and choice.stream.end is not None:
+    if chunk is not None and choice.stream.ended:
         await anext(choice.stream, None)  # reads the call to its end, so that the server does not count it as cancelled
     return chunk
