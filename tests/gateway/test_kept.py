@@ -185,6 +185,30 @@ def test_kept_pieces_stay_and_are_shown_without_the_server(url, page, tmp_path):
     assert pieces(page) == ["folk, seed 4", "folk, seed 3"]
 
 
+def test_a_piece_becomes_the_beginning_of_the_next(url, page):
+    tune = write(page, url, seed="3", root="A")
+    page.click("#edit")
+    status(page, "It is the beginning now")
+    beginning = page.input_value("#beginning")
+    assert re.findall(r"^K:A.*$", beginning, re.MULTILINE)
+    assert not re.search(r"^N:", beginning, re.MULTILINE)
+    shorter = "|".join(beginning.split("|")[:5]) + "|"  # the reader takes the end away
+    page.fill("#beginning", shorter)
+    page.fill("#seed", "9")
+    page.click("#write")
+    page.wait_for_function("() => document.getElementById('status').textContent.startsWith('Done')")
+    another = done(page)
+    bars = page.text_content("#given")
+    # The gateway chooses the octave by the notes that are left.
+    assert re.sub("[,']", "", tune).upper().startswith(re.sub("[,']", "", bars).upper().rstrip("| "))
+    assert bars.count("|") >= 4
+    assert another != tune
+    assert page.input_value("#root") == "A"
+    text = write(page, url, model="tiny", beginning="ROMEO:\n", length="30")
+    page.click("#edit")
+    page.wait_for_function("(text) => document.getElementById('beginning').value === text", arg=text)
+
+
 def test_a_full_or_strange_storage_is_no_end(url, page):
     page.goto(url)
     page.evaluate("localStorage.setItem('gruve.kept', '{not json')")

@@ -19,7 +19,7 @@ const byId = (id) => document.getElementById(id);
 const form = byId("form"), model = byId("model"), output = byId("output");
 const given = byId("given"), written = byId("written");
 export const notation = new Notation((text) => say(text, true));
-const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy"), link: byId("copy-link"), keep: byId("keep") };
+const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy"), link: byId("copy-link"), keep: byId("keep"), edit: byId("edit") };
 const kept = new Kept(showKept, (text) => say(text, true));
 let models = [];
 let shown = null; // the piece that the page shows when nothing is being written: {title, fields}, without fields if steered
@@ -116,7 +116,7 @@ function showButtons() {
   buttons.stop.disabled = !run;
   buttons.pause.textContent = run && run.paused ? "Continue" : "Pause";
   buttons.copy.disabled = !output.textContent;
-  buttons.keep.disabled = !shown;
+  buttons.keep.disabled = buttons.edit.disabled = !shown;
   kept.enable(!run);
   buttons.link.disabled = !(run || shown || {}).fields;
 }
@@ -210,7 +210,7 @@ async function write(digest = "") {
     else sayFailed(error);
   }
   if (run.writesTunes) notation.settle(output.textContent, false);
-  if (written.textContent) shown = { title: run.title, fields: run.fields };
+  if (output.textContent) shown = { title: run.title, fields: run.fields };
   run = null;
   showButtons();
 }
@@ -329,6 +329,22 @@ async function copyLink() {
   }
 }
 
+// Puts the piece into the field of the beginning; a tune as it is shown, in its key.
+async function edit() {
+  try {
+    const abc = await notation.abc();
+    const beginning = byId("beginning");
+    beginning.value = abc ? abc.trim().replace(/^N:.*\n/gm, "") : output.textContent;
+    beginning.dispatchEvent(new Event("input"));
+    beginning.focus();
+    beginning.setSelectionRange(beginning.value.length, beginning.value.length);
+    beginning.scrollTop = beginning.scrollHeight;
+    say("It is the beginning now. Change it, and write.");
+  } catch (error) {
+    say(`Not done: ${error.message}`, true);
+  }
+}
+
 async function keep() {
   try {
     const [abc, { remarks }] = [await notation.abc(), notation.origin];
@@ -363,6 +379,7 @@ buttons.stop.addEventListener("click", stop);
 buttons.copy.addEventListener("click", copy);
 buttons.link.addEventListener("click", copyLink);
 buttons.keep.addEventListener("click", keep);
+buttons.edit.addEventListener("click", edit);
 addEventListener("hashchange", () => (run ? location.reload() : openLink()));
 model.addEventListener("change", showModel);
 byId("root").addEventListener("change", (event) => {
