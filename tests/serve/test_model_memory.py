@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from gruve.decode.choose import DecodeConfig
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.repository import TOKENIZER, WEIGHTS, read_config
+from gruve.serve import metrics
 from gruve.serve.model_memory import least_recently_used, model_bytes
 from gruve.v1 import model_pb2 as m
 from gruve.v1 import sampling_pb2 as s
@@ -74,6 +75,28 @@ def damage(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(content)
 
 
+def test_a_model_that_stays_unloaded_leaves_the_metrics_and_begins_again_at_0(start_limited, monkeypatch):
+    server = start_limited(1)
+
+    def tokens():
+        return {labels[0][1]: n for labels, n in server.metrics().get("gruve_generation_tokens_total", {}).items()}
+
+    for name in ("a", "b", "a", "b"):
+        server.read(model=name, **ASK)
+    assert tokens() == {"a": 80, "b": 80}
+    monkeypatch.setattr(metrics, "UNUSED_S", 0.0)
+    server.read(model="c", **ASK)
+    until(lambda: "b" not in tokens())
+    assert tokens() == {"a": 80, "c": 40}  # a was unloaded when series stayed for longer
+    found = [labels for series in server.metrics().values() for labels in series]
+    assert not [labels for labels in found if ("model", "b") in labels]
+    server.read(model="a", **ASK)
+    until(lambda: "c" not in tokens())
+    server.read(model="b", **ASK)
+    until(lambda: "a" not in tokens())  # its first removal was put off when it was loaded again
+    assert tokens() == {"b": 40}
+
+
 class HeldLoads:
     """Stops each load of a server until the test lets it go on, and keeps their names."""
 
@@ -103,10 +126,10 @@ def test_more_models_than_fit_all_answer_as_with_all_of_them_loaded(start, start
         assert server.read(model=name, **ASK).tokens == expected[name]
         assert name in loaded(server)
         assert len(loaded(server)) <= 2
-    metrics, size = server.metrics(), size_of(models / "a")
-    one = {name: metrics[f"gruve_{name}"][()] for name in ("models_loaded", "model_loads_total", "model_unloads_total")}
+    shown, size = server.metrics(), size_of(models / "a")
+    one = {name: shown[f"gruve_{name}"][()] for name in ("models_loaded", "model_loads_total", "model_unloads_total")}
     assert one == {"models_loaded": 2, "model_loads_total": 10, "model_unloads_total": 8}
-    assert metrics["gruve_model_memory_bytes"][()] == metrics["gruve_model_memory_limit_bytes"][()] == 2 * size
+    assert shown["gruve_model_memory_bytes"][()] == shown["gruve_model_memory_limit_bytes"][()] == 2 * size
 
 
 def test_the_model_that_was_not_used_for_longest_leaves(start_limited):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sized
@@ -24,6 +25,12 @@ STEP_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 WATCHED_CODES = ("OK", "INTERNAL", "RESOURCE_EXHAUSTED")
 """The statuses whose series begin at 0. For Prometheus a series that appears with 1 has not increased, so an alert on
 the first fault of a method would not fire."""
+FAILED = "failed"
+REASONS = (*(reason.value for reason in FinishReason), FAILED)
+UNUSED_S = 900.0
+"""How long the series of a model stay after its last version was unloaded: through several scrapes, and through the
+ranges of the rules. A server of a thousand models otherwise has a hundred lines in each scrape for all that it ever
+loaded. When the model is loaded again, its counters begin at 0, as after a restart."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -110,6 +117,16 @@ class Metrics:
         if name not in self._models:
             self._models[name] = ModelMetrics(self, name)
         return self._models[name]
+
+    def _remove_model(self, name: str) -> None:
+        """Removes the series of a model."""
+        del self._models[name]
+        queues = self.running, self.waiting, self.queue, self.preemptions
+        tokens = self.prompt_tokens, self.tokens, self.first_token, self.gap, self.per_message
+        for metric in (*queues, *tokens, self.step, self.rows):
+            metric.remove(name)
+        for reason in REASONS:
+            self.requests.remove(name, reason)
 
     def watch_sessions(self, sessions: SessionTable, persistence: PersistenceState) -> None:
         """Adds the metrics of the session table and the store, which are read at each scrape."""
@@ -245,6 +262,7 @@ class ModelMetrics:
         """Those of the versions that are loaded. Replaced, never changed: scrapes read it on another thread."""
         self._backend: tuple[str, ...] | None = None
         """The labels of the backend that is shown."""
+        self._removal: asyncio.TimerHandle | None = None
         metrics.running.labels(model).set_function(lambda: sum(engine.running for engine in self._engines))
         metrics.waiting.labels(model).set_function(lambda: sum(engine.waiting for engine in self._engines))
         self._prompt_tokens = metrics.prompt_tokens.labels(model)
@@ -260,10 +278,20 @@ class ModelMetrics:
     def watch(self, engine: Engine) -> None:
         """Reports the queues of an engine at each scrape."""
         self._engines |= {engine}
+        self._stay()
 
     def forget(self, engine: Engine) -> None:
-        """Reports an engine no longer, because it was closed."""
+        """Reports an engine no longer, because it was closed, and the model no longer after a time without any."""
         self._engines -= {engine}
+        self._stay()
+        if not self._engines:
+            remove = self._metrics._remove_model
+            self._removal = asyncio.get_running_loop().call_later(UNUSED_S, remove, self._model)
+
+    def _stay(self) -> None:
+        if self._removal is not None:
+            self._removal.cancel()
+            self._removal = None
 
     def show_backend(self, backend: Backend | None, digest: str) -> None:
         """Shows the backend of the newest version in place of what was shown; None if that is not loaded."""
@@ -301,7 +329,7 @@ class ModelMetrics:
 
     def observe_end(self, reason: FinishReason | None, queue_s: float | None) -> None:
         """Counts a stream that has ended. `reason` is None if it failed, `queue_s` if it decoded nothing."""
-        self._metrics.requests.labels(self._model, reason.value if reason else "failed").inc()
+        self._metrics.requests.labels(self._model, reason.value if reason else FAILED).inc()
         if queue_s is not None:
             self._queue.observe(queue_s)
 
