@@ -46,6 +46,17 @@ async def test_the_server_answers_while_the_gateway_starts(capsys):
     assert json.loads(capsys.readouterr().out)["http_port"] == 2
 
 
+def test_sigterm_ends_a_server_whose_gateway_still_starts(tiny_repository):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with Process(tiny_repository, "--http-port", "0", "--port", str(port)) as server:
+        until(lambda: is_open(port))
+        server.signal(signal.SIGTERM)
+        code, out, log = server.end()
+    assert (code, out) == (0, ""), log  # no line of readiness
+    assert {json.loads(line)["level"] for line in log.splitlines()} == {"info"}
+
+
 @pytest.mark.slow
 def test_http_ends_with_a_server_that_is_killed(tiny_repository):
     with Process(tiny_repository, "--http-port", "0") as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import signal
@@ -13,9 +14,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.errors import CannotListen, ModelUnknown
+from gruve.serve.endings import run_until_ending, signals
 from gruve.serve.listening import explain_listen_failure
-from gruve.serve.server import _signals
+from gruve.serve.server import ServeConfig, serve
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc
 from gruve.v1 import model_pb2 as m
@@ -131,13 +134,34 @@ def test_two_signals_hand_over_and_a_third_does_not_cut_that_short(tiny_reposito
 async def test_sighup_ends_a_server_unless_it_was_started_with_nohup(before, endings):
     previous = signal.signal(signal.SIGHUP, before)
     try:
-        with _signals() as queue:
+        with signals() as queue:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGTERM)
             given = [await queue.get() for _ in range(endings + 1)]
             assert (given, queue.empty()) == (["drain"] * (endings + 1), True)
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+async def test_a_signal_that_comes_while_models_load_ends_the_server_before_it_is_ready(tiny_repository):
+    def choose(model, config):
+        signal.raise_signal(signal.SIGTERM)
+        return choose_backend(model, config)
+
+    async def ready(serving):
+        raise AssertionError("it became ready")
+
+    decode = DecodeConfig(device="cpu", threads=1)
+    await serve(ServeConfig(models=tiny_repository, port=0, metrics_port=0, decode=decode), ready, choose)
+
+
+async def test_a_start_that_fails_together_with_a_signal_is_no_failure():
+    async def start():
+        endings.put_nowait("drain")
+        raise CannotListen("the same signal ended what it waited for")
+
+    endings = asyncio.Queue()
+    assert await run_until_ending(start(), endings) == "drain"
 
 
 def test_a_killed_servers_stream_goes_on_bit_for_bit_on_another(tiny_repository, start):

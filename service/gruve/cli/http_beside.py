@@ -35,6 +35,7 @@ class GatewayBeside:
         self._http_port = http_port
         self._log_level = log_level
         self._process: subprocess.Popen[str] | None = None
+        self._answers = False
 
     def start(self, grpc_port: int) -> int:
         """Starts it and returns its port once it answers. Raises `Failure`."""
@@ -53,12 +54,15 @@ class GatewayBeside:
         if not line:
             self.end()
             raise Failure(f"HTTP cannot be served on {self._host}:{self._http_port}; the line above says why", FAILED)
+        self._answers = True
         return int(json.loads(line)["port"])
 
     def end(self) -> None:
-        """Ends it."""
+        """Ends it, at once if it does not answer yet."""
         if self._process is None:
             return
+        if not self._answers:
+            self._process.terminate()
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:

@@ -208,10 +208,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
 
 
 async def _tell(serving: Serving, beside: GatewayBeside | None) -> None:
-    import asyncio
-
-    # On a thread, because the server answers already, and its event loop would stand still.
-    http = {} if beside is None else {"http_port": await asyncio.to_thread(beside.start, serving.port)}
+    http = {} if beside is None else {"http_port": await _start(beside, serving.port)}
     line = {
         "event": "serving",
         "port": serving.port,
@@ -220,3 +217,14 @@ async def _tell(serving: Serving, beside: GatewayBeside | None) -> None:
         "models": list(serving.models),
     }
     announce(json.dumps(line))
+
+
+async def _start(beside: GatewayBeside, grpc_port: int) -> int:
+    """Starts the gateway on a thread: the server answers already, and its event loop would stand still."""
+    import asyncio
+
+    try:
+        return await asyncio.to_thread(beside.start, grpc_port)
+    except asyncio.CancelledError:  # the server is to end; the thread waits until the gateway does
+        beside.end()
+        raise

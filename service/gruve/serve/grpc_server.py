@@ -59,8 +59,8 @@ class GrpcServer:
         except RuntimeError as error:
             why = await asyncio.to_thread(explain_listen_failure, self._host, self._port)
             raise CannotListen(f"cannot listen on {address}: {why}") from error
+        self._server = server  # first: the start may be cancelled, and `stop` has to end it all the same
         await server.start()
-        self._server = server
         return int(port)
 
     async def stop(self, grace_s: float) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import gc
 import logging
-import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -31,6 +29,7 @@ from gruve.serve import metrics_server
 from gruve.serve.access import Access, AccessConfig
 from gruve.serve.access_log import LogCall, TraceCall
 from gruve.serve.broken_models import describe_broken, log_broken
+from gruve.serve.endings import Ending, run_until_ending, signals
 from gruve.serve.exposure import warn_if_unprotected
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
@@ -131,9 +130,6 @@ class Serving:
     broken: tuple[tuple[str, str], ...]
 
 
-Ending = Literal["drain", "hand_over"]
-
-
 async def serve(
     config: ServeConfig,
     ready: Callable[[Serving], Awaitable[None]],
@@ -141,7 +137,8 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM, SIGHUP or SIGINT, then shuts down in order; awaits `ready` once everything answers.
 
-    Requests are answered while `ready` runs. `choose` replaces `choose_backend`.
+    Requests are answered while `ready` runs. `choose` replaces `choose_backend`. A signal that comes before cancels the
+    start, or `ready`.
 
     On SIGTERM and SIGHUP, running streams continue for `drain_s`; if sessions are stored, and can continue elsewhere,
     they are handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no
@@ -152,14 +149,17 @@ async def serve(
     # would be released after 5 ms, which is as long as a call.
     sys.setswitchinterval(SWITCH_S)
     # A signal that arrives while the last messages are sent must not end them.
-    with _signals() as endings:
+    with signals() as endings:
         async with Server(config, choose=choose) as server:
-            serving = await server.start()
-            # Keeps what was loaded out of collections: a full one would stop every stream for 0.15 s.
-            gc.collect()
-            gc.freeze()
-            await ready(serving)
-            ending = await endings.get()
+
+            async def start() -> None:
+                serving = await server.start()
+                # Keeps what was loaded out of collections: a full one would stop every stream for 0.15 s.
+                gc.collect()
+                gc.freeze()
+                await ready(serving)
+
+            ending = await run_until_ending(start(), endings)
             await server.drain(ending, endings)
 
 
@@ -330,9 +330,8 @@ class Server:
             )
 
         grpc_server = GrpcServer(self.config.host, self.config.port, self.interceptor, add_services, self._certificates)
-        port = await grpc_server.start()
         self._grpc, self._generations = grpc_server, generations
-        return port
+        return await grpc_server.start()
 
     async def _set_health(self, serving: bool) -> None:
         """Sets the health of the server, of each service and of each model."""
@@ -378,20 +377,3 @@ def _key_of(store: Store | None) -> bytes | None:
     except Unavailable:
         store.close()
         raise
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Queue[Ending]]:
-    """A queue that receives an ending for each SIGTERM, SIGHUP and SIGINT."""
-    loop = asyncio.get_running_loop()
-    endings: asyncio.Queue[Ending] = asyncio.Queue()
-    handled: dict[signal.Signals, Ending] = {signal.SIGTERM: "drain", signal.SIGINT: "hand_over"}
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-        handled[signal.SIGHUP] = "drain"
-    for number, ending in handled.items():
-        loop.add_signal_handler(number, endings.put_nowait, ending)
-    try:
-        yield endings
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
