@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 
 import grpc
 import pytest
 
 from fake_server import FakeServer, certain, transcript
-from gruve.client import AsyncClient, Client, InvalidRequest, ModelNotFound, Overloaded, Reconnect
+from gruve.client import AsyncClient, Client, DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, Reconnect
 from gruve.v1 import generation_pb2
 from scripted_transport import ThreadsTransport
+
+MANY = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,39 @@ def test_one_failure_cancels_the_others(server):
             assert [chunk async for chunk in slow] == []
 
     asyncio.run(fail())
+
+
+def fails(client):
+    with pytest.raises(ModelNotFound):
+        client.complete("O", model="nobody", n=MANY)
+
+
+async def fails_async(client):
+    with pytest.raises(ModelNotFound):
+        await client.complete("O", model="nobody", n=MANY)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_text_takes_room_when_its_turn_comes(server, kind):
+    async def complete():
+        async with AsyncClient(server.address) as client:
+            await fails_async(client)
+
+    tracemalloc.start()
+    try:
+        if kind is AsyncClient:
+            asyncio.run(complete())
+        else:
+            with Client(server.address) as client:
+                fails(client)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_timeout_bounds_all_texts_together(client):
+    with pytest.raises(DeadlineExceeded, match="timeout_s=1"):
+        client.complete("O", model="m", n=1_000_000, timeout_s=1)
 
 
 class OneAtATime(ThreadsTransport):

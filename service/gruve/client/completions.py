@@ -5,6 +5,7 @@ Independent of sockets, so both clients share it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, cast
 
 from gruve.client.messages import CompletionOptions, GenerateOptions, check_names, whole_number
@@ -23,10 +24,11 @@ def derived_seed(seed: int, number: int) -> int:
 
 def completion_requests(
     prompt: str | Prompts | None, n: int | None, options: CompletionOptions
-) -> list[tuple[str | None, GenerateOptions]]:
+) -> Iterator[tuple[str | None, GenerateOptions]]:
     """The prompt and the options of each generation: all of the first prompt, then all of the second one.
 
-    Raises `TypeError` for an unknown option and for a prompt that is no text, `ValueError` for an `n` below 1.
+    Each is made when it is taken, because there may be millions. Raises `TypeError` for an unknown option and for a
+    prompt that is no text, `ValueError` for an `n` below 1, before any is taken.
     """
     check_names(options, CompletionOptions)
     if n is not None and n < 1:
@@ -35,14 +37,16 @@ def completion_requests(
     for text in prompts:
         if not isinstance(text, str | None):
             raise TypeError(f"a prompt is {text!r:.80}; complete takes texts, generate takes token ids as well")
-    seed, found = whole_number(options.get("seed")), []
-    for text in prompts:
-        for number in range(n or 1):
-            own = cast("GenerateOptions", dict(options))
-            if seed is not None and 0 <= seed < SEEDS:  # others are refused where the request is made
-                own["seed"] = derived_seed(seed, number)
-            found.append((text, own))
-    return found
+    numbers = range(n or 1)
+    return ((text, _options_of(number, options)) for text in prompts for number in numbers)
+
+
+def _options_of(number: int, options: CompletionOptions) -> GenerateOptions:
+    """The options of completion `number` of a prompt, counted from 0."""
+    own, seed = cast("GenerateOptions", dict(options)), whole_number(options.get("seed"))
+    if seed is not None and 0 <= seed < SEEDS:  # others are refused where the request is made
+        own["seed"] = derived_seed(seed, number)
+    return own
 
 
 def arranged(texts: list[str], prompt: str | Prompts | None, n: int | None) -> str | list[str] | list[list[str]]:

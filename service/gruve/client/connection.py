@@ -173,13 +173,22 @@ class Attempt:
         self.lost = False
         """Whether a connection was lost during a call, so that it is unknown whether the server carried it out."""
         self._connections = connections
-        self._attempts = Attempts(connections.reconnect, len(connections.addresses), connections.answered, progress)
+        self._progress = progress or Progress()
+        self._attempts = Attempts(
+            connections.reconnect, len(connections.addresses), connections.answered, self._progress
+        )
         self._index = connections.preferred
         self._asked = 0
         self._timeout_s = timeout_s
         self._deadline_s: float | None = None
         if timeout_s is not None and timeout_s <= LONGEST_TIMEOUT_S:
             self._deadline_s = time.monotonic() + timeout_s
+
+    def beside(self) -> Attempt:
+        """That of another call which the same method makes: it has the same deadline, and progress counts for both."""
+        other = Attempt(self._connections, self._timeout_s, self._progress)
+        other._deadline_s = self._deadline_s
+        return other
 
     def stubs(self) -> Stubs:
         """The stubs of the address that the next call goes to."""

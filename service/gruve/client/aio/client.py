@@ -37,7 +37,7 @@ from gruve.client.messages import (
     score_request,
 )
 from gruve.client.resume import Resumption
-from gruve.client.retry import OnReconnect, Progress, Reconnect
+from gruve.client.retry import OnReconnect, Reconnect
 from gruve.client.steering import WINDOW, Steering
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -154,14 +154,13 @@ class AsyncClient:
         `seed` is the seed of the first text of each prompt, `seed + 1` that of the second one, and so on (modulo
         2^64), so that each text is the one that `seed + i` gives alone. Without it the server draws each seed.
         """
-        requests = [
-            generate_request(text, model, None, False, own) for text, own in completion_requests(prompt, n, options)
-        ]
-        progress = Progress()
-        streams = [
-            AsyncTokenStream(self._transport, Attempt(self._connections, timeout_s, progress), Resumption(request))
-            for request in requests
-        ]
+        whole = Attempt(self._connections, timeout_s)
+        streams = (
+            AsyncTokenStream(
+                self._transport, whole.beside(), Resumption(generate_request(text, model, None, False, own))
+            )
+            for text, own in completion_requests(prompt, n, options)
+        )
         return arranged(await self._transport.texts(streams), prompt, n)
 
     @lists_options(GenerateOptions)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -72,22 +73,29 @@ class Transport:
             raise _failure_of(error) from error
         return None if message is EOF else message
 
-    async def texts(self, streams: Sequence[Any]) -> list[str]:
-        """Reads streams to their ends at the same time and returns their texts; if one fails, cancels the others."""
-        turns = asyncio.Semaphore(MAX_AT_ONCE)
+    async def texts(self, streams: Iterable[Any]) -> list[str]:
+        """Reads streams to their ends, `MAX_AT_ONCE` at a time, and returns their texts in order.
 
-        async def text(stream: Any) -> str:
-            async with turns:
-                whole: str = await stream.text()
-                return whole
+        A stream is taken when its turn comes. If one fails, the others are cancelled.
+        """
+        later, texts = iter(streams), list[str]()
+        first = list(itertools.islice(later, MAX_AT_ONCE))
+        waiting = itertools.chain(first, later)
 
-        reading = [asyncio.ensure_future(text(stream)) for stream in streams]
+        async def read() -> None:
+            for stream in waiting:  # which every reader takes from
+                number = len(texts)
+                texts.append("")
+                texts[number] = await stream.text()
+
+        readers = [asyncio.ensure_future(read()) for _ in first]
         try:
-            return list(await asyncio.gather(*reading))
+            await asyncio.gather(*readers)
         finally:
-            for task in reading:
+            for task in readers:
                 task.cancel()
-            await asyncio.gather(*reading, return_exceptions=True)
+            await asyncio.gather(*readers, return_exceptions=True)
+        return texts
 
     def drop(self, stream: Any) -> None:
         """Cancels a stream that its reader has dropped, in its event loop: the garbage collector runs in any thread.

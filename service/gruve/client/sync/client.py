@@ -35,7 +35,7 @@ from gruve.client.messages import (
     score_request,
 )
 from gruve.client.resume import Resumption
-from gruve.client.retry import OnReconnect, Progress, Reconnect
+from gruve.client.retry import OnReconnect, Reconnect
 from gruve.client.steering import WINDOW, Steering
 from gruve.client.sync.control import Control
 from gruve.client.sync.stream import Conversation, TokenStream
@@ -155,14 +155,11 @@ class Client:
         `seed` is the seed of the first text of each prompt, `seed + 1` that of the second one, and so on (modulo
         2^64), so that each text is the one that `seed + i` gives alone. Without it the server draws each seed.
         """
-        requests = [
-            generate_request(text, model, None, False, own) for text, own in completion_requests(prompt, n, options)
-        ]
-        progress = Progress()
-        streams = [
-            TokenStream(self._transport, Attempt(self._connections, timeout_s, progress), Resumption(request))
-            for request in requests
-        ]
+        whole = Attempt(self._connections, timeout_s)
+        streams = (
+            TokenStream(self._transport, whole.beside(), Resumption(generate_request(text, model, None, False, own)))
+            for text, own in completion_requests(prompt, n, options)
+        )
         return arranged(self._transport.texts(streams), prompt, n)
 
     @lists_options(GenerateOptions)

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import grpc
@@ -74,22 +75,31 @@ class Transport:
                 raise
             raise Cancelled(grpc.StatusCode.CANCELLED, CLOSED_MEANWHILE) from error
 
-    def texts(self, streams: Sequence[Any]) -> list[str]:
-        """Reads streams to their ends at the same time and returns their texts; if one fails, cancels the others."""
-        if len(streams) <= 1:
-            return [stream.text() for stream in streams]
-        with ThreadPoolExecutor(min(len(streams), MAX_AT_ONCE), "gruve-complete") as pool:
-            reading = [pool.submit(stream.text) for stream in streams]
+    def texts(self, streams: Iterable[Any]) -> list[str]:
+        """Reads streams to their ends, `MAX_AT_ONCE` at a time, and returns their texts in order.
+
+        A stream is taken when its turn comes. If one fails, the others are cancelled.
+        """
+        later, texts = iter(streams), list[str]()
+        first = list(itertools.islice(later, MAX_AT_ONCE))
+        if len(first) <= 1:
+            return [stream.text() for stream in first]
+        reading: dict[Future[str], tuple[int, Any]] = {}
+        with ThreadPoolExecutor(len(first), "gruve-complete") as pool:
             try:
-                finished, _ = wait(reading, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
+                for stream in itertools.chain(first, later):
+                    reading[pool.submit(stream.text)] = len(texts), stream
+                    texts.append("")
+                    if len(reading) == len(first):
+                        _take_finished(reading, texts)
+                while reading:
+                    _take_finished(reading, texts)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for stream in streams:
+                for _, stream in reading.values():
                     stream.cancel()
                 raise
-            return [future.result() for future in reading]
+        return texts
 
     def drop(self, stream: Any) -> None:
         """Cancels a stream that its reader has dropped."""
@@ -108,6 +118,13 @@ class Transport:
             thread.start()
         for thread in closing:
             thread.join(CLOSE_WITHIN_S)
+
+
+def _take_finished(reading: dict[Future[str], tuple[int, Any]], texts: list[str]) -> None:
+    """Waits until a text is there, and moves those that are to their places."""
+    for future in wait(reading, return_when=FIRST_COMPLETED).done:
+        number, _ = reading.pop(future)
+        texts[number] = future.result()
 
 
 class Outbox:
