@@ -9,6 +9,8 @@ from pathlib import Path
 
 from gruve.errors import CredentialsBroken
 
+Signature = tuple[int, int, int] | None
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host. A name other than localhost may resolve to anything."""
@@ -58,6 +60,15 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def signature(path: Path) -> Signature:
+    """What changes when a file is replaced, written to, or given other permissions; None if it cannot be found."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 def _no_password() -> str:

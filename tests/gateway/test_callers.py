@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 
 import httpx
@@ -19,6 +20,7 @@ from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
 from http_gateway import RunningGateway
+from serving import PATIENCE_S
 
 COMPLETIONS = "/v1/completions"
 TINY = {"model": "tiny", "prompt": "ROMEO:\n", "seed": 7, "max_tokens": 5}
@@ -71,6 +73,33 @@ def test_the_command_serves_https_to_those_who_trust_its_certificate(server, tmp
         for url in (f"https://{address}/health", f"http://{address}/health"):
             with pytest.raises(httpx.TransportError):
                 httpx.get(url)
+
+
+def test_the_command_warns_of_a_certificate_that_expires_soon_and_uses_a_new_one(tmp_path):
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("gateway", days=6)
+    context = ssl.create_default_context(cafile=authority.ca)
+    context.load_cert_chain(*authority.issue("caller"))
+
+    def expiry(port: int) -> float:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert connection.recv(4) == b"HTTP"  # a client without a certificate hears of it only here
+            return ssl.cert_time_to_seconds(connection.getpeercert()["notAfter"])
+
+    flags = ("--tls-cert", str(cert), "--tls-key", str(key), "--tls-client-ca", str(authority.ca))
+    with started("gateway", "--port", "0", *flags) as process:
+        warned = json.loads(process.stderr.readline())
+        assert (warned["message"], warned["file"]) == ("the certificate expires soon", str(cert))
+        port = json.loads(process.stdout.readline())["port"]
+        before = expiry(port)
+        authority.issue("gateway", days=20)
+        assert expiry(port) - before == pytest.approx(14 * 86_400, abs=60)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"https://localhost:{port}/", verify=ssl.create_default_context(cafile=authority.ca))
 
 
 @pytest.mark.parametrize("cert", ["absent.pem", "empty.pem"])

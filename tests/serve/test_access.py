@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gruve.client.errors import failure_of
 from gruve.errors import CredentialsBroken, InvalidField
-from gruve.ports import TlsFiles
+from gruve.ports import TlsFiles, signature
 from gruve.serve import watched_file
 from gruve.serve.access import METHODS, ROLES, AccessConfig
 from gruve.serve.api_keys import ApiKeys, add_key, read_keys, revoke_key
@@ -200,8 +200,8 @@ def test_a_broken_change_leaves_the_last_good_keys_and_is_logged_once(keyed, cap
 def test_a_file_that_is_made_readable_has_changed(tmp_path):
     path = tmp_path / "keys.json"
     path.touch()
-    before = watched_file.signature(path)
-    until(lambda: path.chmod(0o600) or watched_file.signature(path) != before)
+    before = signature(path)
+    until(lambda: path.chmod(0o600) or signature(path) != before)
 
 
 def test_refusals_are_counted(keyed):

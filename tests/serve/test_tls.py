@@ -12,9 +12,9 @@ import pytest
 from cryptography import x509
 
 from certificates import Authority
+from gruve.certificates import Certificates
 from gruve.errors import CredentialsBroken
 from gruve.ports import TlsFiles
-from gruve.serve.tls import Certificates
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 from serving import first
@@ -153,7 +153,7 @@ def test_the_log_warns_of_an_intermediate_certificate_and_of_one_read_later(auth
     certificates = Certificates(TlsFiles(*pair))
     assert [record.message for record in caplog.records] == ["the certificate has expired"]
     authority.issue("server", days=1)
-    certificates._refresh()
+    certificates.current()
     assert "the certificate expires soon" in caplog.text
 
 

@@ -13,7 +13,7 @@ _SERVE: Final = (
     *("prometheus_client", "redis"),
     *("cryptography", "jwt", "rfc8785"),
 )
-_HTTP: Final = ("connectrpc", "starlette", "uvicorn")
+_HTTP: Final = ("connectrpc", "cryptography", "starlette", "uvicorn")
 _OTEL: Final = ("opentelemetry",)
 _DRAW: Final = ("verovio",)
 MODULES: Final = {

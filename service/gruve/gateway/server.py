@@ -14,11 +14,11 @@ from typing import IO, Any
 import uvicorn
 from starlette.applications import Starlette
 
+from gruve.certificates import Certificates
 from gruve.errors import CannotListen
 from gruve.gateway.app import create_app
 from gruve.gateway.config import GatewayConfig
 from gruve.gateway.connection import BoundedConnection
-from gruve.ports import server_context
 
 BACKLOG = 2_048
 ENDING_S = 1.0
@@ -111,8 +111,8 @@ def listen(host: str, port: int) -> socket.socket:
 def uvicorn_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
     """How uvicorn runs the application. Raises `CredentialsBroken`."""
     tls = config.tls
-    if tls is not None:
-        server_context(tls)  # uvicorn names no file, and asks on the terminal for the password of a key
+    # First: uvicorn names no file that it cannot use, and asks on the terminal for the password of a key.
+    certificates = None if tls is None else Certificates(tls)
     connection = partial(BoundedConnection, head_s=config.head_s, max_connections=config.max_connections)
     made = uvicorn.Config(
         app,
@@ -129,6 +129,8 @@ def uvicorn_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
         ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
     )
     made.load()
+    if certificates is not None and made.ssl is not None:
+        certificates.keep_current(made.ssl)
     return made
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import grpc
 
+from gruve.certificates import Certificates
 from gruve.errors import CannotListen
 from gruve.serve.accept_loop import make_server
 from gruve.serve.interceptor import Interceptor
 from gruve.serve.listening import explain_listen_failure
-from gruve.serve.tls import Certificates
+from gruve.serve.tls import grpc_credentials
 
 MAX_REQUEST_BYTES = 1 << 20
 OPTIONS = (
@@ -55,7 +56,7 @@ class GrpcServer:
             if self._certificates is None:
                 port = server.add_insecure_port(address)
             else:
-                port = server.add_secure_port(address, self._certificates.grpc_credentials())
+                port = server.add_secure_port(address, grpc_credentials(self._certificates))
         except RuntimeError as error:
             why = await asyncio.to_thread(explain_listen_failure, self._host, self._port)
             raise CannotListen(f"cannot listen on {address}: {why}") from error

@@ -16,9 +16,10 @@ import prometheus_client
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from gruve.certificates import Certificates
 from gruve.errors import CannotListen
 from gruve.serve.listening import explain_listen_failure
-from gruve.serve.tls import Certificates
+from gruve.serve.tls import wrap
 
 log = logging.getLogger(__name__)
 SILENCE_S = 30.0
@@ -121,6 +122,6 @@ def listen(
         why = explain_listen_failure(host, port)
         raise CannotListen(f"cannot serve metrics on {host}:{port}: {why}") from error
     if certificates is not None:
-        certificates.wrap(server)
+        wrap(server, certificates)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, server.server_port

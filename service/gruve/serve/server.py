@@ -17,6 +17,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from gruve.certificates import Certificates
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import EngineConfig
@@ -45,7 +46,6 @@ from gruve.serve.model_service import ModelServicer
 from gruve.serve.model_watch import ModelWatch
 from gruve.serve.served_model import ServedModel
 from gruve.serve.session_service import SessionServicer
-from gruve.serve.tls import Certificates
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.record import Session

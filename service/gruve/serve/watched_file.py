@@ -9,23 +9,13 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from gruve.errors import CredentialsBroken
-from gruve.ports import read_bytes
+from gruve.ports import read_bytes, signature
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 LOOK_S = 0.25
 """How often a file is looked at, at most. A look for each call would double what checking an API key costs: 11 us
 instead of 5.5."""
-Signature = tuple[int, int, int] | None
-
-
-def signature(path: Path) -> Signature:
-    """What changes when a file is replaced, written to, or given other permissions; None if it cannot be found."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 class WatchedFile(Generic[T]):
