@@ -28,6 +28,7 @@ WORDS = {
     r"\bAwaitable\[Any\]": "Any",
     r"Awaitable, Callable\b": "Callable",
     r"\bStopAsyncIteration\b": "StopIteration",
+    r"\bacl(ose|osing)\b": r"cl\1",
     r"\bAsync(Client|Control|TokenStream|Conversation)\b": r"\1",
     r"\bgruve\.client\.aio\b": "gruve.client.sync",
 }

@@ -253,7 +253,7 @@ async def test_an_async_stream_closed_by_another_task_just_ends(server):
     async with AsyncClient(server.address) as client:
         stream = client.generate("x", model="m")
         await anext(stream)
-        asyncio.get_running_loop().call_later(0.05, stream.close)
+        asyncio.get_running_loop().call_later(0.05, stream.cancel)
         assert [chunk async for chunk in stream] == []
 
 
@@ -294,7 +294,7 @@ async def test_a_second_task_that_reads_a_stream_is_refused(server):
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="is being read already"):
             await anext(stream)
-        stream.close()
+        await stream.aclose()
         assert await reader is None
 
 

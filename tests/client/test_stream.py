@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 
 from fake_server import SERVER_SEED, FakeServer
@@ -56,6 +59,23 @@ def test_a_cancelled_stream_has_a_start_and_no_end(server, client):
     stream.cancel()
     assert list(stream) == []
     assert (stream.started, stream.ended) == (True, False)
+
+
+def test_closing_cancels(server, client):
+    server.hold = True
+    with contextlib.closing(client.generate("x", model="m")) as stream:
+        next(stream)
+    assert server.cancelled.wait(30)
+    assert list(stream) == []
+
+
+async def test_aclosing_cancels(server):
+    server.hold = True
+    async with AsyncClient(server.address) as client:
+        async with contextlib.aclosing(client.generate("x", model="m")) as stream:
+            await anext(stream)
+        assert await asyncio.to_thread(server.cancelled.wait, 30)
+        assert [chunk async for chunk in stream] == []
 
 
 def test_a_receipt_is_there_at_the_end_alone_and_an_old_server_has_none(client):

@@ -31,4 +31,7 @@ def test_both_have_the_same_methods_with_the_same_parameters(sync, asynchronous)
         functions = inspect.getmembers(kind, inspect.isfunction)
         return {name: list(inspect.signature(f).parameters) for name, f in functions if not name.startswith("_")}
 
-    assert public(sync) == public(asynchronous)
+    expected = public(sync)
+    if issubclass(sync, TokenStream):  # each has the name that contextlib calls
+        expected["aclose"] = expected.pop("close")
+    assert public(asynchronous) == expected

@@ -7,7 +7,6 @@ in the record of its session. Where the gateway has drawn the seed, the id carri
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import secrets
@@ -121,7 +120,7 @@ async def _events(asked: EventsRequest, stream: AsyncTokenStream) -> Events:
 
     What is known at the same time is sent together.
     """
-    with contextlib.closing(stream):
+    async with stream:
         last: Chunk | None = None
         started = False
         async for chunk in stream:

@@ -7,7 +7,6 @@ twin plays the same turns on an undisturbed server. Knows nothing about the inje
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import random
@@ -115,7 +114,7 @@ async def play(
     after: Callable[[Chunk], bool] = lambda _: True,
 ) -> None:
     """Plays a turn whose first token has position `first`; `after` each chunk says whether to read on."""
-    with contextlib.closing(_ask(client, session, turn, first, tokens_per_s)) as stream:
+    async with _ask(client, session, turn, first, tokens_per_s) as stream:
         rewind, unanswered = turn.rewind, len(turn.changes)
         async for chunk in stream:
             heard.take(chunk)

@@ -27,7 +27,7 @@ from gruve.v1 import generation_pb2
 class AsyncTokenStream(AsyncIterator[Chunk]):
     """The chunks of one generation, as the server sends them.
 
-    One task reads it. Leaving the `async with` block, dropping the stream, or calling `cancel` or `close`,
+    One task reads it. Leaving the `async with` block, dropping the stream, or calling `cancel` or `aclose`,
     cancels the generation. So does an exception while it is read, the reader's cancellation included.
     """
 
@@ -112,8 +112,8 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
         if self._call is not None:
             self._call.cancel()
 
-    def close(self) -> None:
-        """The same as `cancel`, by the name that `contextlib.closing` calls."""
+    async def aclose(self) -> None:
+        """The same as `cancel`, by the name that `contextlib.aclosing` calls."""
         self.cancel()
 
     async def __aenter__(self) -> Self:
@@ -122,7 +122,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
     async def _receive(self) -> Chunk | None:
         """Reads the next message, from a new call if there is none. If the call was lost, waits and returns None."""

@@ -34,13 +34,13 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chun
         for task in waiting:
             task.cancel()
         for choice in choices:
-            choice.stream.close()
+            choice.stream.cancel()
         if waiting:
             await asyncio.wait(waiting)
 
 
 async def _alone(choice: Choice) -> AsyncGenerator[Chunk | None, None]:
-    with contextlib.closing(choice.stream):
+    async with choice.stream:
         while not choice.stream.ended:
             yield await _next(choice)
 
