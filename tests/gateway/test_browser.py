@@ -238,6 +238,9 @@ def test_the_page_asks_for_a_key_and_keeps_it_to_itself(start, page, tmp_path):
     with gateway_url(start(access=AccessConfig(keys=keys)).address) as url:
         page.goto(url)
         status(page, "asks for an API key")
+        page.fill("#key", f"{key}x")
+        page.press("#key", "Tab")
+        status(page, "refuses this API key")
         page.fill("#key", key)
         page.press("#key", "Tab")
         page.wait_for_selector("#write:not([disabled])")
@@ -251,6 +254,33 @@ def test_a_refused_beginning_is_said_in_words(url, page):
     write(page, url, beginning="日")
     status(page, "'日'")
     assert page.is_enabled("#write")
+
+
+def test_a_seed_that_is_too_large_is_refused_before_it_is_sent(url, page):
+    write(page, url, seed=str(2**64))
+    assert page.eval_on_selector("#seed", "(field) => field.validationMessage") == f"A seed is at most {2**64 - 1}."
+    assert text(page) == ""
+
+
+def test_the_page_waits_for_a_server_to_list_its_models(tiny_repository, page):
+    port = free_port()
+    with gateway_url(f"127.0.0.1:{port}") as url:
+        page.goto(url)
+        status(page, "Trying again")
+        with Process(tiny_repository, "--port", str(port)) as server:
+            assert server.line
+            page.wait_for_selector("#write:not([disabled])")
+            status(page, "Press Write")
+
+
+def test_a_phone_shows_the_buttons_without_scrolling(chromium, url):
+    context = chromium.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.goto(url)
+    page.wait_for_selector("#write:not([disabled])")
+    box = page.locator("#write").bounding_box()
+    assert box["y"] + box["height"] <= 800
+    context.close()
 
 
 @pytest.mark.parametrize("width", [320, 1_280])

@@ -15,6 +15,7 @@ export function showChoices(tunes) {
   byId("tune-choices").hidden = !tunes;
   text.placeholder = tunes ? "|: G2E EDC|" : "";
   hint.textContent = tunes ? "ABC notation, in any key. The model goes on from here. It may be empty." : usualHint;
+  byId("token-hint").textContent = `A token is ${tunes ? "a note, a length or a bar line" : "a character"}.`;
 }
 
 // What the model's request begins with: {text, bias, title}, each absent if there is nothing to say. `post` and `call`
@@ -26,7 +27,7 @@ export async function readBeginning(model, post, call) {
   if (!abc.trim()) return {};
   const response = await post("v1/tune/beginning", "application/json", JSON.stringify({ text: abc }));
   const found = await response.json();
-  if (found.notes.length) hint.textContent = found.notes.join("; ");
+  if (found.notes.length) hint.textContent = found.notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`).join(" ");
   if (found.root && byId("mode").disabled) showRoot(found.root);
   const unsaid = found.mode && !found.text.includes("K:"); // there is no meter, which would come before
   return { text: found.text, title: found.title, bias: unsaid ? await onlyMode(model, found.mode, call) : undefined };

@@ -9,15 +9,13 @@ import { Notation } from "./notation.js";
 const GENERATIONS = "gruve.v1.GenerationService";
 const RETRIES = 5; // in a row, after a lost connection; the waits double from 0.5 s
 const ENDS = {
-  FINISH_REASON_STOP: "it came to a stop",
-  FINISH_REASON_LENGTH: "it has the most tokens that you allowed",
+  FINISH_REASON_LENGTH: "it has the maximum of tokens and may break off",
   FINISH_REASON_END_OF_SEQUENCE: "the model ended it",
   FINISH_REASON_CANCELLED: "you stopped it",
 };
 
 const byId = (id) => document.getElementById(id);
-const form = byId("form"), model = byId("model"), output = byId("output");
-const given = byId("given"), written = byId("written");
+const form = byId("form"), model = byId("model"), output = byId("output"), given = byId("given"), written = byId("written");
 export const notation = new Notation((text) => say(text, true));
 const buttons = { write: byId("write"), pause: byId("pause"), stop: byId("stop"), copy: byId("copy"), link: byId("copy-link"), keep: byId("keep"), edit: byId("edit") };
 const kept = new Kept(showKept, (text) => say(text, true));
@@ -42,7 +40,7 @@ function headers(contentType) {
 // What an answer that is no success says: Connect's error, or that of another of the gateway's forms.
 async function failureOf(response) {
   const body = await response.json().catch(() => ({}));
-  const message = body.message || (body.error && body.error.message) || `the gateway answered ${response.status}`;
+  const message = body.message || body.error?.message || `the gateway answered ${response.status}`;
   return new CallFailed(body.code || String(response.status), message);
 }
 
@@ -57,9 +55,7 @@ async function post(path, contentType, body, signal) {
   return response;
 }
 
-async function call(method, request) {
-  return (await post(method, "application/json", JSON.stringify(request))).json();
-}
+const call = async (method, request) => (await post(method, "application/json", JSON.stringify(request))).json();
 
 // The messages of a stream. Each has 5 bytes before it: flags (2 marks the end, which may hold an error) and its size.
 async function* stream(method, request, signal) {
@@ -104,9 +100,9 @@ function sayFailed(error) {
   if (error.code === "unauthenticated") {
     byId("access").open = true;
     byId("key").focus();
-    say("The server asks for an API key.", true);
+    say(byId("key").value.trim() ? "The server refuses this API key." : "The server asks for an API key.", true);
   } else {
-    say(`${error.code ? "Not done" : "The page failed"}: ${error.message}`, true);
+    say(`${error.code ? "Failed" : "The page failed"}: ${error.message}`, true);
   }
 }
 
@@ -133,11 +129,15 @@ async function loadModels() {
     models = (listed.models || []).filter((each) => each.state === "MODEL_STATE_SERVING");
     model.replaceChildren(...models.map((each) => new Option(each.name, each.name)));
     model.disabled = !models.length;
-    say(models.length ? "" : "The server serves no model.", !models.length);
+    say(models.length ? "Press Write to begin." : "The server has no model.", !models.length);
     showModel();
     if (models.length) openLink();
   } catch (error) {
     sayFailed(error);
+    if (error.code === "unavailable") {
+      say("No server answers. Trying again …", true);
+      setTimeout(loadModels, 3000);
+    }
   }
   showButtons();
 }
@@ -153,7 +153,7 @@ function showModel() {
   byId("about").textContent = chosen.description || "";
   byId("temperature").value = Number((chosen.defaultTemperature ?? 1).toFixed(3));
   showChoices(tunes);
-  byId("output-heading").textContent = tunes ? "ABC notation" : "Text";
+  byId("output-heading").textContent = tunes ? "ABC in C, as the model writes it" : "Text";
 }
 
 // ---- writing
@@ -183,7 +183,7 @@ async function write(digest = "") {
   showChoices(run.writesTunes);
   notation.begin();
   given.textContent = written.textContent = "";
-  say("Waiting for the first token …");
+  say("Waiting for the server …");
   showButtons();
   if (byId("result").getBoundingClientRect().bottom > innerHeight) byId("result").scrollIntoView();
   try {
@@ -199,7 +199,7 @@ async function write(digest = "") {
         failed = run.next > before ? 0 : failed;
         // Without the session's id the generation cannot be found again.
         if (!["unavailable", "canceled"].includes(error.code) || !run.session || run.stopped || failed >= RETRIES) throw error;
-        say("The connection was lost; going on from the next token …", true);
+        say("The connection was lost. Trying again …", true);
         await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** failed));
         delete generate.newSession;
         Object.assign(generate, { sessionId: run.session, fromPosition: String(run.next) });
@@ -280,7 +280,7 @@ async function follow(generate) {
     if (text) show(text);
     if (end) {
       const { generatedTokens = 0 } = end.usage || {};
-      say(`Done: ${ENDS[end.finishReason] || end.finishReason}; ${generatedTokens} tokens, seed ${run.seed}.${run.changed}`);
+      say(`Done: ${ENDS[end.finishReason] || end.finishReason}; ${generatedTokens} ${generatedTokens === 1 ? "token" : "tokens"}, seed ${run.seed}.${run.changed}`);
       if (run.stopped && run.fields) showLink({ ...run.fields, length: generatedTokens });
     }
   }
@@ -387,6 +387,8 @@ byId("root").addEventListener("change", (event) => {
   if (fields) showLink({ ...fields, root: event.target.value });
 });
 byId("key").addEventListener("change", () => { if (!models.length) loadModels(); });
+byId("seed").addEventListener("input", ({ target }) => target.setCustomValidity(
+  /^[0-9]+$/.test(target.value) && BigInt(target.value) >> 64n ? "A seed is at most 18446744073709551615." : ""));
 byId("temperature").addEventListener("change", (event) => {
   const temperature = event.target.value.trim();
   if (run && run.id && temperature && event.target.checkValidity()) {
