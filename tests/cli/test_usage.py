@@ -68,3 +68,16 @@ def test_a_switch_that_is_neither_on_nor_off_is_wrong_usage(monkeypatch, capsys)
         2,
         "gruve: --otel is 'true' in GRUVE_OTEL; must be one of 0, 1; see `gruve serve --help`\n",
     )
+
+
+def test_the_help_of_an_action_has_its_own_examples_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["sessions", "rewind", "--help"])
+    examples = capsys.readouterr().out.partition("examples:")[2].splitlines()
+    assert [line.split()[:3] for line in examples if line] == [["gruve", "sessions", "rewind"]]
+
+
+def test_the_list_of_commands_keeps_the_case_of_an_abbreviation(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    assert "gateway   HTTP through a gateway" in capsys.readouterr().out

@@ -24,9 +24,9 @@ first steps:
   gruve models                                   see what it serves
   gruve generate shakespeare "ROMEO:"            stream a passage
   gruve generate folk --out tune.svg             stream a folk tune and draw it
-  gruve chat shakespeare                         keep a session and go on line by line
-  gruve sessions list                            the sessions that it keeps
-  gruve demo                                     all of that by itself, on a server of its own
+  gruve chat shakespeare                         write line by line, in a session that is kept
+  gruve sessions list                            list the sessions that the server keeps
+  gruve demo                                     a tune and a text, on a server that it starts and stops
 
 `gruve COMMAND --help` has every flag, with its unit, its default and its GRUVE_* variable; flags win over variables.
 NO_COLOR turns off all styling; output that is no terminal has none.

@@ -48,13 +48,15 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command and its benchmarks."""
     parser = add_command(commands, "bench", DESCRIPTION, EXAMPLES, _choose)
     kinds = parser.add_subparsers(metavar="BENCHMARK", required=True)
-    decode = _kind(kinds, "decode", "One decode step, sampling included, of gruve's backends and their peers.", _decode)
+    decode = _kind(
+        kinds, "decode", "One decode step, sampling included, with gruve's backends and with other libraries.", _decode
+    )
     add_flag(decode, "--sizes", sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
     add_flag(decode, "--batches", numbers, None, "rows of a step", metavar="LIST")
     add_flag(decode, "--threads", numbers, None, "threads", metavar="LIST")
     add_flag(decode, "--backends", words, None, "what to measure", metavar="LIST")
     _plot(decode)
-    serve = _kind(kinds, "serve", "The server under load from other processes, beside the bare engine.", _serve)
+    serve = _kind(kinds, "serve", "The server under load from other processes, compared with the bare engine.", _serve)
     add_flag(serve, "--size", size, None, "the model as LAYERSxHIDDEN", metavar="SIZE")
     add_flag(serve, "--sessions", numbers, None, "sessions of the closed loop", metavar="LIST")
     add_flag(serve, "--threads", bounded(int, 1, 256), None, "threads that decode", metavar="N")
@@ -62,27 +64,39 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_flag(
         serve, "--soak-minutes", bounded(float, 0, None), None, "how long memory is watched at the end", metavar="N"
     )
-    peers = _kind(kinds, "peers", "The same model behind gruve and behind what else could be picked.", _peers)
+    peers = _kind(kinds, "peers", "The same model behind gruve and behind other model servers.", _peers)
     add_flag(peers, "--sizes", sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
     add_flag(peers, "--streams", numbers, None, "streams at once", metavar="LIST")
     add_flag(peers, "--systems", words, None, "what to measure", metavar="LIST")
     add_flag(peers, "--cache", Path, None, "where the peers are installed", metavar="DIR")
     _plot(peers)
-    growth = _kind(kinds, "growth", "Speed and memory against active and idle sessions.", _growth)
+    growth = _kind(kinds, "growth", "Speed and memory by the number of active and idle sessions.", _growth)
     _plot(growth)
-    _kind(kinds, "front", "What the server delivers over a backend that computes nothing.", _front)
-    _kind(kinds, "protection", "What API keys and TLS cost, beside the same server without them.", _protection)
-    sessions = _kind(kinds, "sessions", "What keeping sessions costs: durable, evicted, rewound, many.", _sessions)
+    _kind(kinds, "front", "The limit of the server itself, with a backend that computes nothing.", _front)
+    _kind(kinds, "protection", "The cost of API keys and TLS, compared with the same server without them.", _protection)
+    sessions = _kind(
+        kinds, "sessions", "The cost of sessions: storing, evicting, rewinding, and having many.", _sessions
+    )
     add_flag(sessions, "--stored", bounded(int, 1, None), None, "sessions that one server serves", metavar="N")
     overload = _kind(
-        kinds, "overload", "More than a server can give: a greedy neighbour, too many, refusals.", _overload
+        kinds,
+        "overload",
+        "A server with more requests than it can serve: a greedy tenant, too many streams, refusals.",
+        _overload,
     )
     _plot(overload)
-    gateway = _kind(kinds, "gateway", "HTTP through a gateway beside direct gRPC: speed, limit, memory.", _gateway)
+    gateway = _kind(
+        kinds, "gateway", "HTTP through a gateway compared with direct gRPC: speed, limit, memory.", _gateway
+    )
     _plot(gateway)
     chaos = _kind(kinds, "chaos", CHAOS, _chaos)
     add_flag(chaos, "--scenarios", words, None, "what is done", metavar="LIST")
-    gpu = _kind(kinds, "gpu", "The GPU path: proofs, a step beside its peers and the GPU's floor, the server.", _gpu)
+    gpu = _kind(
+        kinds,
+        "gpu",
+        "The GPU path: proofs, a step compared with other libraries and with the GPU's limit, the server.",
+        _gpu,
+    )
     add_flag(gpu, "--modes", words, None, "ways of decoding: triton, graph, eager", metavar="LIST")
     gpu.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     _plot(gpu)

@@ -28,24 +28,25 @@ if TYPE_CHECKING:
     from gruve.client import Client, GenerateOptions
 
 HELP = """\
-  TEXT            the model reads the line and goes on from there; an empty line just goes on
-  /temp X         temperature of what follows; 0 is greedy
-  /seed N         seed of what follows
-  /max N          tokens of an answer at most
-  /rate N         tokens per second at most
+  TEXT            the model reads the line and writes on from there; after an empty line it just writes on
+  /temp X         temperature from here on; 0 always takes the most probable token
+  /seed N         seed from here on
+  /max N          maximum number of tokens after each line
+  /rate N         maximum number of tokens per second
   /new            begin a new session; the old one is kept
-  /help, /quit    this text; the end (also Ctrl-D). Ctrl-C stops an answer"""
-DESCRIPTION = """Keep a session with a model and go on line by line.
+  /help, /quit    print this text; end the chat (also Ctrl-D). Ctrl-C stops what is written"""
+DESCRIPTION = """Write with a model line by line, in a session that the server keeps.
 
-The model continues a text: it reads each line, with its line feed, and writes on. Ctrl-C stops an answer, Ctrl-D
-ends. The session stays on the server; its id is noted at the end, and --session continues it."""
+The model does not answer questions; it continues a text. It reads each line that you type, and writes on from there.
+Ctrl-C stops what it writes, and Ctrl-D ends the chat. A note at the end names the session's id, and --session continues
+it."""
 EXAMPLES = f"""\
 lines:
 {HELP}
 
 examples:
   gruve chat shakespeare --max-tokens 300 --rate 60
-  gruve chat shakespeare --session ID            go on where an earlier chat ended
+  gruve chat shakespeare --session ID            continue an earlier chat
   printf 'ROMEO:\\n\\n' | gruve chat shakespeare --seed 1 > scene.txt
 """
 PROMPT = "> "

@@ -44,13 +44,13 @@ def add_tune_flags(parser: Parser) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help=f"also write the tune as ABC notation, drawn or to play: {', '.join(KINDS)}; may be given more than once",
+        help=f"also write the tune to a file of this kind: {', '.join(KINDS)}; may be given more than once",
     )
     tunes.add_argument(
-        "--key", metavar="KEY", help="write it on this root, such as G or Bb; with a mode, as in Am or Ddor, in that"
+        "--key", metavar="KEY", help="transpose the tune to this root, such as G or Bb; Am or Ddor ask for the mode too"
     )
     tunes.add_argument("--title", metavar="TEXT", help="the title; absent, the model's name and the seed")
-    add_flag(tunes, "--n", int, 1, f"how many tunes, each with a seed of its own; 1 to {MAX_TUNES}", metavar="N")
+    add_flag(tunes, "--n", int, 1, f"number of tunes, 1 to {MAX_TUNES}; each has a seed of its own", metavar="N")
     tunes.add_argument(
         "--raw", action="store_true", help="read and print the model's tokens as they are: on C, without X:, T: and Q:"
     )

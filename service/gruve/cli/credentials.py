@@ -34,7 +34,7 @@ def add_address(parser: argparse._ActionsContainer) -> None:
         "--api-key-file",
         Path,
         None,
-        f"a file with the API key or token; {API_KEY} holds one itself",
+        f"a file with the API key or token; {API_KEY} is the key itself",
         variable="GRUVE_API_KEY_FILE",
         metavar="FILE",
     )
@@ -43,7 +43,7 @@ def add_address(parser: argparse._ActionsContainer) -> None:
         "--tenant",
         str,
         None,
-        "use the sessions of this tenant; for admins",
+        "use the sessions of this tenant; needs an API key with the role admin",
         variable="GRUVE_TENANT",
         metavar="NAME",
     )
@@ -54,7 +54,7 @@ def add_tls(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--tls",
         action="store_true",
-        help="connect with TLS; the flags below do so too (or GRUVE_TLS=1)",
+        help="connect with TLS; --ca and --cert imply it (or GRUVE_TLS=1)",
     )
     add_flag(
         parser,

@@ -28,9 +28,10 @@ from gruve.errors import TuneError
 if TYPE_CHECKING:
     from gruve.client import Client, TokenStream
 
-DESCRIPTION = """Start a server on a free port and watch it: a folk tune, drawn at the end, then a text and its sequel.
+DESCRIPTION = """Start a server on a free port, and show a folk tune and a text while they are written.
 
-It ends by itself. The tune is left in the folder of --out."""
+The tune is drawn, and a second request continues the text. Then the server is stopped. The tune stays in the folder of
+--out."""
 EXAMPLES = """\
 examples:
   gruve demo
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     out = standard_output()
     with _ended_by_signals(), _serving(models_folder(args.models)) as (server, told):
         address = f"localhost:{told['port']}"
-        _say(out, f"A server with {', '.join(told['models'])} is ready on {address}, a process of its own.")
+        _say(out, f"A server is ready on {address}, with the models {', '.join(told['models'])}.")
         with connected(address) as client:
             _show_tune(client, told["models"], args, out)
             _show_text(client, told["models"], args, out)
@@ -91,7 +92,7 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
     """Streams a tune and draws it; of one that cannot be drawn says why, and streams the next."""
     name = _serving_name(TUNE_MODELS, models)
     if name is None:
-        _say(out, f"There is no model called {' or '.join(TUNE_MODELS)} here, so there is no tune today.")
+        _say(out, f"There is no model called {' or '.join(TUNE_MODELS)} here, so no tune is written.")
         return
     from gruve.tune.write import complete, write_tune
 
@@ -126,10 +127,10 @@ def _show_text(client: Client, models: list[str], args: argparse.Namespace, out:
     """Stream a text, then continue it in the same session."""
     name = _serving_name(TEXT_MODELS, models)
     if name is None:
-        _say(out, f"There is no model called {' or '.join(TEXT_MODELS)} here, so there is no text today.")
+        _say(out, f"There is no model called {' or '.join(TEXT_MODELS)} here, so no text is written.")
         return
     if name != TEXT_MODELS[0]:
-        _say(out, f"There is no model called {TEXT_MODELS[0]!r} here; {name!r} has to do.")
+        _say(out, f"There is no model called {TEXT_MODELS[0]!r} here; {name!r} writes instead.")
     _say(out, f"A passage by {name!r}, seed 1, temperature 0.8; the server keeps it as a session:")
     out.write(TEXT_PROMPT, "dim")
     pace: dict[str, Any] = {

@@ -23,7 +23,7 @@ from gruve.cli.model_folder import add_models, models_folder
 from gruve.cli.serve_flags import default_store
 from gruve.cli.terminal import print_tabs, print_wrapped
 
-DESCRIPTION = """Check this machine: versions, what decodes and why, models, session store, ports, optional programs.
+DESCRIPTION = """Check this installation: versions, backend, models, session store, ports, optional programs.
 
 Each line has one of three states: ok, optional (something works without it), or missing (serving needs it). The exit
 code is 1 if something is missing. Nothing is started, installed or changed."""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """Measure how well a model predicts a corpus, in nats and bits per token, and how well it composes.
 
 A text is measured by three protocols. `carried` takes the state from the first character to the last. `cold` begins
-anew every 256 characters, behind a start token. `cold, as nanoGPT` does so without the start token, as nanoGPT's own
-evaluation does. Tunes are measured whole, each from nothing, their end included; then free tunes are drawn and their
-form stands beside the corpus's. No server is needed."""
+anew every 256 characters, with a start token. `cold, as nanoGPT` does so without the start token, as nanoGPT's own
+evaluation does. Tunes are measured one by one, from the start token to the end token. Then the model generates tunes
+without a prompt, and their form is compared with that of the corpus. No server is needed."""
 EXAMPLES = """\
 examples:
   gruve evaluate models/shakespeare input.txt                   the last tenth, which training has not seen
@@ -50,7 +50,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "--samples",
         bounded(int, 0, None),
         200,
-        "of a model of tunes: free tunes whose form is counted",
+        "with a model of tunes, number of tunes to generate; 0 for none",
         metavar="N",
     )
     add_flag(
@@ -58,7 +58,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "--temperature",
         bounded(float, 0, 100),
         None,
-        "of the free tunes, 0 to 100; absent, the model's default temperature",
+        "temperature of these tunes, 0 to 100; absent, the one that the model recommends",
         metavar="T",
     )
     add_json(parser)

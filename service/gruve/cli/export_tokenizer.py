@@ -10,10 +10,10 @@ from gruve.cli.terminal import Failure, say_note
 
 DESCRIPTION = """Write a model's tokenizer as a folder that Hugging Face's transformers loads by its path.
 
-Load generators and evaluation programs that count tokens by themselves take such a folder. It encodes and decodes as
-gruve does: the same ids, and no start token before them. A text with a character or an ABC token that the model does
-not have is an error there too; with --skip-unknown it is encoded without them, for programs that make prompts from a
-text of their own. Files of the same names in DIR are replaced. No server is needed."""
+It is for load generators and evaluation programs that count tokens by themselves. It encodes and decodes as gruve does:
+the same ids, and no start token before them. A text with a character or an ABC token that the model does not have is an
+error; with --skip-unknown such characters are left out, for programs that make prompts from a text of their own. Files
+of the same names in DIR are replaced. No server is needed."""
 EXAMPLES = """\
 examples:
   gruve export-tokenizer models/shakespeare build/shakespeare

@@ -98,11 +98,19 @@ def add_command(
 ) -> Parser:
     """Add a command; return its parser. `extra` is what it needs, a key of `extras.MODULES`."""
     short = description.partition(".")[0]
-    parser: Parser = commands.add_parser(
-        name, help=short[0].lower() + short[1:], **parser_options(description, examples)
-    )
+    first = short[0] if short[1:2].isupper() else short[0].lower()  # HTTP stays as it is
+    parser: Parser = commands.add_parser(name, help=first + short[1:], **parser_options(description, examples))
+    if parser.prog.count(" ") > 1:  # an action of a command
+        parser.epilog = _of_action(examples, parser.prog)
     parser.set_defaults(run=run, extra=extra, command=parser.prog)
     return parser
+
+
+def _of_action(examples: str, action: str) -> str:
+    """The examples of a command that are of one of its actions; empty if there are none."""
+    lines = examples.splitlines(keepends=True)
+    own = [line for line in lines if not line.startswith("  ") or line.startswith(f"  {action} ")]
+    return "".join(own) if any(line.startswith("  ") for line in own) else ""
 
 
 def add_flag(

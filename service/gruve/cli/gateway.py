@@ -20,14 +20,15 @@ from gruve.cli.terminal import Failure
 if TYPE_CHECKING:
     from gruve.gateway.config import GatewayConfig
 
-DESCRIPTION = """Offer servers over HTTP until Ctrl-C or SIGTERM: OpenAI's completions, for clients that speak no gRPC;
-Connect and gRPC-Web, for browsers; and a page for people at /.
+DESCRIPTION = """Serve HTTP for gruve's servers: a page at /, OpenAI's completions, Connect and gRPC-Web.
+
+It runs until Ctrl-C or SIGTERM, and calls the servers over gRPC.
 
 When it is ready it prints one line of JSON on standard output, {"event": "serving", "port": ...}; logs are JSON
 lines on standard error.
 
-A gateway keeps nothing: no sessions, which the servers have, and no keys. It passes on the API key or token of each
-caller, and the servers say what it allows. Several gateways may stand beside each other."""
+A gateway stores nothing. The servers keep the sessions and check the callers: the gateway passes the API key or token
+of each caller on to them. Several gateways may use the same servers."""
 EXAMPLES = """\
 examples:
   gruve gateway                                          the server on localhost:50051, HTTP on localhost:8080
@@ -56,27 +57,38 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--end-with-stdin",
         action="store_true",
-        help="end when standard input is closed, so that it ends with the process that started it",
+        help="end when standard input is closed, for a program that starts a gateway",
     )
     add_log_level(parser)
 
 
 def _add_http(group: argparse._ArgumentGroup) -> None:
     files = {
-        "--tls-cert": ("the certificate of the HTTP port and intermediate ones, PEM", "GRUVE_HTTP_TLS_CERT"),
+        "--tls-cert": (
+            "the certificate of the HTTP port, then the intermediate ones, PEM; absent, no TLS",
+            "GRUVE_HTTP_TLS_CERT",
+        ),
         "--tls-key": ("its private key, PEM, without a password", "GRUVE_HTTP_TLS_KEY"),
         "--tls-client-ca": (
             "the authorities of client certificates, PEM; a connection without one is refused",
             "GRUVE_HTTP_TLS_CLIENT_CA",
         ),
     }
-    add_flag(group, "--host", str, "127.0.0.1", "where HTTP listens", variable="GRUVE_HTTP_HOST", metavar="HOST")
+    add_flag(
+        group,
+        "--host",
+        str,
+        "127.0.0.1",
+        "the address that HTTP listens on; 0.0.0.0 for other machines",
+        variable="GRUVE_HTTP_HOST",
+        metavar="HOST",
+    )
     add_flag(
         group,
         "--port",
         bounded(int, 0, 65_535),
         8080,
-        "HTTP's port, 0 for any free one",
+        "the port of HTTP, 0 for any free one",
         variable="GRUVE_HTTP_PORT",
         metavar="N",
     )
@@ -85,7 +97,7 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
     add_switch(
         group,
         "--insecure",
-        "allow a --host that is not this machine alone without TLS",
+        "allow a --host that other machines reach without TLS",
         variable="GRUVE_INSECURE",
     )
     add_flag(
@@ -93,8 +105,8 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
         "--allow-origin",
         str,
         "",
-        "the origins whose web pages may call, such as https://example.com, with commas between; absent, only pages "
-        "that this machine's browser loads from the gateway",
+        "the origins whose web pages may call, such as https://example.com, with commas between; absent, the gateway's "
+        "own page alone, opened on this machine",
         variable="GRUVE_ALLOW_ORIGIN",
         metavar="ORIGIN,...",
     )
@@ -103,7 +115,7 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
         "--max-connections",
         bounded(int, 1, 1_000_000),
         1_000,
-        "the most connections; requests on further ones are refused with 503",
+        "maximum number of connections; requests on further ones are refused with 503",
         variable="GRUVE_HTTP_MAX_CONNECTIONS",
         metavar="N",
     )
@@ -121,7 +133,7 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
         "--max-body",
         bounded(int, 1, 1 << 30),
         1 << 20,
-        "bytes of the largest body of a request; a server takes 1 MiB",
+        "maximum size of a request's body, in bytes; servers refuse more than 1 MiB",
         variable="GRUVE_HTTP_MAX_BODY",
         metavar="BYTES",
     )

@@ -23,32 +23,36 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Continue a prompt with a model, streamed token by token.
 
-Generated text alone goes to standard output, on a terminal behind the prompt; notes go to standard error. Ctrl-C
-cancels the generation; its seed and its session are noted nevertheless.
+Standard output has the generated text alone; a terminal shows the prompt before it. Notes, such as the seed, go to
+standard error. Ctrl-C cancels the generation, and its seed and session are still noted.
 
-A model of tunes prints complete ABC notation: the tune with the prompt that it begins with, a title, a tempo, and notes
-that say what made it. A terminal shows the model's tokens first, dimmed, as they come. With --raw these alone are
-printed: header tokens L:, M: and K:, then the music on the root C, each token as the vocabulary has it.
+With a model of tunes it prints a complete tune in ABC notation: the prompt and what follows it, a title, a tempo, and
+N: lines that say how it was made. A terminal first shows the model's tokens, dimmed, as they come. With --raw it prints
+these tokens alone: the headers L:, M: and K:, then the music, always on the root C.
 
-Its prompt may be any ABC tune or a part of one, in any key, with headers in any order or none: it is brought to C for
-the model and back, and what it has no place for, such as chord symbols, is left out and noted. Headers alone set the
-meter (M:6/8) or the key as well (M:6/8 K:G, a line each)."""
-TEMPERATURE = "0 is greedy, 1 the model's own, at most 100; absent, the one that the model recommends, or 1"
+The prompt for such a model may be any ABC tune or a part of one, in any key, with headers in any order or none. It is
+transposed to C for the model, and the result is transposed back. What the model cannot read, such as chord symbols, is
+left out, and a note says so. Headers alone set the meter (M:6/8), or the meter and the key (M:6/8 and K:G, one a
+line)."""
+TEMPERATURE = (
+    "0 always takes the most probable token, 1 leaves the model's probabilities as they are, more is wilder, at most "
+    "100; absent, the temperature that the model recommends, or 1"
+)
 START_ID, END_ID = 0, 1
 """Tokens around a tune in every tokenizer of kind abc."""
 EXAMPLES = """\
 examples:
   gruve generate shakespeare "ROMEO:" --max-tokens 400 --temperature 0.8
-  gruve generate shakespeare "ROMEO:" --seed 7 > romeo.txt      the text and nothing else
-  gruve generate folk > tune.abc                                a tune in ABC notation, complete
+  gruve generate shakespeare "ROMEO:" --seed 7 > romeo.txt      write the text alone into a file
+  gruve generate folk > tune.abc                                write a complete tune in ABC notation
   gruve generate folk --n 3 --key Am --rate 30                  watch three tunes in A minor being written
   gruve generate folk --out tune.svg --out tune.mid --key G     draw and play it, in G
-  gruve generate folk - < begun.abc                             go on with a tune of one's own
-  gruve generate folk --raw                                     the model's tokens and nothing else
-  gruve generate shakespeare "ROMEO:" --session new             keep a session; its id is noted at the end
-  gruve generate shakespeare --session ID                       go on from there
-  gruve generate shakespeare "ROMEO:" --receipt receipt.json    what `gruve verify receipt.json` recomputes
-  fortune | gruve generate shakespeare                          the prompt from standard input
+  gruve generate folk - < begun.abc                             continue a tune of your own
+  gruve generate folk --raw                                     print the model's tokens as they are
+  gruve generate shakespeare "ROMEO:" --session new             keep a session; a note at the end names its id
+  gruve generate shakespeare --session ID                       continue that session
+  gruve generate shakespeare "ROMEO:" --receipt receipt.json    write a receipt for `gruve verify`
+  fortune | gruve generate shakespeare                          take the prompt from standard input
 """
 
 
@@ -56,18 +60,44 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
     parser = add_command(commands, "generate", DESCRIPTION, EXAMPLES, run)
     parser.add_argument("model", metavar="MODEL", help="the model's name; `gruve models` lists them")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what it continues; absent or -, what is piped in")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        nargs="?",
+        help="the text to continue; absent or -, standard input if that is no terminal",
+    )
     add_address(parser)
     add_sampling(parser)
-    add_flag(parser, "--min-tokens", int, None, "tokens before which it does not end", metavar="N")
-    parser.add_argument("--ignore-eos", action="store_true", help="go on where the model would end")
-    parser.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end before this text; may be given up to 16 times"
+    add_flag(
+        parser,
+        "--min-tokens",
+        int,
+        None,
+        "least number of tokens: before it neither the model nor --stop ends the text",
+        metavar="N",
     )
-    parser.add_argument("--session", metavar="ID|new", help="continue a session, or keep this one")
+    parser.add_argument(
+        "--ignore-eos", action="store_true", help="never let the model end the text; --max-tokens or --stop does"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end when this text is generated, and do not print it; may be given up to 16 times",
+    )
+    parser.add_argument(
+        "--session", metavar="ID|new", help="continue the session ID; with new, keep this generation as a session"
+    )
     add_numerics_change(parser)
-    add_flag(parser, "--timeout", bounded(float, 0.001, None), None, "give up after so many seconds", metavar="S")
-    parser.add_argument("--echo", action="store_true", help="put the prompt before what is generated")
+    add_flag(
+        parser,
+        "--timeout",
+        bounded(float, 0.001, None),
+        None,
+        "give up after so many seconds; absent, never",
+        metavar="S",
+    )
+    parser.add_argument("--echo", action="store_true", help="print the prompt before the generated text")
     add_tune_flags(parser)
     add_flag(parser, "--receipt", Path, None, "write the receipt, which `gruve verify` checks", metavar="FILE")
     parser.add_argument("--quiet", action="store_true", help="no notes on standard error")
@@ -88,14 +118,42 @@ def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
     `--temperature` is the exception: of what is begun anew, the model's recommendation is sent.
     """
     add_flag(parser, "--temperature", float, None, TEMPERATURE, metavar="X")
-    add_flag(parser, "--top-k", int, None, "keep the K most probable tokens", metavar="K")
-    add_flag(parser, "--top-p", float, None, "keep the fewest tokens of this probability, above 0 to 1", metavar="P")
-    add_flag(parser, "--min-p", float, None, "keep tokens this times as probable as the best, 0 to 1", metavar="P")
-    add_flag(parser, "--repetition-penalty", float, None, "1 changes nothing, more avoids repeats", metavar="X")
-    add_flag(parser, "--seed", int, None, "of the draws, 0 to 2^64-1; absent, one is drawn and noted", metavar="N")
-    most = "tokens to generate at most" + ("" if max_tokens else "; absent, 1024")
+    add_flag(parser, "--top-k", int, None, "sample among the K most probable tokens", metavar="K")
+    add_flag(
+        parser,
+        "--top-p",
+        float,
+        None,
+        "sample among the most probable tokens that together have probability P, above 0 to 1",
+        metavar="P",
+    )
+    add_flag(
+        parser,
+        "--min-p",
+        float,
+        None,
+        "sample among tokens at least P times as probable as the best one, 0 to 1",
+        metavar="P",
+    )
+    add_flag(
+        parser,
+        "--repetition-penalty",
+        float,
+        None,
+        "above 1 makes tokens of the last 64 less probable, 1 changes nothing; 0.01 to 100",
+        metavar="X",
+    )
+    add_flag(
+        parser,
+        "--seed",
+        int,
+        None,
+        "the same seed gives the same text, 0 to 2^64-1; absent, the server draws one, which a note names",
+        metavar="N",
+    )
+    most = "maximum number of tokens to generate, up to 65536" + ("" if max_tokens else "; absent, 1024")
     add_flag(parser, "--max-tokens", int, max_tokens, most, metavar="N")
-    add_flag(parser, "--rate", float, None, "tokens per second at most", metavar="N")
+    add_flag(parser, "--rate", float, None, "maximum number of tokens per second; absent, no limit", metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:

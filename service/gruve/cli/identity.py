@@ -22,7 +22,8 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         "--tls-cert",
         Path,
         None,
-        "the server's certificate and intermediate ones, PEM, read again on change; both ports then take TLS alone",
+        "the server's certificate, then the intermediate ones, PEM; read again when it changes. The ports of gRPC and "
+        "/metrics then require TLS",
         variable="GRUVE_TLS_CERT",
         metavar="FILE",
     )
@@ -40,7 +41,7 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         "--tls-client-ca",
         Path,
         None,
-        "the authorities of client certificates, PEM; a connection without such a certificate is refused on both ports",
+        "the authorities of client certificates, PEM; both ports refuse connections without a certificate of theirs",
         variable="GRUVE_TLS_CLIENT_CA",
         metavar="FILE",
     )
@@ -49,7 +50,7 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         "--keys",
         Path,
         None,
-        "the API keys that callers show, a file of `gruve keys`, read again on change",
+        "require an API key of this file, which `gruve keys` writes; read again when it changes",
         variable="GRUVE_KEYS",
         metavar="FILE",
     )
@@ -58,7 +59,7 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         "--jwks",
         Path,
         None,
-        "accept JSON Web Tokens too, verified with the public keys of this JWKS file, read again on change",
+        "accept JSON Web Tokens, verified with the public keys of this JWKS file; read again when it changes",
         variable="GRUVE_JWKS",
         metavar="FILE",
     )
@@ -67,7 +68,7 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         "--jwt-issuer",
         str,
         "",
-        "the iss that tokens must have; needed with --jwks",
+        "the claim iss that tokens must have; needed with --jwks",
         variable="GRUVE_JWT_ISSUER",
         metavar="ISS",
     )
@@ -76,14 +77,14 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
         "--jwt-audience",
         str,
         "",
-        "the aud that tokens must have; needed with --jwks",
+        "the claim aud that tokens must have; needed with --jwks",
         variable="GRUVE_JWT_AUDIENCE",
         metavar="AUD",
     )
     add_switch(
         group,
         "--insecure",
-        "allow a --host that is not this machine alone without TLS and keys or tokens",
+        "allow a --host that other machines reach without TLS or without authentication",
         variable="GRUVE_INSECURE",
     )
 

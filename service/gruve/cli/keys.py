@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Make, list and revoke the API keys of a server.
 
-The keys are in a file that `gruve serve --keys FILE` reads, and reads again when it changes, so a new key works, and
-a revoked one is refused, a quarter of a second later. The file has only hashes: a key is printed once, when it
-is made."""
+The keys are in a file that `gruve serve --keys FILE` reads, and reads again when it changes: a quarter of a second
+later a new key works and a revoked one is refused. The file has only hashes, so a key is printed once, when it is
+made."""
 EXAMPLES = """\
 examples:
   gruve keys add ann --keys keys.json                                a key of the tenant ann
@@ -50,22 +50,55 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     making = add_command(actions, "add", "Make a key and print it, once.", EXAMPLES, run_add, extra="serve")
     making.add_argument("name", metavar="NAME", help="the key's name, for the list and for logs")
     add_flag(making, "--tenant", str, None, "who uses it and owns its sessions; absent, the key's name", metavar="NAME")
-    add_flag(making, "--role", str, "use", "what it may do", choices=("use", "admin"))
+    add_flag(
+        making,
+        "--role",
+        str,
+        "use",
+        "use generates, with the sessions of its tenant; admin also reloads models, and uses all tenants' sessions",
+        choices=("use", "admin"),
+    )
     weight = bounded(float, 0.001, 1_000.0)
-    add_flag(making, "--weight", weight, 1.0, "the tenant's share of a busy server, 0.001 to 1000", metavar="N")
-    add_flag(making, "--expires", _expiry, None, "when it ends, such as 12h, 90d or 2027-01-31", metavar="WHEN")
+    add_flag(
+        making,
+        "--weight",
+        weight,
+        1.0,
+        "the tenant's share of a busy server beside the others', 0.001 to 1000",
+        metavar="N",
+    )
+    add_flag(
+        making,
+        "--expires",
+        _expiry,
+        None,
+        "when it ends, such as 12h, 90d or 2027-01-31; absent, never",
+        metavar="WHEN",
+    )
     limits = making.add_argument_group("limits of the tenant; absent, those of the server")
     for name, meaning in LIMITS.items():
         least = 1 if name == "waiting" else 0
         add_flag(limits, f"--{name.replace('_', '-')}", bounded(int, least, None), None, meaning, metavar="N")
     _add_file(making)
-    listing = add_command(actions, "list", "List the keys, without what is secret.", EXAMPLES, run_list, extra="serve")
+    listing = add_command(
+        actions,
+        "list",
+        "List the keys of the file, by name; the keys themselves are not in it.",
+        EXAMPLES,
+        run_list,
+        extra="serve",
+    )
     _add_file(listing)
     add_json(listing)
     revoking = add_command(
-        actions, "revoke", "Revoke a key. Streams that run go on to their ends.", EXAMPLES, run_revoke, extra="serve"
+        actions,
+        "revoke",
+        "Revoke a key. Its running streams continue to their ends.",
+        EXAMPLES,
+        run_revoke,
+        extra="serve",
     )
-    revoking.add_argument("name", metavar="NAME")
+    revoking.add_argument("name", metavar="NAME", help="the key's name; `gruve keys list` has them")
     _add_file(revoking)
 
 

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """List the models of a server.
 
-On a terminal, a table, and below each model what it was trained for or why it is broken. Elsewhere one line for each
-model with tabs between the columns, whose names and order stay the same: name, state, tokens, vocabulary, cell, size,
-parameters, backend, digest, about, temperature: the recommended one, empty if there is none. --json has every field of
-the API.
+A terminal shows a table; below each model stands its description, or why it is broken. Elsewhere each model is one
+line with tabs between the columns, whose order does not change: name, state, tokens (the kind of tokenizer),
+vocabulary, cell, size, parameters, backend, digest, about, temperature (the recommended one, or empty). --json has
+every field of the API.
 
-`gruve models reload NAME` has the server read the model's files again. Running streams finish with the old model.
+`gruve models reload NAME` makes the server read the model's files again. Running streams finish with the old model.
 `gruve models add SOURCE` checks a model and puts it into a folder of models; it needs no server."""
 EXAMPLES = """\
 examples:
   gruve models
   gruve models --address replica:50051 | cut -f1
   gruve models --json | jq -r '.[] | select(.state == "broken") | .state_reason'
-  gruve models reload folk                       serve the files of models/folk as they are now
+  gruve models reload folk                       read the files of models/folk again
   gruve models add folk.zip                      check the model in it and put it into models/folk
 """
 ADD_DESCRIPTION = """Check a model and put it into a folder of models.
@@ -68,7 +68,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_address(parser)
     add_json(parser)
     actions = parser.add_subparsers(metavar="ACTION")
-    reload = add_command(actions, "reload", "Serve a model's files as they are now.", EXAMPLES, _reload)
+    reload = add_command(actions, "reload", "Make the server read a model's files again.", EXAMPLES, _reload)
     reload.add_argument("name", metavar="NAME", help="the model's name; `gruve models` has them")
     add_address(reload)
     add_json(reload)

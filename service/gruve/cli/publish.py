@@ -10,8 +10,9 @@ from gruve.cli.terminal import say_note
 
 DESCRIPTION = """Measure a finished run and put it into a repository of models with its card.
 
-The card's prose comes from a TOML file, every figure in it is measured now: losses on the parts that did not train, and
-of a model of tunes how many of --samples free ones are right. The config is copied into the folder as training.toml."""
+The text of the card comes from a TOML file. Its figures are measured now: the losses on the held-out parts of the
+corpus and, for a model of tunes, how many of --samples generated tunes are right. The config is copied into the folder
+as training.toml."""
 EXAMPLES = """\
 example:
   gruve publish --config models/folk/training.toml --card models/folk/card.toml --corpus abc \\
@@ -24,14 +25,21 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "publish", DESCRIPTION, EXAMPLES, run, extra="train")
     for name, what in (
         ("config", "the run's config, in TOML"),
-        ("card", "what the card says that cannot be measured, in TOML"),
+        ("card", "the text of the card, in TOML"),
         ("corpus", "the run's corpus: a text, or a folder of ABC books"),
         ("run", "the run's folder"),
-        ("out", "the model's folder"),
+        ("out", "the folder to write; its name becomes the model's name"),
     ):
         metavar = "DIR" if name in ("run", "out") else "PATH"
         parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=what, dest=f"{name}_path")
-    add_flag(parser, "--samples", bounded(int, 1, None), 1000, "of a model of tunes: free tunes to judge", metavar="N")
+    add_flag(
+        parser,
+        "--samples",
+        bounded(int, 1, None),
+        1000,
+        "with a model of tunes, number of tunes to generate and judge",
+        metavar="N",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

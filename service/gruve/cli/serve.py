@@ -31,26 +31,26 @@ DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
 When it is ready it prints one line of JSON on standard output, {"event": "serving", "port": ..., "metrics_port": ...,
 "models": [...]}, with "http_port" too if it serves HTTP; logs are JSON lines on standard error.
 
-Sessions outlive the server in --store: a file, for one server, or a Redis, for several servers, each of which can serve
-any session. On SIGTERM the server ends running streams at once, and their clients resume them on another server, or on
-this one after its restart. With --store memory they may run on for the time of --drain first. Ctrl-C and a second
-signal end them at once."""
+--store says where sessions are kept: in a file, for one server, or in Redis, for several servers, each of which can
+serve any session. On SIGTERM the server ends running streams at once, and their clients resume them on another server,
+or on this one after its restart. With --store memory, streams may continue for --drain seconds after SIGTERM; Ctrl-C
+and a second signal end them at once."""
 EXAMPLES = """\
 examples:
   gruve serve                                    ./models, or the model that comes with gruve, on localhost:50051
   gruve serve --models models/folk               this model alone
-  gruve serve --model-memory 2GiB                of many models, as many loaded at once as fit into 2 GiB
+  gruve serve --model-memory 2GiB                load models when they are asked for, at most 2 GiB of them
   gruve serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --keys keys.json     for other machines too
-  gruve serve --http-port 8080                   OpenAI's completions on this port too, for the simple case
+  gruve serve --http-port 8080                   HTTP too: the page at / and OpenAI's completions
   gruve serve --port 0 --metrics-port 0          any free ports; the line on standard output names them
-  gruve serve --store redis://cache:6379/0       sessions that every server with this --store can continue
+  gruve serve --store redis://cache:6379/0       several servers share these sessions
   gruve serve --store sqlite:/var/lib/gruve/sessions.db --store-sync full
 
-GRUVE_SESSION_KEY authenticates session ids, at least 16 bytes of text; servers that share it accept each other's ids.
-If it is absent, the store's own key is used; with --store memory a random one, and ids end with the server.
-GRUVE_EXPORT_KEY signs exported sessions; a server that imports them needs the same key. If it is absent, the session
-key signs them, unless that is random. No flag takes a key itself, because every user of a machine can read flags. For
-the same reason give a password of Redis in GRUVE_STORE.
+GRUVE_SESSION_KEY (at least 16 bytes of text) authenticates session ids; servers with the same key accept each other's
+ids. Without it the server uses a key that it keeps in the store. With --store memory the key is random, and the ids are
+invalid after a restart. GRUVE_EXPORT_KEY signs exported sessions; a server that imports them needs the same key.
+Without it the session key signs them, unless that is random. No flag takes a key itself, because every user of a
+machine can read flags. For the same reason give a password of Redis in GRUVE_STORE.
 """
 log = logging.getLogger(__name__)
 

@@ -20,14 +20,15 @@ LIMITS = ("streams", "waiting", "sessions", "stored-bytes", "tokens-per-minute",
 
 def add_flags(parser: Parser) -> None:
     """Declares the flags of `gruve serve`."""
-    where = parser.add_argument_group("where")
+    where = parser.add_argument_group("models and ports")
     add_models(where)
     add_flag(
         where,
         "--watch",
         float,
         None,
-        "seconds between two looks at the models' files; what has changed and come to rest is reloaded; absent, never",
+        "look at the models' files every S seconds, and reload a model whose files have changed; absent, a model is "
+        "reloaded by `gruve models reload` alone",
         variable="GRUVE_WATCH_S",
         metavar="S",
     )
@@ -36,19 +37,28 @@ def add_flags(parser: Parser) -> None:
         "--model-memory",
         size,
         None,
-        "memory for models, such as 2GiB; each is loaded by the first request for it, and unloaded when it is idle and "
-        "others need the room; absent, all are loaded at the start",
+        "memory for models, such as 2GiB: the first request for a model loads it, and idle models are unloaded to make "
+        "room; absent, all models are loaded at the start",
         variable="GRUVE_MODEL_MEMORY",
         metavar="SIZE",
     )
-    add_flag(where, "--host", str, "127.0.0.1", "where gRPC listens", variable="GRUVE_HOST", metavar="HOST")
-    add_flag(where, "--port", int, 50051, "gRPC's port, 0 for any free one", variable="GRUVE_PORT", metavar="N")
+    add_flag(
+        where,
+        "--host",
+        str,
+        "127.0.0.1",
+        "the address that gRPC listens on; 0.0.0.0 for other machines",
+        variable="GRUVE_HOST",
+        metavar="HOST",
+    )
+    add_flag(where, "--port", int, 50051, "the port of gRPC, 0 for any free one", variable="GRUVE_PORT", metavar="N")
     add_flag(
         where,
         "--http-port",
         int,
         None,
-        "also serve HTTP on this port, 0 for any free one, by a `gruve gateway` of its own that ends with the server",
+        "serve HTTP on this port too, 0 for any free one: starts a `gruve gateway`, which ends with the server; "
+        "absent, no HTTP",
         variable="GRUVE_HTTP_PORT",
         metavar="N",
     )
@@ -57,7 +67,7 @@ def add_flags(parser: Parser) -> None:
         "--metrics-host",
         str,
         "127.0.0.1",
-        "where /metrics listens",
+        "the address that /metrics listens on",
         variable="GRUVE_METRICS_HOST",
         metavar="HOST",
     )
@@ -70,34 +80,35 @@ def add_flags(parser: Parser) -> None:
         variable="GRUVE_METRICS_PORT",
         metavar="N",
     )
-    add_identity(parser.add_argument_group("identity"))
-    _add_work(parser.add_argument_group("work"))
+    add_identity(parser.add_argument_group("TLS and authentication"))
+    _add_work(parser.add_argument_group("decoding and limits"))
     _add_sessions(parser.add_argument_group("sessions"))
+    logs = parser.add_argument_group("logs and traces")
     add_flag(
-        parser,
+        logs,
         "--access-log",
         str,
         None,
-        "write a line for each call to this file; - is standard output",
+        "write a line for each call to this file, or to standard output with -; absent, none",
         variable="GRUVE_ACCESS_LOG",
         metavar="FILE|-",
     )
     add_flag(
-        parser,
+        logs,
         "--access-log-format",
         str,
         "json",
-        "how these lines are written",
+        "the form of the lines of --access-log",
         variable="GRUVE_ACCESS_LOG_FORMAT",
         choices=("json", "text"),
     )
     add_switch(
-        parser,
+        logs,
         "--otel",
         "trace each call with the OpenTelemetry SDK that `opentelemetry-instrument` sets up",
         variable="GRUVE_OTEL",
     )
-    add_log_level(parser)
+    add_log_level(logs)
 
 
 def _add_work(group: argparse._ArgumentGroup) -> None:
@@ -106,7 +117,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--device",
         str,
         "auto",
-        "what decodes; auto takes a GPU if there is one",
+        "where models run; auto takes a GPU if there is one",
         variable="GRUVE_DEVICE",
         choices=("auto", "cpu", "cuda"),
     )
@@ -125,7 +136,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--native",
         str,
         "1",
-        "0 decodes on a CPU with torch instead of the native kernels, slower",
+        "0 decodes on a CPU with torch instead of the native kernels; slower, for comparison",
         variable="GRUVE_NATIVE",
         choices=("0", "1"),
     )
@@ -134,7 +145,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--isa",
         str,
         None,
-        "instructions that the native kernels use, zen4 for AVX-512 with VNNI on a Zen 4; absent, the CPU's fastest",
+        "instruction set of the native kernels, zen4 for AVX-512 with VNNI on a Zen 4; absent, the CPU's fastest",
         variable="GRUVE_ISA",
         choices=("avx512vnni", "avx512", "zen4", "avxvnni", "avx2", "portable"),
     )
@@ -143,7 +154,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--cuda",
         str,
         "auto",
-        "how a GPU decodes; auto takes the first of the others that works",
+        "how a GPU decodes: with Triton's kernels, with torch in CUDA graphs, or with torch one operation at a time; "
+        "auto takes the first of these that works",
         variable="GRUVE_CUDA",
         choices=("auto", "triton", "graph", "eager"),
     )
@@ -152,7 +164,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--arithmetic",
         str,
         "int8",
-        "number format of the products; int8 is faster and gives the same tokens on every device, float32 rounds less",
+        "number format of matrix products: int8 is faster and gives the same tokens on every device; float32 rounds "
+        "less, and gives other tokens",
         variable="GRUVE_ARITHMETIC",
         choices=("float32", "int8"),
     )
@@ -161,7 +174,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--slots",
         int,
         1024,
-        "sequences a model decodes at once, 1 to 65536",
+        "sequences that each model decodes at once, 1 to 65536",
         variable="GRUVE_SLOTS",
         metavar="N",
     )
@@ -170,7 +183,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--max-waiting",
         int,
         1024,
-        "sequences that may wait for a slot; one more is refused",
+        "sequences that may wait for a slot of each model; one more is refused",
         variable="GRUVE_MAX_WAITING",
         metavar="N",
     )
@@ -199,7 +212,8 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--max-call-ms",
         float,
         10.0,
-        "milliseconds that a decoding call aims at",
+        "milliseconds that one call of the decoder should take; new requests join between two calls, so fewer mean a "
+        "shorter time to the first token and less throughput",
         variable="GRUVE_MAX_CALL_MS",
         metavar="MS",
     )
@@ -208,7 +222,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--drain",
         float,
         30.0,
-        "seconds that streams may run on after SIGTERM with --store memory",
+        "with --store memory, seconds that streams may continue after SIGTERM",
         variable="GRUVE_DRAIN_S",
         metavar="S",
     )
@@ -220,7 +234,7 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         "--store",
         str,
         default_store(),
-        "what keeps sessions: memory, sqlite, sqlite:PATH, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]",
+        "where sessions are kept: memory, sqlite, sqlite:PATH, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]",
         variable="GRUVE_STORE",
         metavar="STORE",
     )
@@ -229,7 +243,7 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         "--store-sync",
         str,
         "normal",
-        "how SQLite writes; full survives a power cut too, for a disk flush a write",
+        "how SQLite writes: normal survives a killed process; full also a power cut, with a flush for each write",
         variable="GRUVE_STORE_SYNC",
         choices=("normal", "full"),
     )
@@ -238,7 +252,7 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         "--session-key-file",
         Path,
         None,
-        "a file with the key that authenticates session ids",
+        "a file with the key that authenticates session ids, instead of GRUVE_SESSION_KEY",
         variable="GRUVE_SESSION_KEY_FILE",
         metavar="FILE",
     )
@@ -256,7 +270,7 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         "--session-ttl",
         float,
         None,
-        "seconds that a session may be idle; absent, 30 days where it is stored, 1 hour in memory",
+        "seconds after its last use that a session is kept; absent, 30 days, or 1 hour with --store memory",
         variable="GRUVE_SESSION_TTL_S",
         metavar="S",
     )
@@ -265,7 +279,8 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         "--session-memory",
         size_or_zero,
         "64MiB",
-        "memory for idle sessions, or 0; beyond, the least recently used leave for the store or, in memory, expire",
+        "memory for idle sessions, or 0; when it is full, the least recently used are kept in the store alone, or "
+        "expire with --store memory",
         variable="GRUVE_SESSION_MEMORY",
         metavar="SIZE",
     )

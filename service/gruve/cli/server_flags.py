@@ -10,7 +10,7 @@ from gruve.cli.terminal import Failure
 from gruve.ports import TlsFiles
 
 
-def add_log_level(parser: argparse.ArgumentParser) -> None:
+def add_log_level(parser: argparse._ActionsContainer) -> None:
     """Declares `--log-level`."""
     add_flag(
         parser,

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Manage the sessions of a server.
 
-A session is a transcript, the model's state after it, and the record that both were made from. `gruve generate` and
-`gruve chat` continue one with --session ID."""
+A session is a text that the server keeps, with the model's state after it and the record of prompts, seeds and
+parameters. `gruve generate` and `gruve chat` continue one with --session ID."""
 EXAMPLES = """\
 examples:
   gruve sessions list                            the latest created first
   gruve sessions show ID --text                  the transcript
-  gruve sessions rewind ID 120 --seed 7          take back what follows position 119; go on with another seed
+  gruve sessions rewind ID 120 --seed 7          remove the tokens from position 120 on; another seed from there
   gruve sessions fork ID --seed 1 --seed 2       two copies, each with its own seed
   gruve sessions export ID tune.session          pack a session into a file (the server needs GRUVE_EXPORT_KEY)
   gruve sessions import tune.session --address other:50051
@@ -48,15 +48,20 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     show = _action(actions, "show", "Show a session: its state, parameters and generations.", _show, session=True)
     show.add_argument("--text", action="store_true", help="print the text of the transcript and nothing else")
     add_json(show, "print one JSON object, token ids and text included")
-    rewind = _action(actions, "rewind", "Take back the tokens of a session from a position on.", _rewind, session=True)
+    rewind = _action(actions, "rewind", "Remove the tokens of a session from a position on.", _rewind, session=True)
     rewind.add_argument(
         "position",
         metavar="POSITION",
         type=checked(bounded(int, 1, None)),
-        help="the next token's position afterwards, from 1",
+        help="the position of the first token to remove, from 1",
     )
     add_flag(
-        rewind, "--seed", bounded(int, 0, MAX_SEED), None, "of the draws that follow; absent, as before", metavar="N"
+        rewind,
+        "--seed",
+        bounded(int, 0, MAX_SEED),
+        None,
+        "the seed from there on; absent, the same as before",
+        metavar="N",
     )
     add_json(rewind)
     fork = _action(actions, "fork", "Copy a session; print the ids of the copies, one a line.", _fork, session=True)
@@ -65,7 +70,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         action="append",
         type=checked(bounded(int, 0, MAX_SEED)),
         metavar="N",
-        help="one copy with this seed; may be given more than once; absent, one copy, and the server draws its seed",
+        help="make a copy with this seed; may be given more than once; absent, one copy, and the server draws its seed",
     )
     add_json(fork)
     export = _action(actions, "export", "Pack a session into a signed file. The session stays.", _export, session=True)

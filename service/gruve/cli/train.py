@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Train a model on a corpus.
 
-The model, its losses as CSV and as a curve, and checkpoints are left in the folder of --out. The same config, corpus
-and machine give the same model, interrupted or not: Ctrl-C finishes the update under way and keeps a checkpoint, from
-which --resume continues; a second Ctrl-C stops at once."""
+It writes the model, its losses (as CSV and as a curve) and checkpoints into the folder of --out. Ctrl-C finishes the
+running update and writes a checkpoint, from which --resume continues; a second Ctrl-C stops at once. The same config,
+corpus and machine give the same model, interrupted or not."""
 EXAMPLES = """\
 examples:
   gruve train --config models/tiny/training.toml --corpus input.txt --out runs/tiny
@@ -39,10 +39,13 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "--corpus", type=Path, required=True, metavar="PATH", help="a text in UTF-8, or a folder of ABC books"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the run's folder; its name is the model's"
+        "--out", type=Path, required=True, metavar="DIR", help="the run's folder; its name becomes the model's name"
     )
     parser.add_argument(
-        "--initial", type=Path, metavar="DIR", help="the model to begin with, where the config has an initial_digest"
+        "--initial",
+        type=Path,
+        metavar="DIR",
+        help="the folder of the model to begin with, if the config has initial_digest",
     )
     parser.add_argument(
         "--teacher",
@@ -50,7 +53,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="a model that the config names as a teacher; once for each, in its order",
+        help="the folder of a teacher; give one for each digest of the config's [teachers], in that order",
     )
     parser.add_argument("--resume", action="store_true", help="continue from the folder's last checkpoint")
 

@@ -12,13 +12,13 @@ from gruve.cli.terminal import PICTURES, Failure, say_error
 
 DESCRIPTION = """Work on tunes in ABC notation; needs no server.
 
-`gruve tune check` says what is wrong with a book of tunes."""
-CHECK_DESCRIPTION = """Say what is wrong with the tunes of a file, each with line and column, and what is left out.
+`gruve tune check` finds the faults of the tunes in a file."""
+CHECK_DESCRIPTION = """Find the faults of the tunes in a file, with line and column, and print what gruve leaves out.
 
-A line is FILE:LINE:COLUMN: LEVEL: what. An error is a tune that cannot be read; a warning is a fault, with what it is
-taken for; a note is what a line of melody has no place for, and is left out by rule. With --fix the tunes are printed
-written right, and what was found goes to standard error; the file stays as it is. Exit code 1 tells of an error or a
-warning; with --fix, of a tune that could not be read."""
+It prints lines of the form FILE:LINE:COLUMN: LEVEL: MESSAGE. An error is a tune that cannot be read. A warning is a
+fault, and says how gruve reads it. A note names what gruve always leaves out, such as chord symbols and lyrics. With
+--fix the corrected tunes are printed, and these lines go to standard error; the file is not changed. The exit code is 1
+after an error or a warning; with --fix, if a tune could not be read."""
 EXAMPLES = """\
 examples:
   gruve tune check session.abc
@@ -33,12 +33,12 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "tune", DESCRIPTION, EXAMPLES, run)
     tasks = parser.add_subparsers(metavar="TASK", required=True)
     check: Parser = tasks.add_parser(
-        "check", help="say what is wrong with tunes, and fix it", **parser_options(CHECK_DESCRIPTION, EXAMPLES)
+        "check", help="find the faults of tunes, and correct them", **parser_options(CHECK_DESCRIPTION, EXAMPLES)
     )
     check.set_defaults(run=run)
     check.add_argument("file", metavar="FILE", help="a book of tunes in ABC notation; - reads standard input")
-    check.add_argument("--fix", action="store_true", help="print the tunes written right")
-    check.add_argument("--json", action="store_true", help="what was found as a line of JSON for each")
+    check.add_argument("--fix", action="store_true", help="print the corrected tunes")
+    check.add_argument("--json", action="store_true", help="print a line of JSON for each finding")
 
 
 def run(args: argparse.Namespace) -> int:

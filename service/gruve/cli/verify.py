@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 DESCRIPTION = """Recompute a generation from its receipt and compare, without a server.
 
 Prints `identical`, or the first position that differs. The model of the receipt must be in --models, and this machine
-must have its arithmetic; a receipt that cannot be checked for want of them ends with exit code 3. A receipt has no
+must have the arithmetic that it names (`numerics_id`); otherwise the exit code is 3. A receipt does not contain the
 prompt, so --prompt or --events gives it, unless there was none."""
 EXAMPLES = """\
 examples:
   gruve generate shakespeare "ROMEO:" --receipt receipt.json
   gruve verify receipt.json --prompt "ROMEO:"
   gruve sessions show ID --json > session.json
-  gruve verify receipt.json --events session.json            the generation of a session, with its whole history
+  gruve verify receipt.json --events session.json            for a generation of a session
   gruve verify receipt.json --prompt "ROMEO:" --public-key server.pub
 """
 
@@ -47,7 +47,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
         "--events",
         metavar="FILE",
         type=Path,
-        help="a session as `gruve sessions show ID --json` prints it, for what the model read",
+        help="the session, as `gruve sessions show ID --json` prints it, instead of --prompt",
     )
     parser.add_argument(
         "--public-key", metavar="FILE", type=Path, help="require the signature of this Ed25519 key, in PEM"
