@@ -149,8 +149,8 @@ class GenerationServiceServicer:
 
         A control that cannot be applied is answered with `control_refused` and has no other effect.
 
-        Control steers it too. Its controls are answered to its caller, and those that took effect also here,
-        with `control_applied.control` set.
+        Control steers it too. Its controls are answered to its caller, and those that took effect also
+        here, with `control_applied.control` set.
 
         Refuses or ends as Generate does, and with REQUEST_MALFORMED for a message out of order.
         """
@@ -172,8 +172,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Control(self, request, context):
-        """Steers a generation that a call of Converse or StartConversation is streaming: grants credit, changes
-        parameters, inserts a prompt, pauses, resumes, rewinds, or stops.
+        """Steers a generation that a call of Converse or StartConversation is streaming: grants credit,
+        changes parameters, inserts a prompt, pauses, resumes, rewinds, or stops.
 
         It answers when the control has taken effect and would survive the loss of this server. A control
         for a position not yet reached is answered when that is reached; a client that gives up earlier

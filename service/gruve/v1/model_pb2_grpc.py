@@ -131,11 +131,11 @@ class ModelServiceServicer:
         The new weights are read, checked and packed beside the old ones. If that fails, the old ones
         continue to serve. Running streams are finished by the model they began with, which leaves memory
         after the last of them; new requests get the new model. A session continues with the version it was
-        made with while that is in the repository or loaded, and is refused with MODEL_CHANGED afterwards. Reloading unchanged
-        files has no effect, unless decoding has failed for good (ENGINE_FAILED): then the model is loaded
-        again. A name that is new in the repository is loaded for the first time. Calls are served one
-        after the other. A server that loads models on first use reads and checks the new weights, and
-        leaves loading them to the next request where there is no room beside the old ones.
+        made with while that is in the repository or loaded, and is refused with MODEL_CHANGED afterwards.
+        Reloading unchanged files has no effect, unless decoding has failed for good (ENGINE_FAILED): then
+        the model is loaded again. A name that is new in the repository is loaded for the first time. Calls
+        are served one after the other. A server that loads models on first use reads and checks the new
+        weights, and leaves loading them to the next request where there is no room beside the old ones.
 
         Refuses with
         PERMISSION_DENIED    PERMISSION_DENIED

@@ -33,11 +33,11 @@ class SessionServiceStub:
     from the record, so a session is cheap to keep, to copy and to move. GenerationService continues
     it.
 
-    The server issues and authenticates session ids. Where the server authenticates its callers, a session
-    belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a tenant's
-    own. Otherwise an id is a capability: whoever has it may use the session with every rpc of this
-    service. Ids are opaque and have at most 128 characters. An admin names the tenant whose sessions
-    it uses with the metadata "gruve-tenant".
+    The server issues and authenticates session ids. Where the server authenticates its callers, a
+    session belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a
+    tenant's own. Otherwise an id is a capability: whoever has it may use the session with every rpc of
+    this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
+    sessions it uses with the metadata "gruve-tenant".
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
@@ -102,11 +102,11 @@ class SessionServiceServicer:
     from the record, so a session is cheap to keep, to copy and to move. GenerationService continues
     it.
 
-    The server issues and authenticates session ids. Where the server authenticates its callers, a session
-    belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a tenant's
-    own. Otherwise an id is a capability: whoever has it may use the session with every rpc of this
-    service. Ids are opaque and have at most 128 characters. An admin names the tenant whose sessions
-    it uses with the metadata "gruve-tenant".
+    The server issues and authenticates session ids. Where the server authenticates its callers, a
+    session belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a
+    tenant's own. Otherwise an id is a capability: whoever has it may use the session with every rpc of
+    this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
+    sessions it uses with the metadata "gruve-tenant".
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
@@ -299,11 +299,11 @@ class SessionService:
     from the record, so a session is cheap to keep, to copy and to move. GenerationService continues
     it.
 
-    The server issues and authenticates session ids. Where the server authenticates its callers, a session
-    belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a tenant's
-    own. Otherwise an id is a capability: whoever has it may use the session with every rpc of this
-    service. Ids are opaque and have at most 128 characters. An admin names the tenant whose sessions
-    it uses with the metadata "gruve-tenant".
+    The server issues and authenticates session ids. Where the server authenticates its callers, a
+    session belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a
+    tenant's own. Otherwise an id is a capability: whoever has it may use the session with every rpc of
+    this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
+    sessions it uses with the metadata "gruve-tenant".
 
     In addition to what is listed with each, any rpc refuses with
     INVALID_ARGUMENT     REQUEST_MALFORMED
