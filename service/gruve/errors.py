@@ -17,7 +17,7 @@ GruveError
 │   ├── ReloadRefused           the files cannot be loaded; what was serving continues
 │   └── CorpusError             a training corpus cannot be used
 ├── SessionError
-│   ├── SessionUnknown          the id was not minted with this server's key
+│   ├── SessionUnknown          the id was not issued with this server's key
 │   ├── SessionExpired          the id is authentic; its session has expired or was deleted
 │   ├── GenerationUnknown       no stream of the generation is running here that could be steered
 │   ├── SessionBusy             another sequence is using the session; retry
@@ -80,13 +80,12 @@ class UnknownCharacter(InvalidRequest):
 
     reason = "UNKNOWN_CHARACTER"
 
-    def __init__(self, found: str, text: str, offset: int, tokenizer: str) -> None:
+    def __init__(self, found: str, text: str, offset: int) -> None:
         line = text.count("\n", 0, offset) + 1
         column = offset - (text.rfind("\n", 0, offset) + 1) + 1
-        names = " ".join(f"U+{ord(c):04X}" for c in found[:4])
+        code_point = f" (U+{ord(found):04X})" if len(found) == 1 else ""
         super().__init__(
-            f"{found[:16]!r} ({names}) at line {line}, column {column} (offset {offset}) "
-            f"is not in the vocabulary of this {tokenizer} tokenizer",
+            f"there is no token for {found[:16]!r}{code_point} at line {line}, column {column}",
             found=found[:16],
             offset=offset,
             line=line,
@@ -177,7 +176,7 @@ class SessionError(GruveError):
 
 
 class SessionUnknown(SessionError):
-    """The id was not minted by this server nor by one with the same key."""
+    """The id was not issued by this server nor by one with the same key."""
 
     reason = "SESSION_UNKNOWN"
 

@@ -111,7 +111,7 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["generate", "m", "--out", "x.txt"], {}, 2, "--out is 'x.txt'; its name must end in one of .abc, .svg, .mid"),
         (["generate", "m", "--key", "H"], {}, 2, "--key is 'H'; must be a root from A to G"),
         (["generate", "m", "--n", "0"], {}, 2, "--n is 0; must be 1 to 1000"),
-        (["generate", "m", "--n", "2", "--session", "s"], {}, 2, "--n is 2; a session goes on with one tune"),
+        (["generate", "m", "--n", "2", "--session", "s"], {}, 2, "--n is 2; a session is continued by one tune"),
         (["generate", "m", "--raw", "--key", "G"], {}, 2, "--key has no effect on --raw"),
         (["generate", "m", "--address", ","], {}, 2, "--address is ','"),
         (["models"], {"GRUVE_ADDRESS": "localhost:1"}, 1, "no server answers at localhost:1 (Connection refused)"),

@@ -38,7 +38,7 @@ NOT_ON_THE_WIRE = {
 ON_THE_WIRE = [c for c in TREE if c not in NOT_ON_THE_WIRE]
 MADE_WITH = {
     errors.InvalidField: ("field", "why"),
-    errors.UnknownCharacter: ("é", "é", 0, "characters"),
+    errors.UnknownCharacter: ("é", "é", 0),
     errors.HandedOver: (7,),
     errors.EngineFailed: ("abc",),
     errors.DeadlineTooSoon: ("what happened", 9.0, 5.0),

@@ -154,7 +154,7 @@ def test_a_name_that_is_no_folder_of_the_repository_is_unknown(start, models):
     for name in ("", ".", "..", "../other", "net/", "net\0", "n" * 10_000):
         failure = refusal(lambda name=name: reload(server, name))
         assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_UNKNOWN")
-        assert "serving are: net" in failure.message
+        assert "the server has: net" in failure.message
 
 
 def test_a_model_is_served_on_when_the_whole_repository_is_gone(start, models):

@@ -72,7 +72,7 @@ def test_a_transcript_that_is_full_takes_no_new_generation():
 def test_where_the_client_believes_the_session_to_stand_is_checked_for_new_generations():
     session = session_of()
     Stream(open_(session, ask(max_tokens=4, ignore_eos=True, expected_position=1)), FakeBackend())
-    with pytest.raises(PositionMismatch, match="expected_position is 4; the session stands at 5"):
+    with pytest.raises(PositionMismatch, match="expected_position is 4; the session's position is 5"):
         open_(session, ask("next", expected_position=4))
 
 

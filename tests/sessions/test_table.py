@@ -156,7 +156,7 @@ def spoilt(id_):
 def test_an_id_with_any_letter_changed_is_unknown():
     sessions = sessions_of()
     for id_ in spoilt(create(sessions).id):
-        with pytest.raises(SessionUnknown, match="was not minted by this server"):
+        with pytest.raises(SessionUnknown, match="the id is wrong, or of another server or tenant"):
             sessions.get(id_)
 
 

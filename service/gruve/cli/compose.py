@@ -85,7 +85,7 @@ class TuneOptions:
         if not 1 <= args.n <= MAX_TUNES:
             raise Failure(f"--n is {args.n}; must be 1 to {MAX_TUNES}", exit_code=2)
         if args.n > 1 and args.session not in (None, "new"):
-            raise Failure(f"--n is {args.n}; a session goes on with one tune", exit_code=2)
+            raise Failure(f"--n is {args.n}; a session is continued by one tune", exit_code=2)
         if args.raw and args.key and not args.out:
             why = "has no effect on --raw, which prints tokens on C; give --out FILE too, for the tune in that key"
             raise Failure(f"--key {why}", exit_code=2)

@@ -94,7 +94,7 @@ def _text(model: Model, args: argparse.Namespace) -> Report:
         reports = [evaluate_text(model, parts[part], protocol) for protocol in PROTOCOLS]
     except UnknownCharacter as error:
         offset = error.offset + (len(corpus.train) if part == "validation" else 0)
-        raise Failure(f"{args.corpus}: {UnknownCharacter(error.found, parts['all'], offset, 'characters')}") from None
+        raise Failure(f"{args.corpus}: {UnknownCharacter(error.found, parts['all'], offset)}") from None
     return _report(model, [_loss(part, report.protocol, report) for report in reports])
 
 

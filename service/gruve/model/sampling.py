@@ -75,7 +75,7 @@ class SamplingParameters:
         if len(self.logit_bias) > MAX_LOGIT_BIASES:
             raise InvalidField("sampling.logit_bias", f"{len(self.logit_bias)} entries; at most {MAX_LOGIT_BIASES}")
         if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
-            raise InvalidField("sampling.logit_bias", "a token id stands in it twice")
+            raise InvalidField("sampling.logit_bias", "it has a token id twice")
         for token, bias in self.logit_bias:
             _within(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS)
 

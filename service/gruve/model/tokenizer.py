@@ -83,14 +83,14 @@ class Tokenizer:
                 return [self._ids[character] for character in text]
             except KeyError as error:
                 found = str(error.args[0])
-                raise UnknownCharacter(found, text, text.index(found), self.kind) from None
+                raise UnknownCharacter(found, text, text.index(found)) from None
         tokens = [token for token, _ in itertools.islice(abc_tokens.locate(text), read)]
         try:
             return [self._ids[token] for token in tokens]
         except KeyError as error:
             unknown = str(error.args[0])
             offset = next(at for token, at in abc_tokens.locate(text) if token == unknown)
-            raise UnknownCharacter(unknown.strip(), text, offset, self.kind) from None
+            raise UnknownCharacter(unknown.strip(), text, offset) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; raises `InvalidField` for an id outside the vocabulary."""

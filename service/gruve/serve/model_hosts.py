@@ -109,7 +109,7 @@ class ModelHosts:
         served = self.served.get(name)
         if served is None:
             known = listed(served.name for served in self.serving)
-            raise ModelUnknown(f"no model is called {name[:80]!r}; serving are: {known}")
+            raise ModelUnknown(f"no model is called {name[:80]!r}; the server has: {known}")
         return served
 
     def look_up(self, reference: str) -> tuple[ServedModel, Version | None]:

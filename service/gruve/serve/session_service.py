@@ -133,7 +133,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ForkSessionResponse:
         """Forks a session into branches."""
         if not 1 <= len(request.branches) <= MAX_BRANCHES:
-            raise InvalidField("branches", f"{len(request.branches)} branches; allowed are 1 to {MAX_BRANCHES}")
+            raise InvalidField("branches", f"{len(request.branches)} branches; must be 1 to {MAX_BRANCHES}")
         seeds = [branch.seed if branch.HasField("seed") else secrets.randbits(64) for branch in request.branches]
         async with self._persistence.use(request.session_id, _owner()) as session:
             await self._check_quota(len(seeds), len(seeds) * content_bytes(session))
@@ -152,7 +152,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                 make_continuable(session, host.model, host.numerics_id)
             if request.to_position > session.position:
                 raise PositionMismatch(
-                    f"to_position is {request.to_position}; the session stands at {session.position}",
+                    f"to_position is {request.to_position}; the session's position is {session.position}",
                     position=session.position,
                 )
             rewind(session, request.to_position, request.seed if request.HasField("seed") else None)
@@ -196,7 +196,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     def _key(self) -> bytes:
         if self._export_key is None:
-            raise ExportKeyMissing("this server has no key that outlives it; give it a session key or an export key")
+            raise ExportKeyMissing("this server has no lasting key; it needs GRUVE_EXPORT_KEY or GRUVE_SESSION_KEY")
         return self._export_key
 
     def _message(self, entry: Session | SessionSummary, place: str = "") -> session_pb2.Session:

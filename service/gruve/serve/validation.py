@@ -109,7 +109,7 @@ async def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
     async with _turns.setdefault(current_identity().tenant, asyncio.Lock()):
         ids = await asyncio.to_thread(tokenizer.encode, text, MAX_PROMPT_TOKENS)
     if len(ids) > MAX_PROMPT_TOKENS:
-        raise InvalidField("text", f"{len(ids)} tokens or more; allowed are at most {MAX_PROMPT_TOKENS}")
+        raise InvalidField("text", f"{len(ids)} tokens or more; must be at most {MAX_PROMPT_TOKENS}")
     return ids
 
 
@@ -143,7 +143,7 @@ def check_between(field: str, value: float, minimum: float, maximum: float) -> f
 def check_size(field: str, size: int, minimum: int, maximum: int, unit: str = "entries") -> None:
     """Refuses a number of entries that is out of bounds."""
     if not minimum <= size <= maximum:
-        raise InvalidField(field, f"{size} {unit}; allowed are {minimum} to {maximum}")
+        raise InvalidField(field, f"{size} {unit}; must be {minimum} to {maximum}")
 
 
 def check_printable(field: str, text: str) -> None:

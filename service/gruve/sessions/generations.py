@@ -204,7 +204,7 @@ def _new_generation(
     position, end_id = session.position, model.tokenizer.end_id
     if request.expected_position is not None and request.expected_position != position:
         raise PositionMismatch(
-            f"expected_position is {request.expected_position}; the session stands at {position}", position=position
+            f"expected_position is {request.expected_position}; the session's position is {position}", position=position
         )
     sampling = inherit_sampling(session.sampling, request)
     check_bias(sampling.logit_bias, model.tokenizer.size)

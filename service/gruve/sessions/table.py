@@ -163,7 +163,9 @@ class SessionTable:
         if session is not None and session.tenant == tenant:  # its id was authenticated before it came into memory
             return session
         if not self._authentic(session_id, tenant):
-            raise SessionUnknown(f"session {session_id[:64]!r} was not minted by this server")
+            raise SessionUnknown(
+                f"this server knows no session {session_id[:64]!r}; the id is wrong, or of another server or tenant"
+            )
         return session
 
     def peek(self, session_id: str) -> Session | None:

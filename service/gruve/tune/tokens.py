@@ -94,7 +94,7 @@ def locate(text: str) -> Iterator[tuple[str, int]]:
             continue
         found = _TOKEN.match(text, at)
         if found is None:
-            raise UnknownCharacter(text[at], text, at, "ABC")
+            raise UnknownCharacter(text[at], text, at)
         token = found[0]
         yield (token + "\n" if token[0] in "LMK" else _LINE_TEXT.get(token, token)), at
         at = found.end()
