@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, Sequence
-from gruve.engine.tenant_queue import MAX_PROMPT_LEAD
+from gruve.engine.tenant_queue import MAX_LEAD_CALLS
 from gruve.model.sampling import SamplingParameters
 
 GREEDY = SamplingParameters(temperature=0.0)
@@ -123,7 +124,9 @@ class Simulation:
         left_out = decoding - (len(rows) - taken_by_firsts)
         denied = min(decoding, self.micro_batch - half) - (decoding - left_out)
         self.ahead = max(0, self.ahead + denied) if left_out else 0
-        assert self.ahead <= MAX_PROMPT_LEAD, "and exceed their half by a bounded number of places"
+        assert self.ahead <= MAX_LEAD_CALLS * (self.micro_batch - half), (
+            "and exceed their half by a bounded number of places"
+        )
         for s in running:
             if s.id in picked or not ready(s, self.now):
                 self.waited[s.id] = self.most_running[s.id] = 0
@@ -132,7 +135,7 @@ class Simulation:
             self.most_running[s.id] = max(self.most_running.get(s.id, 0), len(self.scheduler.running))
             # A prompt that two more calls finish may overtake another prompt; a burst of prompts may overtake a
             # decoding row.
-            rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + MAX_PROMPT_LEAD
+            rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + MAX_LEAD_CALLS * half
             assert self.waited[s.id] <= math.ceil(rivals / half), "no row waits longer than the bound"
 
 
@@ -188,8 +191,18 @@ def test_a_flood_of_prompts_leaves_half_of_a_call_to_decoding_rows():
     scheduler = running(*decoding(*range(8)), *[sequence(i, prompt=10_000) for i in range(10, 18)])
     calls = [call_of(scheduler, 8) for _ in range(100)]
     alone = sum(all(i >= 10 for i in ids) for ids in calls)
-    assert alone == MAX_PROMPT_LEAD // 4
+    assert alone == MAX_LEAD_CALLS
     assert all(sum(i < 10 for i in ids) == 4 for ids in calls[alone:])
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_few_streams_among_long_prompts_miss_few_calls(streams):
+    rows = decoding(*range(streams))
+    scheduler = running(*rows, *[sequence(i, prompt=10_000) for i in range(10, 26)])
+    calls = [call_of(scheduler, 4) for _ in range(100)]
+    for row in rows:
+        at = [-1, *[turn for turn, ids in enumerate(calls) if row.id in ids], 100]
+        assert max(b - a for a, b in itertools.pairwise(at)) - 1 <= MAX_LEAD_CALLS + streams // 2
 
 
 def test_decoding_rows_get_back_the_places_that_a_burst_took():

@@ -159,7 +159,7 @@ class Scheduler:
         """
         self._wake(now_s)
         places = self.micro_batch if max_rows is None else min(max_rows, self.micro_batch)
-        rows = [row for queue, share in self._shares(places) for row in queue.take(share, places)]
+        rows = [row for queue, share in self._shares(places) for row in queue.take(share)]
         self.ready_rows -= len(rows)
         self.start_call(rows)
         if self._counting:

@@ -4,9 +4,9 @@ Rows without a token yet (prompting) go before all others (decoding). Within a q
 prompt that two more calls will finish goes to the front.
 
 While both queues have more rows than places, each gets half of the tenant's places in the long run; prompting rows may
-be up to `MAX_PROMPT_LEAD` places ahead. A burst of prompts is then read at once, and decoding rows get the places back
-later; a flood of prompts gets half. So if the tenant gets all places, no prompt waits for more than ceil(3 rows / half)
-calls, and no decoding row for more than ceil((rows + MAX_PROMPT_LEAD) / half).
+first take all places of `MAX_LEAD_CALLS` calls. A short burst of prompts is then read at once, and decoding rows get
+the places back later; a flood of prompts gets half. So if the tenant gets all places, no prompt waits for more than
+ceil(3 rows / half) calls, and no decoding row for more than ceil(rows / half) + MAX_LEAD_CALLS.
 
 Pure: no tensors, threads or clocks. It knows no other tenant.
 """
@@ -18,8 +18,9 @@ import itertools
 
 from gruve.engine.sequence import Sequence
 
-MAX_PROMPT_LEAD = 128
-"""How many places beyond their half prompting rows may take before decoding rows get as many back."""
+MAX_LEAD_CALLS = 4
+"""For how many calls prompting rows may take the places of decoding rows before those get their half. A call lasts some
+10 ms, and a pause of 50 ms is hardly seen."""
 
 
 class TenantQueue:
@@ -66,18 +67,15 @@ class TenantQueue:
         removed = self.prompting.pop(sequence.id, None) or self.decoding.pop(sequence.id, None)
         return removed is not None
 
-    def take(self, places: int, of: int) -> list[Sequence]:
-        """Removes and returns the rows of the next call: at most `places`, the tenant's share of the call's `of`.
-
-        `MAX_PROMPT_LEAD` is for the whole call; a share of it has the same share of the lead.
-        """
-        max_lead = MAX_PROMPT_LEAD * places / of
+    def take(self, places: int) -> list[Sequence]:
+        """Removes and returns the rows of the next call: at most `places`, the tenant's share of the call."""
         prompting, decoding = self.prompting, self.decoding
         half = places // 2 or 0.5  # a single place goes to each queue every other time
-        allowed = max(min(places, half + max(0.0, max_lead - self._prompt_lead)), places - len(decoding))
+        due = min(len(decoding), places - half)
+        lead_left = max(0.0, MAX_LEAD_CALLS * due - self._prompt_lead)
+        allowed = max(min(places, half + lead_left), places - len(decoding))
         prompts = min(len(prompting), int(allowed))
         others = min(len(decoding), places - prompts)
-        due = min(len(decoding), places - half)
         self._prompt_lead = max(0.0, self._prompt_lead + due - others) if others < len(decoding) else 0.0
         rows = [*itertools.islice(prompting.values(), prompts), *itertools.islice(decoding.values(), others)]
         for sequence in rows[:prompts]:
