@@ -54,7 +54,7 @@ class Metrics:
         self.tokens = Counter("gruve_generation_tokens", "Tokens generated.", model, registry=registry)
         self.first_token = Histogram(
             "gruve_time_to_first_token_seconds",
-            "From the arrival of a request to its first message with tokens.",
+            "Time from the arrival of a request to its first message with tokens.",
             model,
             unit="seconds",
             registry=registry,
@@ -62,7 +62,7 @@ class Metrics:
         )
         self.gap = Histogram(
             "gruve_inter_message_seconds",
-            "Between two messages with tokens.",
+            "Time between two messages with tokens.",
             model,
             unit="seconds",
             registry=registry,
@@ -73,14 +73,14 @@ class Metrics:
         )
         self.queue = Histogram(
             "gruve_queue_seconds",
-            "From admission to a slot.",
+            "Time that a sequence waited for a slot.",
             model,
             unit="seconds",
             registry=registry,
             buckets=SHORT_S,
         )
         self.step = Histogram(
-            "gruve_step_seconds", "One step of a call's rows.", model, unit="seconds", registry=registry, buckets=STEP_S
+            "gruve_step_seconds", "Time of one decode step.", model, unit="seconds", registry=registry, buckets=STEP_S
         )
         self.preemptions = Counter(
             "gruve_preemptions",
@@ -88,7 +88,7 @@ class Metrics:
             model,
             registry=registry,
         )
-        self.rows = Histogram("gruve_batch_rows", "Rows in a call.", model, registry=registry, buckets=COUNTS)
+        self.rows = Histogram("gruve_batch_rows", "Sequences in a call of the decoder.", model, registry=registry, buckets=COUNTS)
         self.backend = Gauge(
             "gruve_backend_info",
             "1 for the backend that decodes the newest version of a model, while that is loaded.",
@@ -104,7 +104,7 @@ class Metrics:
         self._sent = Counter("grpc_server_msg_sent", "Messages sent.", calls, registry=registry)
         self._handling = Histogram(
             "grpc_server_handling_seconds",
-            "How long RPCs took.",
+            "Duration of RPCs.",
             calls,
             unit="seconds",
             registry=registry,
@@ -185,7 +185,7 @@ class StoreMetrics:
         operation = ("operation",)
         self.seconds = Histogram(
             "gruve_store_seconds",
-            "Calls of the session store.",
+            "Duration of calls of the session store.",
             operation,
             unit="seconds",
             registry=registry,
@@ -349,7 +349,7 @@ class _LoadedModels(Collector):
         if memory is not None:
             yield GaugeMetricFamily(
                 "gruve_model_memory_bytes",
-                "What models take of their memory's limit.",
+                "Memory that the loaded models take.",
                 memory.used_bytes,
                 unit="bytes",
             )

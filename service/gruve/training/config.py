@@ -115,7 +115,7 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
-    """The form objective of `form_objective.py`, for tunes: the model's own get the form of the corpus."""
+    """The form objective of `form_objective.py`, for tunes: what the model composes gets the form of the corpus."""
 
     weight: float = 1.0
     """The weight of its loss, beside 1 for the next token's; above 0, at most 1,000."""
@@ -146,7 +146,7 @@ class Pointers:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Teachers:
-    """The trained models whose distributions the run learns, too; see `teachers.py`."""
+    """Trained models whose distributions the run learns as well; see `teachers.py`."""
 
     digests: list[str]
     """The digest of each teacher, in the order in which their folders are given as `--teacher`; 1 to 64."""
