@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Measure gruve and compare it with its alternatives.
 
 Progress is printed line by line; the last line is one JSON object {"benchmark", "machine", "versions", "rows"}, and
-"skipped" with what could not be measured and why."""
+"skipped" with what could not be measured and why. A list that is not given has every value that the benchmark knows, or
+fewer with --quick."""
 CHAOS = """Kill servers, stop them and take their store away while streams run, and compare every token.
 
 One line of JSON for each scenario; the exit code is 1 where a token differs, is lost or comes twice, or a stream fails.
@@ -51,23 +52,23 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     decode = _kind(
         kinds, "decode", "One decode step, sampling included, with gruve's backends and with other libraries.", _decode
     )
-    add_flag(decode, "--sizes", sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
-    add_flag(decode, "--batches", numbers, None, "rows of a step", metavar="LIST")
-    add_flag(decode, "--threads", numbers, None, "threads", metavar="LIST")
-    add_flag(decode, "--backends", words, None, "what to measure", metavar="LIST")
+    add_flag(decode, "--sizes", sizes, None, "models as LAYERSxHIDDEN, such as 2x256,3x512", metavar="LIST")
+    add_flag(decode, "--batches", numbers, None, "rows of a step, such as 1,16,64", metavar="LIST")
+    add_flag(decode, "--threads", numbers, None, "numbers of threads, such as 1,2", metavar="LIST")
+    add_flag(decode, "--backends", words, None, "what to measure, such as native_int8,torch", metavar="LIST")
     _plot(decode)
     serve = _kind(kinds, "serve", "The server under load from other processes, compared with the bare engine.", _serve)
-    add_flag(serve, "--size", size, None, "the model as LAYERSxHIDDEN", metavar="SIZE")
-    add_flag(serve, "--sessions", numbers, None, "sessions of the closed loop", metavar="LIST")
+    add_flag(serve, "--size", size, None, "the model as LAYERSxHIDDEN, such as 3x512", metavar="SIZE")
+    add_flag(serve, "--sessions", numbers, None, "sessions that generate at once, such as 1,64", metavar="LIST")
     add_flag(serve, "--threads", bounded(int, 1, 256), None, "threads that decode", metavar="N")
     add_flag(serve, "--arithmetic", str, "int8", "number format of the products", choices=("float32", "int8"))
     add_flag(
         serve, "--soak-minutes", bounded(float, 0, None), None, "how long memory is watched at the end", metavar="N"
     )
     peers = _kind(kinds, "peers", "The same model behind gruve and behind other model servers.", _peers)
-    add_flag(peers, "--sizes", sizes, None, "models as LAYERSxHIDDEN, with commas between", metavar="LIST")
-    add_flag(peers, "--streams", numbers, None, "streams at once", metavar="LIST")
-    add_flag(peers, "--systems", words, None, "what to measure", metavar="LIST")
+    add_flag(peers, "--sizes", sizes, None, "models as LAYERSxHIDDEN, such as 2x256,3x512", metavar="LIST")
+    add_flag(peers, "--streams", numbers, None, "streams at once, such as 8,64", metavar="LIST")
+    add_flag(peers, "--systems", words, None, "what to measure, such as gruve,Triton", metavar="LIST")
     add_flag(peers, "--cache", Path, None, "where the peers are installed", metavar="DIR")
     _plot(peers)
     growth = _kind(kinds, "growth", "Speed and memory by the number of active and idle sessions.", _growth)
@@ -90,7 +91,14 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     _plot(gateway)
     chaos = _kind(kinds, "chaos", CHAOS, _chaos)
-    add_flag(chaos, "--scenarios", words, None, "what is done", metavar="LIST")
+    add_flag(
+        chaos,
+        "--scenarios",
+        words,
+        None,
+        "what is done to the servers, such as sqlite-kill,redis-restart",
+        metavar="LIST",
+    )
     gpu = _kind(
         kinds,
         "gpu",

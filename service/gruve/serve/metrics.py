@@ -88,7 +88,9 @@ class Metrics:
             model,
             registry=registry,
         )
-        self.rows = Histogram("gruve_batch_rows", "Sequences in a call of the decoder.", model, registry=registry, buckets=COUNTS)
+        self.rows = Histogram(
+            "gruve_batch_rows", "Sequences in a call of the decoder.", model, registry=registry, buckets=COUNTS
+        )
         self.backend = Gauge(
             "gruve_backend_info",
             "1 for the backend that decodes the newest version of a model, while that is loaded.",
