@@ -296,7 +296,7 @@ class LimitExceeded(Unavailable):
 
     `retry_after_s` says when the request may succeed; it is None if it is larger than the limit itself, and for the
     limits of sessions and of their bytes, which waiting does not help. `model_memory` is the server's limit on the
-    memory of loaded models.
+    memory of loaded models, and `stops` that on the memory of different stops.
     """
 
     reason = "LIMIT_EXCEEDED"

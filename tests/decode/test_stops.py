@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gruve.decode import stops as stops_module
 from gruve.decode.stops import MATCHED, compile_stops
-from gruve.errors import InvalidField
+from gruve.errors import InvalidField, LimitExceeded
 
 letters = st.sampled_from("ab")
 stops = st.lists(st.text(letters, min_size=1, max_size=4), min_size=1, max_size=4)
@@ -115,6 +116,21 @@ def test_equal_stops_over_equal_texts_share_one_table_while_it_is_in_use():
     del kept
     gc.collect()
     assert watched() is None
+
+
+def test_different_stops_are_refused_beyond_what_all_may_take_and_small_ones_never(monkeypatch):
+    monkeypatch.setattr(stops_module, "MAX_BYTES", stops_module._size(1_025, 200) * 3 // 2)
+    gc.collect()
+    texts = tuple(chr(200 + token) for token in range(200))
+    first = [char * 64 for char in texts[:16]]
+    kept = compile_stops(first, (), texts)
+    with pytest.raises(LimitExceeded, match=rf"{kept.size_bytes} bytes beside .* at most {stops_module.MAX_BYTES}"):
+        compile_stops(first[::-1], (), texts)
+    assert compile_stops(first, (), texts) is kept
+    assert compile_stops(["\n\n"], (), texts) is not None
+    del kept
+    gc.collect()
+    assert compile_stops(first[::-1], (), texts) is not None
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.errors import InvalidField
+from gruve.errors import InvalidField, LimitExceeded
 
 MATCHED = 1 << 30
 """Set in an entry of the table when a stop ends inside or at the end of that token."""
 MAX_TABLE_ENTRIES = 1 << 20
 """The maximum of states times vocabulary size (4 MiB). Only many long stops over a large vocabulary reach it."""
+STATE_BYTES = 400
+"""What a state takes at most beside its row of the table."""
+MAX_BYTES = 256 << 20
+"""What all tables in use may take together."""
+SMALL_BYTES = 64 << 10
+"""A table of at most this size is made all the same, so that long stops of some streams keep no other from a few."""
+RETRY_AFTER_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -39,6 +46,11 @@ class StopTable:
     _fail: tuple[int, ...]
     """The state of the longest suffix that is a prefix of a stop; where no edge fits, it is tried next."""
     _output: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it takes."""
+        return _size(len(self.depth), self.table.shape[1])
 
     def walk(self, state: int, text: str) -> tuple[int, int | None, int | None]:
         """Appends `text` character by character.
@@ -65,7 +77,8 @@ def compile_stops(strings: Sequence[str], token_ids: Sequence[int], texts: Seque
     """Compiles `strings` and `token_ids` over tokens with `texts`; None if there are none.
 
     Returns the same table for the same arguments while it is in use. Raises `InvalidField` for a token id outside the
-    vocabulary, an empty string, or a table that would be too large.
+    vocabulary, an empty string, or a table that would be too large, and `LimitExceeded` if it would be too large beside
+    those in use.
     """
     if not strings and not token_ids:
         return None
@@ -89,11 +102,30 @@ def _compile(strings: tuple[str, ...], token_ids: tuple[int, ...], texts: tuple[
             f"{states - 1} characters of stops over {len(texts)} tokens need {states * len(texts)} table entries; "
             f"at most {MAX_TABLE_ENTRIES}",
         )
+    _check_room(_size(states, len(texts)))
     edges, fail, output, depth = _automaton(strings)
     table = _fill(_transitions(edges, fail), output, texts)
     table[:, list(token_ids)] |= MATCHED
     depths = np.array(depth, dtype=np.int32)
     return StopTable(strings, token_ids, table, depths, tuple(edges), tuple(fail), tuple(output))
+
+
+def _check_room(needed: int) -> None:
+    """Raises `LimitExceeded` if a table is not small and has no room beside those in use."""
+    if needed <= SMALL_BYTES:
+        return
+    used = sum([table.size_bytes for table in _in_use.values()])
+    if used + needed > MAX_BYTES:
+        raise LimitExceeded(
+            f"the stops take {needed} bytes beside {used} of the different stops of other streams; at most {MAX_BYTES}",
+            limit="stops",
+            bound=MAX_BYTES,
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+
+def _size(states: int, vocabulary_size: int) -> int:
+    return states * (STATE_BYTES + 4 * vocabulary_size)
 
 
 def _fill(goto: Sequence[dict[str, int]], output: Sequence[int], texts: Sequence[str]) -> NDArray[np.int32]:
