@@ -64,13 +64,18 @@ class InvalidRequest(GruveError):
     reason = "REQUEST_MALFORMED"
 
 
+def about_field(field: str, why: str) -> str:
+    """A sentence about a field: `why` as its predicate ("n is 2; must be 1"), or after a colon."""
+    return f"{field} {why}" if why.startswith(("is ", "has ", "must ")) else f"{field}: {why}"
+
+
 class InvalidField(InvalidRequest):
     """A value is out of range. `field` is its path in the request; `why` quotes the value and the bound."""
 
     reason = "INVALID_FIELD"
 
     def __init__(self, field: str, why: str) -> None:
-        super().__init__(f"{field}: {why}")
+        super().__init__(about_field(field, why))
         self.field = field
         self.why = why
 
@@ -85,7 +90,7 @@ class UnknownCharacter(InvalidRequest):
         column = offset - (text.rfind("\n", 0, offset) + 1) + 1
         code_point = f" (U+{ord(found):04X})" if len(found) == 1 else ""
         super().__init__(
-            f"there is no token for {found[:16]!r}{code_point} at line {line}, column {column}",
+            f"the model has no token for {found[:16]!r}{code_point}, at line {line}, column {column}",
             found=found[:16],
             offset=offset,
             line=line,

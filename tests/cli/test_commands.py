@@ -158,7 +158,7 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["RO€"], 1, "UNKNOWN_CHARACTER: '€' (U+20AC) at line 1, column 3"),
+        (["RO€"], 1, "UNKNOWN_CHARACTER: the model has no token for '€' (U+20AC), at line 1, column 3"),
         (["--temperature", "-1"], 2, "--temperature"),
         (["--temperature", "nan"], 2, "--temperature"),
         (["--max-tokens", "0"], 2, "--max-tokens"),
@@ -249,7 +249,7 @@ def test_a_terminal_shows_the_prompt_dimmed_and_no_control_characters(fake):
 def test_chat_reads_lines_and_survives_what_is_refused(address):
     done = gruve("chat", "tiny", "--address", address, "--max-tokens", "30", text="ROMEO:\n/temp 0\n\n€\n/quit\n")
     assert (done.returncode, len(done.stdout)) == (0, 60)
-    assert done.stderr.startswith("gruve: UNKNOWN_CHARACTER: '€'")
+    assert done.stderr.startswith("gruve: UNKNOWN_CHARACTER: the model has no token for '€'")
 
 
 def test_ctrl_c_in_a_chat_stops_the_answer_alone(address):

@@ -206,15 +206,15 @@ def test_what_cannot_be_done_is_refused_and_named(gateway, fields, param):
 
 MEASURE = {"max_tokens": 0, "echo": True}
 REASONS = [
-    (MEASURE | {"n": 2}, "n: is 2; must be 1 with max_tokens 0, which measures the prompts"),
-    (MEASURE | {"prompt": ""}, "prompt: is empty; max_tokens 0 measures a prompt"),
-    ({"max_tokens": "seven"}, 'max_tokens: is "seven"; must be a whole number'),
-    ({"n": 1.5}, "n: is 1.5; must be a whole number"),
-    ({"top_k": True}, "top_k: is true; must be a whole number"),
-    ({"user": {"id": 1}}, "user: is an object; must be a string"),
-    ({"temperature": "x" * 99}, f'temperature: is "{"x" * 39}...; must be a number'),
-    ({"stream_options": {}}, "stream_options: is allowed only if stream is true"),
-    ({"session": "new", "n": 2}, "session: is allowed for one answer; n and the prompts ask for 2"),
+    (MEASURE | {"n": 2}, "n is 2; must be 1 with max_tokens 0, which measures the prompts"),
+    (MEASURE | {"prompt": ""}, "prompt is empty; max_tokens 0 measures a prompt"),
+    ({"max_tokens": "seven"}, 'max_tokens is "seven"; must be a whole number'),
+    ({"n": 1.5}, "n is 1.5; must be a whole number"),
+    ({"top_k": True}, "top_k is true; must be a whole number"),
+    ({"user": {"id": 1}}, "user is an object; must be a string"),
+    ({"temperature": "x" * 99}, f'temperature is "{"x" * 39}...; must be a number'),
+    ({"stream_options": {}}, "stream_options is allowed only if stream is true"),
+    ({"session": "new", "n": 2}, "session is allowed for one answer; n and the prompts ask for 2"),
     (
         {"n": 128, "max_tokens": 2_000, "logprobs": 20},
         "logprobs: asks for up to 5376000 log-probabilities in all; without stream at most 262144",
@@ -223,7 +223,7 @@ REASONS = [
         MEASURE | {"prompt": 2 * ["a" * 7_000], "logprobs": 20},
         "logprobs: asks for up to 294000 log-probabilities in all; without stream at most 262144",
     ),
-    ({"temperature": 10**400}, f"temperature: is 1{'0' * 19}...; must be within ±1.8e+308"),
+    ({"temperature": 10**400}, f"temperature is 1{'0' * 19}...; must be within ±1.8e+308"),
 ]
 
 

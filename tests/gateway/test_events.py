@@ -150,7 +150,7 @@ def test_what_could_not_be_resumed_is_refused_and_named(gateway, fields, last, p
 )
 def test_a_model_or_a_session_is_needed(gateway, fields, why):
     message = gateway.http.get(GENERATE, params=fields).json()["error"]["message"]
-    assert message == f"model: {why}; give one of the two"
+    assert message == f"model {why}; give one of the two"
 
 
 def test_connecting_again_while_no_server_answers_is_told_to_come_back(gateway):

@@ -79,15 +79,15 @@ def test_a_beginning_that_cannot_be_read_is_refused(gateway, text):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({}, "text: is absent"),
+        ({}, "text is absent"),
         ({"text": "To be"}, "text: the text is not a tune"),
         ({"text": "L:1/8\nM:6/8\nK:Cdor\n|: "}, "text: the text is not a tune"),
         ({"text": "C" * (MAX_CHARACTERS + 1)}, f"has {MAX_CHARACTERS + 1} characters; at most {MAX_CHARACTERS}"),
-        ({"text": TEXT, "key": "H"}, "key: is 'H'; must be a root from A to G"),
-        ({"text": TEXT, "format": "svg"}, "format: is 'svg'; must be one of abc, midi"),
-        ({"text": TEXT, "bars_per_line": 0}, "bars_per_line: is 0; must be 1 to 16"),
-        ({"text": TEXT, "remarks": ["a"] * 9}, "remarks: has 9 entries; at most 8"),
-        ({"text": TEXT, "titel": "A"}, "titel: is not known here; did you mean title?"),
+        ({"text": TEXT, "key": "H"}, "key is 'H'; must be a root from A to G"),
+        ({"text": TEXT, "format": "svg"}, "format is 'svg'; must be one of abc, midi"),
+        ({"text": TEXT, "bars_per_line": 0}, "bars_per_line is 0; must be 1 to 16"),
+        ({"text": TEXT, "remarks": ["a"] * 9}, "remarks has 9 entries; at most 8"),
+        ({"text": TEXT, "titel": "A"}, "titel is not known here; did you mean title?"),
     ],
 )
 def test_a_wrong_field_is_refused_with_its_value_and_bound(gateway, fields, why):

@@ -48,7 +48,7 @@ def test_start_and_end_have_no_text():
 
 def test_an_unknown_character_is_named_with_line_column_and_offset():
     tokenizer = build("characters", ["abc\n"], has_end=False)
-    with pytest.raises(UnknownCharacter, match=r"'é' \(U\+00E9\) at line 2, column 3") as error:
+    with pytest.raises(UnknownCharacter, match=r"'é' \(U\+00E9\), at line 2, column 3") as error:
         tokenizer.encode("abc\nabé\né")
     assert (error.value.line, error.value.column, error.value.offset) == (2, 3, 6)
 
@@ -57,7 +57,7 @@ def test_an_unknown_unit_of_abc_is_quoted_without_code_points():
     tokenizer = build("abc", [["M:6/8\n", "C"]], has_end=True)
     with pytest.raises(UnknownCharacter) as error:
         tokenizer.encode("M:6/8\nM:7/16\n")
-    assert str(error.value) == "there is no token for 'M:7/16' at line 2, column 1"
+    assert str(error.value) == "the model has no token for 'M:7/16', at line 2, column 1"
 
 
 @pytest.mark.parametrize("ids", [[5], [-1], [0, 1, 99]])

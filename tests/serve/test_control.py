@@ -143,7 +143,7 @@ def test_a_control_for_later_is_answered_when_its_position_is_reached(server):
 
 
 REFUSED = [
-    ({"start": {}}, "INVALID_FIELD", "control.message: is a start"),
+    ({"start": {}}, "INVALID_FIELD", "control.message is a start"),
     ({}, "INVALID_FIELD", "control.message: absent"),
     ({"grant": {}}, "INVALID_FIELD", "control.grant.tokens: 0 grants nothing"),
     ({"grant": {"tokens": 65_537}}, "INVALID_FIELD", "65537 and 0 not yet used are above 65536"),

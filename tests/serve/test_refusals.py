@@ -131,7 +131,7 @@ def test_an_unknown_character_is_shown_with_its_place(server):
     failure = refusal(lambda: server.generate(text="To be,\nor é"))
     assert (failure.code, failure.reason) == (INVALID, "UNKNOWN_CHARACTER")
     assert failure.metadata == {"found": "é", "offset": "10", "line": "2", "column": "4"}
-    assert "'é' (U+00E9) at line 2, column 4" in failure.message
+    assert "'é' (U+00E9), at line 2, column 4" in failure.message
     tokenize = m.TokenizeRequest(model="abc", text="K:Cmaj\nA2 %")
     failure = refusal(lambda: server.models.Tokenize(tokenize))
     assert (failure.reason, failure.metadata["found"], failure.metadata["offset"]) == ("UNKNOWN_CHARACTER", "%", "10")

@@ -78,7 +78,7 @@ def test_the_pointers_of_tunes_know_bars_and_parts() -> None:
 
 def test_a_text_has_no_bars() -> None:
     tokenizer = build("characters", ["abc"], has_end=False)
-    with pytest.raises(InvalidField, match=r"pointers\.bars: is \[1\]; allowed: none with kind 'characters'"):
+    with pytest.raises(InvalidField, match=r"pointers\.bars is \[1\]; allowed: none with kind 'characters'"):
         pointer_config(Pointers([1], [2]), tokenizer)
 
 

@@ -7,6 +7,7 @@ import math
 import grpc
 
 from gruve.client.errors import CallFailed, Cancelled, RequestTooLarge
+from gruve.errors import about_field
 
 HTTP_STATUS: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -62,7 +63,7 @@ class InvalidField(Refused):
     """A field of the request has a value that is not allowed. `why` quotes the value and the bound."""
 
     def __init__(self, field: str, why: str) -> None:
-        super().__init__(400, "INVALID_FIELD", f"{field}: {why}", field=field)
+        super().__init__(400, "INVALID_FIELD", about_field(field, why), field=field)
 
 
 class ConnectionClosing(Refused):

@@ -9,7 +9,7 @@ import { Notation } from "./notation.js";
 const GENERATIONS = "gruve.v1.GenerationService";
 const RETRIES = 5; // in a row, after a lost connection; the waits double from 0.5 s
 const ENDS = {
-  FINISH_REASON_LENGTH: "it has the maximum of tokens and may break off",
+  FINISH_REASON_LENGTH: "it reached the maximum of tokens and may be unfinished",
   FINISH_REASON_END_OF_SEQUENCE: "the model ended it",
   FINISH_REASON_CANCELLED: "you stopped it",
 };
