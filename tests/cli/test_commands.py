@@ -72,6 +72,16 @@ def test_a_server_may_open_as_many_files_as_the_system_allows(tiny_repository, m
     assert limits == [(hard, hard)]
 
 
+@pytest.mark.parametrize(("flags", "needed"), [(["serve", "--store", "memory"], 564), (["gateway"], 1_064)])
+def test_a_server_warns_of_a_low_limit_of_open_files(flags, needed):
+    command = 'ulimit -n 128; exec "$0" "$@"'
+    # The address is none of this machine, so the command ends by itself.
+    flags = [*flags, "--host", "192.0.2.1", "--port", "0", "--insecure"]
+    ran = subprocess.run(["bash", "-c", command, *GRUVE, *flags], capture_output=True, text=True, check=False)
+    (warned,) = [line for line in map(json.loads, ran.stderr.splitlines()) if "open files" in line["message"]]
+    assert (warned["level"], warned["limit"], warned["needed"]) == ("warning", 128, needed)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("2GiB", 2 << 30), ("500MiB", 500 << 20), ("1.5 KiB", 1_536), ("1TiB", 1 << 40)]
 )

@@ -13,6 +13,7 @@ from gruve.cli.credentials import add_tls, tls_credentials
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, add_switch, bounded
 from gruve.cli.logs import log_error, log_to_standard_error
+from gruve.cli.open_files import raise_open_files
 from gruve.cli.server_flags import add_log_level, tls_files
 from gruve.cli.standard_streams import announce
 from gruve.cli.terminal import Failure
@@ -155,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     log_to_standard_error(args.log_level)
     args.say_error = log_error
+    raise_open_files(args.max_connections)
     from gruve.gateway.server import serve
 
     asyncio.run(serve(config, _tell, sys.stdin if args.end_with_stdin else None))

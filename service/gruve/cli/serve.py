@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from gruve.cli.http_beside import GatewayBeside
 from gruve.cli.identity import access_config, check_exposure
 from gruve.cli.logs import AccessLog, log_error, log_to_standard_error
 from gruve.cli.model_folder import BUILTIN, BUILTIN_NAMES, USUAL, models_folder
+from gruve.cli.open_files import raise_open_files
 from gruve.cli.serve_flags import add_flags, default_store
 from gruve.cli.server_flags import tls_files
 from gruve.cli.standard_streams import announce
@@ -55,6 +55,8 @@ machine can read flags. For the same reason give a password of Redis in GRUVE_ST
 log = logging.getLogger(__name__)
 
 SESSION_KEY, EXPORT_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", "GRUVE_EXPORT_KEY", 16
+USUAL_CONNECTIONS = 500
+"""A server with fewer files than for so many warns. gRPC clients need one each, so many servers are far from it."""
 STORED_TTL_S, MEMORY_TTL_S = 30 * 86_400.0, 3_600.0
 BOUNDS: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     log_to_standard_error(args.log_level)
     args.say_error = log_error
-    _raise_open_files()
+    raise_open_files(USUAL_CONNECTIONS)
     if config.models == BUILTIN:
         found = {"missing": str(USUAL), "model": BUILTIN_NAMES, "cure": "gruve models add, or --models"}
         log.info("there is no folder of models here; the model that comes with gruve is served", extra=found)
@@ -96,15 +98,6 @@ def run(args: argparse.Namespace) -> int:
         if beside is not None:
             beside.end()
     return 0
-
-
-def _raise_open_files() -> None:
-    """Raises the limit of open files to the highest that is allowed: often it is 1,024, and each client needs one."""
-    import resource
-
-    _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems name a highest one that they refuse
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
 
 
 def _key(variable: str, file: Path | None = None) -> bytes | None:
