@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
+import math
 import socket
 import threading
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from gruve.serve.identity import Limits
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import model_pb2
 from http_gateway import gateway_url
-from serving import HELD, until
+from serving import HELD, PATIENCE_S, until
 
 METHODS = {path.rpartition("/")[2]: endpoint.method for path, endpoint in endpoints(None).items()}
 FORMS = {
@@ -297,10 +298,21 @@ def test_a_control_finds_the_server_that_streams_the_generation(start):
         assert Calls(url).unary("Control", request).applied.position >= START
 
 
-def test_no_server_is_an_answer_that_names_no_address():
-    with gateway_url(f"127.0.0.1:{free_port()}") as url:
-        error = Calls(url).refused("ListModels", model_pb2.ListModelsRequest())
-    assert (error.code, error.message) == (Code.UNAVAILABLE, "no server answers the gateway; try again")
+@pytest.mark.parametrize("route", ["connect", "http"])
+def test_no_server_is_an_answer_that_names_no_address_and_the_log_says_once_why(route, monkeypatch, caplog):
+    monkeypatch.setattr("gruve.gateway.errors._Lost.logged_s", -math.inf)
+    port = free_port()
+    with gateway_url(f"127.0.0.1:{port}") as url:
+        for _ in range(2):
+            if route == "connect":
+                error = Calls(url).refused("ListModels", model_pb2.ListModelsRequest())
+                assert (error.code, error.message) == (Code.UNAVAILABLE, "no server answers the gateway; try again")
+            else:
+                answer = httpx.get(f"{url}/health", timeout=PATIENCE_S)
+                assert (answer.status_code, str(port) in answer.text) == (503, False)
+    (said,) = [record for record in caplog.records if record.message == "no server answers"]
+    assert f"127.0.0.1:{port}" in said.why
+    assert "Connection refused" in said.why
 
 
 LOST = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), NOT_SENT)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 
 import grpc
 
 from gruve.client.errors import CallFailed, Cancelled, RequestTooLarge
 from gruve.errors import about_field
 
+log = logging.getLogger(__name__)
+LOG_S = 10.0
+"""The log says at most this often why no server answers."""
 HTTP_STATUS: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
@@ -40,6 +45,8 @@ FIELD_OF_REASON = {
 }
 """The field that is wrong, for reasons with which a server names none."""
 SHUTTING_DOWN = "the gateway is shutting down; try again"
+NO_SERVER = "no server answers the gateway; try again"
+"""gRPC's own message lists addresses that a caller need not know."""
 
 
 class Refused(Exception):
@@ -90,10 +97,24 @@ def refusal_of(failure: CallFailed) -> Refused:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     if failure.connection_lost:
-        # gRPC's message lists addresses that a caller need not know.
-        return Refused(503, "UNAVAILABLE", "no server answers the gateway; try again", headers=headers)
+        log_lost(failure)
+        return Refused(503, "UNAVAILABLE", NO_SERVER, headers=headers)
     field = _field_of(failure)
     return Refused(status, failure.reason or failure.code.name, failure.message, field=field, headers=headers)
+
+
+class _Lost:
+    """When the log last said why no server answers."""
+
+    logged_s = -math.inf
+
+
+def log_lost(failure: CallFailed) -> None:
+    """Logs why no server answers a call, which its caller does not learn, unless it did so a moment ago."""
+    now_s = time.monotonic()
+    if now_s >= _Lost.logged_s + LOG_S:
+        _Lost.logged_s = now_s
+        log.error("no server answers", extra={"why": failure.message})
 
 
 def retry_after(failure: CallFailed) -> dict[str, str]:

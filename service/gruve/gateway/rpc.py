@@ -30,7 +30,7 @@ from gruve.client.credentials import Access
 from gruve.client.errors import Cancelled, failure_of
 from gruve.gateway.caller import caller_metadata
 from gruve.gateway.config import GatewayConfig
-from gruve.gateway.errors import SHUTTING_DOWN, ConnectionClosing, Refused, retry_after
+from gruve.gateway.errors import NO_SERVER, SHUTTING_DOWN, ConnectionClosing, Refused, log_lost, retry_after
 from gruve.gateway.forms import error_response
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
@@ -132,8 +132,8 @@ def connect_error(error: grpc.aio.AioRpcError, headers: Headers) -> ConnectError
     code, failure = Code(error.code().name.lower().replace("cancelled", "canceled")), failure_of(error)
     headers.update(retry_after(failure))
     if failure.connection_lost:
-        # gRPC's message lists addresses that a caller need not know.
-        return ConnectError(Code.UNAVAILABLE, "no server answers the gateway; try again")
+        log_lost(failure)
+        return ConnectError(Code.UNAVAILABLE, NO_SERVER)
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type] # it reads the same as a grpc.Call
     except ValueError:
