@@ -57,7 +57,8 @@ def test_a_port_that_is_taken_is_one_line_of_the_log(gateway):
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
     line = json.loads(ran.stderr)
     assert line["level"] == "critical"
-    assert line["message"].startswith(f"cannot listen on 127.0.0.1:{gateway.port}")
+    why = f"port {gateway.port} is in use; give another port, or 0 for any free one"
+    assert line["message"] == f"cannot listen on 127.0.0.1:{gateway.port}: {why}"
 
 
 def test_a_chunk_is_sent_without_waiting_for_the_receipt_of_the_one_before():

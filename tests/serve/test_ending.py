@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.errors import CannotListen, ModelUnknown
+from gruve.ports import explain_listen_failure
 from gruve.serve.endings import run_until_ending, signals
-from gruve.serve.listening import explain_listen_failure
 from gruve.serve.server import ServeConfig, serve
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc

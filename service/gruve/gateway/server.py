@@ -19,6 +19,7 @@ from gruve.errors import CannotListen
 from gruve.gateway.app import create_app
 from gruve.gateway.config import GatewayConfig
 from gruve.gateway.connection import BoundedConnection
+from gruve.ports import explain_listen_failure
 
 BACKLOG = 2_048
 ENDING_S = 1.0
@@ -102,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+        raise CannotListen(f"cannot listen on {host}:{port}: {explain_listen_failure(host, port)}") from error
     # asyncio does so only for sockets that were made with an explicit protocol. Accepted connections inherit it.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening

@@ -18,7 +18,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from gruve.certificates import Certificates
 from gruve.errors import CannotListen
-from gruve.serve.listening import explain_listen_failure
+from gruve.ports import explain_listen_failure
 from gruve.serve.tls import wrap
 
 log = logging.getLogger(__name__)
