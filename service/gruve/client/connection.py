@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,10 @@ KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 10.0, 2_000_000.0
 LONGEST_TIMEOUT_S = 1e9
 """gRPC takes a longer time, after 31 years, for none at all."""
 CLOSED_MEANWHILE = "the client was closed during the call"
+FORKED = (
+    "{} in process {}, from which this one was forked, where gRPC's connections do not work. Make a client in each "
+    "process, and start processes by 'spawn' or 'forkserver' of multiprocessing, or fork before the first call"
+)
 LOOPBACK = ("localhost:", "127.0.0.1:", "[::1]:")
 ChannelOptions = Sequence[tuple[str, Any]]
 """Names and values of gRPC's channel arguments."""
@@ -129,9 +134,26 @@ class Connections:
         self._stubs: dict[int, Stubs] = {}
         self._replaced: list[Stubs] = []
         """Those whose credentials have changed; calls on them may still run."""
+        self._process: int | None = None
+        """The process of the first call."""
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked from the one that made the connections.
+
+        Then a call would hang, and so would a lock that another thread held. The answer costs some 50 ns.
+        """
+        return self._process is not None and self._process != os.getpid()
+
+    def check_process(self) -> None:
+        """Raises `RuntimeError` if this process has inherited the connections."""
+        if self.inherited:
+            raise RuntimeError(FORKED.format("this client made its first call", self._process))
 
     def stubs(self, index: int) -> Stubs:
-        """The stubs of an address; raises `Cancelled` once the client is closed."""
+        """The stubs of an address; raises `Cancelled` once the client is closed, `RuntimeError` in a forked process."""
+        self.check_process()
+        self._process = os.getpid()
         with self._opening:
             if self.closed:
                 raise Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
@@ -154,10 +176,14 @@ class Connections:
                 self._replaced.append(self._stubs.pop(index))
 
     def close(self) -> list[Any]:
-        """Forbids further calls, and returns the channels for the caller to close."""
+        """Forbids further calls, and returns the channels for the caller to close: none of another process."""
+        self.closed = True
+        if self.inherited:
+            return []
         with self._opening:
-            self.closed = True
-            return [stubs.channel for stubs in (*self._stubs.values(), *self._replaced)]
+            stubs = [*self._stubs.values(), *self._replaced]
+            self._stubs, self._replaced = {}, []  # gRPC's asyncio keeps a forked process from using it while they exist
+            return [each.channel for each in stubs]
 
 
 class Attempt:
@@ -189,6 +215,15 @@ class Attempt:
         other = Attempt(self._connections, self._timeout_s, self._progress)
         other._deadline_s = self._deadline_s
         return other
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked from the one that made the call."""
+        return self._connections.inherited
+
+    def check_process(self) -> None:
+        """Raises `RuntimeError` if this process was forked from the one that made the call."""
+        self._connections.check_process()
 
     def stubs(self) -> Stubs:
         """The stubs of the address that the next call goes to."""

@@ -109,7 +109,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
     def cancel(self) -> None:
         """Cancels the generation, unless it has ended. A loop that reads it ends, and `ended` stays False."""
         self._closed = True
-        if self._call is not None:
+        if self._call is not None and not self._attempt.inherited:
             self._call.cancel()
 
     async def aclose(self) -> None:
@@ -132,6 +132,8 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
                 self._call = self._open()
                 if self._closed:  # by another thread meanwhile
                     self._call.cancel()
+            else:
+                self._attempt.check_process()
             response = await self._transport.read(self._call)
         except CallFailed as failure:
             await self._lost(failure)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ import grpc
 import grpc.aio
 
 from gruve.client.completions import MAX_AT_ONCE
+from gruve.client.connection import FORKED
 from gruve.client.credentials import Metadata
 from gruve.client.errors import CallFailed, ConnectionLost, failure_of
 from gruve.v1 import generation_pb2
@@ -22,6 +25,12 @@ from gruve.v1 import generation_pb2
 EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the annotations of grpc lack it
 Lock = contextlib.nullcontext
 """Methods of one event loop do not run at the same time, so their shared state needs no lock."""
+CHANNELS: dict[int, weakref.WeakSet[grpc.aio.Channel]] = {}
+"""The channels that exist, by the process that made them.
+
+One thread of gRPC waits for the calls of all of them. A forked process does not have that thread, and gets none of its
+own while it has inherited a channel.
+"""
 
 
 class Transport:
@@ -49,10 +58,19 @@ class Transport:
         credentials: grpc.ChannelCredentials | None,
         interceptors: Sequence[Any],
     ) -> grpc.aio.Channel:
-        """Creates a channel; it connects at its first call."""
+        """Creates a channel, which connects at its first call.
+
+        Raises `RuntimeError` in a process that was forked while another `AsyncClient` was open: a call would hang.
+        """
+        for process, inherited in list(CHANNELS.items()):
+            if process != os.getpid() and inherited:
+                raise RuntimeError(FORKED.format("an AsyncClient was open", process))
         if credentials is None:
-            return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
-        return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+            channel = grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+        else:
+            channel = grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+        CHANNELS.setdefault(os.getpid(), weakref.WeakSet()).add(channel)
+        return channel
 
     async def call(self, rpc: Any, request: Any, timeout_s: float | None, metadata: Metadata) -> Any:
         """Calls an rpc with one response."""

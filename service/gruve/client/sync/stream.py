@@ -110,7 +110,7 @@ class TokenStream(Iterator[Chunk]):
     def cancel(self) -> None:
         """Cancels the generation, unless it has ended. A loop that reads it ends, and `ended` stays False."""
         self._closed = True
-        if self._call is not None:
+        if self._call is not None and not self._attempt.inherited:
             self._call.cancel()
 
     def close(self) -> None:
@@ -133,6 +133,8 @@ class TokenStream(Iterator[Chunk]):
                 self._call = self._open()
                 if self._closed:  # by another thread meanwhile
                     self._call.cancel()
+            else:
+                self._attempt.check_process()
             response = self._transport.read(self._call)
         except CallFailed as failure:
             self._lost(failure)
