@@ -1,4 +1,4 @@
-"""Makes the sync client from the async one, in service/gruve/client: aio/{client,control,stream}.py -> sync/.
+"""Makes the sync client from the async one, in service/gruve/client: aio/{calls,client,control,stream}.py -> sync/.
 
     python tools/unasync.py            writes the files
     python tools/unasync.py --check    exits with 1 if they are not what it would write
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).parents[1] / "service" / "gruve" / "client"
-FILES = ("client.py", "control.py", "stream.py")
+FILES = ("calls.py", "client.py", "control.py", "stream.py")
 HEADER = "# Generated from ../aio/{name} by `make sync`; edit that one.\n"
 WORDS = {
     r"async (def|for|with)\b": r"\1",

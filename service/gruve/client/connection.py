@@ -141,7 +141,7 @@ class Connections:
     def inherited(self) -> bool:
         """Whether this process was forked from the one that made the connections.
 
-        Then a call would hang, and so would a lock that another thread held. The answer costs some 50 ns.
+        Then a call would hang, and so would a lock that another thread held.
         """
         return self._process is not None and self._process != os.getpid()
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
+from gruve.client.aio.calls import Calls
 from gruve.client.aio.control import AsyncControl
 from gruve.client.aio.stream import AsyncConversation, AsyncTokenStream
 from gruve.client.aio.transport import Transport
@@ -17,11 +18,9 @@ from gruve.client.connection import (
     ChannelOptions,
     ClientOptions,
     Connections,
-    Stubs,
 )
 from gruve.client.credentials import Access, Credentials, GivenMetadata
 from gruve.client.environment import Environment
-from gruve.client.errors import CallFailed
 from gruve.client.messages import (
     CompletionOptions,
     GenerateOptions,
@@ -77,6 +76,7 @@ class AsyncClient:
         self._connections = Connections(
             addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect, access, channel_options
         )
+        self._calls = Calls(self._transport, self._connections)
 
     @classmethod
     def from_env(cls, **options: Unpack[ClientOptions]) -> Self:
@@ -216,7 +216,7 @@ class AsyncClient:
         Generation and session are those that `start` of the conversation reports. With several addresses, each is asked
         until one streams the generation. `timeout_s` bounds each call.
         """
-        return AsyncControl(self._control, generation_id, session or "", timeout_s)
+        return AsyncControl(self._calls.control, generation_id, session or "", timeout_s)
 
     async def score(
         self,
@@ -229,7 +229,9 @@ class AsyncClient:
     ) -> generation_pb2.ScoreResponse:
         """Measures the log probability of a text under a model."""
         request = score_request(content, model, window_tokens, logprobs)
-        response: generation_pb2.ScoreResponse = await self._call(lambda s: s.generations.Score, request, timeout_s)
+        response: generation_pb2.ScoreResponse = await self._calls.call(
+            lambda s: s.generations.Score, request, timeout_s
+        )
         return response
 
     async def create_session(
@@ -237,7 +239,7 @@ class AsyncClient:
     ) -> session_pb2.Session:
         """Creates a session."""
         request = create_request(model, idle_ttl_s)
-        response = await self._call(lambda s: s.sessions.CreateSession, request, timeout_s)
+        response = await self._calls.call(lambda s: s.sessions.CreateSession, request, timeout_s)
         session: session_pb2.Session = response.session
         return session
 
@@ -246,10 +248,12 @@ class AsyncClient:
     ) -> session_pb2.GetSessionResponse:
         """Describes a session and reads its transcript; without `transcript` only the description."""
         request = request_of(session_pb2.GetSessionRequest, session_id=session, page_size=None if transcript else 0)
-        whole: session_pb2.GetSessionResponse = await self._call(lambda s: s.sessions.GetSession, request, timeout_s)
+        whole: session_pb2.GetSessionResponse = await self._calls.call(
+            lambda s: s.sessions.GetSession, request, timeout_s
+        )
         while transcript and whole.next_page_token:
             request.page_token = whole.next_page_token
-            add_page(whole, await self._call(lambda s: s.sessions.GetSession, request, timeout_s))
+            add_page(whole, await self._calls.call(lambda s: s.sessions.GetSession, request, timeout_s))
         return whole
 
     async def list_sessions(
@@ -258,7 +262,7 @@ class AsyncClient:
         """Lists the sessions of a model, or of all models, the newest first. Reads one page at a time."""
         request = request_of(session_pb2.ListSessionsRequest, model=model)
         while True:
-            page = await self._call(lambda s: s.sessions.ListSessions, request, timeout_s)
+            page = await self._calls.call(lambda s: s.sessions.ListSessions, request, timeout_s)
             for session in page.sessions:
                 yield session
             if not page.next_page_token:
@@ -268,7 +272,7 @@ class AsyncClient:
     async def delete_session(self, session: str, *, timeout_s: float | None = None) -> None:
         """Deletes a session. It cannot be restored."""
         request = request_of(session_pb2.DeleteSessionRequest, session_id=session)
-        await self._call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
+        await self._calls.call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
 
     async def fork_session(
         self, session: str, seeds: Sequence[int | None] = (None,), *, timeout_s: float | None = None
@@ -281,21 +285,21 @@ class AsyncClient:
         await self.get_session(
             session, transcript=False, timeout_s=timeout_s
         )  # finds a server that answers before the call that cannot be repeated
-        return list((await self._call(lambda s: s.sessions.ForkSession, request, timeout_s, once=True)).sessions)
+        return list((await self._calls.call(lambda s: s.sessions.ForkSession, request, timeout_s, once=True)).sessions)
 
     async def rewind_session(
         self, session: str, to_position: int, *, seed: int | None = None, timeout_s: float | None = None
     ) -> session_pb2.Session:
         """Removes the tokens of a session from a position on."""
         request = rewind_session_request(session, to_position, seed)
-        response = await self._call(lambda s: s.sessions.RewindSession, request, timeout_s)
+        response = await self._calls.call(lambda s: s.sessions.RewindSession, request, timeout_s)
         rewound: session_pb2.Session = response.session
         return rewound
 
     async def export_session(self, session: str, *, timeout_s: float | None = None) -> bytes:
         """Packs a session into bytes that `import_session` takes."""
         request = request_of(session_pb2.ExportSessionRequest, session_id=session)
-        blob: bytes = (await self._call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
+        blob: bytes = (await self._calls.call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
         return blob
 
     async def import_session(
@@ -303,7 +307,7 @@ class AsyncClient:
     ) -> session_pb2.Session:
         """Creates a session from an exported one."""
         request = import_request(blob, idle_ttl_s)
-        response = await self._call(lambda s: s.sessions.ImportSession, request, timeout_s)
+        response = await self._calls.call(lambda s: s.sessions.ImportSession, request, timeout_s)
         session: session_pb2.Session = response.session
         return session
 
@@ -312,7 +316,7 @@ class AsyncClient:
         request = model_pb2.ListModelsRequest()
         models: list[model_pb2.Model] = []
         while True:
-            page = await self._call(lambda s: s.models.ListModels, request, timeout_s)
+            page = await self._calls.call(lambda s: s.models.ListModels, request, timeout_s)
             models += page.models
             if not page.next_page_token:
                 return models
@@ -321,7 +325,7 @@ class AsyncClient:
     async def get_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
         """Describes a model, or with `name@2` or `name@sha256:...` a version of it; a broken one with the reason."""
         request = request_of(model_pb2.GetModelRequest, name=name)
-        model: model_pb2.Model = (await self._call(lambda s: s.models.GetModel, request, timeout_s)).model
+        model: model_pb2.Model = (await self._calls.call(lambda s: s.models.GetModel, request, timeout_s)).model
         return model
 
     async def reload_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
@@ -330,18 +334,18 @@ class AsyncClient:
         Raises `ReloadRefused` if the files cannot be loaded; then the server serves what it served before.
         """
         request = request_of(model_pb2.ReloadModelRequest, name=name)
-        model: model_pb2.Model = (await self._call(lambda s: s.models.ReloadModel, request, timeout_s)).model
+        model: model_pb2.Model = (await self._calls.call(lambda s: s.models.ReloadModel, request, timeout_s)).model
         return model
 
     async def tokenize(self, text: str, *, model: str, timeout_s: float | None = None) -> list[int]:
         """Tokenizes a text as a prompt would be."""
         request = request_of(model_pb2.TokenizeRequest, model=model, text=text)
-        return list((await self._call(lambda s: s.models.Tokenize, request, timeout_s)).token_ids)
+        return list((await self._calls.call(lambda s: s.models.Tokenize, request, timeout_s)).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int], *, model: str, timeout_s: float | None = None) -> str:
         """Returns the text of tokens."""
         request = request_of(model_pb2.DetokenizeRequest, model=model, token_ids=token_ids)
-        text: str = (await self._call(lambda s: s.models.Detokenize, request, timeout_s)).text
+        text: str = (await self._calls.call(lambda s: s.models.Detokenize, request, timeout_s)).text
         return text
 
     async def close(self) -> None:
@@ -355,52 +359,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def _control(
-        self, request: generation_pb2.ControlRequest, timeout_s: float | None
-    ) -> generation_pb2.ControlResponse:
-        self._transport.check_caller()
-        attempt = Attempt(self._connections, timeout_s)
-        while True:
-            try:
-                response: generation_pb2.ControlResponse = await self._transport.call(
-                    attempt.stubs().generations.Control, request, attempt.remaining_s(), attempt.metadata()
-                )
-            except CallFailed as failure:
-                kind = request.control.WhichOneof("message")
-                if not attempt.try_elsewhere(failure, repeatable=kind not in ("insert_prompt", "grant")):
-                    raise
-            else:
-                attempt.succeeded()
-                return response
-
-    async def _call(
-        self,
-        rpc: Callable[[Stubs], Any],
-        request: Any,
-        timeout_s: float | None,
-        done_before: str | None = None,
-        *,
-        once: bool = False,
-    ) -> Any:
-        """Calls an rpc with one response, again after a lost connection or if the server asks for it.
-
-        `done_before` is the reason with which a repeated call fails if a lost one was carried out: then it returns
-        None. `once` forbids to repeat a call that the server may have carried out.
-        """
-        self._transport.check_caller()
-        attempt = Attempt(self._connections, timeout_s)
-        while True:
-            try:
-                response = await self._transport.call(
-                    rpc(attempt.stubs()), request, attempt.remaining_s(), attempt.metadata()
-                )
-            except CallFailed as failure:
-                if attempt.lost and failure.reason == done_before:
-                    return None
-                if once and failure.connection_lost:
-                    raise
-                await self._transport.sleep(attempt.failed(failure))
-            else:
-                attempt.succeeded()
-                return response

@@ -15,11 +15,9 @@ from gruve.client.connection import (
     ChannelOptions,
     ClientOptions,
     Connections,
-    Stubs,
 )
 from gruve.client.credentials import Access, Credentials, GivenMetadata
 from gruve.client.environment import Environment
-from gruve.client.errors import CallFailed
 from gruve.client.messages import (
     CompletionOptions,
     GenerateOptions,
@@ -37,6 +35,7 @@ from gruve.client.messages import (
 from gruve.client.resume import Resumption
 from gruve.client.retry import OnReconnect, Reconnect
 from gruve.client.steering import WINDOW, Steering
+from gruve.client.sync.calls import Calls
 from gruve.client.sync.control import Control
 from gruve.client.sync.stream import Conversation, TokenStream
 from gruve.client.sync.transport import Transport
@@ -78,6 +77,7 @@ class Client:
         self._connections = Connections(
             addresses, self._transport.connect, reconnect, keepalive_s, on_reconnect, access, channel_options
         )
+        self._calls = Calls(self._transport, self._connections)
 
     @classmethod
     def from_env(cls, **options: Unpack[ClientOptions]) -> Self:
@@ -211,7 +211,7 @@ class Client:
         Generation and session are those that `start` of the conversation reports. With several addresses, each is asked
         until one streams the generation. `timeout_s` bounds each call.
         """
-        return Control(self._control, generation_id, session or "", timeout_s)
+        return Control(self._calls.control, generation_id, session or "", timeout_s)
 
     def score(
         self,
@@ -224,7 +224,7 @@ class Client:
     ) -> generation_pb2.ScoreResponse:
         """Measures the log probability of a text under a model."""
         request = score_request(content, model, window_tokens, logprobs)
-        response: generation_pb2.ScoreResponse = self._call(lambda s: s.generations.Score, request, timeout_s)
+        response: generation_pb2.ScoreResponse = self._calls.call(lambda s: s.generations.Score, request, timeout_s)
         return response
 
     def create_session(
@@ -232,7 +232,7 @@ class Client:
     ) -> session_pb2.Session:
         """Creates a session."""
         request = create_request(model, idle_ttl_s)
-        response = self._call(lambda s: s.sessions.CreateSession, request, timeout_s)
+        response = self._calls.call(lambda s: s.sessions.CreateSession, request, timeout_s)
         session: session_pb2.Session = response.session
         return session
 
@@ -241,17 +241,17 @@ class Client:
     ) -> session_pb2.GetSessionResponse:
         """Describes a session and reads its transcript; without `transcript` only the description."""
         request = request_of(session_pb2.GetSessionRequest, session_id=session, page_size=None if transcript else 0)
-        whole: session_pb2.GetSessionResponse = self._call(lambda s: s.sessions.GetSession, request, timeout_s)
+        whole: session_pb2.GetSessionResponse = self._calls.call(lambda s: s.sessions.GetSession, request, timeout_s)
         while transcript and whole.next_page_token:
             request.page_token = whole.next_page_token
-            add_page(whole, self._call(lambda s: s.sessions.GetSession, request, timeout_s))
+            add_page(whole, self._calls.call(lambda s: s.sessions.GetSession, request, timeout_s))
         return whole
 
     def list_sessions(self, model: str = "", *, timeout_s: float | None = None) -> Iterator[session_pb2.Session]:
         """Lists the sessions of a model, or of all models, the newest first. Reads one page at a time."""
         request = request_of(session_pb2.ListSessionsRequest, model=model)
         while True:
-            page = self._call(lambda s: s.sessions.ListSessions, request, timeout_s)
+            page = self._calls.call(lambda s: s.sessions.ListSessions, request, timeout_s)
             for session in page.sessions:
                 yield session
             if not page.next_page_token:
@@ -261,7 +261,7 @@ class Client:
     def delete_session(self, session: str, *, timeout_s: float | None = None) -> None:
         """Deletes a session. It cannot be restored."""
         request = request_of(session_pb2.DeleteSessionRequest, session_id=session)
-        self._call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
+        self._calls.call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
 
     def fork_session(
         self, session: str, seeds: Sequence[int | None] = (None,), *, timeout_s: float | None = None
@@ -274,21 +274,21 @@ class Client:
         self.get_session(
             session, transcript=False, timeout_s=timeout_s
         )  # finds a server that answers before the call that cannot be repeated
-        return list((self._call(lambda s: s.sessions.ForkSession, request, timeout_s, once=True)).sessions)
+        return list((self._calls.call(lambda s: s.sessions.ForkSession, request, timeout_s, once=True)).sessions)
 
     def rewind_session(
         self, session: str, to_position: int, *, seed: int | None = None, timeout_s: float | None = None
     ) -> session_pb2.Session:
         """Removes the tokens of a session from a position on."""
         request = rewind_session_request(session, to_position, seed)
-        response = self._call(lambda s: s.sessions.RewindSession, request, timeout_s)
+        response = self._calls.call(lambda s: s.sessions.RewindSession, request, timeout_s)
         rewound: session_pb2.Session = response.session
         return rewound
 
     def export_session(self, session: str, *, timeout_s: float | None = None) -> bytes:
         """Packs a session into bytes that `import_session` takes."""
         request = request_of(session_pb2.ExportSessionRequest, session_id=session)
-        blob: bytes = (self._call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
+        blob: bytes = (self._calls.call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
         return blob
 
     def import_session(
@@ -296,7 +296,7 @@ class Client:
     ) -> session_pb2.Session:
         """Creates a session from an exported one."""
         request = import_request(blob, idle_ttl_s)
-        response = self._call(lambda s: s.sessions.ImportSession, request, timeout_s)
+        response = self._calls.call(lambda s: s.sessions.ImportSession, request, timeout_s)
         session: session_pb2.Session = response.session
         return session
 
@@ -305,7 +305,7 @@ class Client:
         request = model_pb2.ListModelsRequest()
         models: list[model_pb2.Model] = []
         while True:
-            page = self._call(lambda s: s.models.ListModels, request, timeout_s)
+            page = self._calls.call(lambda s: s.models.ListModels, request, timeout_s)
             models += page.models
             if not page.next_page_token:
                 return models
@@ -314,7 +314,7 @@ class Client:
     def get_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
         """Describes a model, or with `name@2` or `name@sha256:...` a version of it; a broken one with the reason."""
         request = request_of(model_pb2.GetModelRequest, name=name)
-        model: model_pb2.Model = (self._call(lambda s: s.models.GetModel, request, timeout_s)).model
+        model: model_pb2.Model = (self._calls.call(lambda s: s.models.GetModel, request, timeout_s)).model
         return model
 
     def reload_model(self, name: str, *, timeout_s: float | None = None) -> model_pb2.Model:
@@ -323,18 +323,18 @@ class Client:
         Raises `ReloadRefused` if the files cannot be loaded; then the server serves what it served before.
         """
         request = request_of(model_pb2.ReloadModelRequest, name=name)
-        model: model_pb2.Model = (self._call(lambda s: s.models.ReloadModel, request, timeout_s)).model
+        model: model_pb2.Model = (self._calls.call(lambda s: s.models.ReloadModel, request, timeout_s)).model
         return model
 
     def tokenize(self, text: str, *, model: str, timeout_s: float | None = None) -> list[int]:
         """Tokenizes a text as a prompt would be."""
         request = request_of(model_pb2.TokenizeRequest, model=model, text=text)
-        return list((self._call(lambda s: s.models.Tokenize, request, timeout_s)).token_ids)
+        return list((self._calls.call(lambda s: s.models.Tokenize, request, timeout_s)).token_ids)
 
     def detokenize(self, token_ids: Sequence[int], *, model: str, timeout_s: float | None = None) -> str:
         """Returns the text of tokens."""
         request = request_of(model_pb2.DetokenizeRequest, model=model, token_ids=token_ids)
-        text: str = (self._call(lambda s: s.models.Detokenize, request, timeout_s)).text
+        text: str = (self._calls.call(lambda s: s.models.Detokenize, request, timeout_s)).text
         return text
 
     def close(self) -> None:
@@ -348,52 +348,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _control(
-        self, request: generation_pb2.ControlRequest, timeout_s: float | None
-    ) -> generation_pb2.ControlResponse:
-        self._transport.check_caller()
-        attempt = Attempt(self._connections, timeout_s)
-        while True:
-            try:
-                response: generation_pb2.ControlResponse = self._transport.call(
-                    attempt.stubs().generations.Control, request, attempt.remaining_s(), attempt.metadata()
-                )
-            except CallFailed as failure:
-                kind = request.control.WhichOneof("message")
-                if not attempt.try_elsewhere(failure, repeatable=kind not in ("insert_prompt", "grant")):
-                    raise
-            else:
-                attempt.succeeded()
-                return response
-
-    def _call(
-        self,
-        rpc: Callable[[Stubs], Any],
-        request: Any,
-        timeout_s: float | None,
-        done_before: str | None = None,
-        *,
-        once: bool = False,
-    ) -> Any:
-        """Calls an rpc with one response, again after a lost connection or if the server asks for it.
-
-        `done_before` is the reason with which a repeated call fails if a lost one was carried out: then it returns
-        None. `once` forbids to repeat a call that the server may have carried out.
-        """
-        self._transport.check_caller()
-        attempt = Attempt(self._connections, timeout_s)
-        while True:
-            try:
-                response = self._transport.call(
-                    rpc(attempt.stubs()), request, attempt.remaining_s(), attempt.metadata()
-                )
-            except CallFailed as failure:
-                if attempt.lost and failure.reason == done_before:
-                    return None
-                if once and failure.connection_lost:
-                    raise
-                self._transport.sleep(attempt.failed(failure))
-            else:
-                attempt.succeeded()
-                return response
