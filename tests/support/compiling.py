@@ -19,8 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gruve.decode.cuda import draw, int8_layers, layers, point
+from gruve.decode.cuda.shapes import Sizes, Tile
 from gruve.decode.cuda.triton_int8_step import INT8
-from gruve.decode.cuda.triton_step import FULL, HALF, Tile, Tiling, head_tile
+from gruve.decode.cuda.triton_step import FULL, HALF, Tiling, head_tile
 from gruve.model import pointers
 
 TARGETS = (80, 90)
@@ -38,7 +39,7 @@ INT32 = [
     "advances",
     "reaches",
 ]
-POINTERS = {"K": 12, "MATCHES": 16, "PLACES": 64, "COUNTS": 33}
+POINTERS, NO_POINTERS = (12, 16, 64, 33), (0, 0, 0, 0)
 TILINGS = {"float16": HALF, "float32": FULL, "int8": INT8}
 TYPES = {"float16": "*fp16", "float32": "*fp32", "int8": "*i8"}
 
@@ -57,26 +58,25 @@ def cases(tiling: Tiling, H: int, V: int):
     yield from int8_layer_cases(tiling, H, V) if tiling is INT8 else layer_cases(tiling, H, V)
     names = "integers reals inbox outbox logits_kept seen bias masks stops operand W steps b pointed gate_bias"
     names += " size kept"
-    head, tokens = head_tile(tiling, triton.next_power_of_2(V)), triton.next_power_of_2(V)
-    common = {"H": H, "BR": head.rows, "BV": tokens, "BK": head.depth, "PRECISION": tiling.precision}
-    pointers = {"V": min(V, tokens - POINTERS["K"]), "K": POINTERS["K"], "MATCHES": POINTERS["MATCHES"]}
-    none = {"V": V, "K": 0, "MATCHES": 1}
-    for name, more in ({"head": pointers} if tiling is INT8 else {"head": none, "head pointers": pointers}).items():
-        yield name, draw.head_and_draw, tensors(operand, names), common | more, head
+    tokens = triton.next_power_of_2(V)
+    head = head_tile(tiling, tokens)
+    pointed = Sizes(min(V, tokens - POINTERS[0]), H, *POINTERS)
+    plain = Sizes(V, H, *NO_POINTERS)
+    for name, sizes in ({"head": pointed} if tiling is INT8 else {"head": plain, "head pointers": pointed}).items():
+        yield name, draw.head_and_draw, tensors(operand, names), {"sizes": sizes}, head
 
 
 def layer_cases(tiling: Tiling, H: int, V: int):
     """The layers' kernels in floating point. ROW differs from TOKEN without pointers in one address."""
     operand, tile = TYPES[tiling.precision], tiling.layer
-    common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth, "V": V, "PRECISION": "ieee"}
     given = "integers x W U bias pointed pointer_rows"
-    none = dict.fromkeys(POINTERS, 0)
     for x_name, X, fields in (
-        ("below", layers.BELOW, none),
-        ("table", layers.TOKEN, none),
+        ("below", layers.BELOW, NO_POINTERS),
+        ("table", layers.TOKEN, NO_POINTERS),
         ("pointers", layers.TOKEN, POINTERS),
     ):
-        kinds, constants = {"x": operand if x_name == "below" else "*fp32"}, common | fields | {"X": X.value}
+        kinds = {"x": operand if x_name == "below" else "*fp32"}
+        constants = {"sizes": Sizes(V, H, *fields), "X": X.value}
         for cell, name in ((layers.GRU, "gru"), (layers.LSTM, "lstm"), (layers.ELMAN, "elman")):
             names = f"{given} bias_hn h c operand operand_after size"
             yield (
@@ -96,22 +96,27 @@ def layer_cases(tiling: Tiling, H: int, V: int):
 def int8_layer_cases(tiling: Tiling, H: int, V: int):
     """The layers' kernels in int8, and that of pointers. ROW differs from TOKEN in one address."""
     names = "integer_fields inbox tokens places bars states kinds advances reaches pointed size"
-    constants = {**POINTERS, "V": V, "DISTANCES": 6, "LONGEST": 32, "START": 0, "PLACE_STEP": 6}
+    sizes, tile = Sizes(V, H, *POINTERS), tiling.layer
+    constants = {"sizes": sizes, "DISTANCES": 6, "LONGEST": 32, "START": 0, "PLACE_STEP": 6}
     yield "point", point.point, tensors("*i8", names), constants, Tile(1, pointers.WINDOW, 0, 4, 2)
-    tile = tiling.layer
-    common = {"H": H, "BM": tile.rows, "BU": tile.units, "BK": tile.depth, "V": V, **POINTERS}
     given = "integer_fields x W W_steps U U_steps bias pointed pointer_rows"
-    for x, x_name in ((int8_layers.BELOW, "below"), (int8_layers.TOKEN, "table")):
+    for x, x_name in ((layers.BELOW, "below"), (layers.TOKEN, "table")):
         kinds = {"x": "*fp32" if x_name == "table" else "*i8"}
-        for cell, name in ((int8_layers.GRU, "gru"), (int8_layers.LSTM, "lstm"), (int8_layers.ELMAN, "elman")):
+        constants = {"sizes": sizes, "X": x.value}
+        for cell, name in ((layers.GRU, "gru"), (layers.LSTM, "lstm"), (layers.ELMAN, "elman")):
             names = f"{given} bias_hn h c operand operand_after size"
-            constants = {**common, "CELL": cell.value, "X": x.value}
-            yield f"{name} {x_name}", int8_layers.layer, tensors("*i8", names) | kinds, constants, tile
+            yield (
+                f"{name} {x_name}",
+                int8_layers.layer,
+                tensors("*i8", names) | kinds,
+                constants | {"CELL": cell.value},
+                tile,
+            )
         for kernel, names in (
             (int8_layers.reset_and_update, f"{given} h operand reset update size"),
             (int8_layers.candidate, f"{given} h reset update operand_after size"),
         ):
-            yield f"{kernel.__name__} {x_name}", kernel, tensors("*i8", names) | kinds, common | {"X": x.value}, tile
+            yield f"{kernel.__name__} {x_name}", kernel, tensors("*i8", names) | kinds, constants, tile
 
 
 def compiled(kernel, kinds, constants, tile, capability: int, fusion: bool) -> dict[str, object]:
@@ -120,6 +125,8 @@ def compiled(kernel, kinds, constants, tile, capability: int, fusion: bool) -> d
     `numbers` is how many numbers of a tile a thread computes; `loose` has the instructions that round otherwise than to
     nearest, or flush denormals.
     """
+    if "tile" in kernel.arg_names:
+        constants = constants | {"tile": tile}
     signature = kinds | dict.fromkeys(constants, "constexpr")
     order = [name for name in kernel.arg_names if name in signature]
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(order) if kinds.get(name, "").startswith("*")}
@@ -135,7 +142,7 @@ def compiled(kernel, kinds, constants, tile, capability: int, fusion: bool) -> d
         "async_copies": text.count("cp.async"),
         "integer_products": len(re.findall(r"mma\S*\.s32\.s8\.s8", text)),
         "fused": text.count("fma.rn.f32"),
-        "numbers": tile.rows * (tile.units or constants["BV"]) // (32 * tile.warps),
+        "numbers": tile.rows * tile.units // (32 * tile.warps),
         "loose": sorted(set(re.findall(r"\w+\.(?:approx|full)\S*|\w+\.\S*ftz\S*", text))),
     }
 

@@ -85,7 +85,8 @@ def torch_backend(model, slots=5, device=None, config=SMALL, arithmetic="float32
 
 def triton_backend(model, slots=5, device=None, precision="float16", config=SMALL) -> CudaBackend:
     """The backend of mode `triton`, interpreted, with the smallest tiles."""
-    from gruve.decode.cuda.triton_step import Tile, Tiling, TritonStep
+    from gruve.decode.cuda.shapes import Tile
+    from gruve.decode.cuda.triton_step import Tiling, TritonStep
 
     device = device or CpuDevice()
     if precision == "int8":

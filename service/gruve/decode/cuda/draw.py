@@ -207,27 +207,28 @@ def _logits(
     ids,
     active,
     H: tl.constexpr,
-    BR: tl.constexpr,
-    BV: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    """Returns the head's outputs (BR, BV). In int8 the operand and W are integers; `steps` is used only there."""
-    sums = tl.zeros((BR, BV), tl.int32 if PRECISION == "int8" else tl.float32)
-    for k in range(0, H, BK):
-        ks = k + tl.arange(0, BK)
+    """Returns the head's outputs, a tile. In int8 the operand and W are integers; `steps` is used only there."""
+    INT8: tl.constexpr = W.dtype.element_ty == tl.int8
+    sums = tl.full((tile.rows, tile.units), 0, tl.int32 if INT8 else tl.float32)
+    for k in range(0, H, tile.depth):
+        ks = k + tl.arange(0, tile.depth)
         x = tl.load(operand + rows[:, None] * H + ks[None, :], mask=active[:, None], other=0)
         w = tl.load(W + ids[None, :] * H + ks[:, None])
         sums = tl.dot(x, w, sums, input_precision="ieee", out_dtype=sums.dtype)
-    if PRECISION == "int8":
+    if INT8:
         return tl.fma(sums.to(tl.float32), tl.load(steps + ids)[None, :], tl.load(b + ids)[None, :])
     else:  # noqa: RET505 - Triton compiles one of the two, and nothing may follow a return
         return sums + tl.load(b + ids)[None, :]
 
 
 @triton.jit
-def _gated(logits, pointed, gate_bias, rows, ids, active, V: tl.constexpr, K: tl.constexpr, MATCHES: tl.constexpr):
+def _gated(logits, pointed, gate_bias, rows, ids, active, sizes: tl.constexpr):
     """Adds each pointer's gate to the token that it names. The gates are the K outputs after those of the tokens."""
+    V: tl.constexpr = sizes.V
+    K: tl.constexpr = sizes.K
+    MATCHES: tl.constexpr = sizes.MATCHES if sizes.MATCHES > 0 else 1
     outputs, mine = logits, pointed + rows * (2 * K + 2)
     for k in range(K):
         named = tl.load(mine + k, mask=active, other=V)
@@ -259,30 +260,25 @@ def head_and_draw(
     gate_bias,
     size,
     kept,
-    V: tl.constexpr,
-    H: tl.constexpr,
-    BR: tl.constexpr,
-    BV: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    """Samples the next token of every active row; one program for BR rows.
+    """Samples the next token of every active row; one program for a tile of rows and all tokens.
 
-    `operand` (B, H) is the last layer's output, W (BV, H) and b (BV,) are the head, and in int8 `steps` (BV,) is the
-    size of its rows' steps. PRECISION is the type of the products' operands. For rows that requested log-probabilities,
-    the logits of step k are stored in `logits_kept` (kept, B, V) at k modulo kept.
+    `operand` (B, H) is the last layer's output, W (units, H) and b (units,) are the head, and in int8 `steps` (units,)
+    is the size of its rows' steps. For rows that requested log-probabilities, the logits of step k are stored in
+    `logits_kept` (kept, B, V) at k modulo kept.
     """
-    rows = tl.program_id(0) * BR + tl.arange(0, BR)
-    ids = tl.arange(0, BV)
+    V: tl.constexpr = sizes.V
+    rows = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)
+    ids = tl.arange(0, tile.units)
     record, real = integers + rows * FIELDS, reals + rows * REALS
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    logits = _logits(operand, W, steps, b, rows, ids, active, H, BR, BV, BK, PRECISION)
-    if K > 0:
-        logits = _gated(logits, pointed, gate_bias, rows, ids, active, V, K, MATCHES)
+    logits = _logits(operand, W, steps, b, rows, ids, active, sizes.H, tile)
+    if sizes.K > 0:
+        logits = _gated(logits, pointed, gate_bias, rows, ids, active, sizes)
     slot = tl.load(inbox + SLOT * size + rows, mask=active, other=0)
     taken = tl.load(record + TAKEN, mask=active, other=0)
     requested = active & (tl.load(record + LOGPROBS, mask=active, other=0) != 0)
@@ -290,7 +286,7 @@ def head_and_draw(
         at = ((taken % kept) * size + rows)[:, None] * V + ids[None, :]
         tl.store(logits_kept + at, logits, mask=requested[:, None] & (ids < V)[None, :])
     scores = _adjusted(logits, ids, slot, record, real, seen, bias, active, V)
-    allowed = _allowed(ids, slot, record, masks, active, V, BR)
+    allowed = _allowed(ids, slot, record, masks, active, V, tile.rows)
     sampled = tl.minimum(_draw(scores, allowed, ids, record, real, active), V - 1)
     prompted = active & (taken < tl.load(record + FORCED, mask=active, other=0))
     forced = tl.load(inbox + (INBOX + taken) * size + rows, mask=prompted, other=0)

@@ -14,33 +14,22 @@ import triton
 import triton.language as tl
 
 from gruve.decode.cuda.int8_math import integers, sigmoid, tanh
+from gruve.decode.cuda.layers import ACTIVE, BELOW, FIELDS, GRU, LSTM, PENDING, TOKEN
 from gruve.decode.cuda.pointer_rows import add_pointer_rows
-from gruve.decode.cuda.records import FIELDS as _FIELDS
-from gruve.decode.cuda.records import Field
-
-FIELDS = tl.constexpr(_FIELDS)
-PENDING = tl.constexpr(int(Field.PENDING))
-ACTIVE = tl.constexpr(int(Field.ACTIVE))
-BELOW, TOKEN, ROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-GRU, LSTM, ELMAN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def _sums(a, active, w, H: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr):
-    """a @ w.T of G gates in s32: `a` (BM, 1) and `w` (1, BU) point at rows of H, gates H * H apart."""
-    s0 = tl.zeros((BM, BU), tl.int32)
-    s1, s2, s3 = s0, s0, s0
-    for k in range(0, H, BK):
-        ks = k + tl.arange(0, BK)
+def _sums(a, active, w, G: tl.constexpr, H: tl.constexpr, tile: tl.constexpr):
+    """a @ w.T of G gates in s32: `a` (rows, 1) and `w` (1, units) point at rows of H, gates H * H apart."""
+    sums = (tl.full((tile.rows, tile.units), 0, tl.int32),) * G
+    for k in range(0, H, tile.depth):
+        ks = k + tl.arange(0, tile.depth)
         x = tl.load(a + ks[None, :], mask=active[:, None], other=0)
-        s0 = tl.dot(x, tl.load(w + ks[:, None]), s0, out_dtype=tl.int32)
-        if G > 1:
-            s1 = tl.dot(x, tl.load(w + H * H + ks[:, None]), s1, out_dtype=tl.int32)
-        if G > 2:
-            s2 = tl.dot(x, tl.load(w + 2 * H * H + ks[:, None]), s2, out_dtype=tl.int32)
-        if G > 3:
-            s3 = tl.dot(x, tl.load(w + 3 * H * H + ks[:, None]), s3, out_dtype=tl.int32)
-    return s0, s1, s2, s3
+        new = ()
+        for g in tl.static_range(G):
+            new += (tl.dot(x, tl.load(w + g * (H * H) + ks[:, None]), sums[g], out_dtype=tl.int32),)
+        sums = new
+    return sums
 
 
 @triton.jit
@@ -55,57 +44,33 @@ def _input(
     rows,
     units,
     active,
-    x,
-    W,
-    W_steps,
-    bias,
-    pointed,
-    pointer_rows,
+    source,
     X: tl.constexpr,
     FIRST: tl.constexpr,
     G: tl.constexpr,
-    ALL: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BM: tl.constexpr,
-    BU: tl.constexpr,
-    BK: tl.constexpr,
+    GATES: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    """The input's share of the gates FIRST to FIRST + G - 1 of ALL."""
+    """The input's share of the gates FIRST to FIRST + G - 1 of GATES."""
+    x, W, W_steps, bias, pointed, pointer_rows = source
+    H: tl.constexpr = sizes.H
     at = FIRST * H + units
+    inputs = ()
     if X == BELOW:
-        s0, s1, s2, s3 = _sums(x + rows[:, None] * H, active, W + FIRST * H * H + units[None, :] * H, H, G, BM, BU, BK)
-        x0 = _added(s0, W_steps + at, tl.load(bias + at)[None, :])
-        x1, x2, x3 = x0, x0, x0
-        if G > 1:
-            x1 = _added(s1, W_steps + at + H, tl.load(bias + at + H)[None, :])
-        if G > 2:
-            x2 = _added(s2, W_steps + at + 2 * H, tl.load(bias + at + 2 * H)[None, :])
-        if G > 3:
-            x3 = _added(s3, W_steps + at + 3 * H, tl.load(bias + at + 3 * H)[None, :])
+        sums = _sums(x + rows[:, None] * H, active, W + FIRST * H * H + units[None, :] * H, G, H, tile)
+        for g in tl.static_range(G):
+            inputs += (_added(sums[g], W_steps + at + g * H, tl.load(bias + at + g * H)[None, :]),)
     else:
         index = rows.to(tl.int64)
         if X == TOKEN:
             index = tl.load(record + PENDING, mask=active, other=0)
-        entry = x + index[:, None] * (ALL * H) + at[None, :]
-        x0 = tl.load(entry, mask=active[:, None], other=0.0)
-        x1, x2, x3 = x0, x0, x0
-        if G > 1:
-            x1 = tl.load(entry + H, mask=active[:, None], other=0.0)
-        if G > 2:
-            x2 = tl.load(entry + 2 * H, mask=active[:, None], other=0.0)
-        if G > 3:
-            x3 = tl.load(entry + 3 * H, mask=active[:, None], other=0.0)
-    if X == TOKEN and K > 0:
-        entries = pointer_rows + at
-        x0, x1, x2, x3 = add_pointer_rows(
-            x0, x1, x2, x3, rows, active, pointed, entries, G, ALL, V, K, MATCHES, PLACES, COUNTS, H
-        )
-    return x0, x1, x2, x3
+        entry = x + index[:, None] * (GATES * H) + at[None, :]
+        for g in tl.static_range(G):
+            inputs += (tl.load(entry + g * H, mask=active[:, None], other=0.0),)
+    if X == TOKEN and sizes.K > 0:
+        inputs = add_pointer_rows(inputs, rows, active, pointed, pointer_rows + at, GATES, sizes)
+    return inputs
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -127,64 +92,35 @@ def layer(
     size,
     CELL: tl.constexpr,
     X: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BM: tl.constexpr,
-    BU: tl.constexpr,
-    BK: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    """One layer of a GRU with reset=after, an LSTM or an Elman network; one program for (BU units, BM rows)."""
-    units = tl.program_id(0) * BU + tl.arange(0, BU)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    """One layer of a GRU with reset=after, an LSTM or an Elman network; one program for a tile of units and rows."""
+    H: tl.constexpr = sizes.H
+    units = tl.program_id(0) * tile.units + tl.arange(0, tile.units)
+    rows = tl.program_id(1) * tile.rows + tl.arange(0, tile.rows)
     record = integer_fields + rows * FIELDS
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
     G: tl.constexpr = 3 if CELL == GRU else (4 if CELL == LSTM else 1)
-    x0, x1, x2, x3 = _input(
-        record,
-        rows,
-        units,
-        active,
-        x,
-        W,
-        W_steps,
-        bias,
-        pointed,
-        pointer_rows,
-        X,
-        0,
-        G,
-        G,
-        V,
-        K,
-        MATCHES,
-        PLACES,
-        COUNTS,
-        H,
-        BM,
-        BU,
-        BK,
-    )
-    s0, s1, s2, s3 = _sums(operand + rows[:, None] * H, active, U + units[None, :] * H, H, G, BM, BU, BK)
-    a0 = _added(s0, U_steps + units, x0)
+    source = (x, W, W_steps, bias, pointed, pointer_rows)
+    a = _input(record, rows, units, active, source, X, 0, G, G, sizes, tile)
+    s = _sums(operand + rows[:, None] * H, active, U + units[None, :] * H, G, H, tile)
+    a0 = _added(s[0], U_steps + units, a[0])
     mine = rows[:, None] * H + units[None, :]
     if CELL == GRU:
         old = tl.load(h + mine, mask=active[:, None], other=0.0)
         # The reset gate multiplies only the state's contribution to n.
-        u = _added(s2, U_steps + 2 * H + units, tl.load(bias_hn + units)[None, :])
-        n = tanh(tl.fma(sigmoid(a0), u, x2))
-        new = tl.fma(sigmoid(_added(s1, U_steps + H + units, x1)), n - old, old)
+        u = _added(s[2], U_steps + 2 * H + units, tl.load(bias_hn + units)[None, :])
+        n = tanh(tl.fma(sigmoid(a0), u, a[2]))
+        new = tl.fma(sigmoid(_added(s[1], U_steps + H + units, a[1])), n - old, old)
     elif CELL == LSTM:
         cell = tl.load(c + mine, mask=active[:, None], other=0.0)
-        forget = sigmoid(_added(s1, U_steps + H + units, x1))
-        cell = tl.fma(forget, cell, sigmoid(a0) * tanh(_added(s2, U_steps + 2 * H + units, x2)))
+        forget = sigmoid(_added(s[1], U_steps + H + units, a[1]))
+        cell = tl.fma(forget, cell, sigmoid(a0) * tanh(_added(s[2], U_steps + 2 * H + units, a[2])))
         tl.store(c + mine, cell, mask=active[:, None])
-        new = sigmoid(_added(s3, U_steps + 3 * H + units, x3)) * tanh(cell)
+        new = sigmoid(_added(s[3], U_steps + 3 * H + units, a[3])) * tanh(cell)
     else:
         new = tanh(a0)
     tl.store(h + mine, new, mask=active[:, None])
@@ -208,50 +144,21 @@ def reset_and_update(
     update,
     size,
     X: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BM: tl.constexpr,
-    BU: tl.constexpr,
-    BK: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """The first half of a GRU with reset=before: r*h, as an operand, and z."""
-    units = tl.program_id(0) * BU + tl.arange(0, BU)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    H: tl.constexpr = sizes.H
+    units = tl.program_id(0) * tile.units + tl.arange(0, tile.units)
+    rows = tl.program_id(1) * tile.rows + tl.arange(0, tile.rows)
     record = integer_fields + rows * FIELDS
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    x0, x1, _, _ = _input(
-        record,
-        rows,
-        units,
-        active,
-        x,
-        W,
-        W_steps,
-        bias,
-        pointed,
-        pointer_rows,
-        X,
-        0,
-        2,
-        3,
-        V,
-        K,
-        MATCHES,
-        PLACES,
-        COUNTS,
-        H,
-        BM,
-        BU,
-        BK,
-    )
-    s0, s1, _, _ = _sums(operand + rows[:, None] * H, active, U + units[None, :] * H, H, 2, BM, BU, BK)
-    r, z = sigmoid(_added(s0, U_steps + units, x0)), sigmoid(_added(s1, U_steps + H + units, x1))
+    source = (x, W, W_steps, bias, pointed, pointer_rows)
+    a = _input(record, rows, units, active, source, X, 0, 2, 3, sizes, tile)
+    s = _sums(operand + rows[:, None] * H, active, U + units[None, :] * H, 2, H, tile)
+    r, z = sigmoid(_added(s[0], U_steps + units, a[0])), sigmoid(_added(s[1], U_steps + H + units, a[1]))
     mine = rows[:, None] * H + units[None, :]
     old = tl.load(h + mine, mask=active[:, None], other=0.0)
     tl.store(reset + mine, integers(r * old), mask=active[:, None])
@@ -275,51 +182,22 @@ def candidate(
     operand_after,
     size,
     X: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BM: tl.constexpr,
-    BU: tl.constexpr,
-    BK: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """The second half of a GRU with reset=before: n from r*h, and the new state."""
-    units = tl.program_id(0) * BU + tl.arange(0, BU)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    H: tl.constexpr = sizes.H
+    units = tl.program_id(0) * tile.units + tl.arange(0, tile.units)
+    rows = tl.program_id(1) * tile.rows + tl.arange(0, tile.rows)
     record = integer_fields + rows * FIELDS
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    x2, _, _, _ = _input(
-        record,
-        rows,
-        units,
-        active,
-        x,
-        W,
-        W_steps,
-        bias,
-        pointed,
-        pointer_rows,
-        X,
-        2,
-        1,
-        3,
-        V,
-        K,
-        MATCHES,
-        PLACES,
-        COUNTS,
-        H,
-        BM,
-        BU,
-        BK,
-    )
+    source = (x, W, W_steps, bias, pointed, pointer_rows)
+    a = _input(record, rows, units, active, source, X, 2, 1, 3, sizes, tile)
     n_row = U + 2 * H * H + units[None, :] * H
-    s2, _, _, _ = _sums(reset + rows[:, None] * H, active, n_row, H, 1, BM, BU, BK)
-    n = tanh(_added(s2, U_steps + 2 * H + units, x2))
+    s = _sums(reset + rows[:, None] * H, active, n_row, 1, H, tile)
+    n = tanh(_added(s[0], U_steps + 2 * H + units, a[0]))
     mine = rows[:, None] * H + units[None, :]
     old = tl.load(h + mine, mask=active[:, None], other=0.0)
     new = tl.fma(tl.load(update + mine, mask=active[:, None], other=0.0), n - old, old)

@@ -35,81 +35,53 @@ def _tanh(a):
 
 
 @triton.jit
-def _products(
-    a, active, w, gate, s0, s1, s2, s3, K: tl.constexpr, G: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Adds a @ w.T of G gates to s0, s1, s2, s3: `a` (BM, 1) and `w` (1, BU) point at rows of K, gates `gate` apart."""
-    for k in range(0, K, BK):
-        ks = k + tl.arange(0, BK)
+def _products(a, active, w, sums, H: tl.constexpr, tile: tl.constexpr):
+    """Adds a @ w.T to the sum of each gate: `a` (rows, 1) and `w` (1, units) point at rows of H, gates H * H apart."""
+    for k in range(0, H, tile.depth):
+        ks = k + tl.arange(0, tile.depth)
         x = tl.load(a + ks[None, :], mask=active[:, None], other=0.0)
-        s0 = tl.dot(x, tl.load(w + ks[:, None]), s0, input_precision=PRECISION)
-        if G > 1:
-            s1 = tl.dot(x, tl.load(w + gate + ks[:, None]), s1, input_precision=PRECISION)
-        if G > 2:
-            s2 = tl.dot(x, tl.load(w + 2 * gate + ks[:, None]), s2, input_precision=PRECISION)
-        if G > 3:
-            s3 = tl.dot(x, tl.load(w + 3 * gate + ks[:, None]), s3, input_precision=PRECISION)
-    return s0, s1, s2, s3
+        new = ()
+        for g in tl.static_range(len(sums)):
+            gate = tl.load(w + g * (H * H) + ks[:, None])
+            new += (tl.dot(x, gate, sums[g], input_precision="ieee"),)
+        sums = new
+    return sums
 
 
 @triton.jit
 def _add_input(
-    x0,
-    x1,
-    x2,
-    x3,
+    sums,
     record,
     rows,
     units,
     active,
-    x,
-    W,
-    bias,
-    pointed,
-    pointer_rows,
+    source,
     X: tl.constexpr,
     FIRST: tl.constexpr,
-    G: tl.constexpr,
-    ALL: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GATES: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    """Adds the input's share of the gates FIRST to FIRST + G - 1 of ALL."""
+    """Adds the input's share to `sums`, which are those of the gates from FIRST on, of GATES."""
+    x, W, bias, pointed, pointer_rows = source
+    H: tl.constexpr = sizes.H
     at = FIRST * H + units
+    new = ()
     if X == BELOW:
         below, w = (x + rows * H)[:, None], W + FIRST * H * H + units[None, :] * H
-        x0, x1, x2, x3 = _products(below, active, w, H * H, x0, x1, x2, x3, H, G, BK, PRECISION)
-        x0 += tl.load(bias + at)[None, :]
-        if G > 1:
-            x1 += tl.load(bias + at + H)[None, :]
-        if G > 2:
-            x2 += tl.load(bias + at + 2 * H)[None, :]
-        if G > 3:
-            x3 += tl.load(bias + at + 3 * H)[None, :]
+        sums = _products(below, active, w, sums, H, tile)
+        for g in tl.static_range(len(sums)):
+            new += (sums[g] + tl.load(bias + at + g * H)[None, :],)
     else:
         index = rows.to(tl.int64)
         if X == TOKEN:
             index = tl.load(record + PENDING, mask=active, other=0)
-        entry = x + index[:, None] * (ALL * H) + at[None, :]
-        x0 += tl.load(entry, mask=active[:, None], other=0.0)
-        if G > 1:
-            x1 += tl.load(entry + H, mask=active[:, None], other=0.0)
-        if G > 2:
-            x2 += tl.load(entry + 2 * H, mask=active[:, None], other=0.0)
-        if G > 3:
-            x3 += tl.load(entry + 3 * H, mask=active[:, None], other=0.0)
-    if X == TOKEN and K > 0:
-        entries = pointer_rows + at
-        x0, x1, x2, x3 = add_pointer_rows(
-            x0, x1, x2, x3, rows, active, pointed, entries, G, ALL, V, K, MATCHES, PLACES, COUNTS, H
-        )
-    return x0, x1, x2, x3
+        entry = x + index[:, None] * (GATES * H) + at[None, :]
+        for g in tl.static_range(len(sums)):
+            new += (sums[g] + tl.load(entry + g * H, mask=active[:, None], other=0.0),)
+    if X == TOKEN and sizes.K > 0:
+        new = add_pointer_rows(new, rows, active, pointed, pointer_rows + at, GATES, sizes)
+    return new
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -129,71 +101,36 @@ def layer(
     size,
     CELL: tl.constexpr,
     X: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BM: tl.constexpr,
-    BU: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    """One layer of a GRU with reset=after, an LSTM or an Elman network; one program for (BU units, BM rows)."""
-    units = tl.program_id(0) * BU + tl.arange(0, BU)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    """One layer of a GRU with reset=after, an LSTM or an Elman network; one program for a tile of units and rows."""
+    H: tl.constexpr = sizes.H
+    units = tl.program_id(0) * tile.units + tl.arange(0, tile.units)
+    rows = tl.program_id(1) * tile.rows + tl.arange(0, tile.rows)
     record = integers + rows * FIELDS
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
     G: tl.constexpr = 3 if CELL == GRU else (4 if CELL == LSTM else 1)
-    zero = tl.zeros((BM, BU), tl.float32)
-    before = operand + rows[:, None] * H
-    s0, s1, s2, s3 = _products(
-        before, active, U + units[None, :] * H, H * H, zero, zero, zero, zero, H, G, BK, PRECISION
-    )
+    zero = tl.full((tile.rows, tile.units), 0, tl.float32)
+    source = (x, W, bias, pointed, pointer_rows)
+    before = _products(operand + rows[:, None] * H, active, U + units[None, :] * H, (zero,) * G, H, tile)
     # The GRU's reset gate multiplies only the state's contribution to n.
-    x2 = zero if CELL == GRU else s2
-    s0, s1, x2, s3 = _add_input(
-        s0,
-        s1,
-        x2,
-        s3,
-        record,
-        rows,
-        units,
-        active,
-        x,
-        W,
-        bias,
-        pointed,
-        pointer_rows,
-        X,
-        0,
-        G,
-        G,
-        V,
-        K,
-        MATCHES,
-        PLACES,
-        COUNTS,
-        H,
-        BK,
-        PRECISION,
-    )
+    sums = (before[0], before[1], zero) if CELL == GRU else before
+    a = _add_input(sums, record, rows, units, active, source, X, 0, G, sizes, tile)
     mine = rows[:, None] * H + units[None, :]
     if CELL == GRU:
         old = tl.load(h + mine, mask=active[:, None], other=0.0)
-        n = _tanh(x2 + _sigmoid(s0) * (s2 + tl.load(bias_hn + units)[None, :]))
-        new = old + _sigmoid(s1) * (n - old)
+        n = _tanh(a[2] + _sigmoid(a[0]) * (before[2] + tl.load(bias_hn + units)[None, :]))
+        new = old + _sigmoid(a[1]) * (n - old)
     elif CELL == LSTM:
         cell = tl.load(c + mine, mask=active[:, None], other=0.0)
-        cell = _sigmoid(s1) * cell + _sigmoid(s0) * _tanh(x2)
+        cell = _sigmoid(a[1]) * cell + _sigmoid(a[0]) * _tanh(a[2])
         tl.store(c + mine, cell, mask=active[:, None])
-        new = _sigmoid(s3) * _tanh(cell)
+        new = _sigmoid(a[3]) * _tanh(cell)
     else:
-        new = _tanh(s0)
+        new = _tanh(a[0])
     tl.store(h + mine, new, mask=active[:, None])
     tl.store(operand_after + mine, new.to(operand_after.dtype.element_ty), mask=active[:, None])
 
@@ -213,54 +150,21 @@ def reset_and_update(
     update,
     size,
     X: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BM: tl.constexpr,
-    BU: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """The first half of a GRU with reset=before: r*h, as an operand, and z."""
-    units = tl.program_id(0) * BU + tl.arange(0, BU)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    H: tl.constexpr = sizes.H
+    units = tl.program_id(0) * tile.units + tl.arange(0, tile.units)
+    rows = tl.program_id(1) * tile.rows + tl.arange(0, tile.rows)
     record = integers + rows * FIELDS
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    zero = tl.zeros((BM, BU), tl.float32)
-    before = operand + rows[:, None] * H
-    r, z, _, _ = _products(before, active, U + units[None, :] * H, H * H, zero, zero, zero, zero, H, 2, BK, PRECISION)
-    r, z, _, _ = _add_input(
-        r,
-        z,
-        zero,
-        zero,
-        record,
-        rows,
-        units,
-        active,
-        x,
-        W,
-        bias,
-        pointed,
-        pointer_rows,
-        X,
-        0,
-        2,
-        3,
-        V,
-        K,
-        MATCHES,
-        PLACES,
-        COUNTS,
-        H,
-        BK,
-        PRECISION,
-    )
+    zero = tl.full((tile.rows, tile.units), 0, tl.float32)
+    source = (x, W, bias, pointed, pointer_rows)
+    sums = _products(operand + rows[:, None] * H, active, U + units[None, :] * H, (zero, zero), H, tile)
+    r, z = _add_input(sums, record, rows, units, active, source, X, 0, 3, sizes, tile)
     mine = rows[:, None] * H + units[None, :]
     old = tl.load(h + mine, mask=active[:, None], other=0.0)
     tl.store(reset + mine, (_sigmoid(r) * old).to(reset.dtype.element_ty), mask=active[:, None])
@@ -282,57 +186,23 @@ def candidate(
     operand_after,
     size,
     X: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-    BM: tl.constexpr,
-    BU: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    sizes: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """The second half of a GRU with reset=before: n from r*h, and the new state."""
-    units = tl.program_id(0) * BU + tl.arange(0, BU)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    H: tl.constexpr = sizes.H
+    units = tl.program_id(0) * tile.units + tl.arange(0, tile.units)
+    rows = tl.program_id(1) * tile.rows + tl.arange(0, tile.rows)
     record = integers + rows * FIELDS
     active = tl.load(record + ACTIVE, mask=rows < size, other=0) != 0
     if tl.max(active.to(tl.int32), axis=0) == 0:
         return
-    zero = tl.zeros((BM, BU), tl.float32)
-    before = reset + rows[:, None] * H
-    n_row = U + 2 * H * H + units[None, :] * H
-    n, _, _, _ = _products(before, active, n_row, H * H, zero, zero, zero, zero, H, 1, BK, PRECISION)
-    n, _, _, _ = _add_input(
-        n,
-        zero,
-        zero,
-        zero,
-        record,
-        rows,
-        units,
-        active,
-        x,
-        W,
-        bias,
-        pointed,
-        pointer_rows,
-        X,
-        2,
-        1,
-        3,
-        V,
-        K,
-        MATCHES,
-        PLACES,
-        COUNTS,
-        H,
-        BK,
-        PRECISION,
-    )
+    zero = tl.full((tile.rows, tile.units), 0, tl.float32)
+    source = (x, W, bias, pointed, pointer_rows)
+    sums = _products(reset + rows[:, None] * H, active, U + 2 * H * H + units[None, :] * H, (zero,), H, tile)
+    sums = _add_input(sums, record, rows, units, active, source, X, 2, 3, sizes, tile)
     mine = rows[:, None] * H + units[None, :]
     old = tl.load(h + mine, mask=active[:, None], other=0.0)
-    new = old + tl.load(update + mine, mask=active[:, None], other=0.0) * (_tanh(n) - old)
+    new = old + tl.load(update + mine, mask=active[:, None], other=0.0) * (_tanh(sums[0]) - old)
     tl.store(h + mine, new, mask=active[:, None])
     tl.store(operand_after + mine, new.to(operand_after.dtype.element_ty), mask=active[:, None])

@@ -33,20 +33,17 @@ def point(
     reaches,
     pointed,
     size,
-    V: tl.constexpr,
-    K: tl.constexpr,
     DISTANCES: tl.constexpr,
     LONGEST: tl.constexpr,
     START: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
     PLACE_STEP: tl.constexpr,
-    COUNTS: tl.constexpr,
+    sizes: tl.constexpr,
 ):
     """Writes `pointed` (B, 2 K + 2), rows as of `pointers.Pointed`; one program for each row.
 
     `reaches` (K,) has the distances of the DISTANCES first pointers and the lengths of the followers.
     """
+    K: tl.constexpr = sizes.K
     row = tl.program_id(0)
     record = integer_fields + row * FIELDS
     if tl.load(record + ACTIVE) == 0:
@@ -107,14 +104,16 @@ def point(
         in_bar = tl.where(in_bar < LATER, in_bar, -1)
         follower = tl.max(tl.where(earlier & (run >= reach), s, -1), axis=0)
         found = tl.where(k < DISTANCES, in_bar, follower)
-        match = tl.minimum(tl.sum(tl.where(s == found, run, 0), axis=0), MATCHES - 1)
+        match = tl.minimum(tl.sum(tl.where(s == found, run, 0), axis=0), sizes.MATCHES - 1)
         after = tl.sum(tl.where(s == found + 1, ids, 0), axis=0)
-        named = tl.where(found < 0, V, tl.where(found + 1 == t, token, after))
+        named = tl.where(found < 0, sizes.V, tl.where(found + 1 == t, token, after))
         tl.store(row_pointed + k, named)
         tl.store(row_pointed + K + k, tl.where(found < 0, 0, tl.maximum(match, 0)))
-    place_row = tl.where(place == UNKNOWN, PLACES - 1, tl.minimum(tl.maximum(place, 0) // PLACE_STEP, PLACES - 1))
+    place_row = tl.where(
+        place == UNKNOWN, sizes.PLACES - 1, tl.minimum(tl.maximum(place, 0) // PLACE_STEP, sizes.PLACES - 1)
+    )
     tl.store(row_pointed + 2 * K, tl.maximum(place_row, 0))
-    tl.store(row_pointed + 2 * K + 1, tl.maximum(tl.minimum(complete, COUNTS - 1), 0))
+    tl.store(row_pointed + 2 * K + 1, tl.maximum(tl.minimum(complete, sizes.COUNTS - 1), 0))
 
     tl.store(tokens + ring + (t & (WINDOW - 1)), token)
     tl.store(places + ring + (t & (WINDOW - 1)), place)

@@ -5,35 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
-def _plus(x, entry, named):
-    """x and the row at `entry`, where one is named."""
-    return tl.where(named, x + tl.load(entry, mask=named, other=0.0), x)
+def add_pointer_rows(inputs, rows, active, pointed, entries, GATES: tl.constexpr, sizes: tl.constexpr):
+    """Adds the rows that `pointed` (B, 2 K + 2) names to `inputs`, a tile of rows and units for each of some gates.
 
-
-@triton.jit
-def add_pointer_rows(
-    x0,
-    x1,
-    x2,
-    x3,
-    rows,
-    active,
-    pointed,
-    entries,
-    G: tl.constexpr,
-    ALL: tl.constexpr,
-    V: tl.constexpr,
-    K: tl.constexpr,
-    MATCHES: tl.constexpr,
-    PLACES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    H: tl.constexpr,
-):
-    """Adds the rows that `pointed` (B, 2 K + 2) names to the first G of x0, x1, x2, x3 (BM, BU).
-
-    `entries` (BU,) points at the gate of x0 in the first row of the table (N, ALL, H), which holds one after the other
-    the K tables of tokens, the K tables of matches, that of places and that of counts.
+    `entries` (units,) points at the first of these gates in the first row of the table (N, GATES, H), which holds one
+    after the other the K tables of tokens, the K tables of matches, that of places and that of counts.
     """
+    K: tl.constexpr = sizes.K
+    MATCHES: tl.constexpr = sizes.MATCHES
     mine = pointed + rows * (2 * K + 2)
     for n in range(2 * K + 2):
         # In the order of int8's statement: each pointer's row and its match's, then the place and the count.
@@ -44,19 +23,17 @@ def add_pointer_rows(
         value = tl.load(mine + field, mask=active, other=0)
         first = tl.where(
             last,
-            K * (V + 1) + K * MATCHES + tl.where(n > 2 * K, PLACES, 0),
-            tl.where(matches, K * (V + 1) + k * MATCHES, k * (V + 1)),
+            K * (sizes.V + 1) + K * MATCHES + tl.where(n > 2 * K, sizes.PLACES, 0),
+            tl.where(matches, K * (sizes.V + 1) + k * MATCHES, k * (sizes.V + 1)),
         )
-        present = tl.where(n > 2 * K, COUNTS > 0, PLACES > 0)
+        present = tl.where(n > 2 * K, sizes.COUNTS > 0, sizes.PLACES > 0)
         # Differences to the row of a pointer that names or matches nothing are not added where it does not.
-        named = tl.where(last, present, tl.where(matches, (MATCHES > 0) & (value != 0), value != V))
+        named = tl.where(last, present, tl.where(matches, (MATCHES > 0) & (value != 0), value != sizes.V))
         named = (active & named)[:, None]
-        entry = entries[None, :] + (first + value).to(tl.int64)[:, None] * (ALL * H)
-        x0 = _plus(x0, entry, named)
-        if G > 1:
-            x1 = _plus(x1, entry + H, named)
-        if G > 2:
-            x2 = _plus(x2, entry + 2 * H, named)
-        if G > 3:
-            x3 = _plus(x3, entry + 3 * H, named)
-    return x0, x1, x2, x3
+        entry = entries[None, :] + (first + value).to(tl.int64)[:, None] * (GATES * sizes.H)
+        new = ()
+        for g in tl.static_range(len(inputs)):
+            row = tl.load(entry + g * sizes.H, mask=named, other=0.0)
+            new += (tl.where(named, inputs[g] + row, inputs[g]),)
+        inputs = new
+    return inputs

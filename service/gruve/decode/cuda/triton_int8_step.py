@@ -10,15 +10,15 @@ import triton
 from torch import Tensor
 
 from gruve.decode import Arithmetic, int8
-from gruve.decode.cuda import int8_layers
+from gruve.decode.cuda import int8_layers, layers
 from gruve.decode.cuda.memory import Rows
-from gruve.decode.cuda.triton_step import Tile, Tiling, TritonStep
+from gruve.decode.cuda.shapes import Tile
+from gruve.decode.cuda.triton_step import CELL, Tiling, TritonStep
 from gruve.decode.int8 import Int8Step, IntegerMatrix
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
 
 INT8 = Tiling(Tile(128, 16, 64, 8, 3), Tile(16, 0, 64, 8, 3), "int8")
-CELL = {"gru": int8_layers.GRU, "lstm": int8_layers.LSTM, "elman": int8_layers.ELMAN}
 
 
 class TritonInt8Step(TritonStep):
@@ -33,21 +33,11 @@ class TritonInt8Step(TritonStep):
     def _layer(self, l: int, rows: Rows, before: Tensor, after: Tensor) -> None:
         tile, H = self._tiling.layer, self.hidden_size
         grid = (H // tile.units, triton.cdiv(rows.size, tile.rows))
-        x, X = (after[l - 1], int8_layers.BELOW) if l else (self._x, self._input)
+        x, X = (after[l - 1], layers.BELOW) if l else (self._x, self._input)
         W, W_steps = self._W[l], self._W_steps[l]
         U, U_steps, b, h = self._U[l], self._U_steps[l], self._b[l], rows.states[0, l]
-        shape = {
-            "X": X,
-            "V": self._config.vocabulary_size,
-            **self._sizes,
-            "H": H,
-            "BM": tile.rows,
-            "BU": tile.units,
-            "BK": tile.depth,
-            "num_warps": tile.warps,
-            "num_stages": tile.stages,
-            "enable_fp_fusion": False,
-        }
+        shape = {"X": X, "sizes": self._sizes, "tile": tile, "num_warps": tile.warps, "num_stages": tile.stages}
+        shape |= {"enable_fp_fusion": False}
         given = (rows.integers, x, W, W_steps, U, U_steps, b, self._pointed, self._pointer_rows)
         if self._config.reset == "before":
             int8_layers.reset_and_update[grid](*given, h, before, self._reset, self._update, rows.size, **shape)

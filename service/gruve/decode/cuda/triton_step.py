@@ -19,6 +19,7 @@ from gruve.decode.cuda.memory import Memory, Rows
 from gruve.decode.cuda.pointing import PointerMemory
 from gruve.decode.cuda.pool import StopPool
 from gruve.decode.cuda.records import Field
+from gruve.decode.cuda.shapes import Sizes, Tile
 from gruve.decode.cuda.torch_step import TorchTail
 from gruve.decode.int8 import Int8Step
 from gruve.decode.tiles import Tiles
@@ -35,27 +36,12 @@ POINTERS_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tile:
-    """How a kernel divides its work.
-
-    It is the same for every batch size, so that bits do not depend on the batch size.
-    """
-
-    rows: int
-    units: int
-    depth: int
-    """The elements of a product's inner dimension loaded at once; divides padded H."""
-    warps: int
-    stages: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Tiling:
     """The tiles for one precision."""
 
     layer: Tile
     head: Tile
-    """`units` is not used: the head's tile has the whole vocabulary. See `head_tile`."""
+    """Without `units`: see `head_tile`."""
     precision: str
     """The type of the products' operands, `float16`, `float32` or `int8`. States are fp32, sums fp32 or s32."""
 
@@ -67,8 +53,8 @@ FULL = Tiling(Tile(32, 32, 32, 4, 2), Tile(16, 0, 32, 8, 2), "float32")
 
 def head_tile(tiling: Tiling, tokens: int) -> Tile:
     """The head's tile for `tokens` tokens, a power of two. Above 256 it has more warps and less depth."""
-    tile = tiling.head
-    return tile if tokens <= 256 else dataclasses.replace(tile, warps=2 * tile.warps, depth=min(32, tile.depth))
+    tile = tiling.head._replace(units=tokens)
+    return tile if tokens <= 256 else tile._replace(warps=2 * tile.warps, depth=min(32, tile.depth))
 
 
 def tiling_of(config: ModelConfig) -> Tiling:
@@ -147,18 +133,7 @@ class TritonStep:
         tile, H = self._tiling.layer, self.hidden_size
         grid = (H // tile.units, triton.cdiv(rows.size, tile.rows))
         x, X = (after[l - 1], layers.BELOW) if l else (self._x, self._input)
-        shape = {
-            "X": X,
-            "V": self._config.vocabulary_size,
-            **self._sizes,
-            "H": H,
-            "BM": tile.rows,
-            "BU": tile.units,
-            "BK": tile.depth,
-            "PRECISION": "ieee",
-            "num_warps": tile.warps,
-            "num_stages": tile.stages,
-        }
+        shape = {"X": X, "sizes": self._sizes, "tile": tile, "num_warps": tile.warps, "num_stages": tile.stages}
         given = (rows.integers, x, self._W[l], self._U[l], self._b[l], self._pointed, self._pointer_rows)
         h, c, b_hn = rows.states[0, l], rows.states[-1, l], self._b_hn[l]
         if self._config.reset == "before":
@@ -184,15 +159,11 @@ class TritonStep:
             transcripts.reaches,
             self._pointed,
             rows.size,
-            V=self._config.vocabulary_size,
-            K=config.size,
             DISTANCES=len(config.bars),
             LONGEST=transcripts.longest,
             START=config.start_token,
-            MATCHES=config.matches,
-            PLACES=config.places,
             PLACE_STEP=config.place_step,
-            COUNTS=config.counts,
+            sizes=self._sizes,
         )
 
     def _pointed_rows(self, rows: Rows) -> Tensor | None:
@@ -222,14 +193,8 @@ class TritonStep:
             self._gate_bias,
             rows.size,
             rows.logits.shape[0],
-            V=self._config.vocabulary_size,
-            H=self.hidden_size,
-            BR=tile.rows,
-            BV=len(self._head_bias),
-            BK=tile.depth,
-            PRECISION=self._tiling.precision,
-            K=0 if self._config.pointers is None else self._config.pointers.size,
-            MATCHES=1 if self._config.pointers is None else max(self._config.pointers.matches, 1),
+            sizes=self._sizes,
+            tile=tile,
             num_warps=tile.warps,
             num_stages=tile.stages,
             enable_fp_fusion=False,
@@ -305,17 +270,12 @@ class TritonStep:
         self._input = layers.ROW if table is None else layers.TOKEN
         # Small tensors stand for the arguments of a kernel that does not read them.
         self._x = torch.zeros(1, device=device) if table is None else self._by_gate(table.to(device), 1)
-        self._sizes = dict.fromkeys(("K", "MATCHES", "PLACES", "COUNTS"), 0)
+        self._sizes = Sizes(self._config.vocabulary_size, self.hidden_size)
         self._pointed = torch.zeros(1, dtype=torch.int32, device=device)
         self._pointer_rows = self._gate_bias = torch.zeros(1, device=device)
         if pointers is None:
             return
-        self._sizes = {
-            "K": pointers.size,
-            "MATCHES": pointers.matches,
-            "PLACES": pointers.places,
-            "COUNTS": pointers.counts,
-        }
+        self._sizes = Sizes(*self._sizes[:2], pointers.size, pointers.matches, pointers.places, pointers.counts)
         self._gate_bias = weights["pointers.gate_bias"].to(device, torch.float32).contiguous()
         tables = [added[name] for name in ("weight", "match", "place", "count") if name in added]
         if tables:
