@@ -286,8 +286,8 @@ def test_prompts_and_stops_work_in_two_groups_with_one_call_in_flight():
 def check_compiled(kernels: list[dict]) -> None:
     for found in kernels:
         assert found["shared_bytes"] <= SHARED_BYTES, found
-        # With pointers and more than 256 tokens, the head needs more registers than there are.
-        wide = found["kernel"] == "head pointers" and found["V"] > 256
+        # In fp32 and with more than 256 tokens, the head needs more registers than there are.
+        wide = found["kernel"].startswith("head") and found["V"] > 256 and found["precision"] == "float32"
         assert found["spilled_bytes"] <= (128 if wide else SPILLED_BYTES), found
         assert found["registers"] <= 255, found
         assert found["async_copies"] > 0, found
@@ -299,6 +299,12 @@ def check_compiled(kernels: list[dict]) -> None:
 def test_the_kernels_of_a_gru_compile_for_sm_80_and_sm_90_without_spills(tmp_path):
     kernels = compiled(tmp_path, "float16", "512", "140", "gru below", "gru pointers", "head")
     assert len(kernels) == 6
+    check_compiled(kernels)
+
+
+def test_the_heads_of_a_vocabulary_above_256_compile_for_sm_80_and_sm_90_without_spills(tmp_path):
+    kernels = compiled(tmp_path, "float16", "512", "400", "head", "head pointers")
+    assert len(kernels) == 4
     check_compiled(kernels)
 
 

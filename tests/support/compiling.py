@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from gruve.decode.cuda import draw, int8_layers, layers, point
 from gruve.decode.cuda.shapes import Sizes, Tile
 from gruve.decode.cuda.triton_int8_step import INT8
-from gruve.decode.cuda.triton_step import FULL, HALF, Tiling, head_tile
+from gruve.decode.cuda.triton_step import FULL, HALF, Tiling, with_head_for
 from gruve.model import pointers
 
 TARGETS = (80, 90)
@@ -59,9 +59,10 @@ def cases(tiling: Tiling, H: int, V: int):
     names = "integers reals inbox outbox logits_kept seen bias masks stops operand W steps b pointed gate_bias"
     names += " size kept"
     tokens = triton.next_power_of_2(V)
-    head = head_tile(tiling, tokens)
+    head = with_head_for(tiling, tokens).head._replace(units=tokens)
+    # Not as many tokens as the tile has, which need fewer registers than any other even number.
     pointed = Sizes(min(V, tokens - POINTERS[0]), H, *POINTERS)
-    plain = Sizes(V, H, *NO_POINTERS)
+    plain = Sizes(min(V, tokens - 2), H, *NO_POINTERS)
     for name, sizes in ({"head": pointed} if tiling is INT8 else {"head": plain, "head pointers": pointed}).items():
         yield name, draw.head_and_draw, tensors(operand, names), {"sizes": sizes}, head
 

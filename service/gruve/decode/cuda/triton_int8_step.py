@@ -66,10 +66,9 @@ class TritonInt8Step(TritonStep):
         self._inputs = made if made.table is None else None
         self._pack_input(made.table, made.added, made.weights, device)
         outputs = len(made.head_bias)  # the tokens, and each pointer's gate
-        tokens = max(16, triton.next_power_of_2(outputs))
-        self._head = torch.zeros(tokens, self.hidden_size, dtype=torch.int8, device=device)
+        self._head = torch.zeros(self._tokens, self.hidden_size, dtype=torch.int8, device=device)
         self._head[:outputs, : config.hidden_size] = made.head.integers
-        self._head_steps, self._head_bias = torch.zeros(2, tokens, device=device)
+        self._head_steps, self._head_bias = torch.zeros(2, self._tokens, device=device)
         self._head_steps[:outputs], self._head_bias[:outputs] = made.head.steps, made.head_bias
         return None if fused else made
 

@@ -41,20 +41,26 @@ class Tiling:
 
     layer: Tile
     head: Tile
-    """Without `units`: see `head_tile`."""
+    """Without `units`, which are the whole vocabulary."""
     precision: str
     """The type of the products' operands, `float16`, `float32` or `int8`. States are fp32, sums fp32 or s32."""
+    wide_head: Tile | None = dataclasses.field(default=None, repr=False)
+    """The head's tile for more than 256 tokens, if it is another one."""
 
 
 CELL = {"gru": layers.GRU, "lstm": layers.LSTM, "elman": layers.ELMAN}
-HALF = Tiling(Tile(128, 32, 64, 8, 3), Tile(16, 0, 64, 8, 3), "float16")
-FULL = Tiling(Tile(32, 32, 32, 4, 2), Tile(16, 0, 32, 8, 2), "float32")
+# Chosen by the compiler's figures for sm_80 and sm_90; not run on a GPU. With more than 256 tokens a thread holds so
+# much of the distribution that the search for the last token of top-k and top-p spills registers with any number of
+# warps. In fp16 the wide head spills least: 12 to 28 bytes a thread if the number of tokens is even, 180 to 232 if it is
+# odd and rows are not aligned; 16 warps and depth 32 spill 108 to 120, and 1,368 to 1,464. In fp32 it spills 92 to 112
+# if the number is even; 8 warps spill 136 to 180. In int8 the common head spills 16 to 60.
+HALF = Tiling(Tile(128, 32, 64, 8, 3), Tile(16, 0, 64, 8, 3), "float16", wide_head=Tile(16, 0, 16, 8, 3))
+FULL = Tiling(Tile(32, 32, 32, 4, 2), Tile(16, 0, 32, 8, 2), "float32", wide_head=Tile(16, 0, 32, 16, 2))
 
 
-def head_tile(tiling: Tiling, tokens: int) -> Tile:
-    """The head's tile for `tokens` tokens, a power of two. Above 256 it has more warps and less depth."""
-    tile = tiling.head._replace(units=tokens)
-    return tile if tokens <= 256 else tile._replace(warps=2 * tile.warps, depth=min(32, tile.depth))
+def with_head_for(tiling: Tiling, tokens: int) -> Tiling:
+    """The tiling with the head's tile for `tokens` tokens."""
+    return tiling if tokens <= 256 else dataclasses.replace(tiling, head=tiling.wide_head or tiling.head)
 
 
 def tiling_of(config: ModelConfig) -> Tiling:
@@ -75,14 +81,15 @@ class TritonStep:
     def __init__(self, model: Model, device: torch.device, tiling: Tiling | None = None) -> None:
         config = model.config
         self._config = config
-        self._tiling = tiling or self._default_tiling(config)
+        outputs = config.vocabulary_size + (0 if config.pointers is None else config.pointers.size)
+        self._tokens = max(16, triton.next_power_of_2(outputs))
+        self._tiling = with_head_for(tiling or self._default_tiling(config), self._tokens)
         layer = self._tiling.layer
         width = max(layer.units, layer.depth, self._tiling.head.depth)
         self.hidden_size = padded_size(config.hidden_size, width)
         self.kinds: tuple[bool, ...] = (False,)
         self._inputs: Tiles | Int8Step | None = None
         """Computes layer 0's input; None if it is looked up."""
-        outputs = config.vocabulary_size + (0 if config.pointers is None else config.pointers.size)
         fused = outputs <= draw.MAX_VOCABULARY
         if not fused:
             self.kinds = (True, False)
@@ -174,7 +181,7 @@ class TritonStep:
         return self._pointed[: rows.size * width].view(rows.size, width).clamp_min(0).to(torch.int64)
 
     def _head_and_draw(self, rows: Rows, operand: Tensor) -> None:
-        tile, memory = head_tile(self._tiling, len(self._head_bias)), self._memory
+        tile, memory = self._tiling.head._replace(units=self._tokens), self._memory
         draw.head_and_draw[(triton.cdiv(rows.size, tile.rows),)](
             rows.integers,
             rows.reals,
@@ -251,10 +258,9 @@ class TritonStep:
         if config.pointers is not None:  # each pointer's gate is one more output
             outputs = torch.cat((outputs, w["pointers.gate"]))
             bias = torch.cat((bias, torch.zeros(config.pointers.size)))
-        tokens = max(16, triton.next_power_of_2(len(outputs)))
-        self._head = torch.zeros(tokens, H, dtype=self._dtype, device=device)
+        self._head = torch.zeros(self._tokens, H, dtype=self._dtype, device=device)
         self._head[: len(outputs)] = operand(outputs)
-        self._head_bias = torch.zeros(tokens, device=device)
+        self._head_bias = torch.zeros(self._tokens, device=device)
         self._head_bias[: len(outputs)] = bias.to(device)
         self._head_steps = self._head_bias  # for an argument that the kernel reads in int8 alone
         return None if fused else torch_tiles
