@@ -66,6 +66,18 @@ class Row:
     logprobs: int | None = None
     """None for no log-probabilities; n for that of each yielded token and of the n likeliest tokens."""
 
+    @property
+    def never_sampled(self) -> list[int]:
+        """The tokens that are masked throughout."""
+        return [self.end_id] if self.ignore_eos and self.end_id is not None else []
+
+    @property
+    def not_sampled_early(self) -> list[int]:
+        """The tokens that are masked until `min_tokens` are generated."""
+        if not self.min_tokens:
+            return []
+        return [*(() if self.end_id is None else (self.end_id,)), *(self.stops.token_ids if self.stops else ())]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Logprobs:

@@ -33,8 +33,7 @@ class RowSampling:
         self.truncated = any(p.top_k is not None or p.top_p < 1.0 or p.min_p > 0.0 for p in parameters)
         if self.truncated:
             self.top_k = column([min(p.top_k or vocabulary_size, vocabulary_size) for p in parameters])
-            # Every cumulative weight is below 2**24 * sum + 1, so a share of 2**24 + 1 keeps all.
-            self.top_p = column([sampling.share(p.top_p) if p.top_p < 1.0 else -1 for p in parameters])
+            self.top_p = column([sampling.share(p.top_p) if p.top_p < 1.0 else -1 for p in parameters])  # -1: not used
             self.min_p = column([sampling.share(p.min_p) for p in parameters])
         self.penalised = any(p.repetition_penalty != 1.0 and p.repetition_window for p in parameters)
         if self.penalised:
@@ -61,14 +60,7 @@ class RowSampling:
     def _masks(rows: Sequence[Row], V: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """The tokens that may never be sampled, and those that may not be sampled before `min_tokens`."""
         masks: list[Tensor | None] = []
-        always = [[row.end_id] if row.ignore_eos and row.end_id is not None else [] for row in rows]
-        early = [
-            ([row.end_id] if row.end_id is not None else []) + list(row.stops.token_ids if row.stops else ())
-            if row.min_tokens
-            else []
-            for row in rows
-        ]
-        for ids in (always, early):
+        for ids in ([row.never_sampled for row in rows], [row.not_sampled_early for row in rows]):
             if not any(ids):
                 masks.append(None)
                 continue

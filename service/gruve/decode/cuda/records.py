@@ -184,8 +184,6 @@ def _bias(parameters: sampling.SamplingParameters, vocabulary_size: int) -> NDAr
 
 def _masks(row: Row, vocabulary_size: int) -> NDArray[np.int8] | None:
     masks = np.zeros(vocabulary_size, dtype=np.int8)
-    if row.end_id is not None and row.ignore_eos:
-        masks[row.end_id] |= ALWAYS
-    if row.min_tokens:
-        masks[[*(() if row.end_id is None else (row.end_id,)), *(row.stops.token_ids if row.stops else ())]] |= EARLY
+    masks[row.never_sampled] |= ALWAYS
+    masks[row.not_sampled_early] |= EARLY
     return masks if masks.any() else None
