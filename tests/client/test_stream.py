@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from fake_server import SERVER_SEED, FakeServer
+from fake_server import SERVER_SEED, FakeServer, certain, transcript
 from gruve.client import AsyncClient, Client, Unimplemented
 
 
@@ -76,6 +76,22 @@ async def test_aclosing_cancels(server):
             await anext(stream)
         assert await asyncio.to_thread(server.cancelled.wait, 30)
         assert [chunk async for chunk in stream] == []
+
+
+async def test_waiting_for_a_chunk_without_cancelling_it_loses_nothing(server):
+    async with AsyncClient(server.address) as client:
+        stream, texts, waited = client.generate("x", model="m"), [], 0
+        reading = asyncio.ensure_future(anext(stream, None))
+        while True:
+            done, _ = await asyncio.wait({reading}, timeout=0)
+            waited += not done
+            if done:
+                if (chunk := reading.result()) is None:
+                    break
+                texts.append(chunk.text)
+                reading = asyncio.ensure_future(anext(stream, None))
+    assert waited > 0
+    assert "".join(texts) == certain(transcript(SERVER_SEED, 20))
 
 
 def test_a_receipt_is_there_at_the_end_alone_and_an_old_server_has_none(client):

@@ -27,6 +27,31 @@ async def check_async(client: AsyncClient) -> None:
     assert_type(await client.complete(["a", "b"], model="m", n=2), list[list[str]])
 """
 
+STREAMING = """
+import contextlib
+from collections.abc import AsyncIterator
+from typing import assert_type
+from gruve.client import AsyncClient, AsyncConversation, Chunk, Client, GenerateOptions
+from gruve.v1 import generation_pb2
+
+async def handler(client: AsyncClient) -> AsyncIterator[str]:
+    options: GenerateOptions = {"max_tokens": 10, "seed": 7}
+    async with contextlib.aclosing(client.generate("a", model="m", **options)) as stream:
+        async for chunk in stream:
+            yield chunk.text
+        assert_type(stream.start.sampling.seed, int)
+        assert_type(stream.end, generation_pb2.GenerationEnd)
+    async with client.converse("a", model="m") as conversation:
+        assert_type(conversation, AsyncConversation)
+        assert_type(await anext(conversation, None), Chunk | None)
+        control = client.control(conversation.start.generation_id)
+        assert_type(await control.pause(), generation_pb2.ControlApplied)
+
+def plain(client: Client) -> None:
+    with contextlib.closing(client.generate(session="s")) as stream:
+        assert_type([chunk.position for chunk in stream], list[int])
+"""
+
 
 def programs() -> dict[str, str]:
     """The Python programs of the documentation that use the client, by the name of a module."""
@@ -54,6 +79,6 @@ def test_the_programs_of_the_documentation_are_typed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_form_of_what_complete_returns_is_known(tmp_path):
-    found = strictly_checked(tmp_path, {"completing": COMPLETING})
+def test_what_methods_return_is_known(tmp_path):
+    found = strictly_checked(tmp_path, {"completing": COMPLETING, "streaming": STREAMING})
     assert found.startswith("Success: "), found
