@@ -17,7 +17,7 @@ class Bed:
     """The parts of an engine without threads: `count` sequences, of which two have slots."""
 
     def __init__(self, count=3, **admission) -> None:
-        self.backend, self.scheduler = FakeBackend(slots=2), Scheduler(2)
+        self.backend, self.scheduler = FakeBackend(slots=2), Scheduler(2, 64)
         self.intake = Intake(2, 1_024, lambda: 0.0)
         self.slots = Slots(self.backend, end_id=None)
         self.endings = Endings(self.scheduler, self.intake, Updater(self.slots, self.intake))

@@ -136,7 +136,7 @@ def serve(scheduler, calls, *, steps=8, places=64):
 
 
 def scheduler_of(*rows, slots=1_024):
-    scheduler = Scheduler(slots)
+    scheduler = Scheduler(slots, 64)
     for row in rows:
         scheduler.add(row)
     return scheduler
@@ -229,7 +229,7 @@ def held(scheduler):
 @given(st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0.5, 1.0, 2.0])), min_size=1, max_size=6), st.data())
 def test_slots_settle_where_no_tenant_has_too_few(tenants, data):
     slots = data.draw(st.integers(1, 50))
-    scheduler = Scheduler(slots)
+    scheduler = Scheduler(slots, 64)
     for i, (count, weight) in enumerate(tenants):  # the first ones take all slots before the others come
         for row in streams(f"t{i}", count, first=100 * i, weight=weight):
             scheduler.add(row)

@@ -240,7 +240,7 @@ def test_every_schedule_keeps_the_bounds_for_long(seed, slots, micro_batch):
 
 
 def running(*sequences, slots=64):
-    scheduler = Scheduler(slots)
+    scheduler = Scheduler(slots, 64)
     for s in sequences:
         scheduler.add(s)
     scheduler.admit()

@@ -31,7 +31,6 @@ from collections.abc import Iterable, Iterator
 from gruve.engine.sequence import Sequence
 from gruve.engine.tenant_queue import TenantQueue
 
-MICRO_BATCH = 64
 FEW_ROWS = 4
 MAX_PREEMPTED = 16
 """How many sequences lose their slot at a time; the next ones follow when these have left."""
@@ -40,8 +39,8 @@ MAX_PREEMPTED = 16
 class Scheduler:
     """The tenants' queues and the slots. The caller bounds how many sequences wait."""
 
-    def __init__(self, slots: int, micro_batch: int = MICRO_BATCH) -> None:
-        """`micro_batch` is at least 2, so that prompting and decoding rows can both have a share of a call."""
+    def __init__(self, slots: int, micro_batch: int) -> None:
+        """`micro_batch` is the most rows of a call, at least 2, so that prompting and decoding rows can share one."""
         if micro_batch < 2:
             raise ValueError(f"micro_batch is {micro_batch}; at least 2")
         self.micro_batch = micro_batch
