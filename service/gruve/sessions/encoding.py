@@ -56,7 +56,7 @@ class PendingWrite:
 
 
 def prepare_write(session: Session, *, release: bool = False) -> PendingWrite:
-    """Build the write of everything that the store lacks, and mark it as submitted in `session.store_progress`.
+    """Builds the write of everything that the store lacks, and marks it as submitted in `session.store_progress`.
 
     With `release` the write also ends the lease.
     """
@@ -109,7 +109,7 @@ def content_bytes(session: Session) -> int:
 
 
 def pack_head(session: Session) -> str:
-    """Encode the session's metadata, without transcript, generations and states. Notes the size."""
+    """Encodes the session's metadata, without transcript, generations and states. Notes the size."""
     head = _encode(
         {
             "model": session.model,
@@ -127,7 +127,7 @@ def pack_head(session: Session) -> str:
 
 
 def unpack_head(summary: SessionSummary) -> Session:
-    """Decode a session without its contents. Its transcript is empty; `SessionSummary.position` has the length."""
+    """Decodes a session without its contents. Its transcript is empty; `SessionSummary.position` has the length."""
     head = json.loads(summary.head)
     sampling = None if head["sampling"] is None else _sampling(head["sampling"])
     return Session(
@@ -145,7 +145,7 @@ def unpack_head(summary: SessionSummary) -> Session:
 
 
 def unpack_session(stored: StoredSession, version: int) -> Session:
-    """Decode a session as it was last written, held under the lease `version`."""
+    """Decodes a session as it was last written, held under the lease `version`."""
     session = unpack_head(stored.summary)
     if not json.loads(stored.summary.head)["given"]:
         session.next_sampling = None
@@ -171,7 +171,7 @@ def unpack_session(stored: StoredSession, version: int) -> Session:
 
 
 def pack_generation(generation: Generation) -> str:
-    """Encode a generation. Notes the size."""
+    """Encodes a generation. Notes the size."""
     samplings = list(dict.fromkeys([generation.sampling, *(change.sampling for change in generation.changes)]))
     plain: dict[str, Any] = {name: getattr(generation, name) for name in PLAIN_GENERATION}
     if generation.computed_from:  # a server of the last version reads all others
@@ -191,7 +191,7 @@ def pack_generation(generation: Generation) -> str:
 
 
 def unpack_generation(record: str) -> Generation:
-    """Decode a generation."""
+    """Decodes a generation."""
     plain = json.loads(record)
     samplings = [_sampling(values) for values in plain.pop("samplings")]
     changes = [Change(position, samplings[i], inserted) for position, i, inserted in plain.pop("changes")]
@@ -209,7 +209,7 @@ def unpack_generation(record: str) -> Generation:
 
 
 def pack_tokens(tokens: array.array[int]) -> bytes:
-    """Encode tokens as two bytes each, little-endian."""
+    """Encodes tokens as two bytes each, little-endian."""
     if sys.byteorder == "big":
         tokens = array.array("H", tokens)
         tokens.byteswap()
@@ -217,14 +217,14 @@ def pack_tokens(tokens: array.array[int]) -> bytes:
 
 
 def pack_chunks(tokens: array.array[int], first: int) -> tuple[bytes, ...]:
-    """Encode the chunks of a transcript from chunk number `first` on."""
+    """Encodes the chunks of a transcript from chunk number `first` on."""
     return tuple(
         pack_tokens(tokens[at : at + CHUNK_TOKENS]) for at in range(first * CHUNK_TOKENS, len(tokens), CHUNK_TOKENS)
     )
 
 
 def unpack_tokens(packed: bytes) -> array.array[int]:
-    """Decode tokens."""
+    """Decodes tokens."""
     tokens = array.array("H")
     tokens.frombytes(packed)
     if sys.byteorder == "big":
@@ -233,7 +233,7 @@ def unpack_tokens(packed: bytes) -> array.array[int]:
 
 
 def pack_state(state: NDArray[np.float32]) -> bytes:
-    """Encode a state, its shape first."""
+    """Encodes a state, its shape first."""
     return _state_shape(state) + state.astype("<f4").tobytes()
 
 
@@ -242,7 +242,7 @@ def _state_shape(state: NDArray[np.float32]) -> bytes:
 
 
 def unpack_state(packed: bytes) -> NDArray[np.float32]:
-    """Decode a state; raises ValueError if the bytes are not one."""
+    """Decodes a state; raises ValueError if the bytes are not one."""
     if not packed or len(packed) < 1 + 4 * packed[0]:
         raise ValueError(f"a state of {len(packed)} bytes")
     shape = struct.unpack_from(f"<{packed[0]}I", packed, 1)

@@ -23,7 +23,7 @@ SIGNATURE_BYTES = hashlib.sha256().digest_size
 
 
 def export_session(session: Session, key: bytes, max_bytes: int) -> bytes:
-    """Export the session's metadata, generations, transcript and state. Raises `ExportTooLarge` beyond `max_bytes`."""
+    """Exports the session's metadata, generations, transcript and state. Raises `ExportTooLarge` beyond `max_bytes`."""
     state = b"" if session.state is None else struct.pack("<I", session.consumed) + pack_state(session.state)
     generations = json.dumps([pack_generation(generation) for generation in session.generations]).encode()
     parts = (pack_head(session).encode(), generations, pack_tokens(session.transcript), state)
@@ -36,7 +36,7 @@ def export_session(session: Session, key: bytes, max_bytes: int) -> bytes:
 
 
 def import_session(blob: bytes, key: bytes) -> Session:
-    """Import a session; it has no id yet. Raises `BlobRefused`."""
+    """Imports a session; it has no id yet. Raises `BlobRefused`."""
     body, signature = blob[:-SIGNATURE_BYTES], blob[-SIGNATURE_BYTES:]
     if not body.startswith(MAGIC) or len(body) < len(MAGIC) + HEADER.size:
         raise BlobRefused(f"{len(blob)} bytes are not an exported session")

@@ -22,7 +22,7 @@ from gruve.sessions.record import MAX_SNAPSHOTS, SNAPSHOT_TOKENS, START_TOKEN, G
 DEFAULT_MAX_TOKENS = 1_024
 RECORD_BYTES = 2_048
 """The most that the store has of a generation and of its session's head, without texts, token ids and biases."""
-LETTER_BYTES, STOP_TOKEN_BYTES, BIAS_BYTES, SHAPE_BYTES = 6, 6, 64, 32
+LETTER_BYTES, STOP_TOKEN_BYTES, STORED_BIAS_BYTES, SHAPE_BYTES = 6, 6, 64, 32
 """The most of a letter, of a stop token and of a bias in JSON, and of a state's shape."""
 FINAL = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.END_OF_SEQUENCE)
 """The reasons that follow from the tokens. A generation that ended for another one continues when it is resumed."""
@@ -104,7 +104,7 @@ def most_growth_bytes(session: Session | None, request: GenerationRequest, state
     letters = len(request.generation_id) + sum(map(len, request.stop))
     stops = STOP_TOKEN_BYTES * (len(request.stop) + len(request.stop_token_ids))
     bias = inherit_sampling(session.sampling if session else None, request).logit_bias
-    biases = 2 * BIAS_BYTES * len(bias)  # in the generation's record and in the head
+    biases = 2 * STORED_BIAS_BYTES * len(bias)  # in the generation's record and in the head
     return RECORD_BYTES + 2 * tokens + states + LETTER_BYTES * letters + stops + biases
 
 

@@ -302,7 +302,7 @@ class Session:
 
 
 def thin_snapshots(snapshots: Iterable[int], end: int, max_count: int = MAX_SNAPSHOTS) -> set[int]:
-    """Choose at most `max_count` snapshots to keep of those at `snapshots` in a transcript of `end` tokens.
+    """Chooses at most `max_count` snapshots to keep of those at `snapshots` in a transcript of `end` tokens.
 
     Snapshots become sparser with their distance from the end. Each round removes the one whose loss costs least for
     its distance; never the latest, and none whose removal leaves more than `SNAPSHOT_TOKENS` between two snapshots

@@ -13,7 +13,7 @@ FORMS = "memory, sqlite:PATH or redis://HOST"
 
 
 def open_store(where: str, *, synchronous: str = "NORMAL") -> Store | None:
-    """Open the store; None for `memory`, where sessions end with the server.
+    """Opens the store; None for `memory`, where sessions end with the server.
 
     Raises `InvalidField` if `where` names none or is malformed, `StoreBroken` or `StoreUnavailable` if it is unusable.
     """
