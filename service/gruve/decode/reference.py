@@ -222,7 +222,7 @@ class _Slot:
         self.stop_table = None if row.stops is None else torch.from_numpy(row.stops.table).to(device)
 
     def follow(self, token: int) -> None:
-        """Feeds the next token of the transcript to the pointers, if the model has some."""
+        """Feeds the next token of the transcript to the pointers, which the model has."""
         self.pointed = self._tracker.feed(token)
 
 

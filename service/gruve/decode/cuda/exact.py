@@ -27,8 +27,7 @@ def check_exact(backend: CudaBackend, config: ModelConfig) -> None:
 
     Overwrites every slot, so no sequence may have been admitted yet.
     """
-    state = np.random.default_rng(1).uniform(-1, 1, (config.state_tensors, config.num_layers, config.hidden_size))
-    given = state.astype(np.float32)
+    given = _state(config, seed=1)
     alone, tokens = _run(backend, [0], given, [0])
     for size in backend.sizes:
         slots = range(min(size, backend.slots))
@@ -45,26 +44,31 @@ def check_exact(backend: CudaBackend, config: ModelConfig) -> None:
 
 def check_int8(backend: Backend, model: Model) -> None:
     """Raises `ModelBroken` unless a row gets the bits of the reference backend on the CPU; leaves slot 0 empty."""
-    config = model.config
-    state = np.random.default_rng(2).uniform(-1, 1, (config.state_tensors, config.num_layers, config.hidden_size))
-    start, nothing = np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int32)
-    row = Row(start, 0, nothing, SamplingParameters(seed=2), max_tokens=STEPS + 1)
     made = []
     for other in (ReferenceBackend(model, 1, arithmetic="int8"), backend):
-        other.admit(0, row, state.astype(np.float32))
+        other.admit(0, _row(seed=2), _state(model.config, seed=2))
         made.append((other.decode([0], [STEPS], STEPS).tokens.tolist(), other.snapshot(0).tobytes()))
         other.release(0)
     if made[0] != made[1]:
         raise ModelBroken("int8 has other bits here than on a CPU, so this way of decoding is refused")
 
 
+def _state(config: ModelConfig, seed: int) -> NDArray[np.float32]:
+    shape = (config.state_tensors, config.num_layers, config.hidden_size)
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def _row(seed: int) -> Row:
+    """A row without a prompt that runs longer than a check."""
+    start, nothing = np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int32)
+    return Row(start, 0, nothing, SamplingParameters(seed=seed), max_tokens=STEPS + 1)
+
+
 def _run(
     backend: CudaBackend, slots: Sequence[int], state: NDArray[np.float32], which: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Runs the row in the slots of `which` and NaN in the others; returns the states of all slots, and the tokens."""
-    start, nothing = np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int32)
-    row = Row(start, 0, nothing, SamplingParameters(seed=1), max_tokens=STEPS + 1)
-    ours, nan = set(which), np.full_like(state, np.nan)
+    row, ours, nan = _row(seed=1), set(which), np.full_like(state, np.nan)
     for slot in slots:
         backend.admit(slot, row, state if slot in ours else nan)
     tokens = backend.decode(slots, [STEPS] * len(slots), STEPS).tokens

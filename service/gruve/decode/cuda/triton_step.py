@@ -63,11 +63,6 @@ def with_head_for(tiling: Tiling, tokens: int) -> Tiling:
     return tiling if tokens <= 256 else dataclasses.replace(tiling, head=tiling.wide_head or tiling.head)
 
 
-def tiling_of(config: ModelConfig) -> Tiling:
-    """The tiling of the model's precision. Weights that are stored in fp32 are multiplied in fp32."""
-    return HALF if config.precision == "float16" else FULL
-
-
 class TritonStep:
     """Steps in fused kernels; see `gruve.decode.cuda.step.Step`.
 
@@ -102,7 +97,7 @@ class TritonStep:
         """See `Step`."""
         self._memory = memory
         self._stops = stops
-        self._tail = None if self._tiles is None else TorchTail(memory, stops)
+        self._tail = TorchTail(memory, stops)
         H, L, max_rows = self.hidden_size, self._config.num_layers, memory.max_rows
         device = memory.states.device
         self._operands = torch.zeros(2, L * max_rows * H, dtype=self._dtype, device=device)
@@ -131,10 +126,10 @@ class TritonStep:
         before, after = self._operand(parity, rows), self._operand(1 - parity, rows)
         for l in range(self._config.num_layers):
             self._layer(l, rows, before[l], after)
-        if self._tail is not None and self._tiles is not None:
-            self._torch_tail(rows, plain=plain)
-        else:
+        if self._tiles is None:
             self._head_and_draw(rows, after[-1])
+        else:
+            self._tail.step(rows, self._tail_logits(rows, self._tiles), plain=plain)
 
     def _layer(self, l: int, rows: Rows, before: Tensor, after: Tensor) -> None:
         tile, H = self._tiling.layer, self.hidden_size
@@ -207,10 +202,6 @@ class TritonStep:
             enable_fp_fusion=False,
         )
 
-    def _torch_tail(self, rows: Rows, *, plain: bool) -> None:
-        if self._tiles is not None and self._tail is not None:
-            self._tail.step(rows, self._tail_logits(rows, self._tiles), plain=plain)
-
     def _tail_logits(self, rows: Rows, tiles: Tiles | Int8Step) -> Tensor:
         """The head in torch."""
         more = tiles.padded(rows.size) - rows.size
@@ -229,7 +220,8 @@ class TritonStep:
         return self._operands[side, : L * rows.size * H].view(L, rows.size, H)
 
     def _default_tiling(self, config: ModelConfig) -> Tiling:
-        return tiling_of(config)
+        """The tiling of the model's precision. Weights that are stored in fp32 are multiplied in fp32."""
+        return HALF if config.precision == "float16" else FULL
 
     def _pack(self, model: Model, width: int, device: torch.device, *, fused: bool) -> Tiles | Int8Step | None:
         """Converts the weights to the type of the products, and biases and the input table to fp32.
