@@ -42,6 +42,21 @@ ChannelOptions = Sequence[tuple[str, Any]]
 """Names and values of gRPC's channel arguments."""
 
 
+class ThisProcess:
+    """The id of this process, for each message of a stream: `os.getpid` is a system call."""
+
+    id = os.getpid()
+
+    @classmethod
+    def forked(cls) -> None:
+        """Takes the id of a process that was just forked."""
+        cls.id = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=ThisProcess.forked)
+
+
 class ClientOptions(TypedDict, total=False):
     """What a client can be given beside addresses and credentials; see `Client`."""
 
@@ -143,7 +158,7 @@ class Connections:
 
         Then a call would hang, and so would a lock that another thread held.
         """
-        return self._process is not None and self._process != os.getpid()
+        return self._process is not None and self._process != ThisProcess.id
 
     def check_process(self) -> None:
         """Raises `RuntimeError` if this process has inherited the connections."""
@@ -153,7 +168,7 @@ class Connections:
     def stubs(self, index: int) -> Stubs:
         """The stubs of an address; raises `Cancelled` once the client is closed, `RuntimeError` in a forked process."""
         self.check_process()
-        self._process = os.getpid()
+        self._process = ThisProcess.id
         with self._opening:
             if self.closed:
                 raise Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
