@@ -25,7 +25,6 @@ from gruve.model.sampling import SamplingParameters
 HISTORY_TOKENS = 1_024
 """How many of the transcript's last tokens a slot keeps: for the repetition penalty and for pointers."""
 
-
 Arithmetic = Literal["float32", "int8"]
 """The number format of the products with a state: `float32`, or `int8` (see `gruve.decode.int8`)."""
 

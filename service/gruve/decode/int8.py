@@ -205,8 +205,6 @@ class Int8Step:
             n = tanh(fma(sigmoid(r), u, x[:, 2 * H :]))
         return (fma(sigmoid(z), n - h, h),)
 
-    # ---- layer 0's input
-
     def _pack_input(self) -> None:
         """The table of layer 0's input (V, G*H), or None, and what pointers add to it."""
         self.table: Tensor | None = None
@@ -252,8 +250,6 @@ class Int8Step:
         if pointers.counts:
             x = x + tables["count"][pointed[:, 2 * K + 1]]
         return x
-
-    # ---- the head
 
     def _pack_head(self) -> None:
         w, config = self.weights, self._config

@@ -32,8 +32,6 @@ VERSION = 1
 """The version of the arithmetic. Any change of a bit of a logit or of a sampled token needs a new one."""
 MAX_LOGITS = 1 << 24
 """The maximum of rows times vocabulary size in one call."""
-
-
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
@@ -105,9 +103,11 @@ class CudaBackend:
         if step.pointers is None:
             refuse_pointers(model)
         device.synchronize()
-        text = f"{self.name} {VERSION} {step.description} {device.description}"
-        whole = step.arithmetic == "int8"
-        self.numerics_id = int8.numerics_id(model.config) if whole else hashlib.sha256(text.encode()).hexdigest()[:16]
+        if step.arithmetic == "int8":
+            self.numerics_id = int8.numerics_id(model.config)
+        else:
+            text = f"{self.name} {VERSION} {step.description} {device.description}"
+            self.numerics_id = hashlib.sha256(text.encode()).hexdigest()[:16]
         # What the host keeps of each slot's row, by slot. Everything else is on the device.
         self._held = np.zeros(slots, dtype=bool)
         self._forced: list[NDArray[np.int32]] = [_NO_TOKENS] * slots

@@ -14,6 +14,7 @@ from gruve.decode import int8
 from gruve.decode.cuda.backend import CudaBackend, CudaConfig
 from gruve.decode.cuda.device import CpuDevice, Device
 from gruve.decode.cuda.modes import triton_unavailable
+from gruve.decode.cuda.shapes import Tile
 from gruve.errors import ModelBroken
 from gruve.model.repository import Model
 
@@ -40,8 +41,8 @@ def interpreted_backend(
 
     # The interpreter's own rounds the product by itself.
     interpreter.InterpreterBuilder.create_fma = create_fma
-    steps, tiles = (importlib.import_module(f"gruve.decode.cuda.triton_{name}step") for name in ("int8_", ""))
-    tiling = tiles.Tiling(tiles.Tile(16, 16, 16, 4, 2), tiles.Tile(16, 0, 16, 4, 2), "int8")
+    int8_step = importlib.import_module("gruve.decode.cuda.triton_int8_step")
+    tiling = int8_step.Tiling(Tile(16, 16, 16, 4, 2), Tile(16, 0, 16, 4, 2), "int8")
     device = device or CpuDevice()
-    step = steps.TritonInt8Step(model, device.kind, tiling)
+    step = int8_step.TritonInt8Step(model, device.kind, tiling)
     return CudaBackend(model, slots, step, device, "interpreted", config)

@@ -29,8 +29,6 @@ from gruve.model.repository import Model
 
 MAX_TABLE_ENTRIES = 1 << 24
 """With more entries (64 MiB), pointers' included, torch operations compute layer 0's input projection."""
-
-
 POINTERS_VERSION = 1
 """The version of what float32 computes for pointers. Any change of a bit needs a new one."""
 
