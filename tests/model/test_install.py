@@ -102,7 +102,7 @@ def test_a_name_that_another_process_takes_meanwhile_is_refused(model, tmp_path,
         ("tokenizer.json", lambda content: content.replace(b"!", b"?"), "expects"),
         ("config.json", lambda content: content.replace(b'"gru"', b'"gnu"'), "config.json"),
         ("config.json", lambda content: b"\xff" + content, "is not UTF-8"),
-        ("model.safetensors", None, "model.safetensors is not there"),
+        ("model.safetensors", None, "has no model.safetensors"),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

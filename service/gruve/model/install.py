@@ -85,20 +85,20 @@ def default_name(source: Path) -> str:
 def read_model(source: Path) -> dict[str, bytes]:
     """The files of a model by name; the card is left out if there is none. Raises `ModelBroken`, `OSError`."""
     with _opened(source) as open_file:
-        config_bytes = _read(open_file, CONFIG, MAX_CONFIG_BYTES)
+        config_bytes = _read(source, open_file, CONFIG, MAX_CONFIG_BYTES)
         try:
             config = ModelConfig.from_json(config_bytes.decode())
         except UnicodeDecodeError as error:
             raise ModelBroken(f"{CONFIG} is not UTF-8: {error.reason} at byte {error.start}") from error
         weights_bound = 4 * config.parameter_count() + MAX_HEADER_BYTES + 8
         found = {
-            TOKENIZER: _read(open_file, TOKENIZER, MAX_TOKENIZER_BYTES),
-            WEIGHTS: _read(open_file, WEIGHTS, weights_bound),
+            TOKENIZER: _read(source, open_file, TOKENIZER, MAX_TOKENIZER_BYTES),
+            WEIGHTS: _read(source, open_file, WEIGHTS, weights_bound),
         }
         card = open_file(CARD)
         if card is not None:
             card.close()
-            found[CARD] = _read(open_file, CARD, MAX_CARD_BYTES)
+            found[CARD] = _read(source, open_file, CARD, MAX_CARD_BYTES)
         return {**found, CONFIG: config_bytes}
 
 
@@ -174,11 +174,11 @@ def _folder(source: Path, names: list[str]) -> PurePosixPath:
     return folders[0]
 
 
-def _read(open_file: Open, name: str, max_bytes: int) -> bytes:
+def _read(source: Path, open_file: Open, name: str, max_bytes: int) -> bytes:
     """Reads a file; raises `ModelBroken` if it is absent or has more than `max_bytes`."""
     file = open_file(name)
     if file is None:
-        raise ModelBroken(f"{name} is not there")
+        raise ModelBroken(f"{str(source)!r} has no {name}")
     with file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
