@@ -71,7 +71,8 @@ def test_a_tune_with_a_token_that_the_model_lacks_is_named(tmp_path, capsys):
 def test_a_character_that_the_model_lacks_is_named_with_its_place_in_the_file(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 99 + "\N{SNOWMAN}\n")
     assert main(["evaluate", str(ROOT / "models" / "tiny"), str(tmp_path / "text.txt")]) == 1
-    assert "text.txt: '\N{SNOWMAN}' (U+2603) at line 100, column 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "text.txt: the model has no token for '\N{SNOWMAN}' (U+2603), at line 100, column 1" in said
 
 
 def test_the_first_ctrl_c_is_noted_and_the_second_interrupts():
