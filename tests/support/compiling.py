@@ -60,9 +60,9 @@ def cases(tiling: Tiling, H: int, V: int):
     names += " size kept"
     tokens = triton.next_power_of_2(V)
     head = with_head_for(tiling, tokens).head._replace(units=tokens)
-    # Not as many tokens as the tile has, which need fewer registers than any other even number.
+    # Not as many tokens as the tile has, which need fewer registers than any other multiple of 4.
     pointed = Sizes(min(V, tokens - POINTERS[0]), H, *POINTERS)
-    plain = Sizes(min(V, tokens - 2), H, *NO_POINTERS)
+    plain = Sizes(min(V, tokens - 4), H, *NO_POINTERS)
     for name, sizes in ({"head": pointed} if tiling is INT8 else {"head": plain, "head pointers": pointed}).items():
         yield name, draw.head_and_draw, tensors(operand, names), {"sizes": sizes}, head
 

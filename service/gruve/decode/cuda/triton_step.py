@@ -49,11 +49,12 @@ class Tiling:
 CELL = {"gru": layers.GRU, "lstm": layers.LSTM, "elman": layers.ELMAN}
 # Chosen by the compiler's figures for sm_80 and sm_90; not run on a GPU. With more than 256 tokens a thread holds so
 # much of the distribution that the search for the last token of top-k and top-p spills registers with any number of
-# warps. In fp16 the wide head spills least: 12 to 28 bytes a thread if the number of tokens is even, and 180 to 232 if
-# it is odd, because rows then are not aligned; 16 warps and depth 32 spill 108 to 120, and 1,368 to 1,464. In fp32 it
-# spills 92 to 112 if the number is even; 8 warps spill 136 to 180. In int8 the common head spills 16 to 60.
+# warps. In fp16 the wide head spills least: 12 to 28 bytes a thread if the number of tokens is a multiple of 4, else up
+# to 232, because rows are not aligned then; 16 warps and depth 32 spill 108 to 120, else up to 1,464. In fp32 it spills
+# 76 to 100, else up to 464; 16 warps and depth 32 spill 92 to 112, else up to 1,412. In int8 the common head spills 16
+# to 60 if the number is a multiple of 4.
 HALF = Tiling(Tile(128, 32, 64, 8, 3), Tile(16, 0, 64, 8, 3), "float16", wide_head=Tile(16, 0, 16, 8, 3))
-FULL = Tiling(Tile(32, 32, 32, 4, 2), Tile(16, 0, 32, 8, 2), "float32", wide_head=Tile(16, 0, 32, 16, 2))
+FULL = Tiling(Tile(32, 32, 32, 4, 2), Tile(16, 0, 32, 8, 2), "float32", wide_head=Tile(16, 0, 16, 8, 2))
 
 
 def with_head_for(tiling: Tiling, tokens: int) -> Tiling:
