@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gruve.engine.scheduler import Scheduler
 from gruve.engine.sequence import Admission, Sequence
-from gruve.engine.tenant_queue import MAX_LEAD_CALLS
+from gruve.engine.tenant_queue import BURST_CALLS, LEAD_CALLS, SHORT_TOKENS
 from gruve.model.sampling import SamplingParameters
 
 GREEDY = SamplingParameters(temperature=0.0)
@@ -124,7 +124,7 @@ class Simulation:
         left_out = decoding - (len(rows) - taken_by_firsts)
         denied = min(decoding, self.micro_batch - half) - (decoding - left_out)
         self.ahead = max(0, self.ahead + denied) if left_out else 0
-        assert self.ahead <= MAX_LEAD_CALLS * (self.micro_batch - half), (
+        assert self.ahead <= BURST_CALLS * (self.micro_batch - half), (
             "and exceed their half by a bounded number of places"
         )
         for s in running:
@@ -135,7 +135,7 @@ class Simulation:
             self.most_running[s.id] = max(self.most_running.get(s.id, 0), len(self.scheduler.running))
             # A prompt that two more calls finish may overtake another prompt; a burst of prompts may overtake a
             # decoding row.
-            rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + MAX_LEAD_CALLS * half
+            rivals = 3 * self.most_running[s.id] if s.prompting else self.most_running[s.id] + BURST_CALLS * half
             assert self.waited[s.id] <= math.ceil(rivals / half), "no row waits longer than the bound"
 
 
@@ -191,8 +191,19 @@ def test_a_flood_of_prompts_leaves_half_of_a_call_to_decoding_rows():
     scheduler = running(*decoding(*range(8)), *[sequence(i, prompt=10_000) for i in range(10, 18)])
     calls = [call_of(scheduler, 8) for _ in range(100)]
     alone = sum(all(i >= 10 for i in ids) for ids in calls)
-    assert alone == MAX_LEAD_CALLS
+    assert alone == LEAD_CALLS
     assert all(sum(i < 10 for i in ids) == 4 for ids in calls[alone:])
+
+
+@pytest.mark.parametrize(("prompt", "lead"), [(SHORT_TOKENS, BURST_CALLS), (SHORT_TOKENS + 1, LEAD_CALLS)])
+def test_a_burst_of_short_prompts_may_lead_for_longer(prompt, lead):
+    scheduler = running(*decoding(*range(8)), *[sequence(i, prompt=prompt) for i in range(10, 250)])
+    calls = []
+    for _ in range(25):
+        rows = scheduler.pick(0.0, 8)  # prompts that no call finishes, so that all stay as short as they are
+        calls.append([row.id for row in rows])
+        scheduler.finish_call(rows)
+    assert sum(all(i >= 10 for i in ids) for ids in calls) == lead
 
 
 @pytest.mark.parametrize("streams", [1, 3])
@@ -202,7 +213,7 @@ def test_a_few_streams_among_long_prompts_miss_few_calls(streams):
     calls = [call_of(scheduler, 4) for _ in range(100)]
     for row in rows:
         at = [-1, *[turn for turn, ids in enumerate(calls) if row.id in ids], 100]
-        assert max(b - a for a, b in itertools.pairwise(at)) - 1 <= MAX_LEAD_CALLS + streams // 2
+        assert max(b - a for a, b in itertools.pairwise(at)) - 1 <= LEAD_CALLS + streams // 2
 
 
 def test_decoding_rows_get_back_the_places_that_a_burst_took():

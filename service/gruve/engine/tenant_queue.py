@@ -3,10 +3,11 @@
 Rows without a token yet (prompting) go before all others (decoding). Within a queue rows take turns, except that a
 prompt that two more calls will finish goes to the front.
 
-While both queues have more rows than places, each gets half of the tenant's places in the long run; prompting rows may
-first take all places of `MAX_LEAD_CALLS` calls. A short burst of prompts is then read at once, and decoding rows get
-the places back later; a flood of prompts gets half. So if the tenant gets all places, no prompt waits for more than
-ceil(3 rows / half) calls, and no decoding row for more than ceil(rows / half) + MAX_LEAD_CALLS.
+While both queues have more rows than places, each gets half of the tenant's places in the long run. Prompting rows may
+first take all places of a few calls, and decoding rows get them back later: `LEAD_CALLS`, or `BURST_CALLS` while the
+prompts that come next are short. A burst of requests is then read at once, and a flood of prompts gets half. So if the
+tenant gets all places, no prompt waits for more than ceil(3 rows / half) calls, and no decoding row for more than
+ceil(rows / half) + BURST_CALLS.
 
 Pure: no tensors, threads or clocks. It knows no other tenant.
 """
@@ -18,9 +19,13 @@ import itertools
 
 from gruve.engine.sequence import Sequence
 
-MAX_LEAD_CALLS = 4
+LEAD_CALLS = 4
 """For how many calls prompting rows may take the places of decoding rows before those get their half. A call lasts some
 10 ms, and a pause of 50 ms is hardly seen."""
+BURST_CALLS = 16
+"""The same while the next prompts are short. They are soon read, and the first tokens of a burst come sooner."""
+SHORT_TOKENS = 64
+"""A prompt is short if it has no more tokens left."""
 
 
 class TenantQueue:
@@ -72,7 +77,8 @@ class TenantQueue:
         prompting, decoding = self.prompting, self.decoding
         half = places // 2 or 0.5  # a single place goes to each queue every other time
         due = min(len(decoding), places - half)
-        lead_left = max(0.0, MAX_LEAD_CALLS * due - self._prompt_lead)
+        short = all(row.forced_left <= SHORT_TOKENS for row in itertools.islice(prompting.values(), places))
+        lead_left = max(0.0, (BURST_CALLS if short else LEAD_CALLS) * due - self._prompt_lead)
         allowed = max(min(places, half + lead_left), places - len(decoding))
         prompts = min(len(prompting), int(allowed))
         others = min(len(decoding), places - prompts)
