@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from http_gateway import RunningGateway
 from requiring import need_program
 
+MODELS = Path(__file__).parents[2] / "models"
 PATIENCE_MS = 20_000
 
 
@@ -18,6 +20,15 @@ def gateway(server) -> Iterator[RunningGateway]:
     running = RunningGateway(server.address)
     yield running
     running.close()
+
+
+@pytest.fixture(scope="module")
+def folk_and_tiny(tmp_path_factory) -> Path:
+    """A repository with a model of tunes and one of texts."""
+    folder: Path = tmp_path_factory.mktemp("models")
+    for name in ("folk", "tiny"):
+        shutil.copytree(MODELS / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="module")

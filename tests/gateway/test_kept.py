@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlparse
 
 import pytest
@@ -12,21 +10,12 @@ import pytest
 from gruve.tune.books import read_books
 from http_gateway import gateway_url
 
-MODELS = Path(__file__).parents[2] / "models"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("folk", "tiny"):
-        shutil.copytree(MODELS / name, folder / name)
-    return folder
-
-
 @pytest.fixture
-def url(start, models):
-    with gateway_url(start(models=models).address) as url:
+def url(start, folk_and_tiny):
+    with gateway_url(start(models=folk_and_tiny).address) as url:
         yield url
 
 

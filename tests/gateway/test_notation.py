@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,13 @@ from gruve.tune.score import WHOLE, Note
 from gruve.tune.write import complete, write_tune
 from http_gateway import RunningGateway
 
-MODELS = Path(__file__).parents[2] / "models"
 SEED = "16"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("folk", "tiny"):
-        shutil.copytree(MODELS / name, folder / name)
-    return folder
-
-
 @pytest.fixture
-def url(start, models):
-    running = RunningGateway(start(models=models).address, drain_s=1.0)
+def url(start, folk_and_tiny):
+    running = RunningGateway(start(models=folk_and_tiny).address, drain_s=1.0)
     yield running.url
     running.close()
 
