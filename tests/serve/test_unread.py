@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import grpc
 import pytest
@@ -16,9 +17,10 @@ from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Limits
 from gruve.serve.interceptor import Interceptor
 from gruve.serve.metrics import Metrics
+from gruve.serve.reading import MEMORY_S, TURNS, Reading, TurnTimes
 from gruve.serve.refusals import BURST, MAX_TENANTS, PER_SECOND, Refusals
 from gruve.v1 import generation_pb2 as g
-from serving import read, refusal, until
+from serving import broken, read, refusal, until
 
 GENERATE = "/gruve.v1.GenerationService/Generate"
 
@@ -43,6 +45,12 @@ def counted(metrics: Metrics, method: str, code: str) -> float | None:
     labels = {"grpc_service": "gruve.v1.GenerationService", "grpc_method": method, "grpc_code": code}
     kind = {"grpc_type": "server_stream" if method == "Generate" else "unary"}
     return metrics.registry.get_sample_value("grpc_server_handled_total", labels | kind)
+
+
+def outcome(call) -> str:
+    """The finish reason of a generation, or the limit by which it was refused."""
+    messages, failure = broken(lambda: call)
+    return failure.metadata["limit"] if failure else read(messages).reason
 
 
 def test_a_burst_of_refusals_is_given_in_full_and_then_so_many_a_second():
@@ -71,10 +79,33 @@ def test_the_buckets_are_those_of_a_plain_simulation(steps: list[tuple[str, floa
         spent = {name: max(0.0, value - PER_SECOND * wait_s) for name, value in spent.items()}
         for _ in range(count):
             seen.add(tenant, now_s)
-        spent[tenant] += count
+        spent[tenant] = min(BURST, spent[tenant] + count)
         for name, value in spent.items():
             if abs(value - (BURST - 1)) > 1e-6:
                 assert seen.are_too_many(name, now_s) == (value > BURST - 1)
+
+
+def test_requests_that_are_read_side_by_side_take_from_a_half_empty_bucket():
+    seen = Refusals()
+    assert not seen.begin_reading("a", 0.0)
+    for _ in range(BURST - 2):
+        seen.add("a", 0.0)
+    assert not seen.begin_reading("b", 0.0)
+    assert seen.begin_reading("a", 0.0)
+    assert not seen.are_too_many("a", 0.0)
+    assert seen.begin_reading("a", 0.0)
+    assert seen.are_too_many("a", 0.0)
+    assert not seen.are_too_many("b", 0.0)
+    seen.end_reading("a")
+    assert not seen.are_too_many("a", 0.0)
+
+
+def test_refusals_beyond_an_empty_bucket_do_not_close_it_for_longer():
+    seen = Refusals()
+    for _ in range(3 * BURST):
+        seen.add("a", 0.0)
+    assert seen.are_too_many("a", 0.0)
+    assert not seen.are_too_many("a", 1.5 / PER_SECOND)
 
 
 def test_tenants_are_forgotten_when_there_are_too_many_or_nothing_is_left():
@@ -84,6 +115,40 @@ def test_tenants_are_forgotten_when_there_are_too_many_or_nothing_is_left():
     assert len(seen) == MAX_TENANTS
     assert not seen.are_too_many(f"t{2 * MAX_TENANTS - 1}", 100.0)
     assert len(seen) == MAX_TENANTS - 1
+
+
+def test_a_call_must_have_some_turns_of_the_event_loop_left():
+    turns = TurnTimes()
+    assert turns.least_left_s(0.0) == 0.0
+    for _ in range(100):
+        turns.record(0.010, 5.0)
+    assert turns.least_left_s(5.0) == pytest.approx(TURNS * 0.010, rel=1e-3)
+    assert turns.least_left_s(5.0 + MEMORY_S) == pytest.approx(TURNS * 0.005, rel=1e-3)
+    for _ in range(100):
+        turns.record(0.001, 6.0)
+    assert turns.least_left_s(6.0) == pytest.approx(TURNS * 0.001, rel=1e-2)
+
+
+def test_a_request_takes_from_the_bucket_until_it_is_admitted_and_gives_back_once():
+    seen = Refusals()
+    for _ in range(BURST - 1):
+        seen.add("a", 0.0)
+    reading = Reading(0.0, seen, "a" if seen.begin_reading("a", 0.0) else "")
+    assert seen.are_too_many("a", 0.0)
+    reading.end()
+    reading.end()
+    assert not seen.are_too_many("a", 0.0)
+    assert seen.begin_reading("a", 0.0)
+    assert seen.are_too_many("a", 0.0)
+
+
+def test_a_call_whose_deadline_comes_before_it_can_be_read_is_not_read():
+    interceptor = Interceptor(Metrics())
+    interceptor._turns.record(10.0, time.monotonic())
+    left_s = interceptor._turns.least_left_s(time.monotonic())
+    for factor, refused in [(0.5, True), (2.0, False)]:
+        assert (interceptor.refuse_unread(GENERATE, Context(factor * left_s)) is not None) == refused
+    assert interceptor.refuse_unread(GENERATE, Context(None)) is None
 
 
 def test_a_call_whose_deadline_is_over_is_not_read():
@@ -136,6 +201,24 @@ def test_a_flood_is_refused_unread_over_the_wire_and_other_tenants_are_served(st
     assert server.handled("Generate", "RESOURCE_EXHAUSTED") >= BURST + 3
     monkeypatch.setattr(refusals, "PER_SECOND", 1_000_000)
     assert limit() == "tokens_per_minute"
+
+
+def test_an_accepted_request_gives_back_what_it_took_from_the_bucket(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(refusals, "PER_SECOND", 0)
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "flood", "flood", limits=Limits(tokens_per_minute=5_000))
+    flood = {"metadata": [("authorization", f"Bearer {key}")], "timeout": 20}
+    generation = start(access=AccessConfig(keys=keys)).generation
+    large = g.GenerateRequest(model="tiny", max_tokens=6_000)
+    small = g.GenerateRequest(model="tiny", max_tokens=2)
+    for _ in range(BURST - 1):
+        assert refusal(lambda: generation.Generate(large, **flood)).metadata["limit"] == "tokens_per_minute"
+    for _ in range(20):  # one at a time may be read
+        assert outcome(generation.Generate(small, **flood)) == "LENGTH"
+        generation.Generate(small, **flood).cancel()
+        until(lambda: outcome(generation.Generate(small, **flood)) == "LENGTH")
+    running = [generation.Generate(small, **flood) for _ in range(2 * BURST)]
+    assert {outcome(call) for call in running} == {"LENGTH", "refusals"}
 
 
 def test_a_fault_in_that_check_leaves_the_call_to_its_method(start, monkeypatch):

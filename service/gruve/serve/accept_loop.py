@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined] # grpcio has no public way to its server
 
+from gruve.serve.reading import end_reading, set_reading
+
 log = logging.getLogger(__name__)
-LOOPS = 4
-"""The calls of a method that are accepted side by side. One is too slow for a flood of calls: they wait in gRPC's core,
-oldest first, until their deadlines are over."""
+LOOPS = 16
+"""The calls of a method that are accepted in one turn of the event loop. With few, a flood of calls waits in gRPC's
+core, oldest first, until their deadlines are over."""
 
 
 class EndStatus(NamedTuple):
@@ -87,12 +89,14 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # untyped
         loop, tasks = self._own_loop, set[asyncio.Task[None]]()
         resolver = cygrpc._MethodResolver([], self._own_handlers)
 
-        def end(task: asyncio.Task[None]) -> None:
+        def end(task: asyncio.Task[None]) -> None:  # runs in the context in which the task began
+            end_reading()
             tasks.discard(task)
             self._open[method] -= 1
 
         while True:
             call = await request_call()
+            set_reading(None)
             status = self._status_of_unread(method, call)
             if status is None:
                 answer = cygrpc._handle_rpc(method, resolver, self._own_interceptors, call, loop, False)

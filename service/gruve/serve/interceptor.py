@@ -22,6 +22,7 @@ from gruve.serve.access import Access
 from gruve.serve.access_log import EndTrace, LogCall, TraceCall, UnreadCalls, begin_call, line
 from gruve.serve.identity import anonymous, current_identity, set_identity
 from gruve.serve.metrics import Metrics, RpcMetrics
+from gruve.serve.reading import Reading, TurnTimes, current_reading, end_reading, set_reading
 from gruve.serve.refusals import BURST, PER_SECOND, Refusals
 from gruve.serve.status import internal_error, shorten, status_code, trailer
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
@@ -40,7 +41,9 @@ _TOO_MANY = LimitExceeded(
     "refusals", BURST, 1.0,
 )  # fmt: skip
 UNREAD_CODE = status_code(_TOO_MANY)
-OVERDUE = EndStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "the deadline came before the request was read", ())
+OVERDUE = EndStatus(
+    grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "the deadline would come before the request was read", ()
+)
 UNREAD = EndStatus(UNREAD_CODE.value[0], str(_TOO_MANY), (trailer(_TOO_MANY),))
 
 
@@ -89,6 +92,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         self._unread = None if log_call is None else UnreadCalls(log_call)
         self._trace_call = trace_call
         self._refusals = Refusals()
+        self._turns = TurnTimes()
         self.draining = False
         self.quiet = asyncio.Event()
         """Set while no call is open."""
@@ -104,6 +108,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         The credentials are checked here, before the request is read. gRPC calls this in the task that serves the rpc,
         so the identity is set for the method.
         """
+        if (reading := current_reading()) is not None:
+            self._turns.record((now_s := time.monotonic()) - reading.accepted_s, now_s)
         method = handler_call_details.method
         handler = self._wrapped.get(method)
         if handler is None:
@@ -126,17 +132,20 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         return handler
 
     def refuse_unread(self, method: str, context: Any, others: int = 0) -> EndStatus | None:
-        """The status of a call whose deadline is over, or whose tenant's requests were refused too often lately.
+        """The status of a call whose deadline comes before its request can be read, or whose tenant's requests were
+        refused too often lately.
 
         None leaves the call to its method. A call that is refused here is counted, also in the access log. A call that
         needs no credentials is refused while too many `others` of its method are open, and not counted.
         """
         if method not in BEGIN or self.draining:
             return open_calls.refuse_beyond(method, others)
-        left_s = context.time_remaining()
-        overdue = left_s is not None and left_s <= 0
-        tenant = "" if overdue else self._flooding_tenant(method, context)
-        if not overdue and not tenant:
+        left_s, now_s = context.time_remaining(), time.monotonic()
+        overdue = left_s is not None and left_s <= self._turns.least_left_s(now_s)
+        tenant = "" if overdue else self._remembered_tenant(method, context)
+        if not overdue and not (tenant and self._refusals.are_too_many(tenant, now_s)):
+            counts = bool(tenant) and self._refusals.begin_reading(tenant, now_s)
+            set_reading(Reading(now_s, self._refusals, tenant if counts else ""))
             return None
         code = grpc.StatusCode.DEADLINE_EXCEEDED if overdue else UNREAD_CODE
         rpc = self._rpcs[method]
@@ -151,19 +160,15 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         if self._unread is not None:
             self._unread.write()
 
-    def _flooding_tenant(self, method: str, context: Any) -> str:
-        """The call's tenant if it had too many requests refused lately, else "".
-
-        Wrong credentials are not refused here.
-        """
+    def _remembered_tenant(self, method: str, context: Any) -> str:
+        """The call's tenant; "" if no tenant had requests refused lately. Wrong credentials are not refused here."""
         if not self._refusals:
             return ""
         try:
             identity = self._access.check(method, context.invocation_metadata() or ()) if self._access else None
         except (Unauthenticated, PermissionDenied):
             return ""
-        tenant = (identity or anonymous(context.peer())).tenant
-        return tenant if self._refusals.are_too_many(tenant, time.monotonic()) else ""
+        return (identity or anonymous(context.peer())).tenant
 
     def _refuse(self, method: str, error: GruveError) -> Any:
         """A handler that ends a call of any kind with an error, without reading a request."""
@@ -231,6 +236,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
             self.quiet.set()
         now_s = time.monotonic()
         seconds = now_s - call.started_s
+        end_reading()
         if code == UNREAD_CODE.name:
             self._refusals.add(current_identity().tenant, now_s)
         call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)

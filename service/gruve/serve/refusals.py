@@ -2,10 +2,16 @@
 
 Reading a request to refuse it takes about three times as long as refusing it unread. Under a flood, the running streams
 lack that time. So each tenant has a token bucket of refusals. While it is empty, the tenant's requests are refused
-unread, although some of them could have been served. Pure: no gRPC and no clock (a time is an argument).
+unread, although some of them could have been served.
+
+Requests that are read side by side could all be refused, and empty the bucket for long. Slots would become free
+meanwhile, and nobody would get them. So once a tenant's bucket is half empty, a request takes from it while it is read,
+and gives back what it took when it is accepted. Pure: no gRPC and no clock (a time is an argument).
 """
 
 from __future__ import annotations
+
+import collections
 
 PER_SECOND = 50
 """So many refusals a second are given in full, with their reason, once the bucket is empty."""
@@ -21,6 +27,8 @@ class Refusals:
     def __init__(self) -> None:
         self._spent: dict[str, tuple[float, float]] = {}
         """Refusals taken from the bucket and not yet refilled, and when; the tenant refused last is last."""
+        self._reading: collections.Counter[str] = collections.Counter()
+        """How many requests of each tenant are read at the moment, of those that `begin_reading` counted."""
 
     def __bool__(self) -> bool:
         """Whether any tenant is remembered. If none is, no request is refused unread."""
@@ -32,7 +40,7 @@ class Refusals:
 
     def add(self, tenant: str, now_s: float) -> None:
         """Counts a request of the tenant that was read and refused."""
-        spent = self._refilled(tenant, now_s) + 1
+        spent = min(float(BURST), self._refilled(tenant, now_s) + 1)
         self._spent.pop(tenant, None)
         self._spent[tenant] = (spent, now_s)
         if len(self._spent) > MAX_TENANTS:
@@ -43,7 +51,20 @@ class Refusals:
         spent = self._refilled(tenant, now_s)
         if not spent:
             self._spent.pop(tenant, None)
-        return spent > BURST - 1
+        return spent + self._reading[tenant] > BURST - 1
+
+    def begin_reading(self, tenant: str, now_s: float) -> bool:
+        """Whether the tenant's bucket is half empty; counts a request that is read then, until `end_reading`."""
+        if self._refilled(tenant, now_s) < BURST / 2:
+            return False
+        self._reading[tenant] += 1
+        return True
+
+    def end_reading(self, tenant: str) -> None:
+        """A request that `begin_reading` counted is accepted, refused or gone."""
+        self._reading[tenant] -= 1
+        if not self._reading[tenant]:
+            del self._reading[tenant]
 
     def _refilled(self, tenant: str, now_s: float) -> float:
         spent, at_s = self._spent.get(tenant, (0.0, now_s))

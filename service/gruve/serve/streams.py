@@ -12,6 +12,7 @@ from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Ledger, Reservation
 from gruve.serve.model_host import ModelHost
 from gruve.serve.model_hosts import ModelHosts
+from gruve.serve.reading import end_reading
 from gruve.serve.stream import Stream
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.opening import GenerationOpener
@@ -73,6 +74,7 @@ class Streams:
         except BaseException:
             running.abandon()
             raise
+        end_reading()
         if not stream.ended.is_set():
             self._streams.add(stream)
             if isinstance(stream, Conversation):
