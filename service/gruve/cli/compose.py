@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeGuard, get_args
 
-from gruve.cli.exit_codes import DONE, FAILED
+from gruve.cli.exit_codes import DONE, FAILED, USAGE
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_flag
 from gruve.cli.interrupts import interrupt_cancels
@@ -73,22 +73,22 @@ class TuneOptions:
 
         for path in args.out or ():
             if path.suffix not in KINDS:
-                raise Failure(f"--out is {str(path)!r}; its name must end in one of {', '.join(KINDS)}", exit_code=2)
+                raise Failure(f"--out is {str(path)!r}; its name must end in one of {', '.join(KINDS)}", USAGE)
             if path.suffix == ".svg":
                 require_extra("draw", f"--out {path}")
         key = parse_key_request(args.key) if args.key is not None else None
         if args.key is not None and key is None:
             raise Failure(
                 f"--key is {args.key!r}; must be a root from A to G, with # or b, and a mode or none: G, Bb, Am, Ddor",
-                exit_code=2,
+                USAGE,
             )
         if not 1 <= args.n <= MAX_TUNES:
-            raise Failure(f"--n is {args.n}; must be 1 to {MAX_TUNES}", exit_code=2)
+            raise Failure(f"--n is {args.n}; must be 1 to {MAX_TUNES}", USAGE)
         if args.n > 1 and args.session not in (None, "new"):
-            raise Failure(f"--n is {args.n}; a session is continued by one tune", exit_code=2)
+            raise Failure(f"--n is {args.n}; a session is continued by one tune", USAGE)
         if args.raw and args.key and not args.out:
             why = "has no effect on --raw, which prints tokens on C; give --out FILE too, for the tune in that key"
-            raise Failure(f"--key {why}", exit_code=2)
+            raise Failure(f"--key {why}", USAGE)
         return cls(tuple(args.out or ()), key, args.title or "", args.n, args.raw)
 
     def refuse_for(self, model: str) -> None:
@@ -96,7 +96,7 @@ class TuneOptions:
         given = {"--out": self.paths, "--key": self.key, "--title": self.title, "--n": self.n > 1, "--raw": self.raw}
         for flag, value in given.items():
             if value:
-                raise Failure(f"{flag} is for models of tunes; {model!r} writes other text", exit_code=2)
+                raise Failure(f"{flag} is for models of tunes; {model!r} writes other text", USAGE)
 
 
 def writes_tunes(model: Model | None) -> TypeGuard[Model]:
@@ -137,7 +137,7 @@ class Composer:
                     raise
                 shown = prompt if len(prompt) <= SHOWN_CHARACTERS else prompt[:SHOWN_CHARACTERS] + "..."
                 why = f"in the form that {self.model.name} reads, the beginning is {shown!r}: {error.message}"
-                raise Failure(why, exit_code=2) from None
+                raise Failure(why, USAGE) from None
             except Failure as error:
                 if not abcs and number == self.options.n:
                     raise
@@ -160,7 +160,7 @@ class Composer:
             raise Failure(
                 f"--key asks for {key_words(wanted.key)}; the beginning is in {key_words(key)}: "
                 "name the root alone, or change its K:",
-                exit_code=2,
+                USAGE,
             )
         return beginning
 
@@ -232,7 +232,7 @@ class Composer:
         known = {mode: token for mode, token in tokens.items() if token is not None}
         if wanted not in known:
             asker = "--key" if self.options.key and self.options.key.mode else "the beginning"
-            raise Failure(f"{asker} asks for {wanted}; {self.model.name} writes {', '.join(known)}", exit_code=2)
+            raise Failure(f"{asker} asks for {wanted}; {self.model.name} writes {', '.join(known)}", USAGE)
         return {token: _NEVER for mode, token in known.items() if mode != wanted}
 
     def _token(self, mode: Mode) -> int | None:

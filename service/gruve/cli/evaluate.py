@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, add_json, bounded
 from gruve.cli.json_output import print_json
 from gruve.cli.terminal import Failure, print_table
@@ -89,7 +90,7 @@ def _text(model: Model, args: argparse.Namespace) -> Report:
     corpus = read_text(args.corpus)
     parts = {"validation": corpus.validation, "train": corpus.train, "all": corpus.train + corpus.validation}
     if part not in parts:
-        raise Failure(f"--part is {part!r}; a text has the parts {', '.join(parts)}", exit_code=2)
+        raise Failure(f"--part is {part!r}; a text has the parts {', '.join(parts)}", USAGE)
     try:
         reports = [evaluate_text(model, parts[part], protocol) for protocol in PROTOCOLS]
     except UnknownCharacter as error:

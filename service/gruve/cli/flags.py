@@ -212,4 +212,4 @@ def check_model_name(flag: str, given: Path | str, name: str) -> None:
     try:
         check_name(name)
     except ModelBroken as error:
-        raise Failure(f"{flag} is {str(given)!r}, and names the model: {error}", exit_code=USAGE) from None
+        raise Failure(f"{flag} is {str(given)!r}, and names the model: {error}", USAGE) from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gruve.cli.calls import ReconnectNotes, check_session_model, connected, default_temperature, find_model
 from gruve.cli.compose import Composer, TuneOptions, add_tune_flags, writes_tunes
 from gruve.cli.credentials import add_address, client_options
+from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, bounded
 from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.summary import cancelled, summary
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     note: Callable[[str], None] = say_nothing if args.quiet else say_note
     tune_options = TuneOptions.of(args)
     if args.receipt is not None and args.n > 1:
-        raise Failure(f"--n is {args.n}; --receipt is for one generation", exit_code=2)
+        raise Failure(f"--n is {args.n}; --receipt is for one generation", USAGE)
     prompt = piped_text(args.prompt) if args.prompt in (None, "-") else args.prompt
     reconnects = ReconnectNotes(note)
     with connected(args.address, client_options(args), timeout_s=args.timeout, on_reconnect=reconnects) as client:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gruve.cli.exit_codes import USAGE
 from gruve.cli.extras import require_extra
 from gruve.cli.flags import Parser, add_command
 from gruve.cli.http_beside import GatewayBeside
@@ -105,13 +106,13 @@ def _key(variable: str, file: Path | None = None) -> bytes | None:
     key = os.environ.get(variable, "").encode()
     if file is not None:
         if key:
-            raise Failure(f"--session-key-file and {variable} are both given; one is enough", exit_code=2)
+            raise Failure(f"--session-key-file and {variable} are both given; one is enough", USAGE)
         key = file.read_bytes().strip()
         variable = str(file)
         if not key:
-            raise Failure(f"{variable} is empty; a key has at least {LEAST_KEY_BYTES} bytes", exit_code=2)
+            raise Failure(f"{variable} is empty; a key has at least {LEAST_KEY_BYTES} bytes", USAGE)
     if key and len(key) < LEAST_KEY_BYTES:
-        raise Failure(f"{variable} has {len(key)} bytes; at least {LEAST_KEY_BYTES} are needed", exit_code=2)
+        raise Failure(f"{variable} has {len(key)} bytes; at least {LEAST_KEY_BYTES} are needed", USAGE)
     return key or None
 
 
@@ -137,7 +138,7 @@ def _tracer(wanted: bool) -> TraceCall | None:
         raise Failure(
             "--otel is given, and no OpenTelemetry SDK is set up that takes the traces; "
             "start the server as `opentelemetry-instrument gruve serve --otel`",
-            exit_code=2,
+            USAGE,
         )
     return Tracing().begin
 
@@ -147,7 +148,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     for name, (minimum, maximum) in BOUNDS.items():
         value = getattr(args, name)
         if value is not None and not minimum <= value <= maximum:  # NaN is not either
-            raise Failure(f"--{name.replace('_', '-')} is {value}; must be {minimum} to {maximum}", exit_code=2)
+            raise Failure(f"--{name.replace('_', '-')} is {value}; must be {minimum} to {maximum}", USAGE)
     models = models_folder(args.models)
     tls, access = tls_files(args), access_config(args)
     check_exposure(args.host, tls, access, insecure=args.insecure)
@@ -155,7 +156,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         require_extra("http", "--http-port")
         if tls is not None:
             why = "is given with --tls-cert; start `gruve gateway` with the certificates of both its sides instead"
-            raise Failure(f"--http-port {why}", exit_code=2)
+            raise Failure(f"--http-port {why}", USAGE)
     store = default_store() if args.store == "sqlite" else args.store
     ttl_s = args.session_ttl
     if ttl_s is None:
