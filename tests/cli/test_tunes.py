@@ -149,7 +149,7 @@ def test_a_tune_that_breaks_the_rules_is_repaired_and_said_to_be(
     tunes.length = len(tunes.text)
     assert generate() == 0
     out, err = capsys.readouterr()
-    assert "the notation was repaired: " in err
+    assert "the model's text was repaired: line 4, column 24: a bar line inside a tuplet" in err.splitlines()
     assert parse_tune(out).title == "made-up, seed 4711"
 
 
@@ -224,6 +224,13 @@ def test_a_beginning_in_another_key_goes_to_the_model_on_c_and_comes_back(
     assert "T:Mine" in out.splitlines()
     assert out.splitlines()[-2:] == ["K:G", "|: GABc defg | g4 z4 :|"]
     assert "the beginning: 6:4: note: left out: chord symbols and annotations (1)" in err.splitlines()
+
+
+def test_what_is_assumed_of_a_whole_beginning_is_said_without_a_place(
+    generate: Generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("K:G\nGAB") == 0
+    assert "the beginning: warning: no meter; it is taken for 4/4" in capsys.readouterr().err.splitlines()
 
 
 def test_a_beginning_that_the_model_cannot_read_is_shown_as_it_would_read_it(

@@ -50,9 +50,7 @@ def run(args: argparse.Namespace) -> int:
     for tune in check_book(_text(args.file)):
         for finding in tune.findings:
             place = {"file": args.file, "tune": tune.number, "line": finding.line, "column": finding.column}
-            text = f"{args.file}:{finding.line}:{finding.column}: {finding.level}: {finding.message}".translate(
-                PICTURES
-            )
+            text = f"{args.file}:{finding}".translate(PICTURES)
             line = json.dumps({**place, "level": finding.level, "message": finding.message}) if args.json else text
             print(line, file=sys.stderr if args.fix else sys.stdout)
         if args.fix and tune.fixed:

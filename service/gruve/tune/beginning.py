@@ -73,8 +73,7 @@ def read_beginning(text: str) -> Beginning:
         if has_music and meter is None:
             found.warn(0, 0, "no meter; it is taken for 4/4")
     key = _key(text)
-    kept = tuple(finding for finding in found.all() if "no K: field and no music" not in finding.message)
-    take_over = Beginning("", key, None, read.title, read.rhythm, read.tempo, kept)
+    take_over = Beginning("", key, None, read.title, read.rhythm, read.tempo, tuple(found.all()))
     if not has_music:
         return replace(take_over, text=_headers(read, meter is not None, key, given))
     steps, semitones = root_c_interval(read)

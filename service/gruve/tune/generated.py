@@ -14,13 +14,13 @@ from gruve.tune.transpose import to_key
 
 
 def read_generated(text: str) -> tuple[Tune, str]:
-    """The tune of generated text, and why it had to be repaired, or an empty text.
+    """The tune of generated text, and why it had to be repaired, or an empty text; lines and columns are the text's.
 
     A tune that breaks the rules of notation, as a model's may, and one that is not finished are read as far as they
     make sense. Raises TuneError if the text has no note.
     """
     try:
-        return parse_tune(f"X:1\n{text.rstrip()}\n"), ""
+        return parse_tune(text), ""
     except TuneError as error:
         wrong = error
     try:
@@ -29,7 +29,7 @@ def read_generated(text: str) -> tuple[Tune, str]:
         tune = None
     if tune is None or not tune.events:
         raise TuneError(f"the text is not a tune in ABC notation: {wrong}")
-    return tune, f"the notation was repaired: {wrong}"
+    return tune, f"the model's text was repaired: {wrong}"
 
 
 def on_root(tune: Tune, request: KeyRequest) -> tuple[Tune, str]:

@@ -70,7 +70,8 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.line}:{self.column}: {self.level}: {self.message}"
+        place = f"{self.line}:{self.column}: " if self.line else ""
+        return f"{place}{self.level}: {self.message}"
 
 
 @dataclass(slots=True)

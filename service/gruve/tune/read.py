@@ -44,7 +44,7 @@ def read_tune(text: str) -> RawTune:
 def read_any_tune(text: str, findings: Findings, *, open_end: bool = False) -> RawTune:
     """Read one tune, or a part of one, tolerantly. Raises TuneError only if it is too long.
 
-    With `open_end` the music may continue, so a tie from its last note stays.
+    With `open_end` the music may continue, so a tie from its last note stays, and headers alone are no fault.
     """
     return _read(text, findings, open_end=open_end)
 
@@ -75,7 +75,8 @@ class _Reader(Fields):
             if self.findings is None:
                 raise TuneError("no K: field, so no music")
             self.take_key("C")
-            self.findings.warn(0, 0, "no K: field and no music; read as C major")
+            if not open_end:
+                self.findings.warn(0, 0, "no K: field and no music; read as C major")
         assert self.meter is not None  # noqa: S101 - take_key has seen to both
         assert self.key is not None  # noqa: S101
         self.ask_for_no_broken("the sign is passed over")

@@ -51,7 +51,7 @@ _TOKEN: Final = re.compile(WORD_PATTERN)
 
 def detokenize(tokens: Iterable[str]) -> Tune:
     """The tune that tokens spell; raises TuneError if they are not a tune."""
-    return parse_tune("X:1\n" + join(tokens))
+    return parse_tune(join(tokens))
 
 
 def tokenize(tune: Tune) -> list[str]:
