@@ -49,10 +49,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A tune to train on: its transcriber (`Z:`), its tokens, and its part of the split."""
+    """A tune to train on: its tokens, and its part of the split."""
 
     source: Source
-    transcriber: str
     tokens: tuple[str, ...]
     part: Part
 
@@ -102,7 +101,7 @@ def read_books(folder: Path) -> Corpus:
         raise CorpusError(f"{folder} has no tune: no line of an .abc file begins with X:")
     found = _without_rare(_without_copies(found, drops), drops)
     parts = split_by_variant([(one.tune, one.tokens) for one in found])
-    kept = (Kept(one.source, one.tune.source, one.tokens, part) for one, part in zip(found, parts, strict=True))
+    kept = (Kept(one.source, one.tokens, part) for one, part in zip(found, parts, strict=True))
     return Corpus(tuple(kept), tuple(drops))
 
 

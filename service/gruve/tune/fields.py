@@ -26,7 +26,7 @@ class Fields:
         self.findings = findings  # None: strict
         self.line = self.column = 0
         self.events: list[RawEvent] = []
-        self.title = self.source = self.rhythm = self.order = ""
+        self.title = self.rhythm = self.order = ""
         self.fields: list[tuple[str, str]] = []
         self.tempo: Tempo | None = None
         self.meter: Meter | None = None  # the first
@@ -78,8 +78,6 @@ class Fields:
             self.take_text(name, value)
 
     def take_text(self, name: str, value: str) -> None:
-        if name == "Z":
-            self.source = self.source or value
         if name in _LEFT_OUT_FIELDS:
             self.leave_out(_LEFT_OUT_FIELDS[name])
         elif (name == "T" or name in KEPT_FIELDS) and not self.key:

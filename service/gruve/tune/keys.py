@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from gruve.tune.lexer import ALTER
 from gruve.tune.score import LETTERS, SEMITONES, Key, Mode, Pitch
 
 # Fifths from the major key of the same root.
@@ -27,7 +28,6 @@ _EXTRA: Final = re.compile(r"(\^\^|\^|__|_|=)([A-Ga-g])")
 _EXPLICIT: Final = re.compile(r"\bexp\b", re.IGNORECASE)
 _PIPES: Final = re.compile(r"\s*H[pP]\b")
 _OTHER_WORDS: Final = ("clef", "treble", "bass", "alto", "tenor", "oct", "exp", "mid", "stave", "transpose")
-_ALTER: Final = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
 _ROOT_SIGNS: Final = {"": 0, "#": 1, "b": -1}
 _MOST_SHARPS: Final = 7
 
@@ -68,7 +68,7 @@ def parse_key(text: str) -> tuple[Key, tuple[int, ...]] | None:
         return None
     alters = [0] * 7 if _EXPLICIT.search(found[0]) else list(signature(key))
     for sign, letter in _EXTRA.findall(found[4]):
-        alters[LETTERS.index(letter.upper())] = _ALTER[sign]
+        alters[LETTERS.index(letter.upper())] = ALTER[sign]
     return key, tuple(alters)
 
 

@@ -12,6 +12,7 @@ from typing import Final
 from gruve.tune.score import LETTERS, SHORTEST, Meter
 
 ALTER: Final = {"^": 1, "^^": 2, "_": -1, "__": -2, "=": 0}
+"""Accidentals and their semitones."""
 FIELD: Final = re.compile(r"([A-Za-z+]):(.*)")
 FIELD_COMMENT: Final = re.compile(r"(?<!\\)%.*")
 # `d:|` at the start of a line is music, although it looks like a field.

@@ -45,4 +45,4 @@ def parse_any_tune(text: str, findings: Findings, *, open_end: bool = False) -> 
 
 def _tune(raw: RawTune, events: tuple[Event, ...]) -> Tune:
     key = replace(raw.key, mode=COMMON_MODE.get(raw.key.mode, raw.key.mode))
-    return Tune(raw.meter, key, events, raw.title, raw.source, raw.rhythm, raw.tempo, raw.free_meter)
+    return Tune(raw.meter, key, events, raw.title, raw.rhythm, raw.tempo, raw.free_meter)

@@ -43,7 +43,6 @@ class RawTune:
     """
 
     title: str
-    source: str
     meter: Meter
     key: Key
     events: tuple[RawEvent, ...]

@@ -87,7 +87,7 @@ class _Reader(Fields):
             self.drop_false_tie(None)
         key, events = shifted(self.key, self.events, self.shifts)
         return RawTune(
-            self.title, self.source, self.meter, key, tuple(events), self.rhythm, self.tempo, self.free_meter,
+            self.title, self.meter, key, tuple(events), self.rhythm, self.tempo, self.free_meter,
             self.order, tuple(self.fields),
         )  # fmt: skip
 

@@ -134,7 +134,6 @@ class Tune:
     key: Key
     events: tuple[Event, ...]
     title: str = ""
-    source: str = ""
     rhythm: str = ""
     tempo: Tempo | None = None
     free_meter: bool = False

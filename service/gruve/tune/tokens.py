@@ -18,6 +18,7 @@ from typing import Final
 
 from gruve.errors import TuneError, UnknownCharacter
 from gruve.tune.keys import key_name, signature
+from gruve.tune.lexer import ALTER
 from gruve.tune.parse import parse_tune
 from gruve.tune.score import (
     LETTERS,
@@ -40,7 +41,7 @@ BAR_TEXT: Final[dict[BarKind, str]] = {
     "|": "| ", "||": "||\n", "|]": "|]\n", "|:": "|: ", ":|": ":|\n", "|1": "|1 ", ":|2": ":|2 ",
 }  # fmt: skip
 _LINE_TEXT: Final = {str(kind): text for kind, text in BAR_TEXT.items()}
-_ACCIDENTALS: Final = {-2: "__", -1: "_", 0: "=", 1: "^", 2: "^^"}
+_ACCIDENTALS: Final = {alter: sign for sign, alter in ALTER.items()}
 WORD_PATTERN: Final = (
     r"[LMK]:\S+|:\|2|\|1|\|\]|\|:|:\||\|\||\|"
     r"|(?:\^\^|\^|__|_|=)?[A-Ga-g](?:,+|'+)?|z|\d+/\d+|/\d+|\d+|[-<>]|\(\d(?::\d:\d)?"

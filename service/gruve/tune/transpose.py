@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from gruve.tune.keys import interval, key_above, moved
-from gruve.tune.score import Event, Key, Note, Tune
+from gruve.tune.keys import interval, moved
+from gruve.tune.score import Key, Note, Tune
 
 LOWEST_MEAN: Final = 60
 """A tune on C is in the octave in which its mean MIDI pitch is at least this and less than 12 above it."""
@@ -33,7 +33,13 @@ def root_c_interval(tune: Tune) -> tuple[int, int]:
 
 def moved_by(tune: Tune, key: Key, steps: int, semitones: int) -> Tune:
     """The tune in `key`, with its notes moved by an interval."""
-    return replace(tune, key=key, events=_moved(tune.events, steps, semitones))
+    if steps == 0 and semitones == 0:
+        return replace(tune, key=key)
+    events = (
+        replace(event, pitch=moved(event.pitch, steps, semitones)) if isinstance(event, Note) and event.pitch else event
+        for event in tune.events
+    )
+    return replace(tune, key=key, events=tuple(events))
 
 
 def to_key(tune: Tune, key: Key) -> Tune:
@@ -53,15 +59,7 @@ def to_key(tune: Tune, key: Key) -> Tune:
             abs(octave - nearest),
         ),
     )
-    return replace(tune, key=target, events=_moved(tune.events, steps + 7 * octaves, semitones + 12 * octaves))
-
-
-def transposed(tune: Tune, semitones: int) -> Tune:
-    """The tune moved up by `semitones`, in the key with the fewest sharps or flats."""
-    target = key_above(tune.key, semitones)
-    steps, up = interval(tune.key, target)
-    octaves = (semitones - up) // 12
-    return replace(tune, key=target, events=_moved(tune.events, steps + 7 * octaves, up + 12 * octaves))
+    return moved_by(tune, target, steps + 7 * octaves, semitones + 12 * octaves)
 
 
 def _outside(tune: Tune, bounds: tuple[int, int], semitones: int) -> int:
@@ -82,12 +80,3 @@ def _mean_pitch(tune: Tune) -> int:
             total += event.pitch.midi * event.ticks
             weight += event.ticks
     return total // weight if weight else LOWEST_MEAN
-
-
-def _moved(events: tuple[Event, ...], steps: int, semitones: int) -> tuple[Event, ...]:
-    if steps == 0 and semitones == 0:
-        return events
-    return tuple(
-        replace(event, pitch=moved(event.pitch, steps, semitones)) if isinstance(event, Note) and event.pitch else event
-        for event in events
-    )
