@@ -26,7 +26,7 @@ from gruve.serve.access import METHODS, ROLES, AccessConfig
 from gruve.serve.api_keys import ApiKeys, add_key, read_keys, revoke_key
 from gruve.serve.exposure import unprotected
 from gruve.serve.identity import Limits, Role
-from gruve.serve.tokens import Tokens
+from gruve.serve.web_tokens import WebTokens
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import model_pb2
 from serving import until
@@ -290,7 +290,7 @@ def provider(tmp_path):
 
 @pytest.fixture
 def tokens(provider):
-    return Tokens(provider.path, ISSUER, AUDIENCE)
+    return WebTokens(provider.path, ISSUER, AUDIENCE)
 
 
 @pytest.mark.parametrize(("key", "algorithm"), [("rsa", "RS256"), ("ec", "ES256")])
@@ -354,7 +354,7 @@ def test_a_token_of_another_key_or_algorithm_is_not_valid(tokens, provider):
 
 def test_a_remembered_token_still_expires_and_a_removed_key_ends_it(provider):
     clock = Clock(time.time())
-    tokens = Tokens(provider.path, ISSUER, AUDIENCE, clock=clock)
+    tokens = WebTokens(provider.path, ISSUER, AUDIENCE, clock=clock)
     token, other = provider.token(), provider.token("rsa", "RS256")
     assert tokens.identify(token) is not None
     provider.publish("rsa")
@@ -370,7 +370,7 @@ def test_a_remembered_token_still_expires_and_a_removed_key_ends_it(provider):
 def test_a_file_without_public_keys_is_refused(tmp_path, text):
     (tmp_path / "jwks.json").write_text(text)
     with pytest.raises(CredentialsBroken, match=r"jwks\.json"):
-        Tokens(tmp_path / "jwks.json", ISSUER, AUDIENCE)
+        WebTokens(tmp_path / "jwks.json", ISSUER, AUDIENCE)
 
 
 def test_a_server_takes_keys_and_tokens_side_by_side(start, provider, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from gruve.errors import PermissionDenied, Unauthenticated
 from gruve.serve.api_keys import KEY_PREFIX, ApiKeys
 from gruve.serve.identity import Identity, Role, is_tenant
-from gruve.serve.tokens import Tokens
+from gruve.serve.web_tokens import WebTokens
 
 OPEN = None
 """No credentials are needed."""
@@ -87,7 +87,7 @@ class Access:
         """Reads the files. `clock` gives the Unix time. Raises `CredentialsBroken`."""
         self._keys = None if config.keys is None else ApiKeys(config.keys, clock=clock)
         self._tokens = (
-            None if config.jwks is None else Tokens(config.jwks, config.jwt_issuer, config.jwt_audience, clock=clock)
+            None if config.jwks is None else WebTokens(config.jwks, config.jwt_issuer, config.jwt_audience, clock=clock)
         )
 
     def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | None:

@@ -34,7 +34,7 @@ MAX_KNOWN = 1_024
 ROLES = {"use": Role.USE, "admin": Role.ADMIN}
 
 
-class Tokens:
+class WebTokens:
     """Verifies the tokens of one issuer for one audience. `clock` gives the Unix time."""
 
     def __init__(self, jwks: Path, issuer: str, audience: str, *, clock: Callable[[], float] = time.time) -> None:
