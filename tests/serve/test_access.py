@@ -119,6 +119,8 @@ def test_a_method_of_admins_is_refused_to_others(keyed):
     }
     assert denied == {name for name, role in ROLES.items() if role is Role.ADMIN}
     for method in denied:
+        failure = call(keyed.server, method, bearer(keyed.use))
+        assert failure.message == "the caller's role is use; this call needs admin"
         answer = codes(call(keyed.server, method, bearer(keyed.admin)))
         assert answer[0] not in ("PERMISSION_DENIED", "UNAUTHENTICATED")
 
@@ -252,6 +254,14 @@ def test_a_name_is_given_once_and_values_are_checked(tmp_path):
         with pytest.raises(InvalidField):
             add_key(path, name, "ann", **fields)
     assert len(read_keys(path)) == 1
+
+
+def test_an_unknown_role_in_the_file_is_quoted_with_those_that_there_are(tmp_path):
+    path = tmp_path / "keys.json"
+    add_key(path, "ann", "ann", role=Role.ADMIN)
+    path.write_text(path.read_text().replace('"admin"', '"root"'))
+    with pytest.raises(CredentialsBroken, match="role is 'root'; must be one of use, admin"):
+        ApiKeys(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "keys": []}', '{"version": 1, "keys": [{"name": "a"}]}'])

@@ -141,6 +141,7 @@ def test_nobody_else_names_another_tenant(two):
         with pytest.raises(grpc.RpcError) as error:
             Caller(two.server, two.keys["bob"], ("gruve-tenant", named)).listed()
         assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert f"gruve-tenant is {named!r}; " in error.value.details()
     assert Caller(two.server, two.keys["bob"], ("gruve-tenant", "bob")).listed() == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gruve.errors import PermissionDenied, Unauthenticated
 from gruve.serve.api_keys import KEY_PREFIX, ApiKeys
-from gruve.serve.identity import Identity, Role, is_tenant
+from gruve.serve.identity import MAX_TENANT_LETTERS, Identity, Role, is_tenant
 from gruve.serve.web_tokens import WebTokens
 
 OPEN = None
@@ -102,8 +102,12 @@ class Access:
         identity = self._identify(metadata)
         if identity is None:
             raise Unauthenticated("the call has no valid credentials; send an API key or a token as authorization")
-        if needed is None or identity.role < needed:
-            raise PermissionDenied("the caller's role does not allow this call")
+        if needed is None:
+            raise PermissionDenied("no role allows this call")
+        if identity.role < needed:
+            raise PermissionDenied(
+                f"the caller's role is {identity.role.name.lower()}; this call needs {needed.name.lower()}"
+            )
         return _acting(identity, [value for name, value in metadata if name == ACTS_FOR])
 
     def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | None:
@@ -122,7 +126,10 @@ def _acting(identity: Identity, tenants: list[str | bytes]) -> Identity:
         return identity
     tenant = tenants[0]
     if len(tenants) > 1 or not isinstance(tenant, str) or not is_tenant(tenant):
-        raise PermissionDenied(f"{ACTS_FOR} must name one tenant")
+        given = ", ".join(map(repr, tenants))[:100]
+        raise PermissionDenied(f"{ACTS_FOR} is {given}; must be one name of 1 to {MAX_TENANT_LETTERS} characters")
     if tenant != identity.tenant and identity.role < Role.ADMIN:
-        raise PermissionDenied("the caller's role does not allow this call")
+        raise PermissionDenied(
+            f"{ACTS_FOR} is {tenant!r}; the role {identity.role.name.lower()} is for the caller's own tenant alone"
+        )
     return dataclasses.replace(identity, acts_for=tenant)

@@ -24,7 +24,16 @@ from typing import Any
 
 from gruve.errors import CredentialsBroken, InvalidField
 from gruve.ports import read_bytes
-from gruve.serve.identity import MAX_TENANT_LETTERS, MAX_WEIGHT, NO_LIMITS, Identity, Limits, Role, is_tenant
+from gruve.serve.identity import (
+    MAX_TENANT_LETTERS,
+    MAX_WEIGHT,
+    NO_LIMITS,
+    ROLE_NAMES,
+    Identity,
+    Limits,
+    Role,
+    is_tenant,
+)
 from gruve.serve.watched_file import WatchedFile
 
 KEY_PREFIX = "gruve_"
@@ -167,8 +176,10 @@ def _parse(path: Path, data: bytes) -> list[ApiKey]:
 
 
 def _key(fields: dict[str, Any]) -> ApiKey:
-    role = {role.name.lower(): role for role in (Role.USE, Role.ADMIN)}[fields.get("role", "use")]
-    key = ApiKey(**fields | {"role": role, "limits": Limits(**fields.get("limits", {}))})
+    role = fields.get("role", "use")
+    if role not in ROLE_NAMES:
+        raise InvalidField("role", f"is {role!r}; must be one of {', '.join(ROLE_NAMES)}")
+    key = ApiKey(**fields | {"role": ROLE_NAMES[role], "limits": Limits(**fields.get("limits", {}))})
     key.expires_s  # noqa: B018 - raises ValueError for what is no date
     return key
 

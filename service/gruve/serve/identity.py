@@ -32,6 +32,10 @@ class Role(enum.IntEnum):
     """Also reload models, use the sessions of other tenants, and read channelz."""
 
 
+ROLE_NAMES = {role.name.lower(): role for role in Role}
+"""The roles by the names that files of keys and tokens have for them."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
     """How much a tenant may use at a time. None means no limit of its own.

@@ -20,7 +20,7 @@ from typing import Any
 import jwt
 
 from gruve.errors import CredentialsBroken, InvalidField
-from gruve.serve.identity import MAX_WEIGHT, Identity, Limits, Role, is_tenant
+from gruve.serve.identity import MAX_WEIGHT, ROLE_NAMES, Identity, Limits, is_tenant
 from gruve.serve.watched_file import WatchedFile
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ MAX_EXPIRY_S = 253_402_300_799
 """The end of the year 9999: a time after it is a mistake, such as milliseconds, and the token would never expire."""
 MAX_KNOWN = 1_024
 """Verified tokens that are remembered: a signature takes longer to verify than a small request to serve."""
-ROLES = {"use": Role.USE, "admin": Role.ADMIN}
 
 
 class WebTokens:
@@ -87,11 +86,11 @@ class WebTokens:
         role: Any = claims.get("gruve_role", "use")
         weight, limits = _weight(claims), _limits(claims)
         expires_s = int(claims["exp"])  # PyJWT has checked that it is a number
-        if expires_s > MAX_EXPIRY_S:
+        if not is_tenant(tenant) or not isinstance(role, str) or role not in ROLE_NAMES:
             return None
-        if not is_tenant(tenant) or not isinstance(role, str) or role not in ROLES or weight is None or limits is None:
+        if weight is None or limits is None or expires_s > MAX_EXPIRY_S:
             return None
-        return Identity(tenant, ROLES[role], weight=weight, limits=limits), expires_s
+        return Identity(tenant, ROLE_NAMES[role], weight=weight, limits=limits), expires_s
 
 
 def _weight(claims: dict[str, Any]) -> float | None:
