@@ -36,9 +36,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: Context,
     ) -> model_pb2.ListModelsResponse:
         """Lists the entries of the repository, a page at a time."""
-        size = page_size(request, DEFAULT_PAGE, MAX_PAGE, least=1)
-        after = page_start(request.page_token, NAME)[0]
-        names = sorted(name for name in self._models.served if name > after)
+        size = page_size(request, DEFAULT_PAGE, MAX_PAGE, minimum=1)
+        start = page_start(request.page_token, NAME)
+        names = sorted(name for name in self._models.served if not start or name > start[0])
         response = model_pb2.ListModelsResponse()
         size_bytes = 0
         for name in names[:size]:
@@ -48,7 +48,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             if size_bytes > MAX_PAGE_BYTES:
                 break
         if len(response.models) < len(names):
-            response.next_page_token = page_token(name)
+            response.next_page_token = page_token(response.models[-1].name)
         return response
 
     async def GetModel(
@@ -75,7 +75,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.DetokenizeResponse:
         """Converts tokens to a text."""
         tokenizer = await self._models.tokenizer(request.model)
-        validation.check_prompt_size("token_ids", request.token_ids)
+        validation.check_size("token_ids", len(request.token_ids), 0, validation.MAX_PROMPT_TOKENS, "tokens")
         validation.check_ids("token_ids", request.token_ids, tokenizer)
         return model_pb2.DetokenizeResponse(text=tokenizer.decode(request.token_ids))
 

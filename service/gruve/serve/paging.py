@@ -13,14 +13,14 @@ MAX_PAGE_BYTES = 1 << 20
 """The size of the entries on a page. By default gRPC clients accept messages of 4 MiB."""
 
 
-def page_size(request: Any, default: int, most: int, least: int) -> int:
-    """The `page_size` of a request, cut to `most`. Raises `InvalidField` if it is below `least`."""
+def page_size(request: Any, default: int, maximum: int, *, minimum: int) -> int:
+    """The `page_size` of a request, cut to `maximum`. Raises `InvalidField` if it is below `minimum`."""
     if not request.HasField("page_size"):
         return default
     size: int = request.page_size
-    if size < least:
-        raise InvalidField("page_size", f"{size} is below {least}")
-    return min(size, most)
+    if size < minimum:
+        raise InvalidField("page_size", f"{size} is below {minimum}")
+    return min(size, maximum)
 
 
 def page_token(*parts: str) -> str:
@@ -29,9 +29,9 @@ def page_token(*parts: str) -> str:
 
 
 def page_start(token: str, kind: re.Pattern[str]) -> tuple[str, ...]:
-    """The parts of a page token; one empty part for the first page. Raises `InvalidField` for any other text."""
+    """The parts of a page token, () for the first page. Raises `InvalidField` for a text that is not of this kind."""
     if not token:
-        return ("",)
+        return ()
     try:
         text = base64.urlsafe_b64decode(token.encode("ascii")).decode()
     except (binascii.Error, UnicodeError):

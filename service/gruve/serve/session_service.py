@@ -18,6 +18,7 @@ from gruve.errors import (
     ModelError,
     PositionMismatch,
 )
+from gruve.model.config import MAX_VOCABULARY_SIZE
 from gruve.serve import messages, validation
 from gruve.serve.identity import current_identity
 from gruve.serve.ledger import Ledger
@@ -40,8 +41,8 @@ DEFAULT_LIST_PAGE, MAX_LIST_PAGE = 100, 1_000
 MAX_BRANCHES = 64
 ENVELOPE_BYTES = 256
 """The maximum size of an import request without the exported session."""
-WIDEST_VOCABULARY = 65_535
-"""Assumed for the vocabulary of a model that does not serve."""
+LOCATIONS = {"": session_pb2.SESSION_LOCATION_MEMORY, "store": session_pb2.SESSION_LOCATION_STORE}
+"""By the places that `Persistence.read` names. Any other place is another server."""
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
@@ -53,14 +54,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         persistence: Persistence,
         ledger: Ledger,
         export_key: bytes | None,
-        most_request_bytes: int,
+        max_request_bytes: int,
     ) -> None:
         """`ledger` knows what sessions a tenant may have. Without `export_key`, export and import are refused."""
         self._models = models
         self._persistence = persistence
         self._ledger = ledger
         self._export_key = export_key
-        self._most_blob_bytes = most_request_bytes - ENVELOPE_BYTES
+        self._max_blob_bytes = max_request_bytes - ENVELOPE_BYTES
 
     async def CreateSession(
         self,
@@ -83,9 +84,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.GetSessionResponse:
         """Shows a session and a page of its transcript."""
-        size = page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, least=0)
+        size = page_size(request, DEFAULT_TRANSCRIPT_PAGE, MAX_TRANSCRIPT_PAGE, minimum=0)
         session, place = await self._persistence.read(request.session_id, _owner())
-        first = int(page_start(request.page_token, TRANSCRIPT_PAGE)[0] or 0)
+        start = page_start(request.page_token, TRANSCRIPT_PAGE)
+        first = int(start[0]) if start else 0
         after = max(first, min(first + size, session.position))
         response = session_pb2.GetSessionResponse(session=self._message(session, place), position=first)
         if size:
@@ -104,9 +106,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         context: Context,
     ) -> session_pb2.ListSessionsResponse:
         """Lists sessions, the latest created first, a page at a time."""
-        size = page_size(request, DEFAULT_LIST_PAGE, MAX_LIST_PAGE, least=1)
-        created, last_id = (*page_start(request.page_token, LIST_PAGE), "")[:2]
-        before = (float.fromhex(created), last_id) if created else None
+        size = page_size(request, DEFAULT_LIST_PAGE, MAX_LIST_PAGE, minimum=1)
+        start = page_start(request.page_token, LIST_PAGE)
+        before = (float.fromhex(start[0]), start[1]) if start else None
         found = await self._persistence.page(request.model, before, size + 1, _owner())
         response = session_pb2.ListSessionsResponse()
         size_bytes = 0
@@ -132,8 +134,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ForkSessionRequest, context: Context
     ) -> session_pb2.ForkSessionResponse:
         """Forks a session into branches."""
-        if not 1 <= len(request.branches) <= MAX_BRANCHES:
-            raise InvalidField("branches", f"{len(request.branches)} branches; must be 1 to {MAX_BRANCHES}")
+        validation.check_size("branches", len(request.branches), 1, MAX_BRANCHES, "branches")
         seeds = [branch.seed if branch.HasField("seed") else secrets.randbits(64) for branch in request.branches]
         async with self._persistence.use(request.session_id, _owner()) as session:
             await self._check_quota(len(seeds), len(seeds) * content_bytes(session))
@@ -163,9 +164,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ExportSessionRequest, context: Context
     ) -> session_pb2.ExportSessionResponse:
         """Exports a session as one signed blob."""
-        key = self._key()
+        key = self._lasting_key()
         async with self._persistence.use(request.session_id, _owner()) as session:
-            return session_pb2.ExportSessionResponse(blob=export_session(session, key, self._most_blob_bytes))
+            return session_pb2.ExportSessionResponse(blob=export_session(session, key, self._max_blob_bytes))
 
     async def ImportSession(
         self, request: session_pb2.ImportSessionRequest, context: Context
@@ -173,7 +174,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Creates a session from an exported one."""
         longest_s = self._persistence.config.idle_ttl_s
         ttl_s = validation.validate_ttl(request, "idle_ttl", longest_s)
-        exported = import_session(request.blob, self._key())
+        exported = import_session(request.blob, self._lasting_key())
         _, version = self._models.find(exported.model, exported.digest)
         if exported.digest != version.digest:
             raise ModelChanged(
@@ -194,13 +195,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         bounds = self._ledger.session_bounds(current_identity().limits)
         await self._persistence.check_quota(_owner(), new, new_bytes, bounds)
 
-    def _key(self) -> bytes:
+    def _lasting_key(self) -> bytes:
+        """The key that signs exported sessions. Raises `ExportKeyMissing`."""
         if self._export_key is None:
             raise ExportKeyMissing("this server has no lasting key; it needs GRUVE_EXPORT_KEY or GRUVE_SESSION_KEY")
         return self._export_key
 
     def _message(self, entry: Session | SessionSummary, place: str = "") -> session_pb2.Session:
-        """The message of a session at a location as in `Persistence.read`."""
+        """Describes a session. `place` says where it is, as `Persistence.read` does: "" is this server's memory."""
         session = unpack_head(entry) if isinstance(entry, SessionSummary) else entry
         message = session_pb2.Session(
             id=session.id,
@@ -216,7 +218,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             in_use=session.in_use or place not in LOCATIONS,
         )
         if session.sampling is not None:
-            message.sampling.CopyFrom(messages.sampling_message(session.sampling, self._size(session)))
+            message.sampling.CopyFrom(messages.sampling_message(session.sampling, self._vocabulary_size(session)))
         if not place and self._persistence.is_behind(session):
             message.durable_position = max(0, session.store_progress.durable_position - 1)
         return message
@@ -224,7 +226,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     def _generations(
         self, session: Session, in_use: bool, first: int, after: int
     ) -> tuple[list[session_pb2.Generation], int]:
-        """The generations that begin in [`first`, `after`) and fit on a page, and the position where the page ends."""
+        """The generations that begin from `first` on and before `after` and fit on a page, and where the page ends."""
         listed: list[session_pb2.Generation] = []
         size_bytes = 0
         for generation in session.generations:
@@ -247,7 +249,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             prompt_position=generation.prompt_position,
             start_position=generation.start_position,
             next_position=generation.next_position,
-            sampling=messages.sampling_message(generation.sampling, self._size(session)),
+            sampling=messages.sampling_message(generation.sampling, self._vocabulary_size(session)),
             max_tokens=generation.max_tokens,
             finish_reason=messages.FINISH_REASONS[reason] if reason else generation_pb2.FINISH_REASON_UNSPECIFIED,
             finished=generation.finished,
@@ -267,14 +269,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
                     return host.model.tokenizer.decode(tokens)
         return ""
 
-    def _size(self, session: Session) -> int:
+    def _vocabulary_size(self, session: Session) -> int:
+        """That of the session's model; the largest that there is if the model does not serve."""
         with contextlib.suppress(GruveError):
             config = self._models.find(session.model, session.digest)[1].config
-            return WIDEST_VOCABULARY if config is None else config.vocabulary_size
-        return WIDEST_VOCABULARY
-
-
-LOCATIONS = {"": session_pb2.SESSION_LOCATION_MEMORY, "store": session_pb2.SESSION_LOCATION_STORE}
+            return MAX_VOCABULARY_SIZE if config is None else config.vocabulary_size
+        return MAX_VOCABULARY_SIZE
 
 
 def _owner() -> str:

@@ -113,11 +113,6 @@ async def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def check_prompt_size(field: str, ids: Sequence[int]) -> None:
-    """Refuses more tokens than a prompt may have."""
-    check_size(field, len(ids), 0, MAX_PROMPT_TOKENS, "tokens")
-
-
 def check_ids(field: str, ids: Sequence[int], tokenizer: Tokenizer) -> None:
     """Refuses a token id that is not in the vocabulary."""
     if ids and max(ids) >= tokenizer.size:
@@ -141,7 +136,7 @@ def check_between(field: str, value: float, minimum: float, maximum: float) -> f
 
 
 def check_size(field: str, size: int, minimum: int, maximum: int, unit: str = "entries") -> None:
-    """Refuses a number of entries that is out of bounds."""
+    """Refuses a number of entries, or of another unit, that is out of bounds."""
     if not minimum <= size <= maximum:
         raise InvalidField(field, f"{size} {unit}; must be {minimum} to {maximum}")
 

@@ -53,7 +53,7 @@ def validate_generate(
     max_ttl_s: float,
     credit: int | None = None,
 ) -> ValidatedGenerate:
-    """Validate a request; `time_remaining_s` is the time until its call's deadline, None without one.
+    """Validates a request; `time_remaining_s` is the time until its call's deadline, None without one.
 
     Checks that need the model's vocabulary are made when the prompt's tokens are known. Raises `InvalidField`.
     """
