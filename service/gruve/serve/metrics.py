@@ -132,7 +132,7 @@ class Metrics:
 
     def watch_sessions(self, sessions: SessionTable, persistence: PersistenceState) -> None:
         """Adds the metrics of the session table and the store, which are read at each scrape."""
-        self.registry.register(_SessionTable(sessions, persistence))
+        self.registry.register(_SessionCollector(sessions, persistence))
 
     def watch_certificate(self, expires_s: Callable[[], float]) -> None:
         """Adds the metric of the server's certificate, whose Unix time of expiry is read at each scrape."""
@@ -145,7 +145,7 @@ class Metrics:
 
     def watch_models(self, models: LoadedModels) -> None:
         """Adds the metrics of loading and unloading, which are read at each scrape."""
-        self.registry.register(_LoadedModels(models))
+        self.registry.register(_ModelCollector(models))
 
     def rpc(self, kind: str, service: str, method: str) -> RpcMetrics:
         """The series of one method; `kind` is its `grpc_type` label."""
@@ -336,7 +336,7 @@ class ModelMetrics:
             self._queue.observe(queue_s)
 
 
-class _LoadedModels(Collector):
+class _ModelCollector(Collector):
     """Collects the metrics of loading and unloading models."""
 
     def __init__(self, models: LoadedModels) -> None:
@@ -360,7 +360,7 @@ class _LoadedModels(Collector):
             )
 
 
-class _SessionTable(Collector):
+class _SessionCollector(Collector):
     """Collects the metrics of the session table and the store."""
 
     def __init__(self, sessions: SessionTable, persistence: PersistenceState) -> None:

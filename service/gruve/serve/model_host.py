@@ -49,9 +49,9 @@ class ModelHost:
         config: EngineConfig,
         metrics: ModelMetrics,
         loop: asyncio.AbstractEventLoop,
-        on_broken: Callable[[ModelHost], None],
+        on_failure: Callable[[ModelHost], None],
     ) -> None:
-        """`on_broken` is called in the loop when the engine has failed for good. `close` ends what this begins."""
+        """`on_failure` is called in the loop when the engine has failed for good. `close` ends what this begins."""
         self.model = model
         self.version = version
         self.backend = backend
@@ -71,12 +71,12 @@ class ModelHost:
             self._deliver,
             config,
             end_id=model.tokenizer.end_id,
-            on_failure=self._report_broken,
+            on_failure=self._report_failure,
         )
         self.metrics = metrics
         metrics.watch(self.engine)
         self._loop = loop
-        self._on_broken = on_broken
+        self._on_failure = on_failure
         self._listeners: dict[int, Listener] = {}
         self._calls: collections.deque[CallReport] = collections.deque()
         """Reports that the engine has delivered and the loop has not processed."""
@@ -118,12 +118,13 @@ class ModelHost:
         # The engine and its callbacks refer to each other, so the host itself may stay until a garbage collection.
         self.model = dataclasses.replace(self.model, weights={})
 
-    def _report_broken(self) -> None:
+    def _report_failure(self) -> None:
+        """Brings the failure of the engine into the loop. Runs on the engine's threads."""
         self._loop.call_soon_threadsafe(self._fail)
 
     def _fail(self) -> None:
         self.failed = True
-        self._on_broken(self)
+        self._on_failure(self)
 
     def _dispatch(self) -> None:
         self._woken = False  # first, because a report that arrives during the loop below needs another wake-up

@@ -143,7 +143,7 @@ async def serve(
     On SIGTERM and SIGHUP, running streams continue for `drain_s`; if sessions are stored, and can continue elsewhere,
     they are handed over at once. SIGINT and a second signal hand them over at once too. Raises `ModelUnknown` if no
     model can be served, `CannotListen` if a port cannot be used, `CredentialsBroken` if a certificate cannot,
-    `StoreBroken` or `StoreUnavailable` if the store cannot, and `InvalidField` if the store is none.
+    `StoreBroken` or `StoreUnavailable` if the store cannot, and `InvalidField` if `config.store` names none.
     """
     # The engine's threads need the GIL once for each call, and the event loop holds it most of the time. By default it
     # would be released after 5 ms, which is as long as a call.
@@ -246,21 +246,16 @@ class Server:
 
         If sessions are stored, streams can continue elsewhere, so it does not wait.
         """
-        log.info("draining", extra={"ending": ending, "running": self._load()})
+        log.info("draining", extra={"ending": ending, "running": self._sequence_count()})
         self.interceptor.draining = True
         self._stop_watching()
         await self._set_health(False)
         if ending == "drain" and self.persistence.store is None:
-            second_ending, quiet = (
-                asyncio.ensure_future(endings.get()),
-                asyncio.ensure_future(self.interceptor.quiet.wait()),
-            )
-            _, waiting = await asyncio.wait(
-                (second_ending, quiet), timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            for future in waiting:
-                future.cancel()
-        log.info("handing over", extra={"running": self._load()})
+            waits = asyncio.create_task(endings.get()), asyncio.create_task(self.interceptor.quiet.wait())
+            await asyncio.wait(waits, timeout=self.config.drain_s, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        log.info("handing over", extra={"running": self._sequence_count()})
 
     async def _close(self) -> None:
         """Shuts down, the engines first: what they hand over has to be sent and stored."""
@@ -361,7 +356,8 @@ class Server:
     def _report_store(self, failing: bool) -> None:
         self.health.set_soon(STORE, not failing)
 
-    def _load(self) -> int:
+    def _sequence_count(self) -> int:
+        """How many sequences run or wait."""
         return sum(host.engine.load for host in self.models.hosts)
 
 

@@ -6,14 +6,13 @@ Stack traces go to the log under an incident id, never to a client.
 from __future__ import annotations
 
 import logging
-import math
 import uuid
 
 import grpc
-from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from gruve import errors
+from gruve.serve.messages import duration
 
 log = logging.getLogger(__name__)
 DOMAIN = "gruve"
@@ -83,9 +82,7 @@ def trailer(error: errors.GruveError) -> tuple[str, bytes]:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     retry_after_s = getattr(error, "retry_after_s", 1.0)
     if isinstance(error, RETRIES) and retry_after_s is not None:
-        fraction, whole = math.modf(retry_after_s)
-        delay = duration_pb2.Duration(seconds=int(whole), nanos=int(fraction * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration(retry_after_s)))
     status = status_pb2.Status(code=status_code(error).value[0], message=shorten(str(error)))
     for detail in details:
         status.details.add().Pack(detail)
