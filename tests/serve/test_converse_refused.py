@@ -46,7 +46,9 @@ def test_a_control_that_cannot_be_carried_out_disturbs_nothing(server, control, 
 def test_a_prompt_that_fills_the_transcript_is_refused(start):
     server = start(sessions=SessionsConfig(max_transcript_tokens=60))
     conversation = talk(server, 10, max_tokens=LONG).until(10)
-    assert conversation.reason(conversation.insert("O" * 60)) == "TRANSCRIPT_FULL"
+    refused = conversation.insert("O" * 60)
+    assert conversation.reason(refused) == "TRANSCRIPT_FULL"
+    assert "would have 60 tokens; at most 59" in conversation.answers[refused].message
     conversation.grant(100)
     assert conversation.rest().finish == "LENGTH"
 

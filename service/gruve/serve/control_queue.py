@@ -80,9 +80,11 @@ class ControlQueue:
             raise PositionMismatch(f"{field} is {control.at}; the generation starts at {start}")
         if control.kind == "rewind" and control.at is not None and control.at > here:
             raise PositionMismatch(f"{field} is {control.at}; the next token is that of {here}")
-        if sum(len(waiting.prompt) for *_, waiting in self._waiting) + len(control.prompt) >= self._max_transcript:
+        prompt_tokens = sum(len(waiting.prompt) for *_, waiting in self._waiting) + len(control.prompt)
+        if prompt_tokens >= self._max_transcript:
             raise TranscriptFull(
-                f"the prompts that wait for their positions have more than {self._max_transcript - 1} tokens"
+                f"the prompts that wait for their positions would have {prompt_tokens} tokens; "
+                f"at most {self._max_transcript - 1}"
             )
         if len(self._waiting) >= MAX_WAITING:
             raise InvalidField(field, f"{MAX_WAITING} controls wait for their positions already")

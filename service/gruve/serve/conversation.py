@@ -31,10 +31,10 @@ from gruve.model.tokenizer import Tokenizer
 from gruve.receipt.signing import Sign
 from gruve.serve.control_queue import ControlQueue
 from gruve.serve.model_host import ModelHost
+from gruve.serve.steered_generation import SteeredGeneration
 from gruve.serve.stream import Stream
 from gruve.serve.validation_converse import MAX_CREDIT, Control
 from gruve.serve.validation_generate import ValidatedGenerate
-from gruve.sessions import steering
 from gruve.sessions.admission import build_admission
 from gruve.sessions.opening import RunningGeneration
 from gruve.sessions.record import SNAPSHOT_TOKENS
@@ -63,8 +63,7 @@ class Conversation(Stream):
         self._controls = ControlQueue(running.max_transcript, on_answer=self._changed.set)
         self._has_room = asyncio.Event()
         self._called_back = False
-        self._taken_back = self._inserted = 0
-        """How many generated tokens controls have taken back or discarded unsent, and how many tokens were inserted."""
+        self._steered = SteeredGeneration(running, self._buffer, self._request)
         self._credit_end = 0
         """The position at which the credit of the running sequence ends."""
 
@@ -304,37 +303,21 @@ class Conversation(Stream):
 
     def _apply(self, position: int, order: int, control: Control) -> None:
         """Applies a control at its position; one that falls on an inserted prompt is applied after the prompt."""
-        session, generation, prompt = self.running.session, self.generation, control.prompt
-        if control.kind != "rewind":
-            for begin, after in generation.inserted:
-                if begin <= position < after:
-                    self._controls.postpone(after, order, control)
-                    return
-        if prompt and position + len(prompt) >= self.running.max_transcript:
-            why = f"the prompt has {len(prompt)} tokens and comes at {position}"
-            max_position = self.running.max_transcript - 1
-            self._controls.refuse(control, TranscriptFull(f"{why}; at most {max_position} leave room to generate"))
+        after_prompt = self._steered.position_after_prompt(control, position)
+        if after_prompt > position:
+            self._controls.postpone(after_prompt, order, control)
             return
         try:
-            if control.kind in ("change_parameters", "insert_prompt") or control.seed is not None:
-                steering.check_room(generation, position, control.sampling)
-            if control.kind != "stop":
-                self._count(len(prompt) + self._generated_in(position, generation.next_position))
-        except LimitExceeded as error:
+            self._steered.check_room(control, position)
+            self._count(self._steered.tokens_to_compute(control, position))
+        except (TranscriptFull, LimitExceeded) as error:
             self._controls.refuse(control, error)
             return
-        self._inserted += len(prompt)
-        self._rewind(position, control.seed)
-        if control.kind == "change_parameters":
-            steering.change_parameters(session, generation, position, control.sampling)
-        elif control.kind == "insert_prompt":
-            steering.insert_prompt(session, generation, position, prompt, control.sampling)
-            if not self._request.echo or self._request.logprobs is None:  # else the engine has their log-probabilities
-                self._buffer.add(position, prompt)
-        elif control.kind == "pause":
+        self._steered.apply(control, position)
+        if control.kind == "pause":
             self._paused = True
         elif control.kind == "stop":
-            self._stop(position)
+            self._stopped = True
         self._controls.answer(control, position)
 
     def _count(self, tokens: int) -> None:
@@ -342,25 +325,13 @@ class Conversation(Stream):
         if tokens > 0 and self.reservation is not None:
             self.reservation.add_tokens(tokens, time.monotonic())
 
-    def _generated_in(self, begin: int, end: int) -> int:
-        """How many of the tokens from `begin` to `end` were generated, and not inserted."""
-        inserted = self.generation.inserted
-        return max(0, end - begin - sum(max(0, min(after, end) - max(at, begin)) for at, after in inserted))
-
     def _used_tokens(self, taken_back: int = 0) -> int:
-        return super()._used_tokens(taken_back + self._taken_back) + self._inserted
-
-    def _rewind(self, position: int, seed: int | None = None) -> None:
-        """Makes `position` the next one, in the record and in the buffer."""
-        self._taken_back += self._generated_in(position, self.generation.next_position)
-        steering.rewind_generation(self.running.session, self.generation, position, seed)
-        self._buffer.rewind(self.running.session, position)
+        return super()._used_tokens(taken_back + self._steered.taken_back) + self._steered.inserted
 
     def _stop(self, position: int) -> None:
         """Finishes the generation before `position`."""
-        self._rewind(position)
+        self._steered.stop(position)
         self._stopped = True
-        steering.stop(self.running.session, self.generation)
 
     def _admit_segment(self, *, readmitted: bool, preempted: bool = False) -> None:
         """Gives the engine the next segment, as far as credit and waiting controls allow; none if that is nothing."""
