@@ -214,6 +214,14 @@ REASONS = [
     ({"user": {"id": 1}}, "user is an object; must be a string"),
     ({"temperature": "x" * 99}, f'temperature is "{"x" * 39}...; must be a number'),
     ({"stream_options": {}}, "stream_options is allowed only if stream is true"),
+    ({"stream_options": 7}, "stream_options is 7; must be an object"),
+    ({"logit_bias": [5]}, "logit_bias is a list; must be an object of token ids and numbers"),
+    ({"logit_bias": {"a": 1}}, 'logit_bias has "a": 1; must be an object of token ids and numbers'),
+    (
+        {"prompt": [1, "a"]},
+        'prompt has the entry "a" in a list; must be a string, a list of strings, a list of token ids, '
+        "or a list of such lists",
+    ),
     ({"session": "new", "n": 2}, "session is allowed for one answer; n and the prompts ask for 2"),
     (
         {"n": 128, "max_tokens": 2_000, "logprobs": 20},
@@ -223,7 +231,7 @@ REASONS = [
         MEASURE | {"prompt": 2 * ["a" * 7_000], "logprobs": 20},
         "logprobs: asks for up to 294000 log-probabilities in all; without stream at most 262144",
     ),
-    ({"temperature": 10**400}, f"temperature is 1{'0' * 19}...; must be within ±1.8e+308"),
+    ({"temperature": 10**400}, f"temperature is 1{'0' * 39}...; must be within ±1.8e+308"),
 ]
 
 

@@ -86,5 +86,5 @@ def create_app(config: GatewayConfig) -> Starlette:
     )
     app.state.config, app.state.client, app.state.texts = config, client, TokenTexts(client)
     app.state.end_calls = end_calls
-    app.state.one_tune = asyncio.Semaphore(1)
+    app.state.tune_turn = asyncio.Lock()
     return app

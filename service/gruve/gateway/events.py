@@ -19,7 +19,7 @@ from starlette.responses import Response
 from gruve.client import AsyncTokenStream, CallFailed, Cancelled, Chunk, GenerateOptions
 from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField
-from gruve.gateway.fields import Fields, json_fields
+from gruve.gateway.fields import Fields, json_fields, text_or_tokens
 from gruve.gateway.sampling import MAX_JSON_SEED, take_options
 from gruve.gateway.sse import HEADERS, EventResponse, Events, event, event_response
 
@@ -75,7 +75,8 @@ def _come_back(failure: CallFailed) -> Response:
 def _asked(fields: Fields, last_event_id: str) -> EventsRequest:
     position, drawn = _resumed(last_event_id)
     session, seed, generation_id = fields.string("session"), fields.integer("seed"), fields.string("generation_id")
-    model, prompt = fields.string("model"), _prompt(fields.take("prompt"))
+    model = fields.string("model")
+    prompt = text_or_tokens("prompt", fields.take("prompt"), "a string, or a list of token ids in a JSON body")
     if session is not None and generation_id is None:
         why = "is absent; with a session it is needed, so that a client that connects again continues this generation"
         raise InvalidField("generation_id", why)
@@ -105,14 +106,6 @@ def _resumed(last_event_id: str) -> tuple[int | None, int | None]:
     if found is None:
         raise InvalidField(LAST_EVENT_ID, f"is {last_event_id[:60]!r}; must be the id of an event")
     return int(found[1]), None if found[2] is None else int(found[2])
-
-
-def _prompt(value: Any) -> Text | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str) or (isinstance(value, list) and value and all(type(token) is int for token in value)):
-        return value
-    raise InvalidField("prompt", "must be a string, or a list of token ids in a JSON body")
 
 
 async def _events(asked: EventsRequest, stream: AsyncTokenStream) -> Events:

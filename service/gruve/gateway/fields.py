@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField, Refused
 
 MAX_QUOTED = 40
@@ -45,7 +46,7 @@ class Fields:
             (minimum is not None and value < minimum) or (maximum is not None and value > maximum)
         ):
             bound = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
-            raise InvalidField(name, f"is {str(value)[:40]}; must be {bound}")
+            raise InvalidField(name, f"is {quoted(value)}; must be {bound}")
         return value
 
     def number(self, name: str) -> float | None:
@@ -54,7 +55,7 @@ class Fields:
         try:
             return None if value is None else float(_given(name, value, int | float, "a number"))
         except OverflowError:
-            raise InvalidField(name, f"is {str(value)[:20]}...; must be within ±{sys.float_info.max:.2g}") from None
+            raise InvalidField(name, f"is {quoted(value)}; must be within ±{sys.float_info.max:.2g}") from None
 
     def boolean(self, name: str) -> bool:
         """true or false; false if it is absent."""
@@ -75,6 +76,11 @@ class Fields:
         """A list of whole numbers."""
         value = _checked(name, self.take(name), list, "a list of whole numbers")
         return None if value is None else [_given(name, number, int, "a list of whole numbers") for number in value]
+
+    def mapping(self, name: str, wanted: str = "an object") -> dict[str, Any] | None:
+        """An object."""
+        value: dict[str, Any] | None = _checked(name, self.take(name), dict, wanted)
+        return value
 
     def refuse_rest(self) -> None:
         """Refuses fields that were not read, because they would have no effect."""
@@ -108,6 +114,35 @@ async def json_fields(request: Request) -> Fields:
     return Fields(values)
 
 
+def text_or_tokens(name: str, value: Any, wanted: str) -> Text | None:
+    """A prompt: a text, or a list of token ids; None if it is absent or an empty text."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise InvalidField(name, f"is {quoted(value)}; must be {wanted}")
+    if not value:
+        raise InvalidField(name, f"is an empty list; must be {wanted}")
+    for entry in value:
+        if not is_token(entry):
+            raise InvalidField(name, f"has the entry {quoted(entry)} in a list; must be {wanted}")
+    return value
+
+
+def is_token(value: Any) -> bool:
+    """Whether a value can be a token id."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def quoted(value: Any) -> str:
+    """A value as JSON has it, shortened; of an object or a list the kind alone."""
+    if isinstance(value, dict | list):
+        return _kind(value)
+    text = json.dumps(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
+
+
 def _malformed(why: str) -> Refused:
     return Refused(400, "REQUEST_MALFORMED", f"the body is not a JSON object: {why}")
 
@@ -123,16 +158,8 @@ def _checked(name: str, value: Any, kind: type | UnionType, wanted: str) -> Any:
 
 def _given(name: str, value: Any, kind: type | UnionType, wanted: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InvalidField(name, f"is {_quoted(value)}; must be {wanted}")
+        raise InvalidField(name, f"is {quoted(value)}; must be {wanted}")
     return value
-
-
-def _quoted(value: Any) -> str:
-    """A value as JSON has it, shortened; of an object or a list the kind alone."""
-    if isinstance(value, dict | list):
-        return _kind(value)
-    text = json.dumps(value)
-    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def _kind(value: Any) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 from gruve.client.messages import GenerateOptions
 from gruve.gateway.errors import InvalidField
-from gruve.gateway.fields import Fields
+from gruve.gateway.fields import Fields, quoted
 
 TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,11}")
+BIASES = "an object of token ids and numbers"
 MAX_JSON_SEED = 1 << 53
 """A seed that the gateway draws is below this, so that every reader of JSON keeps it exactly."""
 
@@ -28,20 +29,18 @@ def take_options(fields: Fields) -> GenerateOptions:
         "stop": fields.strings("stop"),
         "stop_token_ids": fields.integers("stop_token_ids"),
         "max_tokens_per_second": fields.number("rate"),
-        "logit_bias": _logit_bias(fields.take("logit_bias")),
+        "logit_bias": _logit_bias(fields.mapping("logit_bias", BIASES)),
     }
     return options
 
 
-def _logit_bias(value: Any) -> dict[int, float] | None:
+def _logit_bias(value: dict[str, Any] | None) -> dict[int, float] | None:
     """The map of a logit bias, whose keys JSON has as strings."""
     if value is None:
         return None
-    if not isinstance(value, dict):
-        raise InvalidField("logit_bias", "must be an object of token ids and numbers")
     found: dict[int, float] = {}
     for key, number in value.items():
         if not TOKEN_ID.fullmatch(key) or isinstance(number, bool) or not isinstance(number, int | float):
-            raise InvalidField("logit_bias", f"has {key[:40]!r}; must be an object of token ids and numbers")
+            raise InvalidField("logit_bias", f"has {quoted(key)}: {quoted(number)}; must be {BIASES}")
         found[int(key)] = number
     return found

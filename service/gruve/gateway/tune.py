@@ -44,7 +44,7 @@ class TuneRequest:
 async def tune(request: Request) -> Response:
     """Answers with the tune; 400 if the text has none."""
     asked = await _asked(request)
-    async with request.app.state.one_tune:
+    async with request.app.state.tune_turn:
         return await asyncio.to_thread(_answer, asked)
 
 
@@ -53,7 +53,7 @@ async def beginning(request: Request) -> Response:
     fields = await json_fields(request)
     text = _text(fields, "must be ABC, complete or the beginning of a tune")
     fields.refuse_rest()
-    async with request.app.state.one_tune:
+    async with request.app.state.tune_turn:
         return await asyncio.to_thread(_begin, text)
 
 

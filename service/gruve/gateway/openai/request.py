@@ -10,13 +10,15 @@ from gruve.client import GenerateOptions
 from gruve.client.completions import SEEDS, derived_seed
 from gruve.client.messages import Text
 from gruve.gateway.errors import InvalidField
-from gruve.gateway.fields import Fields
+from gruve.gateway.fields import Fields, is_token, text_or_tokens
 from gruve.gateway.sampling import MAX_JSON_SEED, take_options
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
+PROMPTS = "a string, a list of strings, a list of token ids, or a list of such lists"
 MAX_CHOICES = 128
 """The most answers to one request: prompts times `n`."""
+MAX_LOGPROBS = 20
 MAX_WHOLE_LOGPROBS = 262_144
 """The most log-probabilities, alternatives included, of answers that are not streamed: the gateway holds them all, and
 answers nobody else for 0.2 s while it writes them."""
@@ -67,9 +69,9 @@ def completion_request(fields: Fields) -> CompletionRequest:
         n=n,
         max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
         echo=fields.boolean("echo"),
-        logprobs=fields.integer("logprobs", 0, 20),
+        logprobs=fields.integer("logprobs", 0, MAX_LOGPROBS),
         stream=stream,
-        include_usage=_include_usage(fields.take("stream_options"), stream=stream),
+        include_usage=_include_usage(fields.mapping("stream_options"), stream=stream),
         session=session,
         seed=secrets.randbelow(MAX_JSON_SEED) if seed is None and session in (None, "new") else seed,
         generation_id=fields.string("generation_id"),
@@ -84,29 +86,15 @@ def completion_request(fields: Fields) -> CompletionRequest:
 
 def _prompts(value: Any) -> tuple[Text | None, ...]:
     """The prompts: a text, a list of texts, a list of token ids, or a list of such lists."""
-    many = value if isinstance(value, list) and value and not _is_token(value[0]) else [value]
+    many = value if isinstance(value, list) and value and not is_token(value[0]) else [value]
     if len(many) > MAX_CHOICES:
         raise InvalidField("prompt", f"has {len(many)} prompts; must be at most {MAX_CHOICES}")
-    return tuple(_prompt(one) for one in many)
+    return tuple(text_or_tokens("prompt", one, PROMPTS) for one in many)
 
 
-def _prompt(value: Any) -> Text | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str) or (isinstance(value, list) and value and all(map(_is_token, value))):
-        return value
-    raise InvalidField("prompt", "must be a string, a list of strings, a list of token ids, or a list of such lists")
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _include_usage(value: Any, *, stream: bool) -> bool:
+def _include_usage(value: dict[str, Any] | None, *, stream: bool) -> bool:
     if value is None:
         return False
-    if not isinstance(value, dict):
-        raise InvalidField("stream_options", "must be an object")
     if not stream:
         raise InvalidField("stream_options", "is allowed only if stream is true")
     options = Fields(value)
