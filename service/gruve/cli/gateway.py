@@ -14,9 +14,9 @@ from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, add_switch, bounded
 from gruve.cli.logs import log_error, log_to_standard_error
 from gruve.cli.open_files import raise_open_files
-from gruve.cli.server_flags import add_log_level, tls_files
 from gruve.cli.standard_streams import announce
 from gruve.cli.terminal import Failure
+from gruve.cli.tls_and_log_flags import add_log_level, tls_files
 
 if TYPE_CHECKING:
     from gruve.gateway.config import GatewayConfig

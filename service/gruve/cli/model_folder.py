@@ -12,13 +12,14 @@ from gruve.cli.terminal import Failure
 USUAL: Final = Path("models")
 BUILTIN: Final = Path(__file__).parents[1] / "builtin_models"
 """In an installation a folder of the package; in a clone a link to models/tiny."""
-BUILTIN_NAMES: Final = "tiny"
+BUILTIN_NAME: Final = "tiny"
 
 
-def add_models(parser: argparse._ActionsContainer, help: str = "the folder of models, or of one model") -> None:  # noqa: A002
-    """Declare the flag."""
-    absent = f"default {USUAL}, or without such a folder the model {BUILTIN_NAMES!r} that comes with gruve"
-    add_flag(parser, "--models", Path, None, f"{help}; {absent}", variable="GRUVE_MODELS", metavar="DIR")
+def add_models(parser: argparse._ActionsContainer) -> None:
+    """Declares the flag."""
+    absent = f"default {USUAL}, or without such a folder the model {BUILTIN_NAME!r} that comes with gruve"
+    about = f"the folder of models, or of one model; {absent}"
+    add_flag(parser, "--models", Path, None, about, variable="GRUVE_MODELS", metavar="DIR")
 
 
 def models_folder(given: Path | None) -> Path:
@@ -27,7 +28,7 @@ def models_folder(given: Path | None) -> Path:
         return USUAL if USUAL.is_dir() else BUILTIN
     if not given.is_dir():
         raise Failure(
-            f"--models is {str(given)!r}; there is no such folder. Without --models, the model {BUILTIN_NAMES!r} that "
+            f"--models is {str(given)!r}; there is no such folder. Without --models, the model {BUILTIN_NAME!r} that "
             f"comes with gruve is served where there is no folder {str(USUAL)!r}"
         )
     return given

@@ -15,12 +15,12 @@ from gruve.cli.flags import Parser, add_command
 from gruve.cli.http_beside import GatewayBeside
 from gruve.cli.identity import access_config, check_exposure
 from gruve.cli.logs import AccessLog, log_error, log_to_standard_error
-from gruve.cli.model_folder import BUILTIN, BUILTIN_NAMES, USUAL, models_folder
+from gruve.cli.model_folder import BUILTIN, BUILTIN_NAME, USUAL, models_folder
 from gruve.cli.open_files import raise_open_files
 from gruve.cli.serve_flags import add_flags, default_store
-from gruve.cli.server_flags import tls_files
 from gruve.cli.standard_streams import announce
 from gruve.cli.terminal import Failure
+from gruve.cli.tls_and_log_flags import tls_files
 
 if TYPE_CHECKING:
     from gruve.receipt.signing import Sign
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     args.say_error = log_error
     raise_open_files(USUAL_CONNECTIONS)
     if config.models == BUILTIN:
-        found = {"missing": str(USUAL), "model": BUILTIN_NAMES, "cure": "gruve models add, or --models"}
+        found = {"missing": str(USUAL), "model": BUILTIN_NAME, "cure": "gruve models add, or --models"}
         log.info("there is no folder of models here; the model that comes with gruve is served", extra=found)
     from gruve.serve.server import serve
 

@@ -1,4 +1,4 @@
-"""The client for asyncio. `tools/unasync.py` makes `gruve.client.sync` from `client`, `control` and `stream`."""
+"""The client for asyncio. `tools/unasync.py` makes `gruve.client.sync` from the files here but `transport`."""
 
 from gruve.client.aio.client import AsyncClient
 from gruve.client.aio.control import AsyncControl

@@ -282,9 +282,8 @@ class AsyncClient:
         A lost call is not made again, because the server may have made the copies.
         """
         request = fork_request(session, seeds)
-        await self.get_session(
-            session, transcript=False, timeout_s=timeout_s
-        )  # finds a server that answers before the call that cannot be repeated
+        # Finds a server that answers before the call that cannot be repeated.
+        await self.get_session(session, transcript=False, timeout_s=timeout_s)
         return list((await self._calls.call(lambda s: s.sessions.ForkSession, request, timeout_s, once=True)).sessions)
 
     async def rewind_session(

@@ -1,4 +1,4 @@
-"""The flags that `gruve serve` and `gruve gateway` have in common."""
+"""What the flags of `gruve serve` and `gruve gateway` have in common: the log level, and the certificates of a port."""
 
 from __future__ import annotations
 
