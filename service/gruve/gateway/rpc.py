@@ -27,7 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gruve.client.aio.transport import Transport
 from gruve.client.connection import KEEPALIVE_S, Connections
 from gruve.client.credentials import Access
-from gruve.client.errors import Cancelled, failure_of
+from gruve.client.errors import CallFailed, Cancelled, failure_of
 from gruve.gateway.caller import caller_metadata
 from gruve.gateway.config import GatewayConfig
 from gruve.gateway.errors import NO_SERVER, SHUTTING_DOWN, ConnectionClosing, Refused, log_lost, retry_after
@@ -43,6 +43,8 @@ SERVICES = {
 AnyContext = RequestContext[Any, Any]
 CHANNEL_OPTIONS = (("grpc.http2.bdp_probe", 0),)
 """gRPC takes at most 64 KiB of a stream that its client does not read; with windows that grow it takes megabytes."""
+ELSEWHERE = "GENERATION_UNKNOWN"
+"""The reason with which a server refuses to steer a generation that it does not stream."""
 NOT_SENT = "connections to all backends failing"
 """How gRPC's message begins for a call that was not sent, because no connection to its server could be made."""
 
@@ -72,7 +74,9 @@ class Servers:
                     raise
                 raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
             except grpc.aio.AioRpcError as error:
-                if not self._goes_elsewhere(index, error) or last:
+                failure = failure_of(error)
+                self._prefer_next(index, failure)
+                if last or not may_go_elsewhere(failure):
                     raise connect_error(error, context.response_headers) from error
         raise AssertionError("there is a last attempt")
 
@@ -90,7 +94,9 @@ class Servers:
                     raise
                 raise ConnectError(Code.UNAVAILABLE, SHUTTING_DOWN) from error
             except grpc.aio.AioRpcError as error:
-                if not self._goes_elsewhere(index, error) or last:
+                failure = failure_of(error)
+                self._prefer_next(index, failure)
+                if last or not may_go_elsewhere(failure):
                     raise connect_error(error, context.response_headers) from error
             finally:
                 call.cancel()
@@ -108,20 +114,23 @@ class Servers:
         rpc: Callable[..., Any] = getattr(getattr(stubs, service), method)
         return rpc
 
-    def _goes_elsewhere(self, index: int, error: grpc.aio.AioRpcError) -> bool:
-        """Prefers the next server after a lost connection; returns whether this call may be made there.
-
-        It may if it was not sent, and if it steers a generation that another server may stream. A call that was lost on
-        its way is the caller's to repeat, because the server may have carried it out.
-        """
-        failure, connections = failure_of(error), self._connections
-        elsewhere = failure.reason == "GENERATION_UNKNOWN"
+    def _prefer_next(self, index: int, failure: CallFailed) -> None:
+        """Makes later calls begin at the next server, if this one has lost its connection or lacks the generation."""
+        connections = self._connections
         if failure.connection_lost:
             connections.lost(index)
         # Of several calls that fail at the same time, only the first one moves on: the others would move back.
-        if (failure.connection_lost or elsewhere) and connections.preferred == index:
+        if (failure.connection_lost or failure.reason == ELSEWHERE) and connections.preferred == index:
             connections.preferred = (index + 1) % len(connections.addresses)
-        return elsewhere or failure.message.startswith(NOT_SENT)
+
+
+def may_go_elsewhere(failure: CallFailed) -> bool:
+    """Whether a failed call may be made at the next server.
+
+    It may if it was not sent, and if it steers a generation that another server may stream. A call that was lost on its
+    way is the caller's to repeat, because the server may have carried it out.
+    """
+    return failure.reason == ELSEWHERE or failure.message.startswith(NOT_SENT)
 
 
 def connect_error(error: grpc.aio.AioRpcError, headers: Headers) -> ConnectError:
