@@ -2,9 +2,9 @@
 
 from starlette.routing import Route
 
+from gruve.gateway.openai.chat import chat_completions
 from gruve.gateway.openai.completions import completions
 from gruve.gateway.openai.models import get_model, list_models
-from gruve.gateway.openai.refused import chat_completions
 from gruve.gateway.openai.tokenizer import detokenize, tokenize, tokenizer_info
 
 ROUTES = (

@@ -1,4 +1,4 @@
-"""Routes of OpenAI's API that are refused, with the reason."""
+"""`/v1/chat/completions`, which is refused with the reason."""
 
 from __future__ import annotations
 
