@@ -91,6 +91,21 @@ def test_a_token_that_was_altered_is_found_at_its_position(server, client):
     )
 
 
+def test_a_token_after_an_inserted_prompt_is_recomputed_if_this_model_has_computed_it(server, client):
+    with client.converse([5, 3], model="tiny", window=8, max_tokens=40, ignore_eos=True, seed=1) as stream:
+        for number, _ in enumerate(stream):
+            if number == 0:
+                stream.insert([2, 4, 6, 8])
+    file = stream.receipt()
+    (change,) = file.receipt["changes"]
+    computed_from = change["position"] + change["inserted"]
+    tokens = list(file.token_ids)
+    tokens[change["position"] - file.receipt["start_position"]] ^= 1  # the first one after the prompt
+    altered = dataclasses.replace(file, token_ids=tuple(tokens))
+    assert check(server, "tiny", altered, [0, 5, 3], computed_from=computed_from).position == computed_from
+    assert check(server, "tiny", file, [0, 5, 3], computed_from=computed_from) == Verdict(True)
+
+
 @pytest.mark.parametrize(
     "altered",
     [{"seed": 2}, {"temperature": 0.5}, {"top_k": 1}, {"logit_bias": ((5, 20.0),)}],

@@ -18,7 +18,7 @@ from gruve.model.sampling import SamplingParameters
 from gruve.receipt.token_hash import TokenHash
 from gruve.sessions.admission import stop_state
 from gruve.sessions.generation_request import check_bias
-from gruve.sessions.receipts import Receipt, hash_prompt
+from gruve.sessions.receipts import Receipt, encode_entries, hash_prompt
 
 SLOT = 0
 STEPS = 256
@@ -80,7 +80,7 @@ def verify(receipt: Receipt, evidence: Evidence, model: Model, backend: Backend)
             return Verdict(False, None, f"the file has {len(tokens)} tokens; the receipt is about {len(places)}")
     if len(computed) < len(places):
         return Verdict(False, places[len(computed)], f"recomputed, the generation ends before it with {status.name}")
-    if _hash(places, computed) != receipt.tokens_sha256:
+    if _hash(ranges, computed) != receipt.tokens_sha256:
         return Verdict(False, None, "the tokens have another hash than the receipt says")
     if receipt.computed_from == receipt.next_position:
         return Verdict(True)
@@ -103,13 +103,12 @@ def _check_end(receipt: Receipt, generated: int, status: RowStatus) -> Verdict:
     return Verdict(True)
 
 
-def _hash(places: Sequence[int], tokens: Sequence[int]) -> bytes:
-    """The rolling hash of tokens at positions that need not be consecutive."""
-    rolling, begin = TokenHash(), 0
-    for at in range(1, len(places) + 1):
-        if at == len(places) or places[at] != places[at - 1] + 1:
-            rolling.add(places[begin], tokens[begin:at])
-            begin = at
+def _hash(ranges: Sequence[tuple[int, int]], tokens: Sequence[int]) -> bytes:
+    """The rolling hash of tokens whose positions are the (begin, end) ranges, one after the other."""
+    rolling, hashed = TokenHash(encode_entries), 0
+    for begin, end in ranges:
+        rolling.add(begin, tokens[hashed : hashed + end - begin])
+        hashed += end - begin
     return rolling.digest()
 
 
@@ -126,7 +125,9 @@ class _Recomputation:
         except InvalidField as error:
             raise ReceiptInvalid(str(error)) from error
         self._inserted = list(evidence.inserted)
-        self._given = list((evidence.token_ids or ())[: receipt.computed_from - receipt.start_position])
+        given = sum(max(0, min(end, receipt.computed_from) - begin) for begin, end in receipt.generated_ranges)
+        self._given = list((evidence.token_ids or ())[:given])
+        """The generated tokens before `computed_from`, which are taken as they are."""
         self._transcript = list(evidence.context)
         for token in itertools.chain(self._transcript, *self._inserted, self._given):
             if token >= tokenizer.size:
