@@ -76,13 +76,13 @@ class RedisStore:
 
     def key(self) -> bytes:
         """See `Store`."""
-        with _failing():
+        with _unavailable_on_error():
             self._redis.set(PREFIX + "key", secrets.token_bytes(32), nx=True)
             return bytes(self._redis.get(PREFIX + "key"))
 
     def acquire(self, session_id: str, owner: str, known_version: int | None, now_s: float) -> AcquiredLease | None:
         """See `Store`."""
-        with _failing():
+        with _unavailable_on_error():
             args = [owner, "" if known_version is None else known_version, LEASE_MS, LEAST_TTL_MS]
             answer = self._acquire(keys=[_name(session_id)], args=args)
         if answer is None:
@@ -97,7 +97,7 @@ class RedisStore:
 
     def read(self, session_id: str, now_s: float) -> StoredSession | None:
         """See `Store`."""
-        with _failing():
+        with _unavailable_on_error():
             fields = self._redis.hgetall(_name(session_id))
             return _stored(session_id, fields, self._now_ms()) if fields else None
 
@@ -108,7 +108,7 @@ class RedisStore:
         afterwards, in case `expire` removed it in between.
         """
         new = [write for write in writes if write.create]
-        with _failing(), self._redis.pipeline(transaction=False) as pipeline:
+        with _unavailable_on_error(), self._redis.pipeline(transaction=False) as pipeline:
             for write in new:
                 pipeline.sadd(MODELS, write.model)
                 pipeline.sadd(TENANTS, write.tenant)
@@ -122,7 +122,7 @@ class RedisStore:
 
     def renew(self, owner: str, leases: Sequence[tuple[str, int]]) -> list[str]:
         """See `Store`."""
-        with _failing(), self._redis.pipeline(transaction=False) as pipeline:
+        with _unavailable_on_error(), self._redis.pipeline(transaction=False) as pipeline:
             for session_id, version in leases:
                 self._renew(keys=[_name(session_id)], args=[owner, version, LEASE_MS, LEAST_TTL_MS], client=pipeline)
             answers = pipeline.execute()
@@ -130,7 +130,7 @@ class RedisStore:
 
     def delete(self, session_id: str, owner: str, version: int) -> bool:
         """See `Store`; `expire` removes the id from the indexes later."""
-        with _failing():
+        with _unavailable_on_error():
             return bool(self._delete(keys=[_name(session_id)], args=[owner, version]))
 
     def page(
@@ -140,7 +140,7 @@ class RedisStore:
         found: list[SessionSummary] = []
         index, offset = _index(tenant, model), 0
         highest = "+inf" if before is None else repr(before[0])
-        with _failing():
+        with _unavailable_on_error():
             now_ms = self._now_ms()
             while len(found) < size:
                 rows = self._redis.zrevrangebyscore(index, highest, "-inf", offset, PAGE, withscores=True)
@@ -164,14 +164,14 @@ class RedisStore:
 
     def count(self) -> int:
         """See `Store`."""
-        with _failing(), self._redis.pipeline(transaction=False) as pipeline:
+        with _unavailable_on_error(), self._redis.pipeline(transaction=False) as pipeline:
             for tenant in self._tenants():
                 pipeline.zcard(_index(tenant, ""))
             return sum(map(int, pipeline.execute()))
 
     def count_live(self, tenant: str, now_s: float, exclude: Collection[str], enough: int) -> int:
         """See `Store`. The indexes also hold ids of sessions that are gone, so above `enough` each id is looked up."""
-        with _failing():
+        with _unavailable_on_error():
             indexes = self._indexes(tenant)
             with self._redis.pipeline(transaction=False) as pipeline:
                 for index in indexes:
@@ -181,7 +181,7 @@ class RedisStore:
 
     def live_bytes(self, tenant: str, now_s: float, exclude: Collection[str]) -> int:
         """See `Store`. Each of the sessions is looked up: Redis removes expired ones without a word."""
-        with _failing():
+        with _unavailable_on_error():
             return sum(self._sum_index(index, exclude, measure=True) for index in self._indexes(tenant))
 
     def _indexes(self, tenant: str) -> list[str]:
@@ -209,7 +209,7 @@ class RedisStore:
         fails if Redis accepts no changes, because it is a replica or full, also if nothing has expired.
         """
         removed, left = 0, max_count
-        with _failing():
+        with _unavailable_on_error():
             tenants = self._tenants()
             for _ in tenants[:TENANTS_SWEPT]:
                 looked, gone = self._expire_some(left)
@@ -336,7 +336,8 @@ def _without_password(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _failing() -> Iterator[None]:
+def _unavailable_on_error() -> Iterator[None]:
+    """Raises `StoreUnavailable` for any error of Redis."""
     try:
         yield
     except redis.RedisError as error:

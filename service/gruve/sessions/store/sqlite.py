@@ -62,7 +62,6 @@ MIGRATIONS = (
     """,
 )
 """Each takes the schema from one version to the next; PRAGMA user_version counts those that were applied."""
-NUMBER = "(SELECT number FROM session WHERE id = ?)"
 
 
 class SqliteStore:
@@ -127,28 +126,10 @@ class SqliteStore:
                 "VALUES (?, ?, ?, ?, 0, 0, 0, '')",
                 [(w.id, w.model, w.tenant, w.created_s) for w in writes if w.create],
             )
-            numbers = {w.id: self._number(db, w) for w in writes}
+            numbers = {w.id: _update_session(db, w) for w in writes}
             known = [(number, w) for w in writes if (number := numbers[w.id]) is not None]
             _write_contents(db, known)
         return [w.id for w in writes if numbers[w.id] is None]
-
-    @staticmethod
-    def _number(db: sqlite3.Connection, write: Write) -> int | None:
-        """Updates the session's row and returns its number, or None if there is no such row."""
-        row = db.execute(
-            "UPDATE session SET used_s = ?, expires_s = ?, position = ?, bytes = ?, head = iif(? = '', head, ?) "
-            "WHERE id = ? RETURNING number",
-            (
-                write.used_s,
-                write.used_s + write.ttl_s,
-                write.position,
-                write.content_bytes,
-                write.head,
-                write.head,
-                write.id,
-            ),
-        ).fetchone()
-        return None if row is None else int(row[0])
 
     def renew(self, owner: str, leases: Sequence[tuple[str, int]]) -> list[str]:
         """See `Store`."""
@@ -170,7 +151,7 @@ class SqliteStore:
         if before is not None:
             where, values = [*where, "(created_s, id) < (?, ?)"], [*values, *before]
         query = (
-            f"SELECT id, head, position, created_s, used_s FROM session WHERE {' AND '.join(where)} "  # noqa: S608 - see above
+            f"SELECT id, head, position, created_s, used_s FROM session WHERE {' AND '.join(where)} "  # noqa: S608 - only the texts above
             "ORDER BY created_s DESC, id DESC LIMIT ?"
         )
         with self._read() as db:
@@ -250,7 +231,7 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._writing, _failing():
+        with self._writing, _unavailable_on_error():
             if _inode(self._path) != self._inode:  # SQLite would write to the old file, which nobody finds again
                 raise sqlite3.OperationalError(f"{self._path} was removed or replaced; restart the server")
             self._writer.execute("BEGIN IMMEDIATE")
@@ -265,7 +246,7 @@ class SqliteStore:
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
         """A consistent view, whatever is written meanwhile."""
-        with self._reading, _failing():
+        with self._reading, _unavailable_on_error():
             self._reader.execute("BEGIN")
             try:
                 yield self._reader
@@ -274,7 +255,26 @@ class SqliteStore:
                     self._reader.execute("COMMIT")
 
 
+def _update_session(db: sqlite3.Connection, write: Write) -> int | None:
+    """Updates the session's row and returns its number, or None if there is no such row."""
+    row = db.execute(
+        "UPDATE session SET used_s = ?, expires_s = ?, position = ?, bytes = ?, head = iif(? = '', head, ?) "
+        "WHERE id = ? RETURNING number",
+        (
+            write.used_s,
+            write.used_s + write.ttl_s,
+            write.position,
+            write.content_bytes,
+            write.head,
+            write.head,
+            write.id,
+        ),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def _write_contents(db: sqlite3.Connection, known: list[tuple[int, Write]]) -> None:
+    """Writes chunks, generations and states: of each session by its number."""
     eventful = [(n, w) for n, w in known if w.head]  # a write without a head only adds tokens
     db.executemany(
         "DELETE FROM chunk WHERE session = ? AND at >= ?", [(n, w.first_chunk + len(w.chunks)) for n, w in eventful]
@@ -320,7 +320,8 @@ def _delete(db: sqlite3.Connection, ids: Sequence[str]) -> int:
     deleted = 0
     for session_id in ids:
         for table in ("chunk", "generation", "state"):
-            db.execute(f"DELETE FROM {table} WHERE session = {NUMBER}", (session_id,))  # noqa: S608 - names from here
+            contents = f"DELETE FROM {table} WHERE session = (SELECT number FROM session WHERE id = ?)"  # noqa: S608 - one of three names
+            db.execute(contents, (session_id,))
         deleted += db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount
     return deleted
 
@@ -344,7 +345,8 @@ def _lock(path: Path) -> IO[str]:
 
 
 @contextlib.contextmanager
-def _failing() -> Iterator[None]:
+def _unavailable_on_error() -> Iterator[None]:
+    """Raises `StoreUnavailable` for any error of SQLite."""
     try:
         yield
     except sqlite3.Error as error:
