@@ -52,6 +52,14 @@ def test_a_file_that_is_no_store_is_left_alone(tmp_path, spoil):
     assert path.read_bytes() == before
 
 
+def test_a_folder_in_the_place_of_the_file_is_named_and_left_empty(tmp_path):
+    path = tmp_path / "store"
+    path.mkdir()
+    with pytest.raises(StoreBroken, match=f"sqlite:{path} cannot be used: it is a folder, not a file"):
+        SqliteStore(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["store"]
+
+
 def other_database(path):
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE plants (name TEXT)")

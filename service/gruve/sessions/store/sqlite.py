@@ -330,6 +330,8 @@ def _lock(path: Path) -> IO[str]:
     """Locks the store for this process. The system releases the lock when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():  # SQLite says no more than that it cannot open it
+            raise StoreBroken(f"the session store sqlite:{path} cannot be used: it is a folder, not a file")
         path.touch(mode=0o600)  # what users wrote is private
         file = open(path.with_name(path.name + ".lock"), "a")  # noqa: SIM115 - held as long as the store
     except OSError as error:
