@@ -38,3 +38,11 @@ def test_sequences_that_end_long_before_their_deadlines_leave_no_entries_behind(
         alive.discard(sequence_id)
         assert heap.next_s() == 1.0
     assert len(heap) <= STALE + 3
+
+
+def test_an_id_that_is_added_again_and_again_is_overdue_at_its_earliest_and_leaves_few_entries():
+    heap = Deadlines({1})
+    for deadline in range(10 * STALE):
+        heap.add(float(deadline), 1)
+    assert (heap.next_s(), heap.pop_overdue(0.0)) == (0.0, [1])
+    assert len(heap) <= STALE + 3

@@ -20,7 +20,7 @@ class Endings:
         self._scheduler = scheduler
         self._intake = intake
         self._updater = updater
-        self._deadlines = Deadlines(intake)
+        self._deadlines: Deadlines[int] = Deadlines(intake)
 
     def watch(self, sequence: Sequence) -> None:
         """Notes the sequence's deadline, if it has one."""

@@ -1,4 +1,4 @@
 """Sessions: their records, the table, generations on them, persistence and stores.
 
-Knows the engine's plain values (sequences, progress), never its threads; no protobuf and no gRPC.
+Knows the engine's plain values (sequences, progress, deadlines), never its threads; no protobuf and no gRPC.
 """

@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import collections
 import dataclasses
-import heapq
 import hmac
 import secrets
 import time
 from collections.abc import Callable, Iterator
 
+from gruve.engine.deadlines import Deadlines
 from gruve.errors import SessionBusy, SessionExpired, SessionUnknown
 from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import DEFAULT_TENANT, Session
@@ -23,8 +23,6 @@ NAME_BYTES = 15
 """Random bytes in a session id; a multiple of 5, so that base32 has one spelling of it."""
 NAME_LETTERS = NAME_BYTES * 8 // 5
 MAX_TRANSCRIPT_TOKENS = 1_048_576
-STALE_EXPIRIES = 1_024
-"""The expiry queue is rebuilt when it has more entries of removed sessions than there are sessions and these."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +58,8 @@ class SessionTable:
         self.clock = clock
         self._can_evict = can_evict
         self._table: collections.OrderedDict[str, Session] = collections.OrderedDict()
-        self._expiries: list[tuple[float, str]] = []
+        self._expiries: Deadlines[str] = Deadlines(self._table)
+        """When each session may have expired; it is later if the session is used in the meantime."""
         self._busy: dict[str, Session] = {}
         self._idle_bytes = 0
         self._idle_bytes_of: collections.Counter[str] = collections.Counter()
@@ -142,7 +141,7 @@ class SessionTable:
             self.remove(self._table[session.id])
         self._table[session.id] = session
         self._counts[session.tenant] += 1
-        heapq.heappush(self._expiries, (session.used_s + session.idle_ttl_s, session.id))
+        self._expiries.add(session.used_s + session.idle_ttl_s, session.id)
         self._account(session)
 
     def get(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session:
@@ -212,17 +211,14 @@ class SessionTable:
     def expire(self) -> None:
         """Removes the sessions whose time to live has passed. Looks at no others."""
         now = self.clock()
-        due = []
-        while self._expiries and self._expiries[0][0] <= now:
-            due.append(heapq.heappop(self._expiries)[1])
-        for session in filter(None, map(self._table.get, due)):
+        for session in filter(None, map(self._table.get, self._expiries.pop_overdue(now))):
             busy = not session.is_idle
             used_s = now if busy else session.used_s
             if used_s + session.idle_ttl_s <= now and not busy:
                 self._drop(session)
                 self.expired += 1
             else:  # used in the meantime: look again when it may have expired
-                heapq.heappush(self._expiries, (used_s + session.idle_ttl_s, session.id))
+                self._expiries.add(used_s + session.idle_ttl_s, session.id)
 
     def _account(self, session: Session) -> None:
         """Updates what a session takes of the budget, nothing while it is in use, and evicts others if need be."""
@@ -256,9 +252,6 @@ class SessionTable:
         if not self._counts[session.tenant]:
             del self._counts[session.tenant], self._idle_bytes_of[session.tenant]
         self._busy.pop(session.id, None)  # a session is deleted while it is leased
-        if len(self._expiries) > 2 * len(self._table) + STALE_EXPIRIES:
-            self._expiries = [entry for entry in self._expiries if entry[1] in self._table]
-            heapq.heapify(self._expiries)
 
     def _mint(self, tenant: str) -> str:
         return self._id(secrets.token_bytes(NAME_BYTES), tenant)
