@@ -1,8 +1,8 @@
 """The certificates of a port: checked at the start, and read again when their files change.
 
-A changed certificate is used from the next handshake on, and open connections continue. If the changed files cannot be
-used, for example because the key is not written yet, the log says so and the last good ones stay in use. The log also
-warns of a certificate that has expired or soon will, when it is read.
+A changed certificate is used from the next handshake on, and open connections continue. Changed files that cannot be
+used, for example because the key is not written yet, leave the last good ones in use. The log warns of a certificate
+that has expired or soon will, when it is read.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import dataclasses
 import logging
 import math
 import ssl
-import threading
 import time
 from pathlib import Path
 
 from cryptography import x509
 
-from gruve.errors import CredentialsBroken
-from gruve.ports import Signature, TlsFiles, read_bytes, server_context, signature
+from gruve.ports import TlsFiles, server_context
+from gruve.watched_files import WatchedFiles, read_bytes
 
 log = logging.getLogger(__name__)
 WARNING_S = 7 * 86_400.0
@@ -44,29 +43,16 @@ class Certificates:
     def __init__(self, files: TlsFiles) -> None:
         """Reads the files. Raises `CredentialsBroken`."""
         self.files = files
-        self._lock = threading.Lock()
-        self._seen = self._signature()
-        self._loaded = self._read()
+        self._watched = WatchedFiles(files.paths, lambda: _load(files))
 
     @property
     def expires_s(self) -> float:
-        """When the certificate in use expires; see `Loaded`."""
-        return self._loaded.expires_s
+        """When the current certificate expires; see `Loaded`."""
+        return self.current().expires_s
 
     def current(self) -> Loaded:
         """What is to be used now; reads the files again if they have changed."""
-        with self._lock:
-            found = self._signature()
-            if found == self._seen:
-                return self._loaded
-            self._seen = found
-            try:
-                self._loaded = self._read()
-            except CredentialsBroken as error:
-                log.error("the changed certificates cannot be used; the last good ones stay", extra={"why": str(error)})
-            else:
-                log.info("certificates were read again", extra={"file": str(self.files.cert)})
-            return self._loaded
+        return self._watched.current()
 
     def keep_current(self, context: ssl.SSLContext) -> None:
         """Makes a context of an HTTPS port use what is current at each handshake."""
@@ -76,15 +62,11 @@ class Certificates:
 
         context.sni_callback = use_current  # called for clients that name no server, too
 
-    def _signature(self) -> tuple[Signature, ...]:
-        paths = [self.files.cert, self.files.key, *([self.files.client_ca] if self.files.client_ca else [])]
-        return tuple(signature(path) for path in paths)
 
-    def _read(self) -> Loaded:
-        files = self.files
-        cert, key = read_bytes(files.cert), read_bytes(files.key)
-        client_ca = None if files.client_ca is None else read_bytes(files.client_ca)
-        return Loaded(cert, key, client_ca, server_context(files), _checked_expiry(files.cert, cert))
+def _load(files: TlsFiles) -> Loaded:
+    cert, key = read_bytes(files.cert), read_bytes(files.key)
+    client_ca = None if files.client_ca is None else read_bytes(files.client_ca)
+    return Loaded(cert, key, client_ca, server_context(files), _checked_expiry(files.cert, cert))
 
 
 def _checked_expiry(path: Path, chain: bytes) -> float:

@@ -10,8 +10,8 @@ import ssl
 from pathlib import Path
 
 from gruve.errors import CredentialsBroken
+from gruve.watched_files import read_bytes
 
-Signature = tuple[int, int, int] | None
 FIRST_UNPRIVILEGED_PORT = 1_024
 
 
@@ -53,10 +53,15 @@ class TlsFiles:
     client_ca: Path | None = None
     """The authorities that sign client certificates. With it, a connection without such a certificate is refused."""
 
+    @property
+    def paths(self) -> list[Path]:
+        """All files that there are."""
+        return [self.cert, self.key, *([self.client_ca] if self.client_ca else [])]
+
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """The context of an HTTPS port. Raises `CredentialsBroken` with the file that cannot be used and why."""
-    for path in (files.cert, files.key, *([files.client_ca] if files.client_ca else [])):
+    for path in files.paths:
         read_bytes(path)  # OpenSSL does not say which file it cannot read
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -72,23 +77,6 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
             raise CredentialsBroken(why) from error
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file of credentials. Raises `CredentialsBroken`."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CredentialsBroken(f"{str(path)!r} cannot be read: {error.strerror}") from error
-
-
-def signature(path: Path) -> Signature:
-    """What changes when a file is replaced, written to, or given other permissions; None if it cannot be found."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 def _no_password() -> str:

@@ -18,10 +18,10 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from gruve import watched_files
 from gruve.client.errors import failure_of
 from gruve.errors import CredentialsBroken, InvalidField
-from gruve.ports import TlsFiles, signature
-from gruve.serve import watched_file
+from gruve.ports import TlsFiles
 from gruve.serve.access import METHODS, ROLES, AccessConfig
 from gruve.serve.api_keys import ApiKeys, add_key, read_keys, revoke_key
 from gruve.serve.exposure import unprotected
@@ -29,6 +29,7 @@ from gruve.serve.identity import Limits, Role
 from gruve.serve.web_tokens import WebTokens
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import model_pb2
+from gruve.watched_files import signature
 from serving import until
 
 ISSUER, AUDIENCE = "https://login.example.com", "gruve"
@@ -38,7 +39,7 @@ LIST = "/gruve.v1.ModelService/ListModels"
 
 @pytest.fixture(autouse=True)
 def _looking_each_time(monkeypatch):
-    monkeypatch.setattr(watched_file, "LOOK_S", 0.0)
+    monkeypatch.setattr(watched_files, "LOOK_S", 0.0)
 
 
 class Clock:
@@ -182,7 +183,7 @@ def test_keys_are_added_and_revoked_while_the_server_runs(keyed):
 
 
 def test_a_revoked_key_is_refused_soon_without_a_look_for_each_call(keyed, monkeypatch):
-    monkeypatch.setattr(watched_file, "LOOK_S", 0.05)
+    monkeypatch.setattr(watched_files, "LOOK_S", 0.05)
     assert call(keyed.server, metadata=bearer(keyed.use)) is None
     revoke_key(keyed.path, "ann-laptop")
     until(lambda: codes(call(keyed.server, metadata=bearer(keyed.use)))[0] == "UNAUTHENTICATED")

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from gruve.errors import CredentialsBroken, InvalidField
-from gruve.ports import read_bytes
 from gruve.serve.identity import (
     MAX_TENANT_LETTERS,
     MAX_WEIGHT,
@@ -34,7 +33,7 @@ from gruve.serve.identity import (
     Role,
     is_tenant,
 )
-from gruve.serve.watched_file import WatchedFile
+from gruve.watched_files import WatchedFiles, read_bytes
 
 KEY_PREFIX = "gruve_"
 KEY_BYTES = 16
@@ -90,7 +89,7 @@ class ApiKeys:
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         """Reads the file. Raises `CredentialsBroken`."""
-        self._file = WatchedFile(path, lambda data: _by_hash(_parse(path, data)))
+        self._file = WatchedFiles([path], lambda: _by_hash(read_keys(path)), seldom=True)
         self._clock = clock
 
     def identify(self, key: str) -> Identity | None:

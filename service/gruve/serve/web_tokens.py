@@ -21,7 +21,7 @@ import jwt
 
 from gruve.errors import CredentialsBroken, InvalidField
 from gruve.serve.identity import MAX_WEIGHT, ROLE_NAMES, Identity, Limits, is_tenant
-from gruve.serve.watched_file import WatchedFile
+from gruve.watched_files import WatchedFiles, read_bytes
 
 log = logging.getLogger(__name__)
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -38,7 +38,7 @@ class WebTokens:
 
     def __init__(self, jwks: Path, issuer: str, audience: str, *, clock: Callable[[], float] = time.time) -> None:
         """Reads the JWKS file. Raises `CredentialsBroken`."""
-        self._file = WatchedFile(jwks, lambda data: _parse(jwks, data))
+        self._file = WatchedFiles([jwks], lambda: _parse(jwks, read_bytes(jwks)), seldom=True)
         self._issuer = issuer
         self._audience = audience
         self._clock = clock
