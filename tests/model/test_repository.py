@@ -254,7 +254,7 @@ def test_a_huge_file_is_refused_before_it_is_read(entry):
         ({"tokens": ["<s>", "</s>", "</s>", "a", "b"]}, "token '</s>' occurs twice (ids 1 and 2)"),
         ({"tokens": ["<s>", "</s>", "a", "", "b"]}, "must not be empty"),
         ({"tokens": ["<s>", "</s>"]}, "at least one beside the specials"),
-        ({"tokens": ["<s>", "</s>", "a", "bc", "d"]}, "longer than one character"),
+        ({"tokens": ["<s>", "</s>", "a", "bc", "d"]}, "holds 'bc', longer than one character"),
         ({"tokens": ["<s>", "</s>", "a", "\ud800", "d"]}, "half of a surrogate pair"),
         ({"tokens": ["<s>", "</s>", "a"]}, "holds 3 tokens, config.json says 5"),
     ],

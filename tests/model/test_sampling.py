@@ -97,3 +97,8 @@ def test_draws_follow_the_distribution_by_chi_square(temperature):
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(InvalidField, match=field):
         SamplingParameters(**{field: value})
+
+
+def test_a_token_that_a_bias_has_several_times_is_named():
+    with pytest.raises(InvalidField, match="it has the token id 7 2 times; at most once"):
+        SamplingParameters(logit_bias=((3, 1.0), (7, 1.0), (4, 1.0), (7, 2.0)))

@@ -10,6 +10,7 @@ There is no generator state: the random number for absolute position p is philox
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 
@@ -75,7 +76,8 @@ class SamplingParameters:
         if len(self.logit_bias) > MAX_LOGIT_BIASES:
             raise InvalidField("sampling.logit_bias", f"{len(self.logit_bias)} entries; at most {MAX_LOGIT_BIASES}")
         if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
-            raise InvalidField("sampling.logit_bias", "it has a token id twice")
+            [(token, times)] = collections.Counter(token for token, _ in self.logit_bias).most_common(1)
+            raise InvalidField("sampling.logit_bias", f"it has the token id {token} {times} times; at most once")
         for token, bias in self.logit_bias:
             _within(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS)
 

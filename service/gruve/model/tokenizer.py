@@ -50,8 +50,8 @@ class Tokenizer:
             raise ModelBroken(f"tokenizer.json: {len(self.vocabulary)} tokens; at most {MAX_VOCABULARY_SIZE}")
         if half := re.search("[\ud800-\udfff]", "".join(texts)):
             raise ModelBroken(f"tokenizer.json: a token holds {half[0]!r}, half of a surrogate pair, which is no text")
-        if self.kind == "characters" and any(len(text) != 1 for text in texts):
-            raise ModelBroken("tokenizer.json: a characters tokenizer holds a token longer than one character")
+        if self.kind == "characters" and (longer := next((text for text in texts if len(text) != 1), None)):
+            raise ModelBroken(f"tokenizer.json: a characters tokenizer holds {longer!r}, longer than one character")
         object.__setattr__(self, "texts", ("",) * len(specials) + texts)
         object.__setattr__(self, "_ids", {text: len(specials) + i for i, text in enumerate(texts)})
 
