@@ -28,7 +28,7 @@ class NullBackend:
         """A step takes `step_s` seconds with any number of rows."""
         self.slots = self.max_rows = self.saturating_rows = slots
         self._step_s = step_s
-        self._state = np.zeros((model.state_tensors, model.num_layers, model.hidden_size), dtype=np.float32)
+        self._state = np.zeros(model.state_shape, dtype=np.float32)
         self._forced = np.zeros(slots, dtype=np.int64)
         self._left = np.zeros(slots, dtype=np.int64)
         steps, slot = np.arange(MAX_STEPS)[:, None], np.arange(slots)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from typing import Any, Literal, get_args
 
 from gruve.errors import ModelBroken
@@ -71,8 +72,11 @@ class ModelConfig:
             self.vocabulary_size,
             f"1 to {MAX_VOCABULARY_SIZE}",
         )
-        _check(self.embedding_size in EMBEDDING_SIZES, "embedding_size", self.embedding_size, "1 to 4096")
-        _check(self.hidden_size in HIDDEN_SIZES, "hidden_size", self.hidden_size, "8 to 4096")
+        for name, size, allowed in (
+            ("embedding_size", self.embedding_size, EMBEDDING_SIZES),
+            ("hidden_size", self.hidden_size, HIDDEN_SIZES),
+        ):
+            _check(size in allowed, name, size, f"{allowed[0]} to {allowed[-1]}")
         _check(1 <= self.num_layers <= MAX_LAYERS, "num_layers", self.num_layers, f"1 to {MAX_LAYERS}")
         if self.pointers is not None:
             self.pointers.check_vocabulary(self.vocabulary_size)
@@ -95,9 +99,14 @@ class ModelConfig:
         return 2 if self.cell == "lstm" else 1
 
     @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """The shape of one sequence's state, as `Backend.snapshot` returns it: (state tensors, L, H)."""
+        return self.state_tensors, self.num_layers, self.hidden_size
+
+    @property
     def state_bytes(self) -> int:
         """The size of one sequence's state in fp32."""
-        return 4 * self.state_tensors * self.num_layers * self.hidden_size
+        return 4 * math.prod(self.state_shape)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight, in the usual order: input, layers, head; then those of the pointers."""
@@ -120,13 +129,7 @@ class ModelConfig:
 
     def parameter_count(self) -> int:
         """The number of stored weights."""
-        total = 0
-        for shape in self.shapes().values():
-            size = 1
-            for side in shape:
-                size *= side
-            total += size
-        return total
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
     def to_json(self) -> str:
         """The canonical text: sorted keys, no absent values. The digest is computed from it."""

@@ -24,13 +24,14 @@ from gruve.model.repository import (
     CARD,
     CONFIG,
     MAX_CONFIG_BYTES,
-    MAX_HEADER_BYTES,
     MAX_TOKENIZER_BYTES,
     TOKENIZER,
     WEIGHTS,
     Model,
     check_name,
+    decode_text,
     load,
+    max_weight_bytes,
 )
 from gruve.model.versions import NUMBER, is_model
 
@@ -86,14 +87,10 @@ def read_model(source: Path) -> dict[str, bytes]:
     """The files of a model by name; the card is left out if there is none. Raises `ModelBroken`, `OSError`."""
     with _opened(source) as open_file:
         config_bytes = _read(source, open_file, CONFIG, MAX_CONFIG_BYTES)
-        try:
-            config = ModelConfig.from_json(config_bytes.decode())
-        except UnicodeDecodeError as error:
-            raise ModelBroken(f"{CONFIG} is not UTF-8: {error.reason} at byte {error.start}") from error
-        weights_bound = 4 * config.parameter_count() + MAX_HEADER_BYTES + 8
+        config = ModelConfig.from_json(decode_text(CONFIG, config_bytes))
         found = {
             TOKENIZER: _read(source, open_file, TOKENIZER, MAX_TOKENIZER_BYTES),
-            WEIGHTS: _read(source, open_file, WEIGHTS, weights_bound),
+            WEIGHTS: _read(source, open_file, WEIGHTS, max_weight_bytes(config)),
         }
         card = open_file(CARD)
         if card is not None:

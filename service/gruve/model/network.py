@@ -42,10 +42,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws new weights: orthogonal recurrences (Saxe et al.
-
-        2014), uniform inputs, gates biased towards keeping the state.
-        """
+        """Draws new weights: orthogonal recurrences (Saxe et al. 2014), uniform inputs, gates that keep the state."""
         config, H = self.config, self.config.hidden_size
         for name in config.shapes():
             weight = self[name]

@@ -76,7 +76,7 @@ def load(folder: Path, name: str | None = None) -> Model:
     check_name(name)
     config = read_config(folder)
     tokenizer = load_tokenizer(folder, config)
-    weight_bytes = _read(folder / WEIGHTS, _most_weight_bytes(config))
+    weight_bytes = _read(folder / WEIGHTS, max_weight_bytes(config))
     _check_hash(WEIGHTS, weight_bytes, config)
     card_license, description = read_card(folder)
     return Model(name, config, tokenizer, _weights(weight_bytes, config), description, card_license)
@@ -90,7 +90,7 @@ def check_unread(folder: Path) -> ModelConfig:
     config = read_config(folder)
     load_tokenizer(folder, config)
     path = folder / WEIGHTS
-    header, size = _read(path, _most_weight_bytes(config), 8 + MAX_HEADER_BYTES), path.stat().st_size
+    header, size = _read(path, max_weight_bytes(config), 8 + MAX_HEADER_BYTES), path.stat().st_size
     needed = (
         _check_header(header, size, config) + (2 if config.precision == "float16" else 4) * config.parameter_count()
     )
@@ -101,7 +101,7 @@ def check_unread(folder: Path) -> ModelConfig:
 
 def read_config(folder: Path) -> ModelConfig:
     """The blueprint of a model, which names the sha256 of its other files. Raises `ModelBroken`."""
-    config = ModelConfig.from_json(_text(CONFIG, _read(folder / CONFIG, MAX_CONFIG_BYTES)))
+    config = ModelConfig.from_json(decode_text(CONFIG, _read(folder / CONFIG, MAX_CONFIG_BYTES)))
     if set(dict(config.files)) != {TOKENIZER, WEIGHTS}:
         raise ModelBroken(f"{CONFIG}: files names {sorted(dict(config.files))}; it must name {[WEIGHTS, TOKENIZER]}")
     return config
@@ -109,14 +109,14 @@ def read_config(folder: Path) -> ModelConfig:
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model. Raises `ModelBroken`."""
-    return Tokenizer.from_json(_text(TOKENIZER, _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)))
+    return Tokenizer.from_json(decode_text(TOKENIZER, _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)))
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     """The tokenizer that a model's config names. Raises `ModelBroken` if it is another one."""
     content = _read(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
     _check_hash(TOKENIZER, content, config)
-    tokenizer = Tokenizer.from_json(_text(TOKENIZER, content))
+    tokenizer = Tokenizer.from_json(decode_text(TOKENIZER, content))
     _check_sizes(tokenizer, config)
     return tokenizer
 
@@ -130,8 +130,8 @@ def _check_hash(file: str, content: bytes, config: ModelConfig) -> None:
         )
 
 
-def _most_weight_bytes(config: ModelConfig) -> int:
-    """The maximum size of the file of weights."""
+def max_weight_bytes(config: ModelConfig) -> int:
+    """The maximum size of the file of a model's weights."""
     return 4 * config.parameter_count() + MAX_HEADER_BYTES + 8
 
 
@@ -182,7 +182,8 @@ def _check_sizes(tokenizer: Tokenizer, config: ModelConfig) -> None:
         )
 
 
-def _text(name: str, content: bytes) -> str:
+def decode_text(name: str, content: bytes) -> str:
+    """The text of a file of a model, called `name`. Raises `ModelBroken` if it is not UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:

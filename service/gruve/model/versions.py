@@ -203,8 +203,8 @@ def choose_version(name: str, selector: str, versions: Sequence[Version]) -> Ver
     Raises `ModelUnknown`, with the versions that exist, if no version or more than one digest is meant. Of versions
     with equal digests, the last is returned: they are the same model.
     """
-    number, prefix = re.fullmatch(r"0|[1-9][0-9]{0,8}", selector), DIGEST_PREFIX.fullmatch(selector)
-    if number:
+    prefix = DIGEST_PREFIX.fullmatch(selector)
+    if selector == "0" or NUMBER.fullmatch(selector):
         found = [version for version in versions if version.number == int(selector)]
     elif prefix:
         found = [version for version in versions if version.digest.startswith(prefix[1])]

@@ -192,9 +192,8 @@ def _alone(
 
 def _company(backend: Backend, config: ModelConfig, slots: Iterable[int], steps: int, rng: Rng) -> None:
     """Random other rows: some use every parameter, some end early, some have NaN states."""
-    shape = (config.state_tensors, config.num_layers, config.hidden_size)
     for slot in slots:
-        state = np.full(shape, np.nan, dtype=np.float32) if rng.random() < 0.1 else None
+        state = np.full(config.state_shape, np.nan, dtype=np.float32) if rng.random() < 0.1 else None
         parameters = _parameters(config.vocabulary_size, rng) if rng.random() < 0.3 else None
         nothing, most = np.array([], dtype=np.int32), int(rng.integers(1, 2 * steps))
         _admit(backend, int(slot), nothing, max_tokens=most, sampling=parameters, state=state)

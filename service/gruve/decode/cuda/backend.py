@@ -124,9 +124,8 @@ class CudaBackend:
         """Puts a sequence into a slot; see the contract. Raises `ValueError` for a value out of bounds."""
         self._check_slot(slot)
         check_row(row, self._model.vocabulary_size)
-        shape = (self._model.state_tensors, self._model.num_layers, self._model.hidden_size)
-        if state is not None and state.shape != shape:
-            raise ValueError(f"a state of shape {state.shape}; this model's is {shape}")
+        if state is not None and state.shape != self._model.state_shape:
+            raise ValueError(f"a state of shape {state.shape}; this model's is {self._model.state_shape}")
         self._release_stops(slot)
         base = -1 if row.stops is None else self._add_stops(row.stops.table)
         record = build_record(row, self._model.vocabulary_size, base)

@@ -54,8 +54,7 @@ def check_int8(backend: Backend, model: Model) -> None:
 
 
 def _state(config: ModelConfig, seed: int) -> NDArray[np.float32]:
-    shape = (config.state_tensors, config.num_layers, config.hidden_size)
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+    return np.random.default_rng(seed).uniform(-1, 1, config.state_shape).astype(np.float32)
 
 
 def _row(seed: int) -> Row:

@@ -88,9 +88,8 @@ class NativeBackend:
     def admit(self, slot: int, row: Row, state: NDArray[np.float32] | None) -> None:
         """Puts a sequence into a slot; see the contract. Raises `ValueError` for a value out of bounds."""
         native, keep = _native_row(row, self._config.vocabulary_size)
-        shape = (self._config.state_tensors, self._config.num_layers, self._config.hidden_size)
-        if state is not None and state.shape != shape:
-            raise ValueError(f"a state of shape {state.shape}; this model's is {shape}")
+        if state is not None and state.shape != self._config.state_shape:
+            raise ValueError(f"a state of shape {state.shape}; this model's is {self._config.state_shape}")
         given = None if state is None else np.ascontiguousarray(state, dtype=np.float32)
         self._library.call(
             "gruve_admit", self._decoder, slot, ctypes.byref(native), None if given is None else given.ctypes.data
@@ -130,8 +129,7 @@ class NativeBackend:
 
     def snapshot(self, slot: int) -> NDArray[np.float32]:
         """A copy of the slot's state; see the contract."""
-        config = self._config
-        state = np.empty((config.state_tensors, config.num_layers, config.hidden_size), dtype=np.float32)
+        state = np.empty(self._config.state_shape, dtype=np.float32)
         self._library.call("gruve_snapshot", self._decoder, slot, state.ctypes.data)
         return state
 
