@@ -100,7 +100,7 @@ class Tiles:
         return torch.cat(tiles)
 
     def _tile(
-        self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None = None
+        self, tokens: Tensor, state: tuple[Tensor, ...], pointed: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One tile through every layer and the head."""
         layers: list[tuple[Tensor, ...]] = []

@@ -28,10 +28,10 @@ def padded_weights(model: Model, width: int = WIDTH) -> dict[str, Tensor]:
     return {name: _padded(name, weight, model.config, width) for name, weight in model.weights.items()}
 
 
-def padded_count(config: ModelConfig, width: int = WIDTH) -> int:
-    """The number of weights with what `padded_weights` adds."""
+def padded_count(config: ModelConfig) -> int:
+    """The number of weights with what `padded_weights` adds for the default width."""
     unread = {name: torch.empty(shape, device="meta") for name, shape in config.shapes().items()}
-    return sum(_padded(name, weight, config, width).numel() for name, weight in unread.items())
+    return sum(_padded(name, weight, config, WIDTH).numel() for name, weight in unread.items())
 
 
 def input_table(weights: dict[str, Tensor]) -> Tensor:

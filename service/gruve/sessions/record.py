@@ -301,15 +301,15 @@ class Session:
         )
 
 
-def thin_snapshots(snapshots: Iterable[int], end: int, max_count: int = MAX_SNAPSHOTS) -> set[int]:
-    """Chooses at most `max_count` snapshots to keep of those at `snapshots` in a transcript of `end` tokens.
+def thin_snapshots(snapshots: Iterable[int], end: int) -> set[int]:
+    """Chooses at most `MAX_SNAPSHOTS` snapshots to keep of those at `snapshots` in a transcript of `end` tokens.
 
     Snapshots become sparser with their distance from the end. Each round removes the one whose loss costs least for
     its distance; never the latest, and none whose removal leaves more than `SNAPSHOT_TOKENS` between two snapshots
     within `NEAR_TOKENS` of the end, as long as there are others.
     """
     kept = sorted(snapshots)
-    while len(kept) > max_count:
+    while len(kept) > MAX_SNAPSHOTS:
         before = [0, *kept]
         gaps = [after - before[i] for i, after in enumerate(kept[1:])]
         near = [

@@ -30,7 +30,7 @@ def check_room(generation: Generation, position: int, sampling: Mapping[str, Any
         raise LimitExceeded(why, "change_biases", MAX_BIASES, None)
 
 
-def rewind_generation(session: Session, generation: Generation, position: int, seed: int | None = None) -> None:
+def rewind_generation(session: Session, generation: Generation, position: int, seed: int | None) -> None:
     """Removes the tokens from `position` on, and continues the generation there, with `seed` if one is given."""
     if generation.next_position > position or generation.finished or seed is not None:
         rewind(session, position, seed, within=generation)

@@ -43,7 +43,7 @@ class SessionTable:
 
     def __init__(
         self,
-        config: SessionsConfig | None = None,
+        config: SessionsConfig,
         *,
         key: bytes | None = None,
         clock: Callable[[], float] = time.time,
@@ -53,7 +53,7 @@ class SessionTable:
 
         `can_evict` decides whether an idle session may leave memory before it expires.
         """
-        self.config = config or SessionsConfig()
+        self.config = config
         self._key = key or secrets.token_bytes(32)
         self.clock = clock
         self._can_evict = can_evict

@@ -32,9 +32,7 @@ TORCH_CONFIG = CudaConfig(sizes=(256, 1_024, 4_096), pieces=(8, 2, 1))
 """Torch operations use tiles of 256 rows, and a graph of them has some hundred nodes a step."""
 
 
-def cuda_backend(
-    model: Model, slots: int, mode: CudaMode, selection_reason: str, arithmetic: Arithmetic = "float32"
-) -> Backend:
+def cuda_backend(model: Model, slots: int, mode: CudaMode, selection_reason: str, arithmetic: Arithmetic) -> Backend:
     """Returns a backend on the current GPU, in the requested mode or, for `auto`, in the first that works.
 
     Its `selection_reason` begins with the given one and names the modes that do not work here, with reasons.

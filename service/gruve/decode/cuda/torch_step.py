@@ -27,7 +27,7 @@ class TorchStep:
     kinds: tuple[bool, ...] = (True, False)
     pointers: PointerMemory | None = None
 
-    def __init__(self, model: Model, device: torch.device, arithmetic: Arithmetic = "float32") -> None:
+    def __init__(self, model: Model, device: torch.device, arithmetic: Arithmetic) -> None:
         self.arithmetic = arithmetic
         self.tiles = Int8Step(model, device) if arithmetic == "int8" else Tiles(model, device)
         self.hidden_size = self.tiles.hidden_size
