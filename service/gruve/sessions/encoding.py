@@ -244,7 +244,7 @@ def _state_shape(state: NDArray[np.float32]) -> bytes:
 def unpack_state(packed: bytes) -> NDArray[np.float32]:
     """Decodes a state; raises ValueError if the bytes are not one."""
     if not packed or len(packed) < 1 + 4 * packed[0]:
-        raise ValueError(f"a state of {len(packed)} bytes")
+        raise ValueError(f"a stored state has {len(packed)} bytes; its shape alone takes {1 + 4 * sum(packed[:1])}")
     shape = struct.unpack_from(f"<{packed[0]}I", packed, 1)
     return np.frombuffer(packed, dtype="<f4", offset=1 + 4 * packed[0]).astype(np.float32).reshape(shape)
 

@@ -162,8 +162,10 @@ def _check_stops(stops: StopTable | None, state: int, vocabulary_size: int) -> N
     if stops.table.ndim != 2 or stops.table.shape[1] != vocabulary_size:
         raise ValueError(f"a stop table of shape {stops.table.shape}; this model's have {vocabulary_size} columns")
     after = stops.table & ~np.int32(MATCHED)
-    if after.min() < 0 or after.max() >= states:
-        raise ValueError(f"a stop table's next state is not between 0 and {states - 1}")
+    least, most = int(after.min()), int(after.max())
+    if least < 0 or most >= states:
+        outside = least if least < 0 else most
+        raise ValueError(f"a stop table's next state {outside} is not between 0 and {states - 1}")
 
 
 def _seen(row: Row, vocabulary_size: int) -> NDArray[np.int32]:
