@@ -159,7 +159,7 @@ class Engine:
         """Raises `DeadlineTooSoon` if the sequence could not be finished from its place in the queue in time."""
         now_s, slot_times = self._clock(), self.slot_times
         slots, holders = self._scheduler.prospect(admission.tenant, admission.weight)
-        held_s = [now_s - (now_s if holder.started_s is None else holder.started_s) for holder in holders]
+        held_s = [0.0 if holder.started_s is None else now_s - holder.started_s for holder in holders]
         ahead = self.waiting_of(admission.tenant)
         wait_s = slot_times.wait_s(ahead, slots, held_s)
         decoding_s, left_s = slot_times.decoding_s(admission.allowed_tokens), deadline_s - now_s

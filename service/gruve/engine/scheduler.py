@@ -10,8 +10,8 @@ So while two tenants are backlogged, the tokens served to each, divided by its w
 however many streams each has: `R` is the rows of the calls in flight, `S` the steps of a call (`MAX_STEPS`) and `w` the
 lesser weight. Rows in flight cause the difference: what a call serves is known when it returns.
 
-A tenant with at most `FEW_ROWS` rows, prompts among them, gets a call of their own when its turn comes: a call takes as
-long as its rows are many, and the tenant's first tokens would otherwise wait for those of others, step by step.
+A tenant with at most `OWN_CALL_ROWS` rows, prompts among them, gets a call of its own when its turn comes: the more
+rows a call has, the longer it takes, and the tenant's first tokens would wait for the rows of others, step by step.
 
 Slots are shared alike: a free one goes to the waiting tenant that holds the fewest for its weight, and within a tenant
 to the first that came. If none is free, `preemptable` names running sequences of the tenant that holds the most.
@@ -31,7 +31,8 @@ from collections.abc import Iterable, Iterator
 from gruve.engine.sequence import Sequence
 from gruve.engine.tenant_queue import TenantQueue
 
-FEW_ROWS = 4
+OWN_CALL_ROWS = 4
+"""A tenant with at most this many rows may get a call of its own, if others have more rows than this."""
 MAX_PREEMPTED = 16
 """How many sequences lose their slot at a time; the next ones follow when these have left."""
 
@@ -334,11 +335,11 @@ class Scheduler:
         chosen, rows = [], 0
         for queue in order:
             rows += queue.ready
-            if not queue.prompting or queue.in_flight or rows > min(places, FEW_ROWS):
+            if not queue.prompting or queue.in_flight or rows > min(places, OWN_CALL_ROWS):
                 break
             chosen.append((queue, queue.ready))
         left = self.ready_rows - sum([share for _, share in chosen])
-        return chosen if left > FEW_ROWS else []
+        return chosen if left > OWN_CALL_ROWS else []
 
 
 def _slots_held(queue: TenantQueue, more: int) -> float:

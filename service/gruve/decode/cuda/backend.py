@@ -163,7 +163,7 @@ class CudaBackend:
         """
         which, row_limits = self._checked(slots, limits, steps)
         self._write_admitted()
-        rows = self.memory.rows(next(size for size in self.sizes if size >= len(which)))
+        rows = self._rows_for(len(which))
         requested = [(int(i), int(self._requested[which[i]])) for i in np.flatnonzero(self._requested[which] >= 0)]
         plain = bool(self._plain[which].all()) and True in self._step.kinds
         # Logits that log-probabilities need must be read before the buffer of kept logits wraps around.
@@ -215,7 +215,7 @@ class CudaBackend:
 
         Only the rows that requested log-probabilities have them, and only as many steps as `Rows.logits` holds.
         """
-        rows = self.memory.rows(next(size for size in self.sizes if size >= count))
+        rows = self._rows_for(count)
         logits: NDArray[np.float32] = self._device.download(lambda: rows.logits[:steps, :count]).wait()
         return logits
 
@@ -223,6 +223,10 @@ class CudaBackend:
         """For tests, between two calls: fills every buffer that a call must write before it reads with NaN."""
         self._device.run(self.memory.poison)
         self._device.run(self._step.poison)
+
+    def _rows_for(self, count: int) -> Rows:
+        """The memory of a call of `count` rows: that of the smallest size that holds them."""
+        return self.memory.rows(next(size for size in self.sizes if size >= count))
 
     def _checked(
         self, slots: Sequence[int], limits: Sequence[int], steps: int

@@ -55,7 +55,7 @@ class PointerMemory:
         self.tokens, self.places = zeros(WINDOW), zeros(WINDOW)
         self.bars, self.states = zeros(BARS_KEPT, BAR_FIELDS), zeros(STATE)
         self.kinds, self.advances, self.reaches = (torch.from_numpy(v).to(device) for v in (kinds, advances, reaches))
-        self.longest = max(*config.followers, config.matches - 1, 1) if config.followers else max(config.matches - 1, 1)
+        self.longest = max(*config.followers, config.matches - 1, 1)
 
 
 def transcript_of(config: PointerConfig, history: Sequence[int], position: int) -> Transcript:
