@@ -220,7 +220,7 @@ def test_the_weights_of_a_model_are_packed_once_for_all_decoders():
     first, second = (NativeBackend(model_of(config), 1) for _ in range(2))
     whole = NativeBackend(model_of(config), 1, arithmetic="int8")
     other = NativeBackend(model_of(config, seed=2), 1)
-    assert first._packed is second._packed is packed_weights(model_of(config), first.isa)
+    assert first._packed is second._packed is packed_weights(model_of(config), first.isa, "float32")
     assert len({other._packed, whole._packed, first._packed}) == 3
 
 
@@ -266,7 +266,7 @@ def test_weights_that_are_no_float16_are_refused_where_the_model_says_they_are()
 def test_the_size_of_packed_weights_is_known_before_they_are_packed(cell, arithmetic, isa):
     for more in ({}, {"pointers": pointers_of(13)}, {"tied": True}, {"precision": "float32", "L": 4}):
         config = config_of(cell, **more)
-        packed = packed_weights(model_of(config), isa, whole=arithmetic == "int8")
+        packed = packed_weights(model_of(config), isa, arithmetic)
         assert native_sizes(config, 8, 2, isa, arithmetic)[0] == packed.bytes
 
 

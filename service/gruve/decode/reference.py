@@ -199,10 +199,12 @@ class ReferenceBackend:
 
 def reference_bytes(config: ModelConfig, slots: int, arithmetic: Arithmetic) -> int:
     """The memory that a backend would take for its weights and slots, in bytes, the model's weights not included."""
-    whole = arithmetic == "int8"
-    hidden_size = config.hidden_size if whole else padded_size(config.hidden_size)
+    if arithmetic == "int8":
+        weights, hidden_size = int8_bytes(config), config.hidden_size
+    else:
+        weights, hidden_size = tiles_bytes(config), padded_size(config.hidden_size)
     state = 4 * config.state_tensors * config.num_layers * hidden_size
-    return (int8_bytes(config) if whole else tiles_bytes(config)) + slots * (state + 8 * HISTORY_TOKENS)
+    return weights + slots * (state + 8 * HISTORY_TOKENS)
 
 
 class _Slot:

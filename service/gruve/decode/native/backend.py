@@ -66,15 +66,12 @@ class NativeBackend:
         self.isa = abi.chosen_isa(isa)
         self.threads = self.workers = threads or available_cores()
         self.saturating_rows = abi.SATURATING_ROWS[self.isa]
-        whole = arithmetic == "int8"
-        self.selection_reason = f"{selection_reason} ({self.isa}, {self.threads} threads{', int8' if whole else ''})"
-        numerics = f"{self.name} {VERSION} {config.precision}"
-        if config.pointers is not None:
-            numerics += f" pointers {POINTERS_VERSION}"
-        self.numerics_id = int8.numerics_id(config) if whole else hashlib.sha256(numerics.encode()).hexdigest()[:16]
+        how = f"{self.isa}, {self.threads} threads{', int8' if arithmetic == 'int8' else ''}"
+        self.selection_reason = f"{selection_reason} ({how})"
+        self.numerics_id = int8.numerics_id(config) if arithmetic == "int8" else _float32_numerics_id(config)
         self._config = config
         self._library = abi.library()
-        packed = packed_weights(model, self.isa, whole=whole)
+        packed = packed_weights(model, self.isa, arithmetic)
         self._packed: PackedWeights | None = packed
         decoder = ctypes.c_void_p()
         self._library.call("gruve_decoder_create", packed.model, slots, self.threads, ctypes.byref(decoder))
@@ -162,6 +159,13 @@ class NativeBackend:
         )
 
 
+def _float32_numerics_id(config: ModelConfig) -> str:
+    text = f"{NativeBackend.name} {VERSION} {config.precision}"
+    if config.pointers is not None:
+        text += f" pointers {POINTERS_VERSION}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def native_bytes(config: ModelConfig, slots: int, threads: int | None, isa: str | None, arithmetic: Arithmetic) -> int:
     """The memory that a backend would take with a sequence in every slot, in bytes, the model's weights not included.
 
@@ -174,7 +178,7 @@ def native_sizes(config: ModelConfig, slots: int, threads: int, isa: str, arithm
     """The bytes of the packed weights and of the decoder, as the library lays them out. It reads no weight."""
     weights = {name: np.broadcast_to(np.float32(0.0), shape) for name, shape in config.shapes().items()}
     pointers, keep = _pointers_struct(config, weights)
-    given = _weights_struct(config, weights, whole=arithmetic == "int8")
+    given = _weights_struct(config, weights, arithmetic)
     given.pointers = None if pointers is None else ctypes.addressof(pointers)
     sizes = abi.library().memory(given, isa, slots, threads)
     del pointers, keep  # the library has read them
@@ -285,13 +289,15 @@ def _stop_arrays(stops: StopTable | None, vocabulary_size: int) -> tuple[NDArray
 class PackedWeights:
     """A model's weights as the library holds them: immutable, shared by every backend of the same model."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str, *, whole: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str, arithmetic: Arithmetic
+    ) -> None:
         self._library = abi.library()
         # Without an input table, the library reads the rows of the embedding and of the pointers from here.
         self._rows = [weights[name] for name in weights if name.startswith(("embedding", "pointers"))]
         self.model = ctypes.c_void_p()
         pointers, keep = _pointers_struct(config, weights)
-        given = _weights_struct(config, weights, whole=whole)
+        given = _weights_struct(config, weights, arithmetic)
         given.pointers = None if pointers is None else ctypes.addressof(pointers)
         self._library.call("gruve_model_create", ctypes.byref(given), isa.encode(), ctypes.byref(self.model))
         del pointers, keep  # the library has copied them
@@ -307,19 +313,16 @@ _packed: weakref.WeakValueDictionary[str, PackedWeights] = weakref.WeakValueDict
 _packing = threading.Lock()
 
 
-def packed_weights(model: Model, isa: str, *, whole: bool = False) -> PackedWeights:
-    """The packed weights of a model, shared by all backends with the same content while one of them lives.
-
-    `whole` packs the matrices that multiply states as int8.
-    """
+def packed_weights(model: Model, isa: str, arithmetic: Arithmetic) -> PackedWeights:
+    """The packed weights of a model, shared by all backends with the same content while one of them lives."""
     weights = {name: _array(tensor) for name, tensor in model.weights.items()}
-    key = hashlib.sha256(f"{isa} {whole} {model.config.to_json()}".encode())
+    key = hashlib.sha256(f"{isa} {arithmetic} {model.config.to_json()}".encode())
     for name in model.config.shapes():
         key.update(weights[name].data)
     with _packing:
         packed = _packed.get(key.hexdigest())
         if packed is None:
-            packed = _packed[key.hexdigest()] = PackedWeights(model.config, weights, isa, whole=whole)
+            packed = _packed[key.hexdigest()] = PackedWeights(model.config, weights, isa, arithmetic)
         return packed
 
 
@@ -327,7 +330,9 @@ def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
 
 
-def _weights_struct(config: ModelConfig, weights: dict[str, NDArray[np.float32]], *, whole: bool) -> abi.Weights:
+def _weights_struct(
+    config: ModelConfig, weights: dict[str, NDArray[np.float32]], arithmetic: Arithmetic
+) -> abi.Weights:
     for name, shape in config.shapes().items():
         if weights[name].shape != shape:
             raise ModelBroken(f"{name} has shape {weights[name].shape}; expected {shape}")
@@ -342,7 +347,7 @@ def _weights_struct(config: ModelConfig, weights: dict[str, NDArray[np.float32]]
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         half=config.precision == "float16",
-        whole=whole,
+        whole=arithmetic == "int8",
         embedding=address("embedding.weight"),
         head_weight=address("head.weight"),
         head_projection=address("head.projection"),
