@@ -191,6 +191,9 @@ class SessionExpired(SessionError):
 
     reason = "SESSION_EXPIRED"
 
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id!r} has expired or was deleted")
+
 
 class GenerationUnknown(SessionError):
     """No stream that could be steered has this generation, or it ended before the control took effect."""

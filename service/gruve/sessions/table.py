@@ -148,7 +148,7 @@ class SessionTable:
         """The session. Raises what `find` raises, and `SessionExpired` if the session is gone."""
         session = self.find(session_id, tenant)
         if session is None:
-            raise SessionExpired(f"session {session_id!r} has expired or was deleted")
+            raise SessionExpired(session_id)
         return session
 
     def find(self, session_id: str, tenant: str = DEFAULT_TENANT) -> Session | None:
@@ -179,7 +179,7 @@ class SessionTable:
         if session.in_use:
             raise SessionBusy(f"session {session.id!r} is being used by another request")
         if session.id and self._table.get(session.id) is not session:
-            raise SessionExpired(f"session {session.id!r} has expired or was deleted")
+            raise SessionExpired(session.id)
         session.in_use = True
         if session.id:
             self._busy[session.id] = session

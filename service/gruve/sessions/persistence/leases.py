@@ -59,7 +59,7 @@ class Leases:
         if session is not None and self.is_held(session):
             return session
         if self._store is None:
-            raise SessionExpired(f"session {session_id!r} has expired or was deleted")
+            raise SessionExpired(session_id)
         # Requests for the same session share one load, and a request that is cancelled does not cancel it.
         loading = self._loading.get(session_id)
         if loading is None:
@@ -97,7 +97,7 @@ class Leases:
                 return session  # it has not reached the store yet
             if session is not None:
                 self._writer.drop(session)
-            raise SessionExpired(f"session {session_id!r} has expired or was deleted")
+            raise SessionExpired(session_id)
         version, loaded = acquired
         if loaded is not None:
             self._writer.forget(session_id)

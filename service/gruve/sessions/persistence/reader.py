@@ -31,7 +31,7 @@ class Reader:
             return session, ""
         stored = None if self._store is None else await self._store.read(session_id, self._table.clock())
         if stored is None:
-            raise SessionExpired(f"session {session_id!r} has expired or was deleted")
+            raise SessionExpired(session_id)
         return unpack_session(stored, 0), self._location(stored.summary, session)
 
     async def page(
