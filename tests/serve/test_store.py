@@ -11,12 +11,12 @@ import time
 
 from google.protobuf import duration_pb2
 
-from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.table import SessionsConfig
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, session_pb2_grpc
 from gruve.v1 import sampling_pb2 as s
 from gruve.v1 import session_pb2 as p
+from memory_store import MemoryStore
 from server_process import Process
 from serving import PATIENCE_S, Read, broken, first, refusal, token, until
 from session_calls import Clock, delete, fork, get, listed, rewind, seeded, stop

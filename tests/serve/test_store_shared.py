@@ -11,10 +11,10 @@ import grpc
 import pytest
 
 from gruve.sessions.store import LEASE_S
-from gruve.sessions.store.memory import MemoryStore
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc, session_pb2_grpc
 from gruve.v1 import session_pb2 as p
+from memory_store import MemoryStore
 from redis_server import RedisServer
 from server_process import Process, drain
 from serving import HELD, PATIENCE_S, Read, broken, refusal, token, until

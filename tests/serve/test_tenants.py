@@ -11,9 +11,9 @@ from gruve.client.errors import failure_of
 from gruve.serve.access import AccessConfig
 from gruve.serve.api_keys import add_key
 from gruve.serve.identity import Role
-from gruve.sessions.store.memory import MemoryStore
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import session_pb2 as s
+from memory_store import MemoryStore
 
 KEY = b"0123456789abcdef"
 

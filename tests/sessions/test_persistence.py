@@ -11,9 +11,9 @@ from gruve.errors import SessionElsewhere, SessionExpired, StoreUnavailable
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.persistence.async_store import AsyncStore
 from gruve.sessions.store import LEASE_S
-from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.sqlite import SqliteStore
 from gruve.sessions.table import SessionsConfig, SessionTable
+from memory_store import MemoryStore
 
 TTL_S = 10.0
 

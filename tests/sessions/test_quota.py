@@ -17,10 +17,10 @@ from gruve.sessions.encoding import pack_generation, pack_head, pack_state, pack
 from gruve.sessions.persistence import Persistence, SessionBounds
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store import ALL_TENANTS
-from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.redis import RedisStore
 from gruve.sessions.store.sqlite import SqliteStore
 from gruve.sessions.table import SessionsConfig, SessionTable
+from memory_store import MemoryStore
 from session_records import grow
 
 KEY = b"0123456789abcdef"

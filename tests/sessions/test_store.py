@@ -17,9 +17,9 @@ from gruve.sessions.encoding import prepare_write, unpack_head, unpack_session
 from gruve.sessions.record import Change
 from gruve.sessions.rewind import rewind
 from gruve.sessions.store import ALL_TENANTS
-from gruve.sessions.store.memory import MemoryStore
 from gruve.sessions.store.redis import RedisStore
 from gruve.sessions.store.sqlite import SqliteStore
+from memory_store import MemoryStore
 from session_records import NOW, generation_of, grow, load, save, session_of
 
 KINDS = ("memory", "sqlite", "redis")

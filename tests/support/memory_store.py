@@ -1,6 +1,6 @@
-"""The plain store, in the memory of a process: tests check the other stores against it and share it between servers.
+"""The plain session store, in the memory of a process: the other stores are checked against it, and servers share it.
 
-A server that keeps its sessions in memory alone uses no store at all.
+`--store memory` is something else: such a server has no store at all.
 """
 
 from __future__ import annotations
