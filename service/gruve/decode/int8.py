@@ -36,7 +36,7 @@ MAX_TABLE_ENTRIES = 1 << 24
 POLYNOMIAL = ("0x1.44138ap-13", "0x1.5f0890p-10", "0x1.3b2a54p-7", "0x1.c6af6cp-5", "0x1.ebfbe0p-3", "0x1.62e430p-1")
 """(2**f - 1) / f for |f| <= 1/2, the coefficient of f**5 first."""
 EXACT_DEPTH = (1 << 24) // (INPUT_STEPS * WEIGHT_STEPS)
-"""Of so many products fp32 holds the sum exactly, in any order."""
+"""fp32 holds the sum of this many products exactly, in any order."""
 
 
 def numerics_id(config: ModelConfig) -> str:
@@ -110,7 +110,7 @@ class IntegerMatrix:
         scale = torch.where(most == 0, torch.ones_like(most), torch.full_like(most, WEIGHT_STEPS) / most)
         self.integers = torch.round(exact * scale).to(device, torch.int8)
         self.steps = (1.0 / (scale * INPUT_STEPS)).float()[:, 0].to(device)
-        # Integer products are slow on CPUs, and absent on GPUs: floating-point ones that hold them exactly.
+        # Torch's integer products are slow on CPUs and absent on GPUs; these floating-point ones are as exact.
         kind = torch.float32 if weight.shape[1] <= EXACT_DEPTH else torch.float64
         self._transposed = self.integers.T.to(kind)
 

@@ -24,7 +24,8 @@ STATE_BYTES = 400
 MAX_BYTES = 256 << 20
 """What all tables in use may take together."""
 SMALL_BYTES = 64 << 10
-"""A table of at most this size is made all the same, so that long stops of some streams keep no other from a few."""
+"""A table of at most this size is made even beyond that: long stops of some streams must not refuse short ones of
+others."""
 RETRY_AFTER_S = 1.0
 
 

@@ -36,7 +36,7 @@ class PendingOutput:
         self.forced += forced
 
     def is_due(self, now_s: float, next_s: float, gap_s: float, max_tokens: int) -> bool:
-        """Whether to deliver now, because after the sequence's next turn it may be too late.
+        """Whether to deliver now: if delivery waited for the sequence's next turn, the reader might wait too.
 
         Call it once a turn. The next turn comes at `next_s` at the earliest, `math.inf` if it may never come. At least
         `gap_s` seconds lie between two deliveries; 0 delivers every turn. `max_tokens` tokens are due at once.

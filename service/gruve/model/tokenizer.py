@@ -74,7 +74,7 @@ class Tokenizer:
     def encode(self, text: str, most: int | None = None) -> list[int]:
         """The ids of `text`, without start or end; raises `UnknownCharacter` with the character and its offset.
 
-        With `most` it reads no further than one token beyond so many, which is enough to see that there are more.
+        With `most` it stops after `most` + 1 tokens, which is enough to see that there are more.
         """
         read = None if most is None else most + 1
         if self.kind == "characters":

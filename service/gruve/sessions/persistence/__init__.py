@@ -29,8 +29,8 @@ __all__ = ["NEW_SESSION_BYTES", "Persistence", "SessionBounds", "StoreObserver"]
 DURABLE_WAIT_S = 0.2
 """How long a message waits until what it depends on is durable."""
 NEW_SESSION_WAIT_S = 2.0
-"""How long the answer to a new session waits until the session is durable: until then it has expired for other
-servers."""
+"""How long the answer to a new session waits until the session is durable. Until then other servers answer that it has
+expired."""
 BEHIND_TOKENS = 64
 """How many tokens the store may be behind before messages report it."""
 RELEASE_WAIT_S = 1.5

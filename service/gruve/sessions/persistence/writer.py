@@ -28,11 +28,12 @@ WRITE_TOKENS, WRITE_S = 48, 0.1
 MIN_TOKENS = 32
 """A session with fewer new tokens, which is not due by time, is left out of a write that others are due for."""
 PAUSE_S = 0.02
-"""Between two writes that contain nothing but generated tokens."""
+"""The pause before a write that contains nothing but generated tokens."""
 PAUSE_PER_SESSION_S = 0.0003
-"""Between any two writes, for each session in use, up to `PAUSE_S`: one write of many sessions costs little more than
-a write of one."""
+"""The pause between any two writes, for each session in use, up to `PAUSE_S`: one write of many sessions costs little
+more than a write of one."""
 RETRY_S, MAX_RETRY_S = 0.05, 2.0
+"""The pause after a write that failed, and the longest to which it doubles while writes fail."""
 MAX_SESSIONS_PER_WRITE = 256
 OVERDUE_S = 0.2
 """A session that has waited longer than this for the store is reported as behind."""
