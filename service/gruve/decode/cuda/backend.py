@@ -165,7 +165,7 @@ class CudaBackend:
         self._write_admitted()
         rows = self._rows_for(len(which))
         requested = [(int(i), int(self._requested[which[i]])) for i in np.flatnonzero(self._requested[which] >= 0)]
-        plain = bool(self._plain[which].all()) and True in self._step.kinds
+        plain = bool(self._plain[which].all()) and True in self._step.plain_values
         # Logits that log-probabilities need must be read before the buffer of kept logits wraps around.
         chunk = min(steps, rows.logits.shape[0]) if requested else steps
         # Programs first: capturing one overwrites the memory of the call.
@@ -358,7 +358,7 @@ class CudaBackend:
     @torch.inference_mode()
     def _capture_all(self) -> None:
         for size in self.sizes:
-            for plain in self._step.kinds:
+            for plain in self._step.plain_values:
                 every = 2 * self._config.pieces[0] - 1
                 self._parts(size, every, every, plain=plain)
                 if self.memory.rows(size).logits.shape[0] == 1:  # with log-probabilities, steps run one by one

@@ -20,7 +20,7 @@ class Step(Protocol):
     """Everything about the step that its bits may depend on; in float32, part of the numerics id."""
     pointers: PointerMemory | None
     """The transcripts that a model's pointers need, allocated by `attach`; None if the step computes no pointers."""
-    kinds: tuple[bool, ...]
+    plain_values: tuple[bool, ...]
     """The values of `plain` that `step` takes; False alone if it makes no difference."""
 
     def attach(self, memory: Memory, stops: StopPool) -> None:

@@ -24,7 +24,7 @@ from gruve.model.repository import Model
 class TorchStep:
     """Steps in torch operations; see `gruve.decode.cuda.step.Step`."""
 
-    kinds: tuple[bool, ...] = (True, False)
+    plain_values: tuple[bool, ...] = (True, False)
     pointers: PointerMemory | None = None
 
     def __init__(self, model: Model, device: torch.device, arithmetic: Arithmetic) -> None:

@@ -81,12 +81,12 @@ class TritonStep:
         layer = self._tiling.layer
         width = max(layer.units, layer.depth, self._tiling.head.depth)
         self.hidden_size = padded_size(config.hidden_size, width)
-        self.kinds: tuple[bool, ...] = (False,)
+        self.plain_values: tuple[bool, ...] = (False,)
         self._inputs: Tiles | Int8Step | None = None
         """Computes layer 0's input; None if it is looked up."""
         fused = outputs <= draw.MAX_VOCABULARY
         if not fused:
-            self.kinds = (True, False)
+            self.plain_values = (True, False)
         self._tiles = self._pack(model, width, device, fused=fused)
         how = "fused" if self._tiles is None and self._inputs is None else f"torch {torch.__version__}"
         pointers = "" if config.pointers is None else f" pointers {POINTERS_VERSION}"
