@@ -10,8 +10,8 @@ from gruve.serve.metrics import Metrics
 
 INTRODUCTION = """# Metrics
 
-Generated from `service/gruve/serve/metrics.py`. They are served in Prometheus' text format at `/metrics`, on the port
-of `--metrics-port`. [Operating](../operating.md#metrics) says what each tells an operator;
+Generated from `service/gruve/serve/metrics.py` and `scraped_metrics.py`. They are served in Prometheus' text format at
+`/metrics`, on the port of `--metrics-port`. [Operating](../operating.md#metrics) says what each tells an operator;
 [deploy/](../../deploy/README.md) has rules, alerts and a dashboard.
 
 | metric | type | labels | meaning |
