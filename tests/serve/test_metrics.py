@@ -64,9 +64,9 @@ def test_metrics_that_cannot_be_collected_are_an_error_in_the_log(caplog, capfd)
 
     registry = CollectorRegistry()
     registry.register(Broken())
-    server, port = metrics_server.listen("127.0.0.1", 0, registry, lambda: True)
+    server = metrics_server.listen("127.0.0.1", 0, registry, lambda: True)
     with pytest.raises(urllib.error.HTTPError, match="500"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S)
+        urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=PATIENCE_S)
     server.shutdown()
     server.server_close()
     assert [str(record.exc_info[1]) for record in caplog.records] == ["no figure"]
@@ -95,7 +95,7 @@ def test_without_free_file_descriptors_the_metrics_port_pauses_and_says_so_once(
         raise OSError(errno.EMFILE, "Too many open files")
 
     pauses = []
-    server, _ = metrics_server.listen("127.0.0.1", 0, CollectorRegistry(), lambda: True)
+    server = metrics_server.listen("127.0.0.1", 0, CollectorRegistry(), lambda: True)
     monkeypatch.setattr(metrics_server, "time", SimpleNamespace(sleep=pauses.append))
     monkeypatch.setattr(WSGIServer, "get_request", accept)
     for _ in range(2):

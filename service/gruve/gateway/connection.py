@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 import h11
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gruve.gateway.errors import Refused
@@ -35,7 +35,7 @@ class BoundedConnection(H11Protocol):
         """Begins to wait for a request."""
         super().connection_made(transport)
         if len(self.connections) > self._max_connections:
-            self.app = _Busy(self._max_connections)
+            self.app = _too_many(self._max_connections)
         self._bound()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -73,14 +73,8 @@ class BoundedConnection(H11Protocol):
         self.transport.close()
 
 
-class _Busy:
-    """The application of a connection beyond the bound."""
-
-    def __init__(self, max_connections: int) -> None:
-        why = f"the gateway has {max_connections} connections, which is the most it takes; try again"
-        headers = {"retry-after": "1", "connection": "close"}
-        self._answer = error_response(Refused(503, "TOO_MANY_CONNECTIONS", why, headers=headers))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuses a request."""
-        await self._answer(scope, receive, send)
+def _too_many(max_connections: int) -> Response:
+    """The application of a connection beyond the bound: an answer that refuses its request."""
+    why = f"the gateway has {max_connections} connections, which is the most it takes; try again"
+    headers = {"retry-after": "1", "connection": "close"}
+    return error_response(Refused(503, "TOO_MANY_CONNECTIONS", why, headers=headers))

@@ -93,8 +93,8 @@ def listen(
     registry: CollectorRegistry,
     is_serving: Callable[[], bool],
     certificates: Certificates | None = None,
-) -> tuple[WSGIServer, int]:
-    """Serves on a thread; returns the server and its port. Port 0 takes any free one.
+) -> WSGIServer:
+    """Serves on a thread; returns the server, which has its `server_port`. Port 0 takes any free one.
 
     `/healthz` answers 200 while `is_serving`, and 503 otherwise. With `certificates` it speaks HTTPS. Raises
     `CannotListen`.
@@ -124,4 +124,4 @@ def listen(
     if certificates is not None:
         wrap(server, certificates)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, server.server_port
+    return server

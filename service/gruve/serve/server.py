@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -200,7 +200,7 @@ class Server:
         self.models = ModelHosts(config.models, self._load_host, self._report_model, memory)
         self._grpc: GrpcServer | None = None
         self._generations: GenerationServicer | None = None
-        self._metrics_server: Any = None
+        self._metrics_server: WSGIServer | None = None
         self._watch: ModelWatch | None = None
         if config.watch_s is not None:
             self._watch = ModelWatch(config.models, self.models.reload, config.watch_s)
@@ -226,7 +226,7 @@ class Server:
         await self.persistence.start()
         self.metrics.watch_sessions(self.table, self.persistence)
         self.metrics.watch_models(self.models.loaded)
-        self._metrics_server, metrics_port = metrics_server.listen(
+        self._metrics_server = metrics_server.listen(
             self.config.metrics_host,
             self.config.metrics_port,
             self.metrics.registry,
@@ -239,7 +239,7 @@ class Server:
         if self._watch is not None:
             self._watching = asyncio.create_task(self._watch.run())
         names = tuple(served.name for served in self.models.serving)
-        return Serving(port, metrics_port, names, broken)
+        return Serving(port, self._metrics_server.server_port, names, broken)
 
     async def drain(self, ending: Ending, endings: asyncio.Queue[Ending]) -> None:
         """Becomes unready, refuses new requests, and waits for running streams before they are handed over.
