@@ -13,9 +13,10 @@ class ClosedOutput(io.TextIOWrapper):
 
 
 def reopen_closed() -> None:
-    """Open in place of each closed standard stream one that has no input, fails to print, or discards errors.
+    """Replaces each standard stream that is closed: input is empty, printing fails, and errors are discarded.
 
-    Python has None for a closed one, and the next file or socket would take its number, and the errors of libraries.
+    Python has None for a closed stream. The next file or socket would take its number, and a library that prints an
+    error would write into that.
     """
     if sys.stdin is None:
         sys.stdin = _nothing(os.O_RDONLY, "r")
@@ -30,7 +31,10 @@ def _nothing(flags: int, mode: str) -> Any:
 
 
 def drop_unwritten(stream: TextIO) -> bool:
-    """Flush a stream, or drop what it cannot write: Python would try again at its end. Tells whether it was dropped."""
+    """Flushes a stream, or drops what it cannot write, because Python would try again at its end.
+
+    Returns whether something was dropped.
+    """
     try:
         stream.flush()
     except OSError:
@@ -40,6 +44,6 @@ def drop_unwritten(stream: TextIO) -> bool:
 
 
 def announce(line: str) -> None:
-    """Print a server's line of readiness. A server whose standard output was closed serves all the same."""
+    """Prints a server's line of readiness, unless standard output was closed: the server serves without it."""
     if not isinstance(sys.stdout, ClosedOutput):
         print(line, flush=True)

@@ -1,7 +1,8 @@
 """Which pages of browsers may call: none but those of this machine, unless their origins are listed.
 
-A browser sends `Origin` with a page's call; other programs send none. Refusing an unknown one, and not only hiding the
-answer from the page, keeps a page from using a gateway that its visitor alone can reach.
+A browser sends `Origin` with a page's call; other programs send none. A call with an unknown one is refused. It is not
+enough to hide the answer from the page, because the call itself would use a gateway that only the page's visitor can
+reach.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gruve.errors import PermissionDenied, Unauthenticated
 from gruve.serve.api_keys import KEY_PREFIX, ApiKeys
-from gruve.serve.identity import MAX_TENANT_LETTERS, Identity, Role, is_tenant
+from gruve.serve.identity import MAX_TENANT_CHARACTERS, Identity, Role, is_tenant
 from gruve.serve.web_tokens import WebTokens
 
 OPEN = None
@@ -127,7 +127,7 @@ def _acting(identity: Identity, tenants: list[str | bytes]) -> Identity:
     tenant = tenants[0]
     if len(tenants) > 1 or not isinstance(tenant, str) or not is_tenant(tenant):
         given = ", ".join(map(repr, tenants))[:100]
-        raise PermissionDenied(f"{ACTS_FOR} is {given}; must be one name of 1 to {MAX_TENANT_LETTERS} characters")
+        raise PermissionDenied(f"{ACTS_FOR} is {given}; must be one name of 1 to {MAX_TENANT_CHARACTERS} characters")
     if tenant != identity.tenant and identity.role < Role.ADMIN:
         raise PermissionDenied(
             f"{ACTS_FOR} is {tenant!r}; the role {identity.role.name.lower()} is for the caller's own tenant alone"

@@ -1,8 +1,8 @@
 """API keys: a JSON file with the SHA-256 of each key, its tenant, role, weight, limits and expiry.
 
 A key is `gruve_` and 128 random bits. It is shown once, when it is made; the file cannot give it back. A plain hash is
-enough, because the bits are random and not a password. A key is found by its hash, so the time that takes says nothing
-of how much of a guess is right. The file is read again when it changes.
+enough, because the bits are random and not a password. A key is looked up by its hash, so the time of a look-up does
+not tell how much of a guess is right. The file is read again when it changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from gruve.errors import CredentialsBroken, InvalidField
 from gruve.serve.identity import (
-    MAX_TENANT_LETTERS,
+    MAX_TENANT_CHARACTERS,
     MAX_WEIGHT,
     NO_LIMITS,
     ROLE_NAMES,
@@ -37,7 +37,7 @@ from gruve.watched_files import WatchedFiles, read_bytes
 
 KEY_PREFIX = "gruve_"
 KEY_BYTES = 16
-SHOWN_LETTERS = 4
+SHOWN_CHARACTERS = 4
 """How much of a key's random part the file and `gruve keys list` show, to tell keys apart."""
 VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
@@ -67,7 +67,7 @@ class ApiKey:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise InvalidField("name", f"{self.name!r} must be 1 to 64 of letters, digits and . _ @ : -")
         if not is_tenant(self.tenant):
-            raise InvalidField("tenant", f"{self.tenant!r} must be 1 to {MAX_TENANT_LETTERS} printable characters")
+            raise InvalidField("tenant", f"{self.tenant!r} must be 1 to {MAX_TENANT_CHARACTERS} printable characters")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise InvalidField("sha256", f"{self.sha256!r} must be 64 hexadecimal digits")
         if not 0.0 < self.weight <= MAX_WEIGHT:
@@ -112,7 +112,7 @@ def add_key(path: Path, name: str, tenant: str, **fields: Any) -> str:
     key = KEY_PREFIX + base64.b32encode(secrets.token_bytes(KEY_BYTES)).decode().rstrip("=").lower()
     digest = hashlib.sha256(key.encode()).hexdigest()
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    added = ApiKey(name, tenant, digest, key[: len(KEY_PREFIX) + SHOWN_LETTERS], created, **fields)
+    added = ApiKey(name, tenant, digest, key[: len(KEY_PREFIX) + SHOWN_CHARACTERS], created, **fields)
     with _locked(path):
         keys = read_keys(path) if path.exists() else []
         if any(other.name == name for other in keys):

@@ -14,7 +14,7 @@ STORE = "gruve.store"
 
 
 class Health:
-    """What is ready, by name. Used from the event loop, but for `is_serving`."""
+    """What is ready, by name. Belongs to the event loop; other threads may read `is_serving`."""
 
     def __init__(self) -> None:
         self.servicer = health_aio.HealthServicer()

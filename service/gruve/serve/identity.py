@@ -15,12 +15,12 @@ import urllib.parse
 from gruve.errors import InvalidField
 from gruve.sessions.record import DEFAULT_TENANT
 
-MAX_TENANT_LETTERS = 128
+MAX_TENANT_CHARACTERS = 128
 MAX_WEIGHT = 1_000.0
-LEAST = {"waiting": 1}
-"""The least value of a limit, if that is not 0."""
+MIN_LIMITS = {"waiting": 1}
+"""The minimum of a limit, if that is not 0."""
 MAX_LIMIT = 1 << 53
-"""The greatest value of a limit: a float still holds it exactly."""
+"""The maximum of every limit: a float still holds it exactly."""
 
 
 class Role(enum.IntEnum):
@@ -57,9 +57,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for limit, value in dataclasses.asdict(self).items():
-            least = LEAST.get(limit, 0)
-            if value is not None and (type(value) is not int or not least <= value <= MAX_LIMIT):
-                raise InvalidField(f"limits.{limit}", f"{value!r} must be a whole number of {least} to {MAX_LIMIT}")
+            minimum = MIN_LIMITS.get(limit, 0)
+            if value is not None and (type(value) is not int or not minimum <= value <= MAX_LIMIT):
+                raise InvalidField(f"limits.{limit}", f"{value!r} must be a whole number of {minimum} to {MAX_LIMIT}")
 
 
 NO_LIMITS = Limits()
@@ -97,7 +97,7 @@ _current: contextvars.ContextVar[Identity] = contextvars.ContextVar("identity", 
 
 def is_tenant(name: object) -> bool:
     """Whether a value can name a tenant: 1 to 128 printable characters."""
-    return isinstance(name, str) and 1 <= len(name) <= MAX_TENANT_LETTERS and name.isprintable()
+    return isinstance(name, str) and 1 <= len(name) <= MAX_TENANT_CHARACTERS and name.isprintable()
 
 
 def current_identity() -> Identity:

@@ -1,9 +1,9 @@
 """What tenants use of their limits: open streams, and tokens and requests of the last minute.
 
 A stream reserves all tokens that it may use when it is admitted, and gives back at its end what it did not use. Limits
-of tokens and requests are token buckets: they hold a minute's worth, and refill evenly. Pure: no gRPC and no clock (a
-time is an argument). The limits of sessions and of their bytes are checked where those are counted; the
-ledger only says what they are.
+of tokens and requests are token buckets: they hold a minute's worth, and refill evenly. The limits of sessions and of
+their bytes are checked where those are counted; the ledger only says what they are. Pure: no gRPC and no clock (a time
+is an argument).
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Reservation:
         self.tokens += tokens
 
     def add_tokens(self, tokens: int, now_s: float) -> None:
-        """Counts tokens beyond those reserved, which may exceed a limit by as many.
+        """Counts tokens beyond those reserved, also if a limit is exceeded by them.
 
-        Raises `LimitExceeded` while a limit is exceeded already, and then counts nothing.
+        Raises `LimitExceeded` if a limit was exceeded before, and then counts nothing.
         """
         for usage, limits in self._usages:
             usage.refill(limits, now_s)
@@ -112,7 +112,7 @@ class Ledger:
     """The usage of one server. The limits come with each request, because a tenant's may change."""
 
     def __init__(self, total: Limits | None = None, tenant: Limits | None = None) -> None:
-        """`total` is for all tenants together, `tenant` for each limit that a tenant has not got of its own."""
+        """`total` limits all tenants together. `tenant` limits each tenant that has no limit of its own."""
         self._total = total or Limits()
         self._tenant = tenant or Limits()
         self._all = _Usage()

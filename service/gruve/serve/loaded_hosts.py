@@ -67,10 +67,11 @@ class LoadedHosts:
                 del self.wanted[key]
 
     async def load(self, name: str, version: Version) -> None:
-        """Loads a version, once for all calls that ask for it meanwhile, and also if they stop waiting.
+        """Loads a version. Calls that ask for it meanwhile share one load, which continues if they stop waiting.
 
-        With a limit on memory, others make room first, and models are loaded one after the other. Raises `ModelBroken`,
-        also if it is larger than the limit; `LimitExceeded` if there is no room; or `Draining`.
+        With a limit on memory, models are loaded one after the other, and idle ones are unloaded first to make room.
+        Raises `ModelBroken`, also if the model is larger than the limit; `LimitExceeded` if there is no room; or
+        `Draining`.
         """
         key = name, version.digest
         task = self._loading.get(key)

@@ -25,11 +25,10 @@ log = logging.getLogger(__name__)
 SILENCE_S = 30.0
 """How long a connection may be silent before its thread closes it."""
 MAX_CONNECTIONS = 64
-"""Each takes a thread and a file descriptor. Beyond so many, the one that was opened first is closed. A scrape
-takes milliseconds, so that one is slow."""
-
+"""Each takes a thread and a file descriptor. Beyond so many, the one that was opened first is closed: a scrape takes
+milliseconds, so its client is slow or silent."""
 FULL_S = 0.1
-"""How long it waits for a file descriptor before it accepts again."""
+"""How long the server pauses when it has no file descriptor for a connection."""
 
 
 class _Handler(WSGIRequestHandler):

@@ -29,7 +29,7 @@ def refuse_beyond(method: str, open_calls: int) -> EndStatus | None:
 
 
 def bounded(handler: Any) -> Any:
-    """The handler of one of these methods, that refuses a request which is too large or malformed."""
+    """Wraps the handler of one of these methods: a request that is too large or malformed is refused."""
     deserialize: Callable[[bytes], Any] = handler.request_deserializer
     behavior = handler.unary_stream or handler.unary_unary
 

@@ -42,7 +42,7 @@ async def score(host: ModelHost, ids: tuple[int, ...], window: int, alternatives
 
 
 class _Window:
-    """Scores one window: admits it, and again after it lost its slot to another tenant; see `model_host.Listener`."""
+    """Scores one window. It is admitted again if it loses its slot to another tenant; see `model_host.Listener`."""
 
     def __init__(self, host: ModelHost, ids: tuple[int, ...], alternatives: int) -> None:
         self._host = host

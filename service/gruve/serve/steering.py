@@ -15,7 +15,8 @@ from gruve.serve.validation_converse import validate_control, validate_grant
 from gruve.v1 import generation_pb2
 
 HANG_UP_S = 0.5
-"""gRPC reports a client that has closed its side and one that is gone alike; the call of the latter ends soon after."""
+"""How long to wait before the end of the requests counts. gRPC reports it in the same way for a client that has closed
+its side and for one that is gone, and the call of the second ends soon after."""
 
 
 async def listen(conversation: Conversation, requests: AsyncIterator[object]) -> None:
@@ -47,7 +48,7 @@ async def listen(conversation: Conversation, requests: AsyncIterator[object]) ->
 async def steer(
     conversation: Conversation, message: generation_pb2.ConverseRequest
 ) -> generation_pb2.ControlApplied | None:
-    """Carries a `Control` call out: where the control took effect, once it is durable; None for a grant.
+    """Carries out a `Control` call. Returns where the control took effect, once that is durable; None for a grant.
 
     Raises `InvalidField` and `UnknownCharacter` for a message that is no valid control, `LimitExceeded` if too many
     controls are unanswered, the errors that refuse a control, `GenerationUnknown` if the stream ends before, and what
