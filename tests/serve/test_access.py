@@ -257,15 +257,35 @@ def test_a_name_is_given_once_and_values_are_checked(tmp_path):
     assert len(read_keys(path)) == 1
 
 
-def test_an_unknown_role_in_the_file_is_quoted_with_those_that_there_are(tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"admin"', '"root"', "keys[0].role is 'root'; must be one of use, admin"),
+        ('"streams"', '"stream"', "keys[0].limits.stream is not known; must be one of streams, waiting, sessions"),
+        ('"tenant"', '"owner"', "keys[0].owner is not known; must be one of name, tenant"),
+        ('"tenant": "ann",', "", "keys[0].tenant is absent"),
+        ('"weight": 2.0', '"weight": 0', "keys[0].weight: 0 must be above 0 and at most 1000"),
+    ],
+)
+def test_a_fault_of_a_key_in_the_file_is_named_with_its_place(tmp_path, old, new, why):
     path = tmp_path / "keys.json"
-    add_key(path, "ann", "ann", role=Role.ADMIN)
-    path.write_text(path.read_text().replace('"admin"', '"root"'))
-    with pytest.raises(CredentialsBroken, match="role is 'root'; must be one of use, admin"):
+    add_key(path, "ann", "ann", role=Role.ADMIN, weight=2.0, limits=Limits(streams=4))
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(CredentialsBroken, match=re.escape(why)):
         ApiKeys(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "keys": []}', '{"version": 1, "keys": [{"name": "a"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"version": 2, "keys": []}',
+        '{"version": 1, "keys": [{"name": "a"}]}',
+        '{"version": 1, "keys": [5]}',
+        '{"version": 1, "keys": [{"limits": 5}]}',
+    ],
+)
 def test_a_file_that_is_none_of_keys_is_named(tmp_path, text):
     (tmp_path / "keys.json").write_text(text)
     with pytest.raises(CredentialsBroken, match=r"keys\.json"):

@@ -167,20 +167,39 @@ def _parse(path: Path, data: bytes) -> list[ApiKey]:
         whole = json.loads(data)
         if whole["version"] != VERSION:
             raise ValueError(f"its version is {whole['version']!r}; this release reads {VERSION}")
-        return [_key(fields) for fields in whole["keys"]]
+        return [_key(f"keys[{number}]", fields) for number, fields in enumerate(whole["keys"])]
     except KeyError as error:
         raise CredentialsBroken(f"{str(path)!r} is not a file of keys: it has no {error}") from error
     except (TypeError, ValueError, InvalidField) as error:
         raise CredentialsBroken(f"{str(path)!r} is not a file of keys: {error}") from error
 
 
-def _key(fields: dict[str, Any]) -> ApiKey:
+def _key(place: str, fields: dict[str, Any]) -> ApiKey:
+    """The key in an entry of the file. Raises `InvalidField` with its place, `TypeError` or `ValueError`."""
+    if not isinstance(fields, dict) or not isinstance(fields.get("limits", {}), dict):
+        raise TypeError(f"{place} or its limits are not an object")
     role = fields.get("role", "use")
-    if role not in ROLE_NAMES:
-        raise InvalidField("role", f"is {role!r}; must be one of {', '.join(ROLE_NAMES)}")
-    key = ApiKey(**fields | {"role": ROLE_NAMES[role], "limits": Limits(**fields.get("limits", {}))})
+    try:
+        _check_names(fields, ApiKey)
+        _check_names(fields.get("limits", {}), Limits, "limits.")
+        if role not in ROLE_NAMES:
+            raise InvalidField("role", f"is {role!r}; must be one of {', '.join(ROLE_NAMES)}")
+        key = ApiKey(**fields | {"role": ROLE_NAMES[role], "limits": Limits(**fields.get("limits", {}))})
+    except InvalidField as error:
+        raise InvalidField(f"{place}.{error.field}", error.why) from error
     key.expires_s  # noqa: B018 - raises ValueError for what is no date
     return key
+
+
+def _check_names(fields: dict[str, Any], kind: type[ApiKey] | type[Limits], prefix: str = "") -> None:
+    """Raises `InvalidField` for a field that a class does not have, or one without a default that is absent."""
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
+    for name in fields:
+        if name not in known:
+            raise InvalidField(f"{prefix}{name}", f"is not known; must be one of {', '.join(known)}")
+    for name, is_needed in known.items():
+        if is_needed and name not in fields:
+            raise InvalidField(f"{prefix}{name}", "is absent")
 
 
 def _by_hash(keys: list[ApiKey]) -> dict[bytes, tuple[Identity, float]]:
