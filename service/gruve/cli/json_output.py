@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,14 +34,10 @@ def _field(message: Message, field: Any) -> Any:
     if field.is_repeated:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             return {str(key): value[key] for key in sorted(value)}
-        return _values(field, value)
+        return [_value(field, one) for one in value]
     if field.has_presence and not message.HasField(field.name):
         return None
     return _value(field, value)
-
-
-def _values(field: Any, values: Iterable[Any]) -> list[Any]:
-    return [_value(field, value) for value in values]
 
 
 def _value(field: Any, value: Any) -> Any:

@@ -18,7 +18,7 @@ from gruve.gateway.fields import Fields, json_fields
 from gruve.gateway.forms import json_response
 from gruve.tune.beginning import read_beginning
 from gruve.tune.generated import on_root, read_generated
-from gruve.tune.keys import KeyRequest, key_name, parse_key_request
+from gruve.tune.keys import KeyRequest, parse_key_request, root_name
 from gruve.tune.play import midi_file
 from gruve.tune.score import Note, Tune
 from gruve.tune.write import BARS_PER_LINE, complete, write_tune
@@ -66,7 +66,7 @@ def _begin(text: str) -> Response:
         {
             "text": read.text,
             "title": read.title,
-            "root": read.key and key_name(read.key)[:-3],
+            "root": read.key and root_name(read.key),
             "mode": read.key and read.key.mode,
             "notes": [finding.message for finding in read.findings],
         }

@@ -102,13 +102,17 @@ def within_seven_signs(key: Key) -> Key:
 
 def key_name(key: Key, *, short: bool = False) -> str:
     """The key as ABC writes it (`Cmaj`, `F#min`), or with `short` as musicians write it (`C`, `F#m`)."""
-    root = LETTERS[key.letter] + {0: "", 1: "#", -1: "b"}[key.alter]
-    return root + (_SHORT_NAMES.get(key.mode, key.mode) if short else key.mode)
+    return root_name(key) + (_SHORT_NAMES.get(key.mode, key.mode) if short else key.mode)
+
+
+def root_name(key: Key) -> str:
+    """The root alone: `C`, `F#`, `Bb`."""
+    return LETTERS[key.letter] + {0: "", 1: "#", -1: "b"}[key.alter]
 
 
 def key_words(key: Key) -> str:
     """The key in words: `F# minor`, `D mixolydian`."""
-    return key_name(key)[:-3] + " " + next(word for word in _MODE_WORDS if word.startswith(key.mode))
+    return root_name(key) + " " + next(word for word in _MODE_WORDS if word.startswith(key.mode))
 
 
 def moved(pitch: Pitch, steps: int, semitones: int) -> Pitch:
