@@ -102,8 +102,8 @@ class HeldLoads:
 
     def __init__(self, server) -> None:
         self._server, self.names, self._go_on = server, [], asyncio.Event()
-        self._load = server.server.models._load_host
-        server.server.models._load_host = self._held
+        self._load = server.server.models.loaded.load_host
+        server.server.models.loaded.load_host = self._held
 
     async def _held(self, name, version):
         self.names.append(name)
@@ -184,7 +184,7 @@ def test_requests_for_a_model_that_is_not_loaded_load_it_once(start_limited):
 def test_a_request_that_comes_at_the_very_end_of_a_load_gets_its_outcome(start_limited, broken):
     server = start_limited(1)
     models, late = server.server.models, []
-    load = models._load_host
+    load = models.loaded.load_host
 
     async def end_with_a_request(name, version):
         host = await load(name, version)
@@ -194,7 +194,7 @@ def test_a_request_that_comes_at_the_very_end_of_a_load_gets_its_outcome(start_l
             raise ModelBroken("broken for this test")
         return host
 
-    models._load_host = end_with_a_request
+    models.loaded.load_host = end_with_a_request
     if broken:
         assert refusal(lambda: server.generate(model="a", **ASK)).reason == "MODEL_NOT_SERVING"
     else:

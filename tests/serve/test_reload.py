@@ -51,13 +51,13 @@ def engine_threads() -> int:
 
 def count_loads(server) -> list[str]:
     """The names that the server loads from now on."""
-    loaded, load = [], server.server.models._load_host
+    loaded, load = [], server.server.models.loaded.load_host
 
     async def counting(name, version):
         loaded.append(name)
         return await load(name, version)
 
-    server.server.models._load_host = counting
+    server.server.models.loaded.load_host = counting
     return loaded
 
 

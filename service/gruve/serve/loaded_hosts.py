@@ -35,9 +35,10 @@ class LoadedHosts:
     """The hosts that are open, and those of them that requests can get."""
 
     def __init__(
-        self, load: Callable[[str, Version], Awaitable[ModelHost]], events: HostEvents, memory: ModelMemory | None
+        self, load_host: Callable[[str, Version], Awaitable[ModelHost]], events: HostEvents, memory: ModelMemory | None
     ) -> None:
-        """`load` makes the host of a version and starts its engine; it raises `ModelBroken`."""
+        self.load_host = load_host
+        """Makes the host of a version and starts its engine. Raises `ModelBroken`."""
         self.by_key: dict[Key, ModelHost] = {}
         """The hosts that requests can get."""
         self.open: set[ModelHost] = set()
@@ -50,7 +51,6 @@ class LoadedHosts:
         self.closing: dict[asyncio.Task[None], ModelHost] = {}
         self.wanted: collections.Counter[Key] = collections.Counter()
         """How many calls wait for a host to use it."""
-        self._load = load
         self._events = events
         self._loading: dict[Key, asyncio.Task[None]] = {}
         self._making_room = asyncio.Lock()
@@ -124,7 +124,7 @@ class LoadedHosts:
 
     async def _make(self, name: str, version: Version) -> ModelHost:
         if self.memory is None or version.config is None:
-            return await self._load(name, version)
+            return await self.load_host(name, version)
         async with self._making_room:
             if self.ended:
                 raise Draining("the server is shutting down")
@@ -132,7 +132,7 @@ class LoadedHosts:
             await self._make_room(self.memory, name, needed)
             self.memory.used_bytes += needed
             try:
-                host = await self._load(name, version)
+                host = await self.load_host(name, version)
             except BaseException:
                 self.memory.used_bytes -= needed
                 raise

@@ -44,21 +44,20 @@ class ModelHosts:
     def __init__(
         self,
         repository: Path,
-        load: Callable[[str, Version], Awaitable[ModelHost]],
+        load_host: Callable[[str, Version], Awaitable[ModelHost]],
         on_change: Callable[[ServedModel], None] = lambda _: None,
         memory: ModelMemory | None = None,
     ) -> None:
-        """`load` makes the host of a version and starts its engine; it raises `ModelBroken`.
+        """`load_host` makes the host of a version and starts its engine; it raises `ModelBroken`.
 
         `on_change` is called when a model has begun or ceased to be usable. With `memory`, models are loaded by the
         first request for them, and unloaded when others need their room.
         """
         self.served: dict[str, ServedModel] = {}
         self._repository = repository
-        self._load_host = load
         self._on_change = on_change
-        events = HostEvents(self._show, self._remember_broken, self._report_closed)
-        self.loaded = LoadedHosts(lambda name, version: self._load_host(name, version), events, memory)
+        events = HostEvents(on_loaded=self._show, on_broken=self._remember_broken, on_closed=self._report_closed)
+        self.loaded = LoadedHosts(load_host, events, memory)
         self._memory = memory
         self._reloading = asyncio.Lock()
         self._started = False
@@ -222,7 +221,7 @@ class ModelHosts:
         old = self.loaded.by_key.get((name, version.digest))
         try:
             if self._memory is None and (old is None or old.failed):
-                self.loaded.add(await self._load_host(name, version))
+                self.loaded.add(await self.loaded.load_host(name, version))
             else:
                 await self._check(name, version, load_version)  # the other files may have been damaged
             if self._memory is not None:
