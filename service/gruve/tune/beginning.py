@@ -8,6 +8,7 @@ from typing import Final
 
 from gruve.errors import UnknownCharacter
 from gruve.tune.keys import parse_key
+from gruve.tune.lexer import with_line_feeds
 from gruve.tune.parse import COMMON_MODE, parse_any_tune
 from gruve.tune.raw import Finding, Findings
 from gruve.tune.score import WHOLE, Key, Note, Tempo, Tune
@@ -55,7 +56,7 @@ def read_beginning(text: str) -> Beginning:
     major. A text of headers alone is cut before the first missing header. Of several tunes the first is read. Raises
     TuneError if the meter changes.
     """
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = with_line_feeds(text.removeprefix("\ufeff"))
     if _is_model_text(text):
         return Beginning(text, key=_key(text), back=(0, 0))
     found = Findings()

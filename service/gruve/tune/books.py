@@ -15,6 +15,7 @@ from typing import Final, Literal
 from gruve.errors import CorpusError, TuneError
 from gruve.tune.bar_repair import repaired
 from gruve.tune.bars import wrong_bars
+from gruve.tune.lexer import split_book, with_line_feeds
 from gruve.tune.parse import parse_tune
 from gruve.tune.score import Tune
 from gruve.tune.tokens import tokenize
@@ -129,21 +130,16 @@ def _text(path: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = with_line_feeds(text)
     # No line of ABC ends in these: it is quoted-printable, as mail left it.
     return re.sub(r"(=20|=0D)$|=\n", "", text, flags=re.MULTILINE)
 
 
 def _tunes(book: str, text: str) -> Iterator[tuple[Source, str]]:
-    """The tunes of a book: each from its `X:` line to an empty line or the next `X:`."""
-    lines: list[str] = []
-    for line in [*text.split("\n"), ""]:
-        if lines and (not line.strip() or line.startswith("X:")):
-            title = next((one[2:].strip() for one in lines if one.startswith("T:")), "")
-            yield Source(book, lines[0][2:].strip(), title), "\n".join(_unwrapped(lines))
-            lines = []
-        if lines or line.startswith("X:"):
-            lines.append(line)
+    """The tunes of a book."""
+    for _, lines in split_book(text):
+        title = next((line[2:].strip() for line in lines if line.startswith("T:")), "")
+        yield Source(book, lines[0][2:].strip(), title), "\n".join(_unwrapped(lines))
 
 
 def _unwrapped(lines: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from gruve.errors import TuneError
 from gruve.tune.bar_repair import repaired
 from gruve.tune.bars import wrong_bars
+from gruve.tune.lexer import split_book, with_line_feeds
 from gruve.tune.parse import AnyTune, parse_any_tune
 from gruve.tune.raw import Finding, Findings
 from gruve.tune.score import Tune
@@ -34,21 +35,9 @@ class CheckedTune:
 
 def check_book(text: str) -> Iterator[CheckedTune]:
     """Check each tune of a book; lines and columns count in the book. A text without `X:` is one tune."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    for line, tune in _tunes(text):
-        yield _checked(line, tune)
-
-
-def _tunes(text: str) -> Iterator[tuple[int, str]]:
-    """Each tune with the number of its first line: from an `X:` line to an empty line or the next `X:`."""
-    lines = text.split("\n")
-    starts = [number for number, line in enumerate(lines) if line.startswith("X:")]
-    if not starts:
-        yield 1, text
-        return
-    for start, following in zip(starts, [*starts[1:], len(lines)], strict=True):
-        end = next((n for n in range(start, following) if not lines[n].strip()), following)
-        yield start + 1, "\n".join(lines[start:end])
+    text = with_line_feeds(text)
+    for line, tune in list(split_book(text)) or [(1, text.split("\n"))]:
+        yield _checked(line, "\n".join(tune))
 
 
 def _checked(line: int, text: str) -> CheckedTune:

@@ -1,4 +1,4 @@
-"""The lexer of ABC: patterns for its tokens, and the values of meters, lengths and accidentals. Stateless.
+"""The lexer of ABC: lines and tunes of a book, patterns for tokens, and values of meters, lengths and accidentals.
 
 Every pattern takes time linear in the line: each repetition is bounded or ends at a single character.
 """
@@ -6,6 +6,7 @@ Every pattern takes time linear in the line: each repetition is bounded or ends 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Final
 
@@ -48,6 +49,28 @@ CHORD_SKIP: Final = re.compile(r'[\s.~H-Wh-w()\-`]|"[^"]*"|![^!]{1,40}!|[zx][\d/
 _LENGTH_ALONE: Final = re.compile(_LENGTH)
 BROKEN: Final = {1: (3, 1, 2), 2: (7, 1, 4), 3: (15, 1, 8)}
 """Signs of broken rhythm -> numerators of the longer and the shorter note, and their denominator."""
+
+
+def with_line_feeds(text: str) -> str:
+    """The text with a line feed at the end of each line, whatever stood there."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def split_book(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines of each tune of a book, and the number of its first one.
+
+    A tune goes from its `X:` line to an empty line or to the next `X:`.
+    """
+    first, tune = 0, list[str]()
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        begins = line.startswith("X:")
+        if tune and (begins or not line.strip()):
+            yield first, tune
+            tune = []
+        if begins:
+            first = number
+        if begins or tune:
+            tune.append(line)
 
 
 def parse_meter(text: str) -> Meter | None:

@@ -53,7 +53,7 @@ def _read(text: str, findings: Findings | None, *, open_end: bool = False) -> Ra
     if len(text) > MAX_TUNE_CHARACTERS:
         raise TuneError(f"the tune has {len(text)} characters; at most {MAX_TUNE_CHARACTERS} are read")
     reader = _Reader(findings)
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+    for number, line in enumerate(lexer.with_line_feeds(text).split("\n"), 1):
         reader.take_line(number, line)
     return reader.finish(open_end=open_end)
 
