@@ -30,7 +30,7 @@ def answered(port: int, request: bytes, timeout_s: float = 30.0) -> bytes:
 
 
 def test_the_command_serves_until_a_signal(server):
-    with started("gateway", "--server", server.address, "--port", "0") as process:
+    with started("gateway", "--address", server.address, "--port", "0") as process:
         line = json.loads(process.stdout.readline())
         answer = answered(line["port"], b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         process.send_signal(signal.SIGTERM)

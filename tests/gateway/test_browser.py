@@ -138,7 +138,7 @@ def heard(page, connections, tokens):
 
 def test_an_event_source_goes_on_at_the_next_token_after_a_killed_gateway_and_a_killed_server(tiny_repository, page):
     port, http_port = str(free_port()), str(free_port())
-    run_gateway = ("gateway", "--server", f"127.0.0.1:{port}", "--port", http_port)
+    run_gateway = ("gateway", "--address", f"127.0.0.1:{port}", "--port", http_port)
     with Process(tiny_repository, "--port", port) as server, started(*run_gateway) as gateway:
         assert server.line
         assert gateway.stdout.readline()

@@ -62,7 +62,7 @@ def test_a_tenant_beyond_its_limit_is_told_when_to_come_back(start, tmp_path, pa
 def test_the_command_serves_https_to_those_who_trust_its_certificate(server, tmp_path):
     authority = Authority(tmp_path)
     cert, key = authority.issue("gateway")
-    flags = ("--server", server.address, "--port", "0", "--tls-cert", str(cert), "--tls-key", str(key))
+    flags = ("--address", server.address, "--port", "0", "--tls-cert", str(cert), "--tls-key", str(key))
     with started("gateway", *flags) as process:
         address = f"localhost:{json.loads(process.stdout.readline())['port']}"
         with httpx.Client(

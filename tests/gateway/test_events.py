@@ -169,7 +169,7 @@ def test_connecting_again_while_no_server_answers_is_told_to_come_back(gateway):
 def test_a_killed_gateway_and_a_killed_server_cost_a_reader_nothing(tiny_repository, tmp_path):
     port, http_port = free_port(), free_port()
     serve = ("--port", str(port), "--store", f"sqlite:{tmp_path}/sessions.db")
-    run_gateway = ("gateway", "--server", f"127.0.0.1:{port}", "--port", str(http_port))
+    run_gateway = ("gateway", "--address", f"127.0.0.1:{port}", "--port", str(http_port))
     url = f"http://127.0.0.1:{http_port}"
     with Process(tiny_repository, *serve) as server, started(*run_gateway) as gateway:
         assert server.line

@@ -88,7 +88,7 @@ def test_the_go_program_loses_nothing(servers, tmp_path):
 
 @contextlib.contextmanager
 def gateway(address: str) -> Iterator[str]:
-    command = [sys.executable, "-m", "gruve.cli", "gateway", "--server", address, "--port", "0"]
+    command = [sys.executable, "-m", "gruve.cli", "gateway", "--address", address, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"

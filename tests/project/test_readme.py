@@ -108,7 +108,7 @@ def test_the_examples_of_the_guides_run(code, address, tmp_path):
 @pytest.fixture(scope="module")
 def http(address: str) -> Iterator[str]:
     """The address of a gateway before the server."""
-    command = [str(GRUVE), "gateway", "--server", address, "--port", "0"]
+    command = [str(GRUVE), "gateway", "--address", address, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as gateway:
         yield f"localhost:{json.loads(gateway.stdout.readline())['port']}"
         gateway.send_signal(signal.SIGTERM)

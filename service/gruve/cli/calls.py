@@ -36,14 +36,21 @@ def connected(
     """
     from gruve.client import CallFailed, Client
 
-    targets = [address.strip() for address in addresses.split(",") if address.strip()]
-    if not targets:
-        raise Failure(f"--address is {addresses!r}; must be HOST:PORT, or several with commas between", USAGE)
-    with Client(targets, on_reconnect=on_reconnect or ReconnectNotes(say_note), **(options or {})) as client:
+    with Client(
+        split_address(addresses), on_reconnect=on_reconnect or ReconnectNotes(say_note), **(options or {})
+    ) as client:
         try:
             yield client
         except CallFailed as error:
             raise failure_of(error, addresses, timeout_s) from error
+
+
+def split_address(given: str) -> list[str]:
+    """The addresses in the value of --address. Raises `Failure` if there is none."""
+    found = [address.strip() for address in given.split(",") if address.strip()]
+    if not found:
+        raise Failure(f"--address is {given!r}; must be HOST:PORT, or several with commas between", USAGE)
+    return found
 
 
 def failure_of(error: CallFailed, addresses: str, timeout_s: float | None = None) -> Failure:

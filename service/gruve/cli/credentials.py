@@ -19,16 +19,7 @@ API_KEY = "GRUVE_API_KEY"
 
 def add_address(parser: argparse._ActionsContainer) -> None:
     """Declare the flags of every command that calls a server."""
-    add_flag(
-        parser,
-        "--address",
-        str,
-        "localhost:50051",
-        "the server as HOST:PORT, or several of them with commas between",
-        variable="GRUVE_ADDRESS",
-        metavar="HOST:PORT",
-    )
-    add_tls(parser)
+    add_connection(parser)
     add_flag(
         parser,
         "--api-key-file",
@@ -49,8 +40,17 @@ def add_address(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_tls(parser: argparse._ActionsContainer) -> None:
-    """Declare the flags of a TLS connection to a server."""
+def add_connection(parser: argparse._ActionsContainer) -> None:
+    """Declare the flags that say where the server is and how its connection is encrypted."""
+    add_flag(
+        parser,
+        "--address",
+        str,
+        "localhost:50051",
+        "the server as HOST:PORT, or several of them with commas between",
+        variable="GRUVE_ADDRESS",
+        metavar="HOST:PORT",
+    )
     parser.add_argument(
         "--tls",
         action="store_true",
@@ -93,7 +93,7 @@ def client_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tls_credentials(args: argparse.Namespace) -> Tls | None:
-    """What the flags of `add_tls` ask for; None without. Raises `Failure` or `OSError`."""
+    """What the TLS flags of `add_connection` ask for; None without. Raises `Failure` or `OSError`."""
     from gruve.client import Tls
     from gruve.client.environment import wants_tls
 

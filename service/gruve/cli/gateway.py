@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import PORT_HINT, has_port
-from gruve.cli.credentials import add_tls, tls_credentials
+from gruve.cli.calls import PORT_HINT, has_port, split_address
+from gruve.cli.credentials import add_connection, tls_credentials
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, add_switch, bounded
 from gruve.cli.logs import log_error, log_to_standard_error
@@ -33,8 +33,8 @@ of each caller on to them. Several gateways may use the same servers."""
 EXAMPLES = """\
 examples:
   gruve gateway                                          the server on localhost:50051, HTTP on localhost:8080
-  gruve gateway --server a:50051,b:50051                 two servers that serve the same models
-  gruve gateway --server a:50051 --ca ca.pem             a server with TLS
+  gruve gateway --address a:50051,b:50051                two servers that serve the same models
+  gruve gateway --address a:50051 --ca ca.pem            a server with TLS
   gruve gateway --host 0.0.0.0 --tls-cert http.pem --tls-key http.key     for other machines too
   curl localhost:8080/v1/completions -d '{"model": "folk", "prompt": "L:1/8\\nM:6/8\\n", "max_tokens": 60}'
 """
@@ -44,16 +44,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
     parser = add_command(commands, "gateway", DESCRIPTION, EXAMPLES, run, extra="http")
     servers = parser.add_argument_group("servers")
-    add_flag(
-        servers,
-        "--server",
-        str,
-        "localhost:50051",
-        "the server as HOST:PORT, or several of them with commas between",
-        variable="GRUVE_ADDRESS",
-        metavar="HOST:PORT",
-    )
-    add_tls(servers)
+    add_connection(servers)
     _add_http(parser.add_argument_group("http"))
     parser.add_argument(
         "--end-with-stdin",
@@ -167,12 +158,10 @@ def _config(args: argparse.Namespace) -> GatewayConfig:
     from gruve.gateway.config import GatewayConfig
     from gruve.ports import is_loopback
 
-    servers = tuple(address.strip() for address in args.server.split(",") if address.strip())
-    if not servers:
-        raise Failure(f"--server is {args.server!r}; must be HOST:PORT, or several with commas between", USAGE)
+    servers = tuple(split_address(args.address))
     for address in servers:
         if not has_port(address):
-            raise Failure(f"--server names {address!r}, which has no port; must be {PORT_HINT.format(address)}", USAGE)
+            raise Failure(f"--address names {address!r}, which has no port; must be {PORT_HINT.format(address)}", USAGE)
     tls = tls_files(args)
     if tls is None and not args.insecure and not is_loopback(args.host):
         raise Failure(

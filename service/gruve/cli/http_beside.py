@@ -41,7 +41,7 @@ class GatewayBeside:
         """Starts it and returns its port once it answers. Raises `Failure`."""
         reached = ANY.get(self._host, self._host)
         server = f"[{reached}]:{grpc_port}" if ":" in reached else f"{reached}:{grpc_port}"
-        where = ("--server", server, "--host", self._host, "--port", str(self._http_port))
+        where = ("--address", server, "--host", self._host, "--port", str(self._http_port))
         flags = (*where, "--insecure", "--log-level", self._log_level)
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and flags from here
             (sys.executable, "-m", "gruve.cli", "gateway", "--end-with-stdin", *flags),
