@@ -445,8 +445,22 @@ def test_a_misspelt_option_is_a_type_error_that_names_the_right_one(server, clie
     assert server.requests == []
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("method", ["generate", "converse", "control", "get", "delete", "fork", "rewind", "export"])
+def test_a_session_is_named_by_its_id(kind, method):
+    named = inspect.signature(getattr(kind, method, None) or getattr(kind, f"{method}_session")).parameters
+    assert "session_id" in named
+    assert "session" not in named
+
+
+def test_the_id_is_what_is_meant_by_a_session(client):
+    for call in (client.generate, client.converse):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'session'; did you mean 'session_id'"):
+            call(session="s")
+
+
 def test_a_generation_needs_a_model_or_a_session(client):
-    for source in ({}, {"model": "m", "session": "s"}, {"session": "s", "new_session": True}):
+    for source in ({}, {"model": "m", "session_id": "s"}, {"session_id": "s", "new_session": True}):
         with pytest.raises(CallFailed, match="INVALID_FIELD"):
             client.generate("x", **source)
 

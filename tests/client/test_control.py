@@ -33,7 +33,7 @@ def held(client, **fields):
     while len(tokens) < 5:
         keep(tokens, next(conversation))
     start = conversation.start
-    return conversation, tokens, client.control(start.generation_id, session=start.session_id, timeout_s=20)
+    return conversation, tokens, client.control(start.generation_id, session_id=start.session_id, timeout_s=20)
 
 
 def keep(tokens, chunk):

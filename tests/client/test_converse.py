@@ -122,7 +122,7 @@ def test_a_conversation_cut_anywhere_is_what_its_answers_say(server, encode, exa
 
 def conversation_is_unbroken(server, encode, script, cuts, kept, per_message, window):
     options = {**OPTIONS, "max_tokens_per_message": per_message, "window": window, "new_session": False}
-    source = {"session": server.create()} if kept else {"model": "tiny"}
+    source = {"session_id": server.create()} if kept else {"model": "tiny"}
     with (
         contextlib.closing(CuttingProxy(server.serving.port, [*cuts])) as proxy,
         Client(proxy.address, **AT_ONCE) as client,
@@ -138,7 +138,7 @@ def conversation_is_unbroken(server, encode, script, cuts, kept, per_message, wi
 @settings(max_examples=15)
 @given(SCRIPTS, CUTS, st.booleans())
 def test_the_async_client_converses_in_the_same_way(server, encode, script, cuts, kept):
-    source = {"session": server.create()} if kept else {"model": "tiny"}
+    source = {"session_id": server.create()} if kept else {"model": "tiny"}
 
     async def converse(address):
         async with AsyncClient(address, **AT_ONCE) as client:
@@ -156,7 +156,7 @@ def test_the_async_client_converses_in_the_same_way(server, encode, script, cuts
 
 def test_a_client_that_does_not_read_parks_its_stream_exactly(server, client):
     session = server.create()
-    conversation = client.converse(PROMPT, session=session, window=10, **OPTIONS)
+    conversation = client.converse(PROMPT, session_id=session, window=10, **OPTIONS)
     read = len(next(conversation).token_ids)
     until(lambda: server.session(session).position == START + 10 and server.host("tiny").engine.load == 0)
     assert read + sum(len(chunk.token_ids) for chunk in conversation) == 60
@@ -165,7 +165,7 @@ def test_a_client_that_does_not_read_parks_its_stream_exactly(server, client):
 
 def test_without_a_window_the_reader_grants(server, client):
     session = server.create()
-    with client.converse(PROMPT, session=session, window=None, credit=4, **OPTIONS) as conversation:
+    with client.converse(PROMPT, session_id=session, window=None, credit=4, **OPTIONS) as conversation:
         read = list(itertools.takewhile(lambda n: n < 4, itertools.accumulate(len(c.token_ids) for c in conversation)))
         assert server.session(session).position == START + 4
         conversation.grant(3)

@@ -25,7 +25,7 @@ def tokens(position: int, *ids: int) -> generation_pb2.GenerateResponse:
 
 
 def resumption(**source) -> Resumption:
-    source = {"model": "m", "session": None, "new_session": False} | source
+    source = {"model": "m", "session_id": None, "new_session": False} | source
     return Resumption(generate_request("abc", options={"temperature": 0.5, "stop": ["\n\n"]}, **source))
 
 
@@ -67,7 +67,7 @@ def test_a_sequence_that_nobody_keeps_is_not_continued_by_a_server_that_computes
 
 
 def test_a_session_may_go_on_elsewhere_because_the_server_checks_it():
-    stream = resumption(model=None, session="s1")
+    stream = resumption(model=None, session_id="s1")
     stream.receive(started(session_id="s1"))
     stream.next_request()
     assert stream.receive(started(session_id="s1", numerics_id="o")) is None

@@ -89,9 +89,9 @@ def test_a_stream_that_is_handed_over_goes_on_at_the_next_server(start):
 
 def test_a_busy_session_is_waited_for(client):
     session = client.create_session("tiny").id
-    slow = client.generate(PROMPT, session=session, max_tokens=40, max_tokens_per_second=100)
+    slow = client.generate(PROMPT, session_id=session, max_tokens=40, max_tokens_per_second=100)
     first = next(slow)
-    with contextlib.closing(client.generate(session=session, max_tokens=5)) as queued:
+    with contextlib.closing(client.generate(session_id=session, max_tokens=5)) as queued:
         rest = slow.text()
         assert queued.text()
     assert first.text + rest in client.get_session(session).text
@@ -107,7 +107,7 @@ def both_are_answered_alike(server, client):
     async def ask() -> list[object]:
         async with AsyncClient(server.address) as other:
             session = (await other.create_session("tiny", idle_ttl_s=60)).id
-            text = await other.generate(PROMPT, session=session, seed=1, max_tokens=20).text()
+            text = await other.generate(PROMPT, session_id=session, seed=1, max_tokens=20).text()
             answers = [
                 text,
                 (await other.get_session(session)).text,
@@ -126,7 +126,7 @@ def both_are_answered_alike(server, client):
             return answers
 
     session = client.create_session("tiny", idle_ttl_s=60).id
-    text = client.generate(PROMPT, session=session, seed=1, max_tokens=20).text()
+    text = client.generate(PROMPT, session_id=session, seed=1, max_tokens=20).text()
     assert asyncio.run(ask()) == [
         text,
         client.get_session(session).text,

@@ -48,7 +48,7 @@ async def handler(client: AsyncClient) -> AsyncIterator[str]:
         assert_type(await control.pause(), generation_pb2.ControlApplied)
 
 def plain(client: Client) -> None:
-    with contextlib.closing(client.generate(session="s")) as stream:
+    with contextlib.closing(client.generate(session_id="s")) as stream:
         assert_type([chunk.position for chunk in stream], list[int])
 """
 

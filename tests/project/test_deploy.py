@@ -226,7 +226,7 @@ def test_a_pod_serves_with_tls_and_keys_keeps_sessions_and_ends_in_time(redis, t
                     session = stream.start.session_id
                 else:
                     assert client.get_session(session).session.position == 26
-                    second = "".join(chunk.text for chunk in client.generate(session=session, max_tokens=20))
+                    second = "".join(chunk.text for chunk in client.generate(session_id=session, max_tokens=20))
             context = ssl.create_default_context(cafile=authority.ca)
             url = f"https://127.0.0.1:{metrics_port}/metrics"
             with urllib.request.urlopen(url, timeout=10, context=context) as scraped:

@@ -43,7 +43,7 @@ def run_through_a_killed_server(command: list[str], folder: Path, servers: list[
         with Client(address) as client:
             stream = client.generate("ROMEO:", model="tiny", new_session=True, max_tokens=150, seed=7)
             whole = stream.text()
-            whole += client.generate("\nJULIET:", session=stream.start.session_id, max_tokens=50).text()
+            whole += client.generate("\nJULIET:", session_id=stream.start.session_id, max_tokens=50).text()
         environment = os.environ | {"GRUVE_ADDRESS": address}
         running = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -106,7 +106,7 @@ def test_the_curl_commands_lose_nothing(servers, tmp_path):
                 whole = client.complete("ROMEO:", model="tiny", max_tokens=150, seed=7)
                 first = client.generate("ROMEO:", model="tiny", new_session=True, max_tokens=16, seed=7)
                 first.text()
-                continued = client.generate("\nJULIET:", session=first.start.session_id, max_tokens=16).text()
+                continued = client.generate("\nJULIET:", session_id=first.start.session_id, max_tokens=16).text()
             environment = os.environ | {"GATEWAY": stack.enter_context(gateway(address))}
             command = ["bash", "-eu", "-c", program("shell")]
             running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)

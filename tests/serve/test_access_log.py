@@ -64,7 +64,7 @@ def test_no_prompt_text_key_or_session_id_is_in_it(start, tmp_path, form):
     with Client(server.address) as client:
         text = client.generate(prompt, model="tiny", new_session=True, max_tokens=40, ignore_eos=True, seed=3).text()
         session = next(iter(client.list_sessions())).id
-        client.generate(prompt, session=session, max_tokens=3).text()
+        client.generate(prompt, session_id=session, max_tokens=3).text()
         with client.converse(prompt, model="tiny", max_tokens=3) as stream:
             text += stream.text()
     metadata = (("authorization", secret), ("x-request-id", "id-1"))

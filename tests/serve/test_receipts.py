@@ -142,7 +142,7 @@ def test_a_receipt_counts_the_whole_session_as_the_prompt(server):
     session = server.create()
     with Client(server.address) as client:
         for prompt in ("ab", "cd"):
-            stream = client.generate(prompt, session=session, max_tokens=9, ignore_eos=True, seed=3)
+            stream = client.generate(prompt, session_id=session, max_tokens=9, ignore_eos=True, seed=3)
             stream.text()
         ids = list(client.get_session(session).token_ids)
     file = stream.receipt()
@@ -204,7 +204,7 @@ def test_a_client_behind_a_lying_proxy_gets_an_error_instead_of_other_tokens(ser
 def ends_alike(server, session: str, **asked) -> Verdict:
     """What a generation's receipt is worth to a machine that has never seen the server, with the record's prompt."""
     with Client(server.address) as client:
-        stream = client.generate(session=session, **asked)
+        stream = client.generate(session_id=session, **asked)
         stream.text()
         ids = list(client.get_session(session).token_ids)
     file = stream.receipt()

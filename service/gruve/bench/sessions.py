@@ -253,7 +253,7 @@ def _copy(store: Store, origin: Session, count: int) -> list[str]:
 
 
 def _drain(client: Client, session: str, tokens: int) -> None:
-    for _ in client.generate([5], session=session, max_tokens=tokens, ignore_eos=True):
+    for _ in client.generate([5], session_id=session, max_tokens=tokens, ignore_eos=True):
         pass
 
 
@@ -262,7 +262,7 @@ def _continue(client: Client, session: str, *, prompt: bool = True) -> float:
     began_s = time.perf_counter()
     tokens: Sequence[int] = ()
     took_ms = 0.0
-    for chunk in client.generate([7] if prompt else None, session=session, max_tokens=1, ignore_eos=True):
+    for chunk in client.generate([7] if prompt else None, session_id=session, max_tokens=1, ignore_eos=True):
         took_ms = took_ms or 1e3 * (time.perf_counter() - began_s)
         tokens = chunk.token_ids or tokens
     if len(tokens) != 1:

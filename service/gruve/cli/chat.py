@@ -170,7 +170,7 @@ class Chat:
 
         prompt = f"{line}\n" if line else None
         self._unused = False
-        stream = self._client.generate(prompt, session=self._session, **self._options)
+        stream = self._client.generate(prompt, session_id=self._session, **self._options)
         try:
             with interrupt_cancels(stream), stream:
                 for chunk in stream:

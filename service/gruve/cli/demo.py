@@ -145,7 +145,7 @@ def _show_text(client: Client, models: list[str], args: argparse.Namespace, out:
     _say(
         out, "The same session, continued by a second request; the server knows its text, state, seed and temperature:"
     )
-    _stream(client.generate(session=first.start.session_id, **pace), out)
+    _stream(client.generate(session_id=first.start.session_id, **pace), out)
     client.delete_session(first.start.session_id)
 
 

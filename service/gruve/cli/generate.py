@@ -230,7 +230,7 @@ def _begin(
     return client.generate(
         prompt or None,
         model=None if session else args.model,
-        session=session,
+        session_id=session,
         new_session=args.session == "new",
         timeout_s=args.timeout,
         **options,

@@ -113,30 +113,35 @@ def lists_options(options: type) -> Callable[[Method], Method]:
     return with_signature
 
 
-def check_names(given: Iterable[str], options: type) -> None:
-    """Raises `TypeError` for the first keyword argument that is not one of the options."""
+def check_names(given: Iterable[str], options: type, parameters: Iterable[str] = ()) -> None:
+    """Raises `TypeError` for the first keyword argument that is not one of the options.
+
+    `parameters` are the method's other keywords, which may have been meant.
+    """
     for name in given:
         if name not in options.__annotations__:
-            near = difflib.get_close_matches(name, options.__annotations__, n=1)
+            near = difflib.get_close_matches(name, [*parameters, *options.__annotations__], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(options.__annotations__)}"
             raise TypeError(f"unexpected keyword argument {name!r}; {hint}")
 
 
+SOURCES = ("model", "session_id", "new_session")
+"""The keywords that say what to generate from."""
 SAMPLING = frozenset(sampling_pb2.SamplingParameters.DESCRIPTOR.fields_by_name)
 
 
 def generate_request(
-    prompt: Text | None, model: str | None, session: str | None, new_session: bool, options: GenerateOptions
+    prompt: Text | None, model: str | None, session_id: str | None, new_session: bool, options: GenerateOptions
 ) -> generation_pb2.GenerateRequest:
     """The request for a generation, with a new generation_id by which it can be resumed."""
-    check_names(options, GenerateOptions)
-    if (model is None) == (session is None):
-        raise refused("source", f"model is {model!r} and session is {session!r}; give one of the two")
+    check_names(options, GenerateOptions, SOURCES)
+    if (model is None) == (session_id is None):
+        raise refused("source", f"model is {model!r} and session_id is {session_id!r}; give one of the two")
     if new_session and model is None:
-        raise refused("new_session", "a new session needs a model, not a session")
+        raise refused("new_session", "a new session needs a model, not a session_id")
     request = generation_pb2.GenerateRequest(generation_id=uuid.uuid4().hex)
-    if session is not None:
-        _set(request, "session_id", session)
+    if session_id is not None:
+        _set(request, "session_id", session_id)
     elif new_session:
         _set(request.new_session, "model", model)
     else:
@@ -172,10 +177,10 @@ def create_request(model: str, idle_ttl_s: float | None) -> session_pb2.CreateSe
     return request
 
 
-def fork_request(session: str, seeds: Sequence[int | None]) -> session_pb2.ForkSessionRequest:
+def fork_request(session_id: str, seeds: Sequence[int | None]) -> session_pb2.ForkSessionRequest:
     """The request for copies of a session."""
     request = session_pb2.ForkSessionRequest()
-    _set(request, "session_id", session)
+    _set(request, "session_id", session_id)
     for seed in seeds:
         branch = request.branches.add()
         if seed is not None:
@@ -183,10 +188,10 @@ def fork_request(session: str, seeds: Sequence[int | None]) -> session_pb2.ForkS
     return request
 
 
-def rewind_session_request(session: str, to_position: int, seed: int | None) -> session_pb2.RewindSessionRequest:
+def rewind_session_request(session_id: str, to_position: int, seed: int | None) -> session_pb2.RewindSessionRequest:
     """The request to remove the end of a session."""
     request = session_pb2.RewindSessionRequest()
-    _set(request, "session_id", session)
+    _set(request, "session_id", session_id)
     _set(request, "to_position", to_position)
     if seed is not None:
         _set(request, "seed", seed)

@@ -55,7 +55,7 @@ async def generate(request: Request) -> Response:
     fields = Fields(request.query_params, from_query=True) if request.method == "GET" else await json_fields(request)
     asked = _asked(fields, request.headers.get(LAST_EVENT_ID, ""))
     stream = request.app.state.client.generate(
-        asked.prompt, model=asked.model, session=asked.session, seed=asked.seed, **asked.options
+        asked.prompt, model=asked.model, session_id=asked.session, seed=asked.seed, **asked.options
     )
     try:
         return await event_response(request, _events(asked, stream), error_name="failed")

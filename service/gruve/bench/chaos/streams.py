@@ -138,8 +138,8 @@ def _ask(client: AsyncClient, session: str, turn: Turn, first: int, tokens_per_s
         "max_tokens_per_second": tokens_per_s,
     }
     if not (turn.changes or turn.rewind):
-        return client.generate(turn.prompt, session=session, **options)
-    conversation = client.converse(turn.prompt, session=session, window=WINDOW, **options)
+        return client.generate(turn.prompt, session_id=session, **options)
+    conversation = client.converse(turn.prompt, session_id=session, window=WINDOW, **options)
     for at, temperature in turn.changes:
         conversation.change(temperature=temperature, at_position=first + at)
     return conversation

@@ -169,19 +169,19 @@ class AsyncClient:
         prompt: Text | None = None,
         *,
         model: str | None = None,
-        session: str | None = None,
+        session_id: str | None = None,
         new_session: bool = False,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncTokenStream:
         """Generates tokens after a prompt: with a model, in a new session of it, or in the session of an id.
 
-        Give `model` or `session`. With `new_session` the server keeps the model's generation as a session. The options
-        are those of `GenerateOptions`. The stream continues without a gap after lost connections and server restarts.
-        Nothing is sent before it is first read.
+        Give `model` or `session_id`. With `new_session` the server keeps the model's generation as a session. The
+        options are those of `GenerateOptions`. The stream continues without a gap after lost connections and server
+        restarts. Nothing is sent before it is first read.
         """
         resumption = Resumption(
-            generate_request(prompt, model, session, new_session, options), allow_gaps="generation_id" in options
+            generate_request(prompt, model, session_id, new_session, options), allow_gaps="generation_id" in options
         )
         return AsyncTokenStream(self._transport, Attempt(self._connections, timeout_s), resumption)
 
@@ -191,7 +191,7 @@ class AsyncClient:
         prompt: Text | None = None,
         *,
         model: str | None = None,
-        session: str | None = None,
+        session_id: str | None = None,
         new_session: bool = False,
         window: int | None = WINDOW,
         credit: int | None = None,
@@ -203,20 +203,20 @@ class AsyncClient:
         The server never sends more tokens than the reader has room for: `window` of them, from 1 to 65,536, refilled as
         they are read. With `window=None` it sends at most `credit` tokens and those that `grant` adds.
         """
-        request = generate_request(prompt, model, session, new_session, options)
+        request = generate_request(prompt, model, session_id, new_session, options)
         return AsyncConversation(
             self._transport, Attempt(self._connections, timeout_s), Steering(request, window, credit)
         )
 
     def control(
-        self, generation_id: str, *, session: str | None = None, timeout_s: float | None = None
+        self, generation_id: str, *, session_id: str | None = None, timeout_s: float | None = None
     ) -> AsyncControl:
         """Steers a generation that a conversation streams, whichever client reads it.
 
         Generation and session are those that `start` of the conversation reports. With several addresses, each is asked
         until one streams the generation. `timeout_s` bounds each call.
         """
-        return AsyncControl(self._calls.control, generation_id, session or "", timeout_s)
+        return AsyncControl(self._calls.control, generation_id, session_id or "", timeout_s)
 
     async def score(
         self,
@@ -244,10 +244,10 @@ class AsyncClient:
         return session
 
     async def get_session(
-        self, session: str, *, transcript: bool = True, timeout_s: float | None = None
+        self, session_id: str, *, transcript: bool = True, timeout_s: float | None = None
     ) -> session_pb2.GetSessionResponse:
         """Describes a session and reads its transcript; without `transcript` only the description."""
-        request = request_of(session_pb2.GetSessionRequest, session_id=session, page_size=None if transcript else 0)
+        request = request_of(session_pb2.GetSessionRequest, session_id=session_id, page_size=None if transcript else 0)
         whole: session_pb2.GetSessionResponse = await self._calls.call(
             lambda s: s.sessions.GetSession, request, timeout_s
         )
@@ -269,35 +269,35 @@ class AsyncClient:
                 return
             request.page_token = page.next_page_token
 
-    async def delete_session(self, session: str, *, timeout_s: float | None = None) -> None:
+    async def delete_session(self, session_id: str, *, timeout_s: float | None = None) -> None:
         """Deletes a session. It cannot be restored."""
-        request = request_of(session_pb2.DeleteSessionRequest, session_id=session)
+        request = request_of(session_pb2.DeleteSessionRequest, session_id=session_id)
         await self._calls.call(lambda s: s.sessions.DeleteSession, request, timeout_s, done_before="SESSION_EXPIRED")
 
     async def fork_session(
-        self, session: str, seeds: Sequence[int | None] = (None,), *, timeout_s: float | None = None
+        self, session_id: str, seeds: Sequence[int | None] = (None,), *, timeout_s: float | None = None
     ) -> list[session_pb2.Session]:
         """Copies a session once for each of `seeds`, from which the copies continue; the server draws a seed for None.
 
         A lost call is not made again, because the server may have made the copies.
         """
-        request = fork_request(session, seeds)
+        request = fork_request(session_id, seeds)
         # Finds a server that answers before the call that cannot be repeated.
-        await self.get_session(session, transcript=False, timeout_s=timeout_s)
+        await self.get_session(session_id, transcript=False, timeout_s=timeout_s)
         return list((await self._calls.call(lambda s: s.sessions.ForkSession, request, timeout_s, once=True)).sessions)
 
     async def rewind_session(
-        self, session: str, to_position: int, *, seed: int | None = None, timeout_s: float | None = None
+        self, session_id: str, to_position: int, *, seed: int | None = None, timeout_s: float | None = None
     ) -> session_pb2.Session:
         """Removes the tokens of a session from a position on."""
-        request = rewind_session_request(session, to_position, seed)
+        request = rewind_session_request(session_id, to_position, seed)
         response = await self._calls.call(lambda s: s.sessions.RewindSession, request, timeout_s)
         rewound: session_pb2.Session = response.session
         return rewound
 
-    async def export_session(self, session: str, *, timeout_s: float | None = None) -> bytes:
+    async def export_session(self, session_id: str, *, timeout_s: float | None = None) -> bytes:
         """Packs a session into bytes that `import_session` takes."""
-        request = request_of(session_pb2.ExportSessionRequest, session_id=session)
+        request = request_of(session_pb2.ExportSessionRequest, session_id=session_id)
         blob: bytes = (await self._calls.call(lambda s: s.sessions.ExportSession, request, timeout_s)).blob
         return blob
 

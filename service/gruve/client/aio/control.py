@@ -31,12 +31,12 @@ class AsyncControl:
         self,
         call: Callable[[generation_pb2.ControlRequest, float | None], Awaitable[Any]],
         generation_id: str,
-        session: str,
+        session_id: str,
         timeout_s: float | None,
     ) -> None:
         self._call = call
         self._generation_id = generation_id
-        self._session = session
+        self._session_id = session_id
         self._timeout_s = timeout_s
 
     @lists_options(SamplingOptions)
@@ -72,7 +72,7 @@ class AsyncControl:
 
     async def _send(self, control: generation_pb2.ConverseRequest) -> generation_pb2.ControlApplied:
         request = generation_pb2.ControlRequest(
-            generation_id=self._generation_id, session_id=self._session, control=control
+            generation_id=self._generation_id, session_id=self._session_id, control=control
         )
         applied: generation_pb2.ControlApplied = (await self._call(request, self._timeout_s)).applied
         return applied

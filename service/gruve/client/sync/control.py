@@ -32,12 +32,12 @@ class Control:
         self,
         call: Callable[[generation_pb2.ControlRequest, float | None], Any],
         generation_id: str,
-        session: str,
+        session_id: str,
         timeout_s: float | None,
     ) -> None:
         self._call = call
         self._generation_id = generation_id
-        self._session = session
+        self._session_id = session_id
         self._timeout_s = timeout_s
 
     @lists_options(SamplingOptions)
@@ -73,7 +73,7 @@ class Control:
 
     def _send(self, control: generation_pb2.ConverseRequest) -> generation_pb2.ControlApplied:
         request = generation_pb2.ControlRequest(
-            generation_id=self._generation_id, session_id=self._session, control=control
+            generation_id=self._generation_id, session_id=self._session_id, control=control
         )
         applied: generation_pb2.ControlApplied = (self._call(request, self._timeout_s)).applied
         return applied

@@ -68,7 +68,7 @@ def _generate(asked: CompletionRequest, client: AsyncClient, prompt: Text | None
     return client.generate(
         prompt,
         model=None if asked.continued else asked.model,
-        session=asked.continued,
+        session_id=asked.continued,
         new_session=asked.session == "new",
         seed=asked.seed_of(answer),
         **options,  # type: ignore[arg-type] # a TypedDict with three of its fields replaced
