@@ -92,7 +92,7 @@ def stream_is_unbroken(running, connected, faults, length, per_message, seed):
     stream = connected.generate("x", model="m", seed=seed)
     tokens = transcript(seed, length)
     assert joined(list(stream)) == (tokens, certain(tokens))
-    assert stream.finish_reason == "LENGTH"
+    assert stream.finish_reason == "length"
     assert len(running.requests) == len(faults) + 1
 
 

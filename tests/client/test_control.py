@@ -54,7 +54,7 @@ def test_each_method_steers_a_stream_that_another_call_reads(server, client, enc
     assert control.stop().position in range(START + 3, START + 41)
     for chunk in conversation:
         keep(tokens, chunk)
-    assert conversation.finish_reason == "CANCELLED"
+    assert conversation.finish_reason == "cancelled"
     assert list(tokens) == list(range(START, conversation.end.next_position))
 
 

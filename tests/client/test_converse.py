@@ -175,7 +175,7 @@ def test_without_a_window_the_reader_grants(server, client):
         rest = list(conversation)
         assert 4 + tokens + sum(len(chunk.token_ids) for chunk in rest) <= 7
         assert len(read) < 4
-    assert conversation.finish_reason == "CANCELLED"
+    assert conversation.finish_reason == "cancelled"
 
 
 def test_a_conversation_that_is_handed_over_goes_on_at_the_next_server(start, encode):

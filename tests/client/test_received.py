@@ -41,7 +41,7 @@ def receive(messages: list[generation_pb2.GenerateResponse]) -> Resumption:
 @pytest.mark.parametrize("pieces", [[TOKENS], [TOKENS[:1], TOKENS[1:4], TOKENS[4:]]])
 def test_the_tokens_that_were_generated_pass_however_they_are_cut(pieces):
     stream = receive(stream_of(pieces))
-    assert stream.finish_reason == "LENGTH"
+    assert stream.finish_reason == "length"
     assert stream.received.generated(stream.end.receipt) == TOKENS
 
 
@@ -67,4 +67,4 @@ def test_a_stream_that_began_in_the_middle_cannot_be_checked():
     messages = stream_of([TOKENS])
     messages[0].position = messages[1].position = BEGIN + 2
     del messages[1].token_ids[:2]
-    assert receive(messages).finish_reason == "LENGTH"
+    assert receive(messages).finish_reason == "length"

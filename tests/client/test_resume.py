@@ -88,7 +88,7 @@ def test_an_end_of_the_call_alone_does_not_end_the_generation(reason, ends):
     value = generation_pb2.FinishReason.Value(f"FINISH_REASON_{reason}")
     stream.receive(generation_pb2.GenerateResponse(position=4, end={"finish_reason": value}))
     assert (stream.end is not None) == ends
-    assert stream.finish_reason == (reason if ends else "")
+    assert stream.finish_reason == (reason.lower() if ends else "")
 
 
 def test_the_wait_doubles_up_to_its_bound_less_up_to_a_half():

@@ -40,7 +40,7 @@ def test_the_start_can_be_read_from_the_first_chunk_on_and_the_end_from_the_last
     with pytest.raises(RuntimeError, match="no `end` before its last chunk was read; `ended` tells"):
         _ = stream.end
     stream.text()
-    assert (stream.ended, stream.end.next_position, stream.finish_reason) == (True, 21, "LENGTH")
+    assert (stream.ended, stream.end.next_position, stream.finish_reason) == (True, 21, "length")
 
 
 async def test_an_async_stream_tells_the_same(server):

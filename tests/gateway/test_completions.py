@@ -42,6 +42,7 @@ def test_a_completion_is_what_the_server_generates(gateway, direct):
     text = stream.text()
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == (text, "length")
+    assert choice["gruve"]["finish_reason"] == stream.finish_reason == "length"
     assert choice["gruve"]["tokens_sha256"] == stream.end.receipt.tokens_sha256.hex()
     assert answer["system_fingerprint"] == f"{stream.start.model_digest[:16]}-{stream.start.numerics_id}"
     assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}

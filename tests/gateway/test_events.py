@@ -122,7 +122,7 @@ def test_post_takes_tokens_and_the_last_id_too(server, gateway):
     with gateway.http.stream("POST", GENERATE, json=body, headers={"last-event-id": "18"}) as answer:
         events = list(parsed(answer))
     assert next(event.data["position"] for event in events if event.name != "start") == 18
-    assert events[-1].data["next_position"] == 28
+    assert (events[-1].data["next_position"], events[-1].data["finish_reason"]) == (28, "length")
 
 
 @pytest.mark.parametrize(

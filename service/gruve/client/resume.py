@@ -12,7 +12,7 @@ import grpc
 from gruve.client.errors import CallFailed, ConnectionLost, ModelChanged, NumericsChanged, ServerFault, Unimplemented
 from gruve.client.received import ReceivedTokens, corrupted
 from gruve.receipt.file import ReceiptFile
-from gruve.receipt.json_form import receipt_json
+from gruve.receipt.json_form import finish_reason_name, receipt_json
 from gruve.v1 import generation_pb2, sampling_pb2
 
 
@@ -76,10 +76,8 @@ class Resumption:
 
     @property
     def finish_reason(self) -> str:
-        """The name of the `FinishReason` without its prefix; empty before the end."""
-        if self.end is None:
-            return ""
-        return generation_pb2.FinishReason.Name(self.end.finish_reason).removeprefix("FINISH_REASON_")
+        """The name of the `FinishReason` in lower case, without the prefix; empty before the end."""
+        return "" if self.end is None else finish_reason_name(self.end.finish_reason)
 
     def next_request(self) -> generation_pb2.GenerateRequest:
         """The request of the next call: the original one, with the reported seed, from the next position on."""

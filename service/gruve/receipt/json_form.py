@@ -36,7 +36,7 @@ def receipt_json(receipt: generation_pb2.Receipt) -> dict[str, Any]:
 
 
 def finish_reason_name(reason: int) -> str:
-    """The name of a `FinishReason` as receipts have it: in lower case, without the prefix."""
+    """The name of a `FinishReason` in lower case, without the prefix."""
     return generation_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
 
 

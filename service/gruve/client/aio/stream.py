@@ -69,7 +69,7 @@ class AsyncTokenStream(AsyncIterator[Chunk]):
 
     @property
     def finish_reason(self) -> str:
-        """Why the generation ended: "STOP", "LENGTH", "END_OF_SEQUENCE" or "CANCELLED"; empty before the end."""
+        """Why the generation ended: "stop", "length", "end_of_sequence" or "cancelled"; empty before the end."""
         return self._resumption.finish_reason
 
     @property

@@ -11,9 +11,6 @@ from typing import Any
 from gruve.client import AsyncTokenStream, Chunk
 from gruve.gateway.openai.logprobs import LogprobsOfChoice, TokenTexts
 
-FINISH_REASONS = {"LENGTH": "length"}
-"""gruve's reasons in OpenAI's words; any other is "stop"."""
-
 
 @dataclass(slots=True)
 class Choice:
@@ -42,7 +39,7 @@ class Choice:
         """The last choice object: the finish reason, and in `gruve` what a client needs to repeat or continue."""
         start, end = self.stream.start, self.stream.end
         reason = self.stream.finish_reason
-        found = self._object("", None, FINISH_REASONS.get(reason, "stop"))
+        found = self._object("", None, "length" if reason == "length" else "stop")  # OpenAI has no other words
         found["gruve"] = {
             "finish_reason": reason,
             "seed": start.sampling.seed,
