@@ -63,7 +63,7 @@ def test_the_bounds_are_those_of_the_server(name, least, most):
     ("flag", "value", "why"),
     [
         ("--max-tokens", "100000", "--max-tokens is '100000'; must be 1 to 65536"),
-        ("--rate", "0", "--rate is '0.0'; must be 0.01 to 1000000"),
+        ("--max-tokens-per-second", "0", "--max-tokens-per-second is '0.0'; must be 0.01 to 1000000"),
         ("--temperature", "nan", "--temperature is 'nan'; must be 0 to 100"),
         ("--seed", "-1", "--seed is '-1'; must be 0 to 18446744073709551615"),
     ],

@@ -131,6 +131,7 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["nonsense"], {}, 2, "COMMAND is 'nonsense'; must be one of serve, gateway, generate"),
         (["modles"], {}, 2, "did you mean models?; see `gruve --help`"),
         (["generate", "m", "--sesion", "x"], {}, 2, "did you mean --session?; see `gruve generate --help`"),
+        (["generate", "m", "--rate", "9"], {}, 2, "unrecognized arguments: --rate"),
         (["generate", "m", "--timeout", "0"], {}, 2, "--timeout is '0'; must be 0.001 or more"),
         (["bench", "decode", "--plot", "x.xyz"], {}, 2, "--plot is 'x.xyz'; its name must end in .svg, .png or .pdf"),
         (["bench", "decode", "--plot", "/no/where/x.svg"], {}, 2, "there is no folder '/no/where'"),
@@ -173,7 +174,7 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(arguments, environment, code
         (["--temperature", "-1"], 2, "--temperature"),
         (["--temperature", "nan"], 2, "--temperature"),
         (["--max-tokens", "0"], 2, "--max-tokens"),
-        (["--rate", "-1"], 2, "--rate"),
+        (["--max-tokens-per-second", "-1"], 2, "--max-tokens-per-second"),
         (["--seed", "-1"], 2, "--seed"),
         (["--session", "forged"], 1, "SESSION_UNKNOWN"),
     ],
@@ -264,7 +265,11 @@ def test_chat_reads_lines_and_survives_what_is_refused(address):
 
 
 def test_ctrl_c_in_a_chat_stops_the_answer_alone(address):
-    with in_a_terminal("chat", "tiny", "--address", address, "--rate", "20", TERM="dumb") as (process, shown, _):
+    with in_a_terminal("chat", "tiny", "--address", address, "--max-tokens-per-second", "20", TERM="dumb") as (
+        process,
+        shown,
+        _,
+    ):
         read_until(shown, b"> ")
         os.write(shown, b"ROMEO:\n")
         read_until(shown, b"ROMEO:\r\n")
@@ -294,14 +299,14 @@ def test_models_are_a_line_each(address, capsys):
 
 
 def test_the_demo_shows_all_and_ends_by_itself(tiny_repository, tmp_path):
-    done = gruve("demo", "--models", str(tiny_repository), "--out", str(tmp_path), "--rate", "10000")
+    done = gruve("demo", "--models", str(tiny_repository), "--out", str(tmp_path), "--max-tokens-per-second", "10000")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("300 tokens in") == 2
     assert "The server got SIGTERM and ended in order" in done.stdout
 
 
 def test_a_demo_that_is_interrupted_takes_its_server_with_it(tiny_repository):
-    with started("demo", "--models", str(tiny_repository), "--rate", "5") as process:
+    with started("demo", "--models", str(tiny_repository), "--max-tokens-per-second", "5") as process:
         seen = ""
         while "ROMEO:" not in seen:
             seen += process.stdout.readline()

@@ -21,7 +21,7 @@ def test_in_a_clone_the_next_steps_are_those_of_the_readme(tmp_path, monkeypatch
     steps = list(next_steps(["folk", "shakespeare"], None))
     assert [step.split("  ")[0] for step in steps] == [
         "make serve",
-        ".venv/bin/gruve generate folk --rate 30 --out tune.svg",
+        ".venv/bin/gruve generate folk --max-tokens-per-second 30 --out tune.svg",
         ".venv/bin/gruve chat shakespeare",
         ".venv/bin/gruve --help",
     ]

@@ -125,7 +125,7 @@ def test_a_server_that_was_killed_is_waited_for_aloud(tiny_repository, tmp_path)
     with Process(tiny_repository, *flags) as first:
         port = first.line["port"]
         with started(
-            "generate", "tiny", "--rate", "20", "--max-tokens", "60", "--address", f"127.0.0.1:{port}"
+            "generate", "tiny", "--max-tokens-per-second", "20", "--max-tokens", "60", "--address", f"127.0.0.1:{port}"
         ) as reader:
             reader.stdout.read(5)
             first.signal(signal.SIGKILL)

@@ -214,7 +214,7 @@ def test_a_body_that_nobody_reads_does_not_keep_a_connection_open(impatient):
 
 
 def test_requests_on_more_connections_than_allowed_are_refused(server):
-    held = {"model": "tiny", "rate": HELD, "max_tokens": 100}
+    held = {"model": "tiny", "max_tokens_per_second": HELD, "max_tokens": 100}
     with gateway_url(server.address, max_connections=1) as url:
         with httpx.stream("POST", f"{url}/v1/generate", json=held, timeout=PATIENCE_S) as answer:
             received = answer.iter_bytes()  # dropped, it would close the response

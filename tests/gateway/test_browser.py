@@ -123,7 +123,7 @@ LISTEN = """(fields) => {
   on('message', (part) => { heard.tokens.push(...part.token_ids); heard.text += part.text; });
   on('failed', (error) => { heard.failed = error; source.close(); });
 }"""
-ENDLESS = {"model": "tiny", "prompt": PROMPT, "max_tokens": 65_536, "ignore_eos": "true", "rate": 100}
+ENDLESS = {"model": "tiny", "prompt": PROMPT, "max_tokens": 65_536, "ignore_eos": "true", "max_tokens_per_second": 100}
 """A stream that no test waits for the end of. It has no seed, so the ids of its events must carry the drawn one."""
 
 

@@ -193,7 +193,8 @@ REFUSED = [
     ({"stop": [1]}, "stop"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"session": "new", "n": 2}, "session"),
-    ({"rate": -1}, "rate"),
+    ({"max_tokens_per_second": -1}, "max_tokens_per_second"),
+    ({"rate": 1}, "rate"),
     ({"model": None}, "model"),
     ({"model": 7}, "model"),
     ({"logprobs": 100}, "logprobs"),
@@ -262,7 +263,7 @@ def test_the_sdk_raises_the_class_of_the_status(sdk):
 
 def test_a_client_that_goes_away_cancels_what_is_generated_for_it(server, gateway):
     before = server.handled("Generate", "CANCELLED")
-    slow = {**TINY, "rate": 5, "max_tokens": 1_000}
+    slow = {**TINY, "max_tokens_per_second": 5, "max_tokens": 1_000}
     with gateway.http.stream("POST", COMPLETIONS, json={**slow, "stream": True}) as answer:
         assert next(answer.iter_lines()).startswith("data: ")
     with pytest.raises(httpx.ReadTimeout):

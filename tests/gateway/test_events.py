@@ -20,7 +20,7 @@ from serving import PATIENCE_S
 
 PROMPT = "ROMEO:\n"
 GENERATE = "/v1/generate"
-FIELDS = {"model": "tiny", "prompt": PROMPT, "max_tokens": 120, "rate": 400}
+FIELDS = {"model": "tiny", "prompt": PROMPT, "max_tokens": 120, "max_tokens_per_second": 400}
 
 
 @dataclass
@@ -107,7 +107,9 @@ def test_a_reader_that_connects_to_another_gateway_goes_on_at_the_next_token(gat
 
 def test_a_generation_of_a_session_is_continued_and_not_begun_again(server, gateway, other):
     session = server.create()
-    reader = EventSource(session=session, prompt=PROMPT, generation_id="first", max_tokens=100, rate=400)
+    reader = EventSource(
+        session=session, prompt=PROMPT, generation_id="first", max_tokens=100, max_tokens_per_second=400
+    )
     reader.read(gateway.url, events=5)
     reader.read_to_the_end(other.url)
     with Client(server.address) as client:
@@ -176,7 +178,9 @@ def test_a_killed_gateway_and_a_killed_server_cost_a_reader_nothing(tiny_reposit
         assert gateway.stdout.readline()
         with Client(f"127.0.0.1:{port}") as client:
             session = client.create_session("tiny").id
-        reader = EventSource(session=session, prompt=PROMPT, generation_id="g", seed=3, max_tokens=600, rate=300)
+        reader = EventSource(
+            session=session, prompt=PROMPT, generation_id="g", seed=3, max_tokens=600, max_tokens_per_second=300
+        )
         reader.read(url, events=5)
         gateway.send_signal(signal.SIGKILL)
     with Process(tiny_repository, *serve) as server, started(*run_gateway) as gateway:

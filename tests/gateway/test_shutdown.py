@@ -20,7 +20,7 @@ from gruve.v1 import generation_pb2 as g
 from http_gateway import RunningGateway
 from serving import HELD, PATIENCE_S
 
-HELD_STREAM = {"model": "tiny", "rate": HELD, "max_tokens": 100}
+HELD_STREAM = {"model": "tiny", "max_tokens_per_second": HELD, "max_tokens": 100}
 GENERATE = endpoints(None)["/gruve.v1.GenerationService/Generate"].method
 
 

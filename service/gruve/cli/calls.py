@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gruve.client import CallFailed, Client, Reconnected, Reconnecting
     from gruve.v1.model_pb2 import Model
 
-FLAGS = {"max_tokens_per_second": "--rate", "session_id": "--session", "to_position": "POSITION"}
+FLAGS = {"session_id": "--session", "to_position": "POSITION"}
 """The flag of a request field, where it is not the field's own name."""
 NOTE_EVERY_S = 1.0
 PORT_HINT = 'HOST:PORT, such as "{}:50051"'

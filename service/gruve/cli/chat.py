@@ -45,7 +45,7 @@ lines:
 {HELP}
 
 examples:
-  gruve chat shakespeare --max-tokens 300 --rate 60
+  gruve chat shakespeare --max-tokens 300 --max-tokens-per-second 60
   gruve chat shakespeare --session ID            continue an earlier chat
   printf 'ROMEO:\\n\\n' | gruve chat shakespeare --seed 1 > scene.txt
 """

@@ -35,7 +35,7 @@ The tune is drawn, and a second request continues the text. Then the server is s
 EXAMPLES = """\
 examples:
   gruve demo
-  gruve demo --rate 100
+  gruve demo --max-tokens-per-second 100
 """
 START_WITHIN_S = 90.0
 END_WITHIN_S = 45.0
@@ -52,7 +52,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "demo", DESCRIPTION, EXAMPLES, run, extra="serve,draw")
     add_models(parser)
     add_flag(parser, "--out", Path, "demo", "where the tune is written", metavar="DIR")
-    add_flag(parser, "--rate", float, 30.0, "tokens per second", metavar="N")
+    add_flag(parser, "--max-tokens-per-second", float, 30.0, "maximum number of tokens per second", metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,7 +82,7 @@ def next_steps(models: list[str], folder: Path | None) -> Iterator[str]:
         serve = f"{gruve} serve" + ("" if folder is None else f" --models {shlex.quote(str(folder))}")
     yield f"{serve:<25}  a server on localhost:50051 until Ctrl-C; then, in a second terminal:"
     if tune := _serving_name(TUNE_MODELS, models):
-        yield f"{gruve} generate {tune} --rate 30 --out tune.svg"
+        yield f"{gruve} generate {tune} --max-tokens-per-second 30 --out tune.svg"
     if text := _serving_name(TEXT_MODELS, models):
         yield f"{gruve} chat {text}"
     yield f"{f'{gruve} --help':<25}  everything else"
@@ -100,13 +100,16 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
     model = next(model for model in client.models() if model.name == name)
     temperature = default_temperature(model)
     for seed in TUNE_SEEDS:
-        _say(out, f"A folk tune in ABC notation by {name!r}, seed {seed}, {args.rate:g} tokens per second:")
+        _say(
+            out,
+            f"A folk tune in ABC notation by {name!r}, seed {seed}, {args.max_tokens_per_second:g} tokens per second:",
+        )
         stream = client.generate(
             model=name,
             seed=seed,
             temperature=temperature,
             max_tokens=TUNE_TOKENS,
-            max_tokens_per_second=args.rate,
+            max_tokens_per_second=args.max_tokens_per_second,
             max_tokens_per_message=1,
         )
         text = _stream(stream, out)
@@ -135,7 +138,7 @@ def _show_text(client: Client, models: list[str], args: argparse.Namespace, out:
     out.write(TEXT_PROMPT, "dim")
     pace: dict[str, Any] = {
         "max_tokens": TEXT_TOKENS,
-        "max_tokens_per_second": args.rate,
+        "max_tokens_per_second": args.max_tokens_per_second,
         "max_tokens_per_message": 1,
     }
     first = client.generate(TEXT_PROMPT, model=name, new_session=True, seed=1, temperature=0.8, **pace)

@@ -46,7 +46,8 @@ examples:
   gruve generate shakespeare "ROMEO:" --max-tokens 400 --temperature 0.8
   gruve generate shakespeare "ROMEO:" --seed 7 > romeo.txt      write the text alone into a file
   gruve generate folk > tune.abc                                write a complete tune in ABC notation
-  gruve generate folk --n 3 --key Am --rate 30                  watch three tunes in A minor being written
+  gruve generate folk --max-tokens-per-second 30                watch a tune being written
+  gruve generate folk --n 3 --key Am                            three tunes in A minor
   gruve generate folk --out tune.svg --out tune.mid --key G     draw and play it, in G
   gruve generate folk - < begun.abc                             continue a tune of your own
   gruve generate folk --raw                                     print the model's tokens as they are
@@ -154,7 +155,8 @@ def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
     )
     most = "maximum number of tokens to generate, up to 65536" + ("" if max_tokens else "; absent, 1024")
     add_flag(parser, "--max-tokens", int, max_tokens, most, metavar="N")
-    add_flag(parser, "--rate", float, None, "maximum number of tokens per second; absent, no limit", metavar="N")
+    pace = "maximum number of tokens per second; absent, no limit"
+    add_flag(parser, "--max-tokens-per-second", float, None, pace, metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -208,7 +210,7 @@ def sampling_options(args: argparse.Namespace) -> GenerateOptions:
         "repetition_penalty": args.repetition_penalty,
         "seed": args.seed,
         "max_tokens": args.max_tokens,
-        "max_tokens_per_second": args.rate,
+        "max_tokens_per_second": args.max_tokens_per_second,
     }
 
 

@@ -28,7 +28,6 @@ HTTP_STATUS: dict[grpc.StatusCode, int] = {
 }
 """Any other status is a 500."""
 FIELDS = {
-    "max_tokens_per_second": "rate",
     "session_id": "session",
     "name": "model",
     "text": "prompt",

@@ -28,7 +28,7 @@ def take_options(fields: Fields) -> GenerateOptions:
         "ignore_eos": fields.boolean("ignore_eos"),
         "stop": fields.strings("stop"),
         "stop_token_ids": fields.integers("stop_token_ids"),
-        "max_tokens_per_second": fields.number("rate"),
+        "max_tokens_per_second": fields.number("max_tokens_per_second"),
         "logit_bias": _logit_bias(fields.mapping("logit_bias", BIASES)),
     }
     return options
