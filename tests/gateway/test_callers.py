@@ -36,9 +36,9 @@ def test_the_key_of_each_caller_is_passed_on_over_tls_and_kept_for_no_other(star
     def post(key: str, **more):
         return gateway.http.post(COMPLETIONS, json={**TINY, **more}, headers={"authorization": f"Bearer {key}"})
 
-    session = post(ann, session="new").json()["choices"][0]["gruve"]["session"]
-    assert post(ann, session=session).status_code == 200
-    assert post(bob, session=session).json()["error"]["code"] == "SESSION_UNKNOWN"
+    session = post(ann, new_session=True).json()["choices"][0]["gruve"]["session_id"]
+    assert post(ann, session_id=session).status_code == 200
+    assert post(bob, session_id=session).json()["error"]["code"] == "SESSION_UNKNOWN"
     for value in (b"", b"Bearer gruve_wrong", b"Bearer gruve_\xe9"):
         refused = gateway.http.post(COMPLETIONS, json=TINY, headers={b"authorization": value})
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")

@@ -116,9 +116,9 @@ def test_max_tokens_0_with_echo_is_the_score_itself(sdk, direct):
 
 
 def test_a_session_is_created_and_continued(gateway, direct):
-    first = gateway.post(COMPLETIONS, **TINY, session="new").json()["choices"][0]
-    session = first["gruve"]["session"]
-    asked = {"model": "tiny", "session": session, "generation_id": "second", "max_tokens": 20}
+    first = gateway.post(COMPLETIONS, **TINY, new_session=True).json()["choices"][0]
+    session = first["gruve"]["session_id"]
+    asked = {"model": "tiny", "session_id": session, "generation_id": "second", "max_tokens": 20}
     second = gateway.post(COMPLETIONS, **asked).json()["choices"][0]
     assert direct.get_session(session).text == PROMPT + first["text"] + second["text"]
     assert gateway.post(COMPLETIONS, **asked).json()["choices"][0]["text"] == second["text"]  # the same generation
@@ -127,7 +127,7 @@ def test_a_session_is_created_and_continued(gateway, direct):
 @pytest.mark.parametrize(("model", "status"), [("none", 404), ("abc", 400), ("tiny@7", 404)])
 def test_a_session_is_not_continued_under_the_name_of_another_model(server, gateway, model, status):
     session = server.create()
-    asked = {"model": model, "session": session, "max_tokens": 3}
+    asked = {"model": model, "session_id": session, "max_tokens": 3}
     for stream in (False, True):
         answer = gateway.post(COMPLETIONS, **asked, stream=stream)
         assert error_of(answer) == (status, "model")
@@ -137,7 +137,7 @@ def test_a_session_is_not_continued_under_the_name_of_another_model(server, gate
 def test_a_session_is_continued_under_any_name_of_its_model(server, gateway):
     session = server.create()
     for model in ("tiny", "tiny@0", f"tiny@sha256:{server.host('tiny').model.digest}"):
-        answer = gateway.post(COMPLETIONS, model=model, session=session, max_tokens=3)
+        answer = gateway.post(COMPLETIONS, model=model, session_id=session, max_tokens=3)
         assert (answer.status_code, answer.json()["model"]) == (200, model)
 
 
@@ -192,7 +192,10 @@ REFUSED = [
     ({"seed": 1 << 64}, "seed"),
     ({"stop": [1]}, "stop"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"session": "new", "n": 2}, "session"),
+    ({"new_session": True, "n": 2}, "new_session"),
+    ({"new_session": True, "session_id": "none"}, "new_session"),
+    ({"session_id": "none", "n": 2}, "session_id"),
+    ({"session": "new"}, "session"),
     ({"max_tokens_per_second": -1}, "max_tokens_per_second"),
     ({"rate": 1}, "rate"),
     ({"model": None}, "model"),
@@ -224,7 +227,7 @@ REASONS = [
         'prompt has the entry "a" in a list; must be a string, a list of strings, a list of token ids, '
         "or a list of such lists",
     ),
-    ({"session": "new", "n": 2}, "session is allowed for one answer; n and the prompts ask for 2"),
+    ({"new_session": True, "n": 2}, "new_session is allowed for one answer; n and the prompts ask for 2"),
     (
         {"n": 128, "max_tokens": 2_000, "logprobs": 20},
         "logprobs: asks for up to 5376000 log-probabilities in all; without stream at most 262144",
@@ -247,7 +250,7 @@ def test_a_refusal_quotes_the_value_and_the_bound(gateway, fields, why):
     [
         ({"model": "none"}, "MODEL_UNKNOWN", 404, "model"),
         ({"model": "truncated"}, "MODEL_NOT_SERVING", 400, "model"),
-        ({"session": "none"}, "SESSION_UNKNOWN", 404, "session"),
+        ({"session_id": "none"}, "SESSION_UNKNOWN", 404, "session_id"),
         ({"prompt": "€"}, "UNKNOWN_CHARACTER", 400, "prompt"),
     ],
 )

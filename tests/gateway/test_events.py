@@ -108,7 +108,7 @@ def test_a_reader_that_connects_to_another_gateway_goes_on_at_the_next_token(gat
 def test_a_generation_of_a_session_is_continued_and_not_begun_again(server, gateway, other):
     session = server.create()
     reader = EventSource(
-        session=session, prompt=PROMPT, generation_id="first", max_tokens=100, max_tokens_per_second=400
+        session_id=session, prompt=PROMPT, generation_id="first", max_tokens=100, max_tokens_per_second=400
     )
     reader.read(gateway.url, events=5)
     reader.read_to_the_end(other.url)
@@ -130,8 +130,8 @@ def test_post_takes_tokens_and_the_last_id_too(server, gateway):
 @pytest.mark.parametrize(
     ("fields", "last", "param"),
     [
-        ({"model": "tiny", "session": "x", "generation_id": "y"}, "", "model"),
-        ({"session": "x"}, "", "generation_id"),
+        ({"model": "tiny", "session_id": "x", "generation_id": "y"}, "", "model"),
+        ({"session_id": "x"}, "", "generation_id"),
         ({"model": "tiny"}, "5", "seed"),
         ({"model": "tiny", "seed": "1"}, "five", "last-event-id"),
         ({"model": "tiny", "max_tokens": "many"}, "", "max_tokens"),
@@ -146,8 +146,8 @@ def test_what_could_not_be_resumed_is_refused_and_named(gateway, fields, last, p
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"model": "tiny", "session": "x", "generation_id": "y"}, "is 'tiny', and session is given too"),
-        ({}, "is absent, and so is session"),
+        ({"model": "tiny", "session_id": "x", "generation_id": "y"}, "is 'tiny', and session_id is given too"),
+        ({}, "is absent, and so is session_id"),
     ],
 )
 def test_a_model_or_a_session_is_needed(gateway, fields, why):
@@ -179,7 +179,7 @@ def test_a_killed_gateway_and_a_killed_server_cost_a_reader_nothing(tiny_reposit
         with Client(f"127.0.0.1:{port}") as client:
             session = client.create_session("tiny").id
         reader = EventSource(
-            session=session, prompt=PROMPT, generation_id="g", seed=3, max_tokens=600, max_tokens_per_second=300
+            session_id=session, prompt=PROMPT, generation_id="g", seed=3, max_tokens=600, max_tokens_per_second=300
         )
         reader.read(url, events=5)
         gateway.send_signal(signal.SIGKILL)

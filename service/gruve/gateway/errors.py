@@ -28,7 +28,6 @@ HTTP_STATUS: dict[grpc.StatusCode, int] = {
 }
 """Any other status is a 500."""
 FIELDS = {
-    "session_id": "session",
     "name": "model",
     "text": "prompt",
     "ids": "prompt",
@@ -39,8 +38,8 @@ FIELD_OF_REASON = {
     "UNKNOWN_CHARACTER": "prompt",
     "MODEL_UNKNOWN": "model",
     "MODEL_NOT_SERVING": "model",
-    "SESSION_UNKNOWN": "session",
-    "SESSION_EXPIRED": "session",
+    "SESSION_UNKNOWN": "session_id",
+    "SESSION_EXPIRED": "session_id",
 }
 """The field that is wrong, for reasons with which a server names none."""
 SHUTTING_DOWN = "the gateway is shutting down; try again"

@@ -37,7 +37,7 @@ class EventsRequest:
 
     prompt: Text | None
     model: str | None
-    session: str | None
+    session_id: str | None
     seed: int | None
     seed_in_ids: bool
     """Whether a client that connects again has to be told the seed."""
@@ -55,7 +55,7 @@ async def generate(request: Request) -> Response:
     fields = Fields(request.query_params, from_query=True) if request.method == "GET" else await json_fields(request)
     asked = _asked(fields, request.headers.get(LAST_EVENT_ID, ""))
     stream = request.app.state.client.generate(
-        asked.prompt, model=asked.model, session_id=asked.session, seed=asked.seed, **asked.options
+        asked.prompt, model=asked.model, session_id=asked.session_id, seed=asked.seed, **asked.options
     )
     try:
         return await event_response(request, _events(asked, stream), error_name="failed")
@@ -74,17 +74,17 @@ def _come_back(failure: CallFailed) -> Response:
 
 def _asked(fields: Fields, last_event_id: str) -> EventsRequest:
     position, drawn = _resumed(last_event_id)
-    session, seed, generation_id = fields.string("session"), fields.integer("seed"), fields.string("generation_id")
-    model = fields.string("model")
+    session_id, generation_id = fields.string("session_id"), fields.string("generation_id")
+    model, seed = fields.string("model"), fields.integer("seed")
     prompt = text_or_tokens("prompt", fields.take("prompt"), "a string, or a list of token ids in a JSON body")
-    if session is not None and generation_id is None:
+    if session_id is not None and generation_id is None:
         why = "is absent; with a session it is needed, so that a client that connects again continues this generation"
         raise InvalidField("generation_id", why)
-    if session is None and model is None:
-        raise InvalidField("model", "is absent, and so is session; give one of the two")
-    if session is not None and model is not None:
-        raise InvalidField("model", f"is {model[:100]!r}, and session is given too; give one of the two")
-    seed_in_ids = seed is None and session is None
+    if session_id is None and model is None:
+        raise InvalidField("model", "is absent, and so is session_id; give one of the two")
+    if session_id is not None and model is not None:
+        raise InvalidField("model", f"is {model[:100]!r}, and session_id is given too; give one of the two")
+    seed_in_ids = seed is None and session_id is None
     if seed_in_ids:
         if position is not None and drawn is None:
             raise InvalidField("seed", f"is absent, and {LAST_EVENT_ID} {last_event_id!r} does not carry it")
@@ -95,7 +95,7 @@ def _asked(fields: Fields, last_event_id: str) -> EventsRequest:
     if generation_id is not None:
         options["generation_id"] = generation_id
     fields.refuse_rest()
-    return EventsRequest(prompt, model, session, seed, seed_in_ids, options)
+    return EventsRequest(prompt, model, session_id, seed, seed_in_ids, options)
 
 
 def _resumed(last_event_id: str) -> tuple[int | None, int | None]:
@@ -134,7 +134,7 @@ def _start(stream: AsyncTokenStream) -> str:
         "model": start.model,
         "model_digest": start.model_digest,
         "numerics_id": start.numerics_id,
-        "session": start.session_id or None,
+        "session_id": start.session_id or None,
         "generation_id": start.generation_id,
         "seed": start.sampling.seed,
         "start_position": start.start_position,

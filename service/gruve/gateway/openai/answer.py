@@ -44,7 +44,7 @@ class Choice:
             "finish_reason": reason,
             "seed": start.sampling.seed,
             "generation_id": start.generation_id,
-            "session": start.session_id or None,
+            "session_id": start.session_id or None,
             "next_position": end.next_position,
             "tokens_sha256": end.receipt.tokens_sha256.hex() if end.HasField("receipt") else None,
         }

@@ -29,8 +29,8 @@ async def completions(request: Request) -> Response:
     if asked.max_tokens == 0:
         async with while_connected(request.receive):
             return json_response(await _measured(asked, client, texts))
-    if asked.continued is not None:
-        await _check_model(asked.continued, asked.model, client)
+    if asked.session_id is not None:
+        await _check_model(asked.session_id, asked.model, client)
     choices = _begin(asked, client)
     if asked.stream:
         return await event_response(request, _events(asked, choices, texts))
@@ -38,12 +38,12 @@ async def completions(request: Request) -> Response:
         return json_response(await _whole(asked, choices, texts))
 
 
-async def _check_model(session: str, model: str, client: AsyncClient) -> None:
+async def _check_model(session_id: str, model: str, client: AsyncClient) -> None:
     """Refuses a model that is not the session's, before anything is generated. Raises `InvalidField`.
 
     A server takes no model with a session, so it could not refuse it.
     """
-    kept = (await client.get_session(session, transcript=False)).session
+    kept = (await client.get_session(session_id, transcript=False)).session
     if model == kept.model:
         return
     named = await client.get_model(model)
@@ -67,9 +67,9 @@ def _generate(asked: CompletionRequest, client: AsyncClient, prompt: Text | None
         options["generation_id"] = asked.generation_id
     return client.generate(
         prompt,
-        model=None if asked.continued else asked.model,
-        session_id=asked.continued,
-        new_session=asked.session == "new",
+        model=None if asked.session_id is not None else asked.model,
+        session_id=asked.session_id,
+        new_session=asked.new_session,
         seed=asked.seed_of(answer),
         **options,  # type: ignore[arg-type] # a TypedDict with three of its fields replaced
     )

@@ -37,17 +37,14 @@ class CompletionRequest:
     logprobs: int | None
     stream: bool
     include_usage: bool
-    session: str | None
-    """The id of a session to continue; "new" creates one."""
+    session_id: str | None
+    """The session to continue."""
+    new_session: bool
+    """Whether to keep the answer as a new session."""
     seed: int | None
     """The seed of each prompt's first answer; that of each further answer is one more. None inherits a session's."""
     generation_id: str | None
     options: GenerateOptions
-
-    @property
-    def continued(self) -> str | None:
-        """The id of the session to continue; None if there is none yet."""
-        return None if self.session == "new" else self.session
 
     def seed_of(self, answer: int) -> int | None:
         """The seed of a prompt's answer, by its number from 0."""
@@ -59,7 +56,7 @@ def completion_request(fields: Fields) -> CompletionRequest:
     model = fields.string("model")
     if not model:
         raise InvalidField("model", "is absent; GET /v1/models lists the names")
-    session, seed = fields.string("session"), fields.integer("seed", 0, SEEDS - 1)
+    session_id, seed = fields.string("session_id"), fields.integer("seed", 0, SEEDS - 1)
     max_tokens = fields.integer("max_tokens", 0)
     n = fields.integer("n", 1, MAX_CHOICES) or 1
     stream = fields.boolean("stream")
@@ -72,8 +69,9 @@ def completion_request(fields: Fields) -> CompletionRequest:
         logprobs=fields.integer("logprobs", 0, MAX_LOGPROBS),
         stream=stream,
         include_usage=_include_usage(fields.mapping("stream_options"), stream=stream),
-        session=session,
-        seed=secrets.randbelow(MAX_JSON_SEED) if seed is None and session in (None, "new") else seed,
+        session_id=session_id,
+        new_session=fields.boolean("new_session"),
+        seed=secrets.randbelow(MAX_JSON_SEED) if seed is None and session_id is None else seed,
         generation_id=fields.string("generation_id"),
         options=take_options(fields),
     )
@@ -131,13 +129,15 @@ def _check_together(asked: CompletionRequest) -> None:
     if logprobs > MAX_WHOLE_LOGPROBS and not asked.stream:
         why = f"asks for up to {logprobs} log-probabilities in all; without stream at most {MAX_WHOLE_LOGPROBS}"
         raise InvalidField("logprobs", why)
-    for name, value in (("session", asked.session), ("generation_id", asked.generation_id)):
-        if value is not None and choices > 1:
+    if asked.new_session and asked.session_id is not None:
+        raise InvalidField("new_session", "is true, and session_id is given too; give one of the two")
+    for name in ("session_id", "new_session", "generation_id"):
+        if choices > 1 and getattr(asked, name) not in (None, False):
             raise InvalidField(name, f"is allowed for one answer; n and the prompts ask for {choices}")
     if asked.max_tokens == 0:
         if not asked.echo:
             raise InvalidField("max_tokens", "is 0; must be at least 1 without echo")
-        for name in ("stream", "session", "generation_id"):
+        for name in ("stream", "session_id", "new_session", "generation_id"):
             if getattr(asked, name):
                 raise InvalidField(name, "is not allowed with max_tokens 0, which measures the prompts")
         if None in asked.prompts:
