@@ -15,6 +15,8 @@ from gruve.bench.machine import (
     process_rss_mb,
 )
 from gruve.bench.result import Result, table
+from gruve.cli import make_parser
+from gruve.cli.bench import _end
 
 RESULT = Result(
     "decode", {"cores": 2}, {"gruve": "1"}, [{"backend": "native", "step_ms": 1.23456789, "bare": math.nan}]
@@ -39,6 +41,12 @@ def test_what_was_left_out_stands_beside_the_rows_with_its_reason():
 def test_a_saved_result_is_the_same_line(tmp_path):
     RESULT.save(tmp_path / "new" / "decode.json")
     assert (tmp_path / "new" / "decode.json").read_text() == RESULT.to_json() + "\n"
+
+
+def test_the_command_prints_the_line_and_writes_it_to_the_file_of_out(tmp_path, capsys):
+    path = tmp_path / "decode.json"
+    assert _end(RESULT, make_parser().parse_args(["bench", "bits", "--out", str(path)])) == 0
+    assert capsys.readouterr().out == path.read_text() == RESULT.to_json() + "\n"
 
 
 def test_a_table_is_aligned_under_its_columns():

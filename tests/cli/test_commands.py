@@ -133,6 +133,7 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["generate", "m", "--sesion", "x"], {}, 2, "did you mean --session?; see `gruve generate --help`"),
         (["generate", "m", "--rate", "9"], {}, 2, "unrecognized arguments: --rate"),
         (["generate", "m", "--timeout", "0"], {}, 2, "--timeout is '0'; must be 0.001 or more"),
+        (["bench", "bits", "--output", "x.json"], {}, 2, "--output x.json; did you mean --out?"),
         (["bench", "decode", "--plot", "x.xyz"], {}, 2, "--plot is 'x.xyz'; its name must end in .svg, .png or .pdf"),
         (["bench", "decode", "--plot", "/no/where/x.svg"], {}, 2, "there is no folder '/no/where'"),
         (["bench", "decode", "--sizes", "foo"], {}, 2, "--sizes is 'foo'; must be LAYERSxHIDDEN"),

@@ -161,16 +161,16 @@ def _chaos(args: argparse.Namespace) -> int:
         passed = asyncio.run(run())
     except asyncio.CancelledError:
         raise Failure("ended by SIGTERM", exit_code=128 + signal.SIGTERM) from None
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text("\n".join(lines) + "\n")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(lines) + "\n")
     return 0 if passed else 1
 
 
 def _kind(kinds: Any, name: str, description: str, run: Any) -> Parser:
     parser = add_command(kinds, name, description, EXAMPLES, run, extra="train")
     parser.add_argument("--quick", action="store_true", help="less of everything, in about a minute")
-    add_flag(parser, "--output", Path, None, "also write the JSON here", metavar="FILE")
+    add_flag(parser, "--out", Path, None, "also write the JSON here", metavar="FILE")
     return parser
 
 
@@ -278,8 +278,8 @@ def _config(kind: Any, args: argparse.Namespace, *names: str) -> Any:
 
 
 def _end(result: Result, args: argparse.Namespace) -> int:
-    if args.output:
-        result.save(args.output)
+    if args.out:
+        result.save(args.out)
     print(result.to_json())
     return 0
 
