@@ -7,7 +7,7 @@ import io
 import pytest
 
 from gruve.cli import main
-from gruve.cli.chat import COMMANDS
+from gruve.cli.chat import OPTIONS
 from gruve.errors import InvalidField
 from gruve.serve.validation_generate import validate_generate
 from gruve.v1.generation_pb2 import GenerateRequest
@@ -28,12 +28,12 @@ def chat(fake, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("/max -3", "/max is '-3'; must be 1 to 65536"),
-        ("/max 100000", "/max is '100000'; must be 1 to 65536"),
-        ("/max many", "/max is 'many'; must be a whole number"),
+        ("/max-tokens -3", "/max-tokens is '-3'; must be 1 to 65536"),
+        ("/max-tokens 100000", "/max-tokens is '100000'; must be 1 to 65536"),
+        ("/max-tokens many", "/max-tokens is 'many'; must be a whole number"),
         ("/seed -1", "/seed is '-1'; must be 0 to 18446744073709551615"),
-        ("/temp nan", "/temp is 'nan'; must be 0 to 100"),
-        ("/rate 0", "/rate is '0'; must be 0.01 to 1000000"),
+        ("/temperature nan", "/temperature is 'nan'; must be 0 to 100"),
+        ("/max-tokens-per-second 0", "/max-tokens-per-second is '0'; must be 0.01 to 1000000"),
     ],
 )
 def test_a_bad_value_is_refused_at_once_and_the_chat_goes_on(fake, chat, line, why):
@@ -44,12 +44,15 @@ def test_a_bad_value_is_refused_at_once_and_the_chat_goes_on(fake, chat, line, w
     assert fake.requests[-1].max_tokens == 7
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("/max", 1, 65_536), ("/temp", 0, 100), ("/rate", 0.01, 1e6)])
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("max-tokens", 1, 65_536), ("temperature", 0, 100), ("max-tokens-per-second", 0.01, 1e6)],
+)
 def test_the_bounds_are_those_of_the_server(name, least, most):
-    option, convert = COMMANDS[name]
+    option, convert = name.replace("-", "_"), OPTIONS[name]
 
     def validate(value):
-        place = {"sampling": {option: value}} if name == "/temp" else {option: value}
+        place = {"sampling": {option: value}} if name == "temperature" else {option: value}
         validate_generate(GenerateRequest(model="m", text="a", **place), None, 60.0)
 
     for value in (least, most):
@@ -57,6 +60,11 @@ def test_the_bounds_are_those_of_the_server(name, least, most):
         validate(value)
     with pytest.raises(InvalidField):
         validate(most + 1)
+
+
+@pytest.mark.parametrize("line", ["/temp 0", "/max 3", "/rate 9", "/nonsense"])
+def test_a_line_that_is_none_is_answered_with_those_that_are(chat, line):
+    assert "  /temperature X  temperature from here on" in chat(line)[2]
 
 
 @pytest.mark.parametrize(

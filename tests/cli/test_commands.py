@@ -260,7 +260,9 @@ def test_a_terminal_shows_the_prompt_dimmed_and_no_control_characters(fake):
 
 
 def test_chat_reads_lines_and_survives_what_is_refused(address):
-    done = gruve("chat", "tiny", "--address", address, "--max-tokens", "30", text="ROMEO:\n/temp 0\n\n€\n/quit\n")
+    done = gruve(
+        "chat", "tiny", "--address", address, "--max-tokens", "30", text="ROMEO:\n/temperature 0\n\n€\n/quit\n"
+    )
     assert (done.returncode, len(done.stdout)) == (0, 60)
     assert done.stderr.startswith("gruve: UNKNOWN_CHARACTER: the model has no token for '€'")
 

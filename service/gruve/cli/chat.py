@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gruve.cli.calls import (
-    FLAGS,
     ReconnectNotes,
     check_session_model,
     connected,
@@ -29,10 +28,11 @@ if TYPE_CHECKING:
 
 HELP = """\
   TEXT            the model reads the line and writes on from there; after an empty line it just writes on
-  /temp X         temperature from here on; 0 always takes the most probable token
+  /temperature X  temperature from here on; 0 always takes the most probable token
   /seed N         seed from here on
-  /max N          maximum number of tokens after each line
-  /rate N         maximum number of tokens per second
+  /max-tokens N   maximum number of tokens after each line
+  /max-tokens-per-second N
+                  maximum number of tokens per second
   /new            begin a new session; the old one is kept
   /help, /quit    print this text; end the chat (also Ctrl-D). Ctrl-C stops what is written"""
 DESCRIPTION = """Write with a model line by line, in a session that the server keeps.
@@ -51,13 +51,13 @@ examples:
 """
 PROMPT = "> "
 MAX_TOKENS = 200
-COMMANDS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "/temp": ("temperature", bounded(float, 0, 100)),
-    "/seed": ("seed", bounded(int, 0, MAX_SEED)),
-    "/max": ("max_tokens", bounded(int, 1, 65_536)),
-    "/rate": ("max_tokens_per_second", bounded(float, 0.01, 1_000_000)),
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "temperature": bounded(float, 0, 100),
+    "seed": bounded(int, 0, MAX_SEED),
+    "max-tokens": bounded(int, 1, 65_536),
+    "max-tokens-per-second": bounded(float, 0.01, 1_000_000),
 }
-"""The lines that set an option of the next answer, with the server's bounds: it would refuse every line after them."""
+"""The flags that a line sets too, with the server's bounds: it would refuse every line after a value out of them."""
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -91,14 +91,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Raises `Failure` for a flag out of the server's bounds, which would refuse every line."""
-    for option, convert in COMMANDS.values():
-        flag = FLAGS.get(option, f"--{option.replace('_', '-')}")
-        value = getattr(args, flag.removeprefix("--").replace("-", "_"))
+    for name, convert in OPTIONS.items():
+        value = getattr(args, name.replace("-", "_"))
         try:
             if value is not None:
                 checked(convert)(str(value))
         except argparse.ArgumentTypeError as error:
-            raise Failure(f"{flag} {error}", USAGE) from None
+            raise Failure(f"--{name} {error}", USAGE) from None
 
 
 class Chat:
@@ -136,8 +135,8 @@ class Chat:
             self.end()
             self._begin()
             say_note("a new session")
-        elif name in COMMANDS:
-            self._set(name, value)
+        elif name.removeprefix("/") in OPTIONS:
+            self._set(name.removeprefix("/"), value)
         else:
             say_note(HELP)
         return True
@@ -158,11 +157,10 @@ class Chat:
 
     def _set(self, name: str, value: str) -> None:
         """Set an option; a value that is refused leaves it as it was."""
-        option, convert = COMMANDS[name]
         try:
-            self._options[option] = checked(convert)(value)  # type: ignore[literal-required]
+            self._options[name.replace("-", "_")] = checked(OPTIONS[name])(value)  # type: ignore[literal-required]
         except argparse.ArgumentTypeError as error:
-            say_error(f"{name} {error}; it stays as it was")
+            say_error(f"/{name} {error}; it stays as it was")
 
     def _answer(self, line: str) -> None:
         """Stream what follows the line; a refusal or Ctrl-C ends the answer, not the session."""
