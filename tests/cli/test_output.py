@@ -30,7 +30,7 @@ def shown_by(*arguments: str, columns: int = 80, **environment: str) -> str:
 def test_models_fit_into_80_columns_with_their_reasons_below(server):
     lines = shown_by("models", "--address", server.address, NO_COLOR="1").splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["name", "state", "tokens", "vocabulary", "model", "parameters", "backend"]
+    assert lines[0].split() == ["name", "state", "tokenizer", "vocabulary", "model", "parameters", "backend"]
     tiny = next(line.split() for line in lines if line.startswith("tiny"))
     assert tiny[:6] == ["tiny", "serving", "characters", "66", "gru", "2x96"]
     broken = next(at for at, line in enumerate(lines) if line.startswith("truncated"))

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """List the models of a server.
 
 A terminal shows a table; below each model stands its description, or why it is broken. Elsewhere each model is one
-line with tabs between the columns, whose order does not change: name, state, tokens (the kind of tokenizer),
-vocabulary, cell, size, parameters, backend, digest, about, temperature (the recommended one, or empty). --json has
-every field of the API.
+line with tabs between the columns, whose order does not change: name, state, tokenizer, vocabulary, cell, size,
+parameters, backend, digest, about, temperature (the recommended one, or empty). --json has every field of the API.
 
 `gruve models reload NAME` makes the server read the model's files again. Running streams finish with the old model.
 `gruve models add SOURCE` checks a model and puts it into a folder of models; it needs no server."""
@@ -49,7 +48,7 @@ examples:
 COLUMNS = (
     "name",
     "state",
-    "tokens",
+    "tokenizer",
     "vocabulary",
     "cell",
     "size",
@@ -59,7 +58,7 @@ COLUMNS = (
     "about",
     "temperature",
 )
-TERMINAL_COLUMNS = ("name", "state", "tokens", "vocabulary", "model", "parameters", "backend")
+TERMINAL_COLUMNS = ("name", "state", "tokenizer", "vocabulary", "model", "parameters", "backend")
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
