@@ -127,9 +127,8 @@ class Form:
     """The composed tunes in a batch, 2 to 4,096. Each update takes one batch."""
 
 
-OBJECTIVE_ALIASES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight": "taboo_weight"}
-"""The keys of `Objective` with their former names, which can still be used."""
-_OBJECTIVE_KEYS = {former: key for key, former in OBJECTIVE_ALIASES.items()}
+OBJECTIVE_NAMES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight": "taboo_weight"}
+"""The names of the keys of `Objective` in a config's digest, from before they were renamed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -253,7 +252,7 @@ class TrainingConfig:
         fields = dataclasses.asdict(self)
         del fields["default_temperature"]
         # Keys that were renamed or added later do not change the digest of an older config.
-        fields["objective"] = {OBJECTIVE_ALIASES[name]: weight for name, weight in fields["objective"].items()}
+        fields["objective"] = {OBJECTIVE_NAMES[name]: weight for name, weight in fields["objective"].items()}
         for name in ("pointers", "form", "teachers", "initial_digest"):
             if not fields[name]:
                 del fields[name]
@@ -278,9 +277,6 @@ def read_config(path: Path) -> TrainingConfig:
         "form": Form,
         "teachers": Teachers,
     }
-    objective = fields.get("objective")
-    if isinstance(objective, dict):
-        fields["objective"] = {_OBJECTIVE_KEYS.get(name, name): weight for name, weight in objective.items()}
     for name, table in tables.items():
         if name in fields:
             fields[name] = build_from_table(table, fields[name], f"{name}.")
