@@ -10,6 +10,7 @@ import pytest
 from gruve.errors import SessionElsewhere, SessionExpired, StoreUnavailable
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.persistence.async_store import AsyncStore
+from gruve.sessions.record import DEFAULT_TENANT
 from gruve.sessions.store import LEASE_S
 from gruve.sessions.store.sqlite import SqliteStore
 from gruve.sessions.table import SessionsConfig, SessionTable
@@ -25,9 +26,9 @@ def persistence_of(store, clock=time.time):
 async def test_a_session_that_was_used_past_its_stored_expiry_is_not_swept_before_it_is_written(tmp_path):
     now, store = [1e9], SqliteStore(tmp_path / "s.db")
     persistence = persistence_of(store, lambda: now[0])
-    session = persistence.create("model", "digest", "numerics", None)
+    session = persistence.create("model", "digest", "numerics", None, DEFAULT_TENANT)
     await persistence._writer.flush()
-    async with persistence.use(session.id):
+    async with persistence.use(session.id, DEFAULT_TENANT):
         now[0] += TTL_S + 1.0
     await persistence._sweeper.sweep(persistence._async_store)
     await persistence.close()
@@ -54,7 +55,7 @@ async def test_a_store_that_only_answers_reads_fails_until_it_accepts_a_change(m
 
 async def test_a_session_that_cannot_be_encoded_keeps_no_other_from_being_stored(caplog):
     persistence = persistence_of(store := MemoryStore())
-    sessions = [persistence.create("model", "digest", "numerics", None) for _ in range(3)]
+    sessions = [persistence.create("model", "digest", "numerics", None, DEFAULT_TENANT) for _ in range(3)]
     sessions[1].numerics_id = object()
     await persistence._writer.flush()
     assert [store.read(session.id, 0.0) is not None for session in sessions] == [True, False, True]
@@ -98,13 +99,13 @@ def take_and_delete(store, session_id):
 )
 async def test_a_deletion_whose_lease_was_lost_answers_what_is_true(use, error, left):
     persistence = persistence_of(store := Overtaken(use))
-    session = persistence.create("model", "digest", "numerics", None)
+    session = persistence.create("model", "digest", "numerics", None, DEFAULT_TENANT)
     await persistence._writer.flush()
     if error is None:
-        await persistence.delete(session.id)
+        await persistence.delete(session.id, DEFAULT_TENANT)
     else:
         with pytest.raises(error):
-            await persistence.delete(session.id)
+            await persistence.delete(session.id, DEFAULT_TENANT)
     assert (store.read(session.id, 0.0) is not None) == left
     assert persistence.table.find(session.id) is None
     await persistence.close()
@@ -116,11 +117,11 @@ async def test_a_session_whose_first_write_fails_can_be_deleted_meanwhile(monkey
 
     persistence = persistence_of(store := MemoryStore())
     monkeypatch.setattr(store, "write", refuse)
-    session = persistence.create("model", "digest", "numerics", None)
+    session = persistence.create("model", "digest", "numerics", None, DEFAULT_TENANT)
     writing = asyncio.create_task(persistence._writer.flush())
     await asyncio.sleep(0)  # until the store writes
     assert persistence._writer.is_in_flight(session.id)
-    await persistence.delete(session.id)
+    await persistence.delete(session.id, DEFAULT_TENANT)
     await writing
     assert (persistence.table.find(session.id), persistence.behind) == (None, 0)
     await persistence.close()

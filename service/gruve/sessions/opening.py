@@ -17,7 +17,7 @@ from gruve.sessions.encoding import content_bytes
 from gruve.sessions.generation_request import GenerationRequest, check_same_request, limit_top_k
 from gruve.sessions.generations import OpenedGeneration, abandon, most_growth_bytes, open_generation
 from gruve.sessions.persistence import NEW_SESSION_BYTES, Persistence, SessionBounds
-from gruve.sessions.record import DEFAULT_TENANT, Session
+from gruve.sessions.record import Session
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,9 +169,7 @@ class GenerationOpener:
         """By session id."""
         persistence.on_lost(self._lose)
 
-    async def open(
-        self, request: OpenRequest, tenant: str = DEFAULT_TENANT, bounds: SessionBounds | None = None
-    ) -> RunningGeneration:
+    async def open(self, request: OpenRequest, tenant: str, bounds: SessionBounds | None) -> RunningGeneration:
         """Opens a generation in a session of the tenant; all of it or nothing.
 
         Raises `InvalidField`, `UnknownCharacter`, a `ModelError`, a `SessionError` or `StoreUnavailable`, and

@@ -20,7 +20,7 @@ from gruve.sessions.persistence.quota import NEW_SESSION_BYTES, Quota, SessionBo
 from gruve.sessions.persistence.reader import Reader
 from gruve.sessions.persistence.sweeper import Sweeper
 from gruve.sessions.persistence.writer import Writer
-from gruve.sessions.record import DEFAULT_TENANT, Session
+from gruve.sessions.record import Session
 from gruve.sessions.store import SessionSummary, Store
 from gruve.sessions.table import SessionsConfig, SessionTable
 
@@ -107,9 +107,7 @@ class Persistence:
         """See `Quota.check`."""
         await self._quota.check(tenant, new, new_bytes, bounds)
 
-    def create(
-        self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None, tenant: str = DEFAULT_TENANT
-    ) -> Session:
+    def create(self, model: str, digest: str, numerics_id: str, idle_ttl_s: float | None, tenant: str) -> Session:
         """A new session. Raises `StoreUnavailable` while the store fails and memory is full of unwritten sessions."""
         self._refuse_without_room()
         session = self.table.create(model, digest, numerics_id, idle_ttl_s, tenant)
@@ -129,7 +127,7 @@ class Persistence:
         session.store_progress.lost = True
         self._writer.drop(session)
 
-    async def delete(self, session_id: str, tenant: str = DEFAULT_TENANT) -> None:
+    async def delete(self, session_id: str, tenant: str) -> None:
         """Deletes a session. Raises what `pin` and `SessionTable.lease` raise."""
         while not await self._delete_leased(session_id, tenant):
             pass  # the lease was lost before the store was asked: now the session is elsewhere, gone or leased again
@@ -148,7 +146,7 @@ class Persistence:
         return True
 
     @contextlib.asynccontextmanager
-    async def pin(self, session_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[Session]:
+    async def pin(self, session_id: str, tenant: str) -> AsyncIterator[Session]:
         """The tenant's session, in memory and leased from the other servers, for as long as it is pinned or in use.
 
         Raises `SessionUnknown`, `SessionExpired`, `SessionElsewhere` or `StoreUnavailable`.
@@ -162,7 +160,7 @@ class Persistence:
             self._writer.mark_dirty(session)
 
     @contextlib.asynccontextmanager
-    async def use(self, session_id: str, tenant: str = DEFAULT_TENANT) -> AsyncIterator[Session]:
+    async def use(self, session_id: str, tenant: str) -> AsyncIterator[Session]:
         """The session, pinned and used by nothing else meanwhile; also raises `SessionBusy`."""
         async with self.pin(session_id, tenant) as session:
             self.table.lease(session)
@@ -171,12 +169,12 @@ class Persistence:
             finally:
                 self.table.release(session)
 
-    async def read(self, session_id: str, tenant: str = DEFAULT_TENANT) -> tuple[Session, str]:
+    async def read(self, session_id: str, tenant: str) -> tuple[Session, str]:
         """See `Reader.read`."""
         return await self._reader.read(session_id, tenant)
 
     async def page(
-        self, model: str, before: tuple[float, str] | None, size: int, tenant: str = DEFAULT_TENANT
+        self, model: str, before: tuple[float, str] | None, size: int, tenant: str
     ) -> list[tuple[SessionSummary | Session, str]]:
         """See `Reader.page`."""
         return await self._reader.page(model, before, size, tenant)
