@@ -178,7 +178,7 @@ def test_the_count_is_that_of_a_plain_list_with_redis(redis_server, seed):
     asyncio.run(live_through(world, seed, acts=6))  # Redis has a clock of its own
 
 
-@pytest.mark.parametrize("bounds", [SessionBounds(tenant=7), SessionBounds(total=7)])
+@pytest.mark.parametrize("bounds", [SessionBounds(tenant_sessions=7), SessionBounds(total_sessions=7)])
 @pytest.mark.parametrize("make", [MemoryStore, lambda: None], ids=["store", "memory alone"])
 def test_of_many_requests_at_once_as_many_are_admitted_as_fit(bounds, make):
     async def run():
@@ -204,18 +204,18 @@ def test_several_new_sessions_fit_as_a_whole_or_not_at_all():
     async def run():
         persistence = persistence_of(None, [1e9])
         persistence.create("m", "d", "n", None, "a")
-        await persistence.check_quota("a", 2, 0, SessionBounds(tenant=3))
-        await persistence.check_quota("b", 3, 0, SessionBounds(tenant=3))
+        await persistence.check_quota("a", 2, 0, SessionBounds(tenant_sessions=3))
+        await persistence.check_quota("b", 3, 0, SessionBounds(tenant_sessions=3))
         with pytest.raises(LimitExceeded) as refused:
-            await persistence.check_quota("a", 3, 0, SessionBounds(tenant=3))
+            await persistence.check_quota("a", 3, 0, SessionBounds(tenant_sessions=3))
         assert str(refused.value) == "1 sessions exist and 3 more are asked for; the tenant's limit sessions is 3"
         assert refused.value.retry_after_s is None
         with pytest.raises(
             LimitExceeded, match="1 sessions exist and 1 more is asked for; the tenant's limit sessions is 0"
         ):
-            await persistence.check_quota("a", 1, 0, SessionBounds(tenant=0))
+            await persistence.check_quota("a", 1, 0, SessionBounds(tenant_sessions=0))
         with pytest.raises(LimitExceeded, match="the server's limit sessions is 3"):
-            await persistence.check_quota("b", 3, 0, SessionBounds(total=3))
+            await persistence.check_quota("b", 3, 0, SessionBounds(total_sessions=3))
 
     asyncio.run(run())
 
@@ -229,7 +229,7 @@ def test_servers_that_share_a_store_count_what_each_of_them_has_written():
             await server.wait_durable(server.create("m", "d", "n", None, "a"), 20.0)
         assert await count(one, "a") == await count(two, "a") == 2
         with pytest.raises(LimitExceeded, match="2 sessions exist"):
-            await one.check_quota("a", 1, 0, SessionBounds(tenant=2))
+            await one.check_quota("a", 1, 0, SessionBounds(tenant_sessions=2))
         for server in (one, two):
             await server.close()
 
@@ -248,7 +248,7 @@ class Counted(MemoryStore):
 
 def test_many_refusals_cost_one_count_until_a_session_is_deleted(monkeypatch):
     monkeypatch.setattr("gruve.sessions.persistence.quota.FULL_S", 1_000.0)
-    store, bounds = Counted(), SessionBounds(tenant=3, total=9)
+    store, bounds = Counted(), SessionBounds(tenant_sessions=3, total_sessions=9)
 
     async def run():
         persistence = persistence_of(store, [1e9])
@@ -280,7 +280,7 @@ def test_while_the_store_fails_the_sessions_in_memory_count():
         assert await count(persistence, "a") == 1
         assert persistence.failing
         with pytest.raises(LimitExceeded, match="1 sessions exist and 1 more is asked for"):
-            await persistence.check_quota("a", 1, 0, SessionBounds(tenant=1))
+            await persistence.check_quota("a", 1, 0, SessionBounds(tenant_sessions=1))
         await persistence.close()
 
     asyncio.run(run())

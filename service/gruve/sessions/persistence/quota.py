@@ -27,12 +27,10 @@ NEW_SESSION_BYTES = 1_024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionBounds:
-    """How many sessions there may be, and how many bytes they may take; None means any number."""
+    """How many sessions a tenant, and all tenants in total, may have, and the bytes of them; None means any number."""
 
-    tenant: int | None = None
-    """Of the tenant."""
-    total: int | None = None
-    """Of all tenants together."""
+    tenant_sessions: int | None = None
+    total_sessions: int | None = None
     tenant_bytes: int | None = None
     total_bytes: int | None = None
 
@@ -77,8 +75,8 @@ class Quota:
         if bounds == NO_BOUNDS:
             return
         scopes = (
-            ("the tenant's", tenant, bounds.tenant, bounds.tenant_bytes),
-            ("the server's", ALL_TENANTS, bounds.total, bounds.total_bytes),
+            ("the tenant's", tenant, bounds.tenant_sessions, bounds.tenant_bytes),
+            ("the server's", ALL_TENANTS, bounds.total_sessions, bounds.total_bytes),
         )
         async with self._checking:
             for whose, of, bound, bound_bytes in scopes:
