@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from gruve.cli.exit_codes import FAILED
 from gruve.cli.flags import Parser, add_command
 from gruve.cli.terminal import Failure
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise Failure("completion needs the package shtab: pip install shtab", FAILED) from error
+        raise Failure("completion needs the package shtab: pip install shtab") from error
     from gruve.cli import make_parser
 
     print(shtab.complete(make_parser(), args.shell))

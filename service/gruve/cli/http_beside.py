@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-from gruve.cli.exit_codes import FAILED
 from gruve.cli.terminal import Failure
 
 KEPT = (
@@ -53,7 +52,7 @@ class GatewayBeside:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             self.end()
-            raise Failure(f"HTTP cannot be served on {self._host}:{self._http_port}; the line above says why", FAILED)
+            raise Failure(f"HTTP cannot be served on {self._host}:{self._http_port}; the line above says why")
         self._answers = True
         return int(json.loads(line)["port"])
 

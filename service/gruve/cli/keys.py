@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruve.cli.exit_codes import FAILED, USAGE
+from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags import Parser, add_command, add_flag, add_json, bounded
 from gruve.cli.json_output import print_json
 from gruve.cli.terminal import Failure, print_table
@@ -127,7 +127,7 @@ def run_add(args: argparse.Namespace) -> int:
     except OSError as error:
         revoke_key(file, args.name)
         why = f"cannot be printed ({error.strerror}) and is removed from {str(file)!r} again"
-        raise Failure(f"the key {args.name!r} {why}", FAILED) from error
+        raise Failure(f"the key {args.name!r} {why}") from error
     return 0
 
 
@@ -168,7 +168,7 @@ def run_revoke(args: argparse.Namespace) -> int:
 
     file = _file(args)
     if not revoke_key(file, args.name):
-        raise Failure(f"{str(file)!r} has no key named {args.name!r}", FAILED)
+        raise Failure(f"{str(file)!r} has no key named {args.name!r}")
     return 0
 
 

@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from gruve.cli.exit_codes import FAILED
+
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 """Control characters and what is shown for them, so that a model's output cannot control the terminal. Those above
@@ -20,7 +22,7 @@ U+007F, of which xterm takes U+009B for ESC [, have no pictures."""
 class Failure(Exception):
     """A command could not do its work; the message is shown to the user on one line."""
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
+    def __init__(self, message: str, exit_code: int = FAILED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
