@@ -35,7 +35,6 @@ from gruve.serve.steered_generation import SteeredGeneration
 from gruve.serve.stream import Stream
 from gruve.serve.validation_converse import MAX_CREDIT, Control
 from gruve.serve.validation_generate import ValidatedGenerate
-from gruve.sessions.admission import build_admission
 from gruve.sessions.opening import RunningGeneration
 from gruve.sessions.record import SNAPSHOT_TOKENS
 from gruve.v1 import generation_pb2
@@ -335,7 +334,7 @@ class Conversation(Stream):
 
     def _admit_segment(self, *, readmitted: bool, preempted: bool = False) -> None:
         """Gives the engine the next segment, as far as credit and waiting controls allow; none if that is nothing."""
-        generation, session = self.generation, self.running.session
+        generation = self.generation
         end, first = generation.next_position, self._buffer.next_position
         has_credit = not self._paused and not generation.finished
         credit = max(0, self._credit - self._buffer.unsent(end)) if has_credit else 0
@@ -343,15 +342,12 @@ class Conversation(Stream):
         before = end + MAX_CREDIT if control_position is None else control_position
         if self._must_wait or (first >= end and (not credit or before <= end)):
             return
-        admission = build_admission(
-            session, generation, self._request, self.running.opened.stops, self.running.max_transcript, first
-        )
+        rest = self._rest()
         admission = dataclasses.replace(
-            admission,
-            max_tokens=min(admission.max_tokens, generation.generated + max(0, before - end)),
+            rest,
+            max_tokens=min(rest.max_tokens, generation.generated + max(0, before - end)),
             keep_state=not generation.finished,
             snapshot_tokens=None if generation.finished else SNAPSHOT_TOKENS,
-            ready_s=self._paced_ready_s(),
             deliver_forced=True,  # a sequence without credit loses its slot once its prompt is read
         )
         self.sequence_id = self._host.admit(

@@ -200,17 +200,8 @@ class Stream:
 
     def _readmit(self, *, preempted: bool) -> None:
         """Admits the rest of the generation; a sequence that was `preempted` goes before the tenant's others."""
-        rest = build_admission(
-            self.running.session,
-            self.generation,
-            self._request,
-            self.running.opened.stops,
-            self.running.max_transcript,
-            self._buffer.next_position,
-        )
-        rest = dataclasses.replace(rest, ready_s=self._paced_ready_s())
         try:
-            self.sequence_id = self._host.admit(self._owned(rest), self, readmitted=True, preempted=preempted)
+            self.sequence_id = self._host.admit(self._owned(self._rest()), self, readmitted=True, preempted=preempted)
         except Draining:
             self._end_unfinished(FinishReason.HANDED_OVER)
         except GruveError as error:
@@ -222,10 +213,20 @@ class Stream:
             self.generation.finish_reason = reason
         self._end(reason)
 
-    def _paced_ready_s(self) -> float:
-        """The monotonic time at which `max_tokens_per_second` allows the next token; 0 for at once."""
+    def _rest(self) -> Admission:
+        """The admission of what is left of the generation, for when `max_tokens_per_second` allows its next token."""
+        rest = build_admission(
+            self.running.session,
+            self.generation,
+            self._request,
+            self.running.opened.stops,
+            self.running.max_transcript,
+            self._buffer.next_position,
+        )
         rate = self._request.max_tokens_per_second
-        return 0.0 if rate is None or self._first_token_s is None else self._last_token_s + 1.0 / rate
+        if rate is None or self._first_token_s is None:
+            return rest
+        return dataclasses.replace(rest, ready_s=self._last_token_s + 1.0 / rate)
 
     def fail(self, error: GruveError) -> None:
         """Ends the stream because `take` has raised; what was recorded before stays."""
