@@ -68,7 +68,11 @@ BROKEN = [
     ([R(at_position=4, start=started().start)], "INVALID_FIELD", "at_position: 4 is given; start takes none"),
     ([started(), R(grant={})], "INVALID_FIELD", "grant.tokens: 0 grants nothing"),
     ([started(), R(at_position=4, grant={"tokens": 1})], "INVALID_FIELD", "at_position: 4 is given; grant takes none"),
-    ([started(65_000), R(pause={}), R(grant={"tokens": 65_536})], "INVALID_FIELD", "not yet used are above 65536"),
+    (
+        [started(65_000, max_tokens=65_536), R(pause={}), R(grant={"tokens": 65_536})],
+        "INVALID_FIELD",
+        "not yet used are above 65536",
+    ),
 ]
 
 
