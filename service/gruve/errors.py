@@ -1,4 +1,4 @@
-"""The exceptions of the library and the server, as one tree. Knows no gRPC: `serve/status.py` maps each to a status.
+"""The exceptions of the library and the server, as a tree. Knows no gRPC; `serve/calls/status.py` has their statuses.
 
 GruveError
 ├── InvalidRequest              no server accepts the request, whatever its state

@@ -8,7 +8,7 @@ import pytest
 
 from commands import gruve
 from gruve.cli import main
-from gruve.serve.api_keys import read_keys
+from gruve.serve.callers.api_keys import read_keys
 
 
 def refused(arguments, file, capsys):

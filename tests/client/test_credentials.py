@@ -13,9 +13,9 @@ from commands import gruve
 from gruve.client import AccessDenied, AsyncClient, CallFailed, Client, ConnectionLost, Reconnect, Tls
 from gruve.client.credentials import Access
 from gruve.ports import TlsFiles
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.identity import Role
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.callers.identity import Role
 
 SOON = Reconnect(max_reconnects=2, first_reconnects=2, backoff_s=0.01)
 

@@ -10,8 +10,8 @@ from certificates import Authority
 from gruve.client import AsyncClient, Client, Tls
 from gruve.client.environment import Environment
 from gruve.ports import TlsFiles
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
 
 
 def test_without_variables_it_is_the_local_server():

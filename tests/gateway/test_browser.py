@@ -19,8 +19,8 @@ from commands import started
 from conversing import LONG, PROMPT, START, alone, plain
 from gruve.bench.chaos.replicas import free_port
 from gruve.client import Client
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
 from http_gateway import gateway_url
 from requiring import need, need_program
 from server_process import Process

@@ -16,9 +16,9 @@ from gruve.cli import main
 from gruve.client import Tls
 from gruve.gateway.sse import EventResponse, event
 from gruve.ports import TlsFiles
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.identity import Limits
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.callers.identity import Limits
 from http_gateway import RunningGateway
 from serving import PATIENCE_S
 

@@ -25,9 +25,9 @@ from conversing import LONG, PROMPT, SEED, START, R, alone
 from gruve.bench.chaos.replicas import free_port
 from gruve.gateway.config import GatewayConfig
 from gruve.gateway.rpc import NOT_SENT, SERVICES, Servers, endpoints
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.identity import Limits
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.callers.identity import Limits
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import model_pb2
 from http_gateway import gateway_url

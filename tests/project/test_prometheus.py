@@ -22,7 +22,7 @@ from deployment import DEPLOY, GRUVE, ROOT, ended, running
 from gruve.bench.chaos.replicas import free_port
 from gruve.client import Client, Tls
 from gruve.client.errors import DeadlineExceeded, Overloaded
-from gruve.serve.api_keys import add_key
+from gruve.serve.callers.api_keys import add_key
 from requiring import need_program
 
 pytestmark = pytest.mark.slow

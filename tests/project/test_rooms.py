@@ -81,7 +81,7 @@ ALONE_MAY_KNOW = {
     "ctypes": ("decode",),
     "grpc": ("serve", "client", "gateway", "bench"),
     "matplotlib": ("training", "bench"),
-    "opentelemetry": ("serve/tracing", "client/tracing", "cli/serve"),
+    "opentelemetry": ("serve/calls/tracing", "client/tracing", "cli/serve"),
     "prometheus_client": ("serve",),
     "redis": ("sessions/store",),
     "rich": ("cli",),
@@ -105,6 +105,8 @@ ALONE_MAY_KNOW = {
 }
 # Beside the command line, only this place reads the environment: `Client.from_env` has to.
 MAY_READ_THE_ENVIRONMENT = "client/environment"
+# The folders of `serve`; each may import from those before it.
+SERVE = ("callers", "calls", "models", "streams")
 # Rooms inside rooms that know less than the house they stand in.
 MAY_NOT_KNOW = {
     "engine/chooser": {"torch", "numpy", "threading", "time"},
@@ -170,6 +172,14 @@ def complaints(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", files(), ids=place)
 def test_a_room_imports_and_knows_only_what_the_map_allows(path):
     assert not complaints(path)
+
+
+@pytest.mark.parametrize("folder", SERVE)
+def test_a_folder_of_serve_imports_only_from_those_before_it(folder):
+    later = SERVE[SERVE.index(folder) + 1 :]
+    for path in (SOURCE / "serve" / folder).glob("*.py"):
+        found = [name for name in later if f"gruve.serve.{name}" in path.read_text()]
+        assert not found, path
 
 
 @pytest.mark.parametrize("path", [p for p in files() if not is_in(place(p), "cli")], ids=place)

@@ -22,11 +22,11 @@ from gruve import watched_files
 from gruve.client.errors import failure_of
 from gruve.errors import CredentialsBroken, InvalidField
 from gruve.ports import TlsFiles
-from gruve.serve.access import METHODS, ROLES, AccessConfig
-from gruve.serve.api_keys import ApiKeys, add_key, read_keys, revoke_key
-from gruve.serve.exposure import unprotected
-from gruve.serve.identity import Limits, Role
-from gruve.serve.web_tokens import WebTokens
+from gruve.serve.callers.access import METHODS, ROLES, AccessConfig
+from gruve.serve.callers.api_keys import ApiKeys, add_key, read_keys, revoke_key
+from gruve.serve.callers.exposure import unprotected
+from gruve.serve.callers.identity import Limits, Role
+from gruve.serve.callers.web_tokens import WebTokens
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import model_pb2
 from gruve.watched_files import signature

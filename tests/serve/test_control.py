@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from conversing import LONG, PROMPT, SEED, START, R, alone, plain, talk, transcript
-from gruve.serve import control_queue
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.streams import control_queue
 from gruve.v1 import generation_pb2 as g
 from serving import HELD, PATIENCE_S, refusal, until
 

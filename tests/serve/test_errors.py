@@ -15,8 +15,8 @@ from google.rpc import error_details_pb2, status_pb2
 from gruve import errors
 from gruve.decode.reference import ReferenceBackend
 from gruve.decode.tiles import Tiles
-from gruve.serve import stream
-from gruve.serve.status import RETRIES, status_code, trailer
+from gruve.serve.calls.status import RETRIES, status_code, trailer
+from gruve.serve.streams import stream
 from gruve.v1 import error_pb2
 from gruve.v1 import sampling_pb2 as s
 from serving import Gate, broken, read, refusal, until

@@ -357,8 +357,8 @@ def test_a_parameter_means_the_decimal_number_that_was_written(server):
 def test_among_many_streams_messages_wait_to_be_fuller_and_the_first_and_last_do_not(server, monkeypatch):
     neighbour = server.generate(max_tokens_per_second=HELD)
     first(neighbour)
-    monkeypatch.setattr("gruve.serve.model_host.LONGEST_GAP_S", PATIENCE_S)
-    monkeypatch.setattr("gruve.serve.model_host.MESSAGES_PER_S", 1 / PATIENCE_S)
+    monkeypatch.setattr("gruve.serve.models.host.LONGEST_GAP_S", PATIENCE_S)
+    monkeypatch.setattr("gruve.serve.models.host.MESSAGES_PER_S", 1 / PATIENCE_S)
     counts = [len(message.token_ids) for message in server.read(text="O", max_tokens=200).messages]
     assert sum(counts) == 200
     assert len(counts) <= 2  # one, where all were there before the first was written

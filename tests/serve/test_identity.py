@@ -7,8 +7,8 @@ import asyncio
 import grpc
 import pytest
 
-from gruve.serve.identity import LOCAL, Identity, Role, anonymous, current_identity, set_identity
-from gruve.serve.interceptor import Interceptor
+from gruve.serve.callers.identity import LOCAL, Identity, Role, anonymous, current_identity, set_identity
+from gruve.serve.calls.interceptor import Interceptor
 from gruve.serve.metrics import Metrics
 
 

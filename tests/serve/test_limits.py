@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from conversing import PROMPT, SEED, START, Talk
 from gruve.errors import InvalidField, LimitExceeded
-from gruve.serve import ledger
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.identity import Limits
-from gruve.serve.ledger import MAX_IDLE_TENANTS, Ledger, Reservation
+from gruve.serve.callers import ledger
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.callers.identity import Limits
+from gruve.serve.callers.ledger import MAX_IDLE_TENANTS, Ledger, Reservation
 from gruve.sessions.encoding import content_bytes
 from gruve.sessions.opening import GenerationOpener
 from gruve.v1 import generation_pb2 as g

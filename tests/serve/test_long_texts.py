@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from gruve.serve.identity import Identity, Role, set_identity
+from gruve.serve.callers.identity import Identity, Role, set_identity
 from gruve.serve.validation import LONG_TEXT_CHARACTERS, tokenize
 from serving import PATIENCE_S
 

@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from gruve import __version__
 from gruve.serve import metrics_server
-from gruve.serve.access import METHODS
+from gruve.serve.callers.access import METHODS
 from serving import HELD, PATIENCE_S, read, refusal, token, until
 
 OF_A_MODEL = {

@@ -19,7 +19,7 @@ from gruve.decode.choose import DecodeConfig
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.repository import TOKENIZER, WEIGHTS, read_config
 from gruve.serve import metrics
-from gruve.serve.model_memory import least_recently_used, model_bytes
+from gruve.serve.models.memory import least_recently_used, model_bytes
 from gruve.v1 import model_pb2 as m
 from gruve.v1 import sampling_pb2 as s
 from repositories import replace_model, truncate, write_model, write_version

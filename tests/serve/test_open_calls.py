@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gruve.serve import open_calls
+from gruve.serve.calls import open_calls
 from serving import PATIENCE_S, until
 
 WATCH = "/grpc.health.v1.Health/Watch"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gruve.decode.stops import compile_stops
 from gruve.model.sampling import SamplingParameters
-from gruve.serve.send_buffer import SendBuffer
-from gruve.serve.text_assembler import TextAssembler
+from gruve.serve.streams.send_buffer import SendBuffer
+from gruve.serve.streams.text_assembler import TextAssembler
 from gruve.sessions.record import Change, Generation, Session
 
 TEXTS = ("", "a", "b", "ab", "ba", "c\n")

@@ -11,8 +11,8 @@ from google.protobuf import duration_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gruve.serve.callers.ledger import Ledger
 from gruve.serve.generation_service import GenerationServicer
-from gruve.serve.ledger import Ledger
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.record import Session
 from gruve.v1 import generation_pb2 as g

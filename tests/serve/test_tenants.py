@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from gruve.client.errors import failure_of
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.identity import Role
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.callers.identity import Role
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import session_pb2 as s
 from memory_store import MemoryStore

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gruve.serve import interceptor
-from gruve.serve.identity import Identity, Role
+from gruve.serve.callers.identity import Identity, Role
+from gruve.serve.calls import interceptor
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc
 from serving import HELD, read, token, until

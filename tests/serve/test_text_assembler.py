@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gruve.decode.stops import compile_stops
-from gruve.serve.text_assembler import TextAssembler
+from gruve.serve.streams.text_assembler import TextAssembler
 from naive_stop import naive_stop
 
 TEXTS = ("", "a", "b", "ab", "ba", "aab", "c\n", "bca")

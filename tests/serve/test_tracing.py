@@ -14,9 +14,9 @@ from opentelemetry.trace import SpanKind, StatusCode, format_trace_id
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from gruve.client import AsyncClient, Client
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.tracing import Tracing
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.calls.tracing import Tracing
 from gruve.v1 import model_pb2
 from serving import PATIENCE_S, refusal, token, until
 

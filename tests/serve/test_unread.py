@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gruve.serve import access_log, refusals
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.identity import Limits
-from gruve.serve.interceptor import Interceptor
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.callers.identity import Limits
+from gruve.serve.calls import access_log, refusals
+from gruve.serve.calls.interceptor import Interceptor
+from gruve.serve.calls.reading import MEMORY_S, TURNS, Reading, TurnTimes
+from gruve.serve.calls.refusals import BURST, MAX_TENANTS, PER_SECOND, Refusals
 from gruve.serve.metrics import Metrics
-from gruve.serve.reading import MEMORY_S, TURNS, Reading, TurnTimes
-from gruve.serve.refusals import BURST, MAX_TENANTS, PER_SECOND, Refusals
 from gruve.v1 import generation_pb2 as g
 from serving import broken, read, refusal, until
 

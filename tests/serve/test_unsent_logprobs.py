@@ -7,7 +7,7 @@ import pytest
 
 from conversing import Talk
 from gruve.engine.sequence import FinishReason
-from gruve.serve import stream as stream_module
+from gruve.serve.streams import stream as stream_module
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import generation_pb2_grpc
 from server_process import drain

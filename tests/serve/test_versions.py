@@ -8,7 +8,7 @@ import shutil
 import grpc
 import pytest
 
-from gruve.serve import model_hosts
+from gruve.serve.models import hosts as model_hosts
 from gruve.v1 import model_pb2 as m
 from gruve.v1 import sampling_pb2 as s
 from repositories import truncate, write_version

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from gruve.serve.model_watch import Changes, ModelWatch, fingerprints
+from gruve.serve.models.watch import Changes, ModelWatch, fingerprints
 from gruve.v1 import model_pb2 as m
 from gruve.v1 import sampling_pb2 as s
 from repositories import replace_model, truncate, write_model, write_version

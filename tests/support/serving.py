@@ -24,7 +24,7 @@ from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
 from gruve.model.repository import save
 from gruve.model.tokenizer import END, START, Tokenizer
-from gruve.serve.model_host import ModelHost
+from gruve.serve.models.host import ModelHost
 from gruve.serve.server import ServeConfig, Server
 from gruve.sessions.store import Store
 from gruve.v1 import generation_pb2 as g

@@ -29,9 +29,9 @@ from gruve.bench.plots import plot_overload
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
-from gruve.serve.access import AccessConfig
-from gruve.serve.api_keys import add_key
-from gruve.serve.identity import Limits
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
+from gruve.serve.callers.identity import Limits
 from gruve.serve.server import ServeConfig
 
 MODEL = "bench"

@@ -12,7 +12,7 @@ from gruve.cli.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.ports import TlsFiles
-    from gruve.serve.access import AccessConfig
+    from gruve.serve.callers.access import AccessConfig
 
 
 def add_identity(group: argparse._ArgumentGroup) -> None:
@@ -91,7 +91,7 @@ def add_identity(group: argparse._ArgumentGroup) -> None:
 
 def access_config(args: argparse.Namespace) -> AccessConfig:
     """What the flags authenticate callers with."""
-    from gruve.serve.access import AccessConfig
+    from gruve.serve.callers.access import AccessConfig
 
     if args.jwks is not None and not (args.jwt_issuer and args.jwt_audience):
         raise Failure(
@@ -104,7 +104,7 @@ def access_config(args: argparse.Namespace) -> AccessConfig:
 
 def check_exposure(host: str, tls: TlsFiles | None, access: AccessConfig, *, insecure: bool) -> None:
     """Raises `Failure` if other machines would reach an unprotected server, unless that is asked for."""
-    from gruve.serve.exposure import unprotected
+    from gruve.serve.callers.exposure import unprotected
 
     lacks = unprotected(host, tls, access)
     if lacks and not insecure:

@@ -14,7 +14,7 @@ from gruve.cli.json_output import print_json
 from gruve.cli.terminal import Failure, print_table
 
 if TYPE_CHECKING:
-    from gruve.serve.api_keys import ApiKey
+    from gruve.serve.callers.api_keys import ApiKey
 
 DESCRIPTION = """Make, list and revoke the API keys of a server.
 
@@ -108,8 +108,8 @@ def _add_file(parser: argparse._ActionsContainer) -> None:
 
 def run_add(args: argparse.Namespace) -> int:
     """Prints the new key on standard output. A key that cannot be printed, which nobody has, is removed again."""
-    from gruve.serve.api_keys import add_key, revoke_key
-    from gruve.serve.identity import Limits, Role
+    from gruve.serve.callers.api_keys import add_key, revoke_key
+    from gruve.serve.callers.identity import Limits, Role
 
     limits = Limits(**{name: getattr(args, name) for name in LIMITS})
     file = _file(args)
@@ -133,7 +133,7 @@ def run_add(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """Lists the keys of the file."""
-    from gruve.serve.api_keys import read_keys
+    from gruve.serve.callers.api_keys import read_keys
 
     keys = read_keys(_file(args))
     if args.json:
@@ -164,7 +164,7 @@ def _described(key: ApiKey) -> dict[str, Any]:
 
 def run_revoke(args: argparse.Namespace) -> int:
     """Removes a key from the file."""
-    from gruve.serve.api_keys import revoke_key
+    from gruve.serve.callers.api_keys import revoke_key
 
     file = _file(args)
     if not revoke_key(file, args.name):

@@ -24,7 +24,7 @@ from gruve.cli.tls_and_log_flags import tls_files
 
 if TYPE_CHECKING:
     from gruve.receipt.signing import Sign
-    from gruve.serve.access_log import TraceCall
+    from gruve.serve.calls.access_log import TraceCall
     from gruve.serve.server import ServeConfig, Serving
 
 DESCRIPTION = """Serve models over gRPC until Ctrl-C or SIGTERM.
@@ -132,7 +132,7 @@ def _tracer(wanted: bool) -> TraceCall | None:
     require_extra("otel", "--otel")
     from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
 
-    from gruve.serve.tracing import Tracing
+    from gruve.serve.calls.tracing import Tracing
 
     if isinstance(get_tracer_provider(), ProxyTracerProvider):
         raise Failure(
@@ -163,7 +163,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         ttl_s = MEMORY_TTL_S if store == "memory" else STORED_TTL_S
     from gruve.decode.choose import DecodeConfig
     from gruve.engine.engine import EngineConfig
-    from gruve.serve.identity import Limits
+    from gruve.serve.callers.identity import Limits
     from gruve.serve.server import ServeConfig
     from gruve.sessions.table import SessionsConfig
 

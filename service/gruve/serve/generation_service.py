@@ -13,15 +13,15 @@ import numpy as np
 
 from gruve.engine.sequence import FinishReason
 from gruve.receipt.signing import Sign
-from gruve.serve.access_log import current_call
-from gruve.serve.conversation import Conversation
-from gruve.serve.ledger import Ledger
+from gruve.serve.callers.ledger import Ledger
+from gruve.serve.calls.access_log import current_call
 from gruve.serve.messages import logprobs_message
-from gruve.serve.model_hosts import ModelHosts
-from gruve.serve.scoring import score
-from gruve.serve.steering import listen, steer
-from gruve.serve.stream import Stream
-from gruve.serve.streams import Streams
+from gruve.serve.models.hosts import ModelHosts
+from gruve.serve.streams.conversation import Conversation
+from gruve.serve.streams.opening import Streams
+from gruve.serve.streams.scoring import score
+from gruve.serve.streams.steering import listen, steer
+from gruve.serve.streams.stream import Stream
 from gruve.serve.validation import inside
 from gruve.serve.validation_converse import MAX_CREDIT, validate_credit, validate_start
 from gruve.serve.validation_generate import validate_generate, validate_score, validate_score_content

@@ -10,8 +10,8 @@ import grpc
 from gruve.certificates import Certificates
 from gruve.errors import CannotListen
 from gruve.ports import explain_listen_failure
-from gruve.serve.accept_loop import make_server
-from gruve.serve.interceptor import Interceptor
+from gruve.serve.calls.accept_loop import make_server
+from gruve.serve.calls.interceptor import Interceptor
 from gruve.serve.tls import grpc_credentials
 
 MAX_REQUEST_BYTES = 1 << 20

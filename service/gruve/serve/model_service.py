@@ -11,10 +11,10 @@ import grpc
 from gruve.model.config import ModelConfig
 from gruve.model.versions import About, Version
 from gruve.serve import messages, validation
-from gruve.serve.model_host import ModelHost
-from gruve.serve.model_hosts import ModelHosts
+from gruve.serve.models.host import ModelHost
+from gruve.serve.models.hosts import ModelHosts
+from gruve.serve.models.served import ServedModel
 from gruve.serve.paging import MAX_PAGE_BYTES, page_size, page_start, page_token
-from gruve.serve.served_model import ServedModel
 from gruve.v1 import model_pb2, model_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]

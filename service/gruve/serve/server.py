@@ -27,24 +27,24 @@ from gruve.model.versions import Version, load_version
 from gruve.ports import TlsFiles
 from gruve.receipt.signing import Sign
 from gruve.serve import metrics_server
-from gruve.serve.access import Access, AccessConfig
-from gruve.serve.access_log import LogCall, TraceCall
-from gruve.serve.broken_models import describe_broken, log_broken
+from gruve.serve.callers.access import Access, AccessConfig
+from gruve.serve.callers.exposure import warn_if_unprotected
+from gruve.serve.callers.identity import Limits
+from gruve.serve.callers.ledger import Ledger
+from gruve.serve.calls.access_log import LogCall, TraceCall
+from gruve.serve.calls.interceptor import Interceptor
 from gruve.serve.endings import Ending, run_until_ending, signals
-from gruve.serve.exposure import warn_if_unprotected
 from gruve.serve.generation_service import GenerationServicer
 from gruve.serve.grpc_server import MAX_REQUEST_BYTES, GrpcServer
 from gruve.serve.health import SERVER, STORE, Health
-from gruve.serve.identity import Limits
-from gruve.serve.interceptor import Interceptor
-from gruve.serve.ledger import Ledger
 from gruve.serve.metrics import Metrics
-from gruve.serve.model_host import ModelHost
-from gruve.serve.model_hosts import ModelHosts
-from gruve.serve.model_memory import ModelMemory
 from gruve.serve.model_service import ModelServicer
-from gruve.serve.model_watch import ModelWatch
-from gruve.serve.served_model import ServedModel
+from gruve.serve.models.broken import describe_broken, log_broken
+from gruve.serve.models.host import ModelHost
+from gruve.serve.models.hosts import ModelHosts
+from gruve.serve.models.memory import ModelMemory
+from gruve.serve.models.served import ServedModel
+from gruve.serve.models.watch import ModelWatch
 from gruve.serve.session_service import SessionServicer
 from gruve.sessions.opening import GenerationOpener
 from gruve.sessions.persistence import Persistence
@@ -97,9 +97,9 @@ class ServeConfig:
     export_key: bytes | None = None
     """Signs exported sessions. None takes the session key, unless that is random."""
     log_call: LogCall | None = None
-    """Writes the access log; None for none. See `gruve.serve.access_log`."""
+    """Writes the access log; None for none. See `gruve.serve.calls.access_log`."""
     trace_call: TraceCall | None = None
-    """Traces each call; None for no traces. See `gruve.serve.tracing`."""
+    """Traces each call; None for no traces. See `gruve.serve.calls.tracing`."""
     sign_receipt: Sign | None = None
     """Signs the canonical form of a receipt; None leaves receipts unsigned. See `gruve.receipt.signing`."""
     store: str = "memory"

@@ -20,9 +20,9 @@ from gruve.errors import (
 )
 from gruve.model.config import MAX_VOCABULARY_SIZE
 from gruve.serve import messages, validation
-from gruve.serve.identity import current_identity
-from gruve.serve.ledger import Ledger
-from gruve.serve.model_hosts import ModelHosts
+from gruve.serve.callers.identity import current_identity
+from gruve.serve.callers.ledger import Ledger
+from gruve.serve.models.hosts import ModelHosts
 from gruve.serve.paging import MAX_PAGE_BYTES, page_size, page_start, page_token
 from gruve.sessions.encoding import content_bytes, unpack_head
 from gruve.sessions.export import export_session, import_session

@@ -19,7 +19,7 @@ import numpy as np
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 from gruve.model.tokenizer import Tokenizer
-from gruve.serve.identity import current_identity
+from gruve.serve.callers.identity import current_identity
 from gruve.v1 import generation_pb2, sampling_pb2
 
 MAX_PROMPT_TOKENS = 65_536

@@ -18,7 +18,7 @@ from gruve.errors import (
     PositionMismatch,
     TranscriptFull,
 )
-from gruve.serve.status import shorten
+from gruve.serve.calls.status import shorten
 from gruve.serve.validation_converse import Control
 from gruve.v1 import generation_pb2, sampling_pb2
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gruve.serve.identity import current_identity
+from gruve.serve.callers.identity import current_identity
 
 Metadata = Iterable[tuple[str, Any]]
 LogCall = Callable[[dict[str, Any]], None]

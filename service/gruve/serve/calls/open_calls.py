@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
-from gruve.serve.accept_loop import EndStatus
-from gruve.serve.access import OPEN, ROLES
+from gruve.serve.callers.access import OPEN, ROLES
+from gruve.serve.calls.accept_loop import EndStatus
 
 METHODS = frozenset(method for method, role in ROLES.items() if role is OPEN)
 MAX_CALLS = 512

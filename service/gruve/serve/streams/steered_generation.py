@@ -6,7 +6,7 @@ Knows no credit and no engine: a `Conversation` decides when a control is applie
 from __future__ import annotations
 
 from gruve.errors import TranscriptFull
-from gruve.serve.send_buffer import SendBuffer
+from gruve.serve.streams.send_buffer import SendBuffer
 from gruve.serve.validation_converse import Control
 from gruve.sessions import steering
 from gruve.sessions.generation_request import GenerationRequest

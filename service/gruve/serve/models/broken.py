@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from gruve.serve.status import shorten
+from gruve.serve.calls.status import shorten
 
 log = logging.getLogger(__name__)
 MAX_LOGGED_MODELS, MAX_SHOWN_MODELS = 20, 3

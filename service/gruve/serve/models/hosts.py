@@ -26,10 +26,10 @@ from gruve.model.versions import (
     shorten_reason,
     split_reference,
 )
-from gruve.serve.loaded_hosts import HostEvents, LoadedHosts
-from gruve.serve.model_host import ModelHost
-from gruve.serve.model_memory import ModelMemory
-from gruve.serve.served_model import ServedModel
+from gruve.serve.models.host import ModelHost
+from gruve.serve.models.loaded import HostEvents, LoadedHosts
+from gruve.serve.models.memory import ModelMemory
+from gruve.serve.models.served import ServedModel
 
 log = logging.getLogger(__name__)
 Check = Callable[[str, Version], object]

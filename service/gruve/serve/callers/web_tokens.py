@@ -20,7 +20,7 @@ from typing import Any
 import jwt
 
 from gruve.errors import CredentialsBroken, InvalidField
-from gruve.serve.identity import MAX_WEIGHT, ROLE_NAMES, Identity, Limits, is_tenant
+from gruve.serve.callers.identity import MAX_WEIGHT, ROLE_NAMES, Identity, Limits, is_tenant
 from gruve.watched_files import WatchedFiles, read_bytes
 
 log = logging.getLogger(__name__)

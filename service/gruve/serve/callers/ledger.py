@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 
 from gruve.errors import LimitExceeded
-from gruve.serve.identity import Limits
+from gruve.serve.callers.identity import Limits
 from gruve.sessions.persistence import SessionBounds
 
 Count = Callable[[], int]

@@ -7,13 +7,13 @@ import time
 from gruve.engine.sequence import FinishReason
 from gruve.errors import GenerationUnknown
 from gruve.receipt.signing import Sign
-from gruve.serve.conversation import Conversation
-from gruve.serve.identity import current_identity
-from gruve.serve.ledger import Ledger, Reservation
-from gruve.serve.model_host import ModelHost
-from gruve.serve.model_hosts import ModelHosts
-from gruve.serve.reading import end_reading
-from gruve.serve.stream import Stream
+from gruve.serve.callers.identity import current_identity
+from gruve.serve.callers.ledger import Ledger, Reservation
+from gruve.serve.calls.reading import end_reading
+from gruve.serve.models.host import ModelHost
+from gruve.serve.models.hosts import ModelHosts
+from gruve.serve.streams.conversation import Conversation
+from gruve.serve.streams.stream import Stream
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.opening import GenerationOpener
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from opentelemetry import propagate, trace
 
 from gruve import __version__
-from gruve.serve.access_log import CallFacts, EndTrace, Metadata
-from gruve.serve.identity import current_identity
+from gruve.serve.callers.identity import current_identity
+from gruve.serve.calls.access_log import CallFacts, EndTrace, Metadata
 
 SERVER_FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 """The statuses that make a server's span an error, by the conventions. The others are the caller's."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gruve.errors import CredentialsBroken, InvalidField
-from gruve.serve.identity import (
+from gruve.serve.callers.identity import (
     MAX_TENANT_CHARACTERS,
     MAX_WEIGHT,
     NO_LIMITS,

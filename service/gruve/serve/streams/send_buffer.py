@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gruve.engine.sequence import TokenLogprobs
-from gruve.serve.text_assembler import TextAssembler
+from gruve.serve.streams.text_assembler import TextAssembler
 from gruve.sessions.record import Generation, Session
 
 

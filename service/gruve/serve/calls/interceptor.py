@@ -16,15 +16,15 @@ from typing import Any
 import grpc
 
 from gruve.errors import Draining, GruveError, InvalidRequest, LimitExceeded, PermissionDenied, Unauthenticated
-from gruve.serve import open_calls
-from gruve.serve.accept_loop import EndStatus
-from gruve.serve.access import Access
-from gruve.serve.access_log import EndTrace, LogCall, TraceCall, UnreadCalls, begin_call, line
-from gruve.serve.identity import anonymous, current_identity, set_identity
+from gruve.serve.callers.access import Access
+from gruve.serve.callers.identity import anonymous, current_identity, set_identity
+from gruve.serve.calls import open_calls
+from gruve.serve.calls.accept_loop import EndStatus
+from gruve.serve.calls.access_log import EndTrace, LogCall, TraceCall, UnreadCalls, begin_call, line
+from gruve.serve.calls.reading import Reading, TurnTimes, current_reading, end_reading, set_reading
+from gruve.serve.calls.refusals import BURST, PER_SECOND, Refusals
+from gruve.serve.calls.status import internal_error, shorten, status_code, trailer
 from gruve.serve.metrics import Metrics, RpcMetrics
-from gruve.serve.reading import Reading, TurnTimes, current_reading, end_reading, set_reading
-from gruve.serve.refusals import BURST, PER_SECOND, Refusals
-from gruve.serve.status import internal_error, shorten, status_code, trailer
 from gruve.v1 import generation_pb2, model_pb2, session_pb2
 
 OWN_SERVICES = "/gruve.v1."

@@ -29,10 +29,10 @@ from gruve.errors import (
 )
 from gruve.model.tokenizer import Tokenizer
 from gruve.receipt.signing import Sign
-from gruve.serve.control_queue import ControlQueue
-from gruve.serve.model_host import ModelHost
-from gruve.serve.steered_generation import SteeredGeneration
-from gruve.serve.stream import Stream
+from gruve.serve.models.host import ModelHost
+from gruve.serve.streams.control_queue import ControlQueue
+from gruve.serve.streams.steered_generation import SteeredGeneration
+from gruve.serve.streams.stream import Stream
 from gruve.serve.validation_converse import MAX_CREDIT, Control
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.opening import RunningGeneration

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined] # grpcio has no public way to its server
 
-from gruve.serve.reading import end_reading, set_reading
+from gruve.serve.calls.reading import end_reading, set_reading
 
 log = logging.getLogger(__name__)
 LOOPS = 16

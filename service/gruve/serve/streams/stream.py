@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator, Callable
 from gruve.engine.sequence import Admission, FinishReason, Progress
 from gruve.errors import Draining, EngineFailed, GruveError, HandedOver, PositionMismatch, TakenOver
 from gruve.receipt.signing import Sign
-from gruve.serve.access_log import current_call
-from gruve.serve.identity import current_identity
-from gruve.serve.ledger import Reservation
+from gruve.serve.callers.identity import current_identity
+from gruve.serve.callers.ledger import Reservation
+from gruve.serve.calls.access_log import current_call
 from gruve.serve.messages import duration, end_message, logprobs_message, receipt_message, start_message
-from gruve.serve.model_host import ModelHost
-from gruve.serve.send_buffer import SendBuffer
-from gruve.serve.text_assembler import TextAssembler
+from gruve.serve.models.host import ModelHost
+from gruve.serve.streams.send_buffer import SendBuffer
+from gruve.serve.streams.text_assembler import TextAssembler
 from gruve.serve.validation_generate import ValidatedGenerate
 from gruve.sessions.admission import build_admission
 from gruve.sessions.generations import apply_progress

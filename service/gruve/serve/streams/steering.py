@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import grpc
 
 from gruve.errors import GruveError, InvalidField
-from gruve.serve.conversation import Conversation
-from gruve.serve.status import internal_error
+from gruve.serve.calls.status import internal_error
+from gruve.serve.streams.conversation import Conversation
 from gruve.serve.validation_converse import validate_control, validate_grant
 from gruve.v1 import generation_pb2
 

@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import math
 
-from gruve.serve.refusals import Refusals
+from gruve.serve.calls.refusals import Refusals
 
 TURNS = 8
 """The turns of the event loop that a call must have left. A request is read and admitted in 3 to 4, under any load."""

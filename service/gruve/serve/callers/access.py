@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from gruve.errors import PermissionDenied, Unauthenticated
-from gruve.serve.api_keys import KEY_PREFIX, ApiKeys
-from gruve.serve.identity import MAX_TENANT_CHARACTERS, Identity, Role, is_tenant
-from gruve.serve.web_tokens import WebTokens
+from gruve.serve.callers.api_keys import KEY_PREFIX, ApiKeys
+from gruve.serve.callers.identity import MAX_TENANT_CHARACTERS, Identity, Role, is_tenant
+from gruve.serve.callers.web_tokens import WebTokens
 
 OPEN = None
 """No credentials are needed."""

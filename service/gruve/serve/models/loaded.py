@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from gruve.errors import Draining, ModelBroken
 from gruve.model.versions import Version
-from gruve.serve.model_host import ModelHost
-from gruve.serve.model_memory import ModelMemory, least_recently_used
+from gruve.serve.models.host import ModelHost
+from gruve.serve.models.memory import ModelMemory, least_recently_used
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]

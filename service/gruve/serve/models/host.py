@@ -20,8 +20,8 @@ from gruve.engine.sequence import Admission, CallReport, Progress
 from gruve.errors import GruveError
 from gruve.model.repository import Model
 from gruve.model.versions import Version
+from gruve.serve.calls.status import internal_error
 from gruve.serve.metrics import ModelMetrics
-from gruve.serve.status import internal_error
 
 MESSAGES_PER_S = 1_000
 """The target for all streams of a model together. Beyond it gRPC takes more of the machine than the model."""

@@ -11,8 +11,8 @@ from gruve.decode import HISTORY_TOKENS
 from gruve.engine.sequence import Admission, FinishReason, Progress, TokenLogprobs
 from gruve.errors import Draining, EngineFailed, GruveError
 from gruve.model.sampling import SamplingParameters
-from gruve.serve.identity import current_identity
-from gruve.serve.model_host import ModelHost
+from gruve.serve.callers.identity import current_identity
+from gruve.serve.models.host import ModelHost
 from gruve.sessions.record import START_TOKEN
 
 MAX_WINDOWS_AT_ONCE = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from gruve.ports import TlsFiles, is_loopback
-from gruve.serve.access import AccessConfig
+from gruve.serve.callers.access import AccessConfig
 
 log = logging.getLogger(__name__)
 

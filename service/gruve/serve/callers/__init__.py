@@ -1,0 +1,1 @@
+"""Who calls, and what they may do and use: keys, web tokens, roles, tenants and their limits."""

@@ -1,0 +1,1 @@
+"""The streams of generated tokens: opening, sending, steering."""
