@@ -96,7 +96,7 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # untyped
 
         while True:
             call = await request_call()
-            set_reading(None)
+            set_reading(None)  # the last call of this loop may have set one
             status = self._status_of_unread(method, call)
             if status is None:
                 answer = cygrpc._handle_rpc(method, resolver, self._own_interceptors, call, loop, False)

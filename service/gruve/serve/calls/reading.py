@@ -63,7 +63,7 @@ _current: contextvars.ContextVar[Reading | None] = contextvars.ContextVar("readi
 
 
 def set_reading(reading: Reading | None) -> None:
-    """Sets it for the tasks that this one starts from now on."""
+    """Sets the request for the tasks that this task starts from now on."""
     _current.set(reading)
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import collections
 
 PER_SECOND = 50
-"""So many refusals a second are given in full, with their reason, once the bucket is empty."""
+"""The refusals a second that are given in full, with their reason, once the bucket is empty."""
 BURST = 200
-"""So many are given in full by a full bucket."""
+"""The refusals that a full bucket gives in full."""
 MAX_TENANTS = 1_024
 """Beyond this many tenants, the one whose refusals are the oldest is forgotten."""
 
