@@ -16,7 +16,7 @@ from gruve.bench.machine import (
 )
 from gruve.bench.result import Result, table
 from gruve.cli import make_parser
-from gruve.cli.bench import _end
+from gruve.cli.commands.bench import _end
 
 RESULT = Result(
     "decode", {"cores": 2}, {"gruve": "1"}, [{"backend": "native", "step_ms": 1.23456789, "bare": math.nan}]

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from gruve.cli import main
-from gruve.cli.chat import OPTIONS
+from gruve.cli.commands.chat import OPTIONS
 from gruve.errors import InvalidField
 from gruve.serve.validation_generate import validate_generate
 from gruve.v1.generation_pb2 import GenerateRequest

@@ -17,8 +17,8 @@ import pytest
 
 from commands import GRUVE, generate, gruve, in_a_terminal, read_all, read_until, started
 from gruve.cli import main
-from gruve.cli.model_folder import models_folder
-from gruve.cli.serve_flags import size
+from gruve.cli.flags.model_folder import models_folder
+from gruve.cli.flags.serve import size
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
@@ -52,7 +52,7 @@ def test_a_server_without_flags_has_the_engines_own_defaults(tiny_repository, mo
         configs.append(config)
 
     monkeypatch.setattr("gruve.serve.server.serve", serve)
-    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    monkeypatch.setattr("gruve.cli.commands.serve.log_to_standard_error", lambda _: None)
     assert main(["serve", "--models", str(tiny_repository)]) == 0
     assert (configs[0].engine, configs[0].decode) == (EngineConfig(), DecodeConfig())
 
@@ -63,7 +63,7 @@ def test_a_server_may_open_as_many_files_as_the_system_allows(tiny_repository, m
 
     limits, (soft, hard) = [], resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr("gruve.serve.server.serve", serve)
-    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    monkeypatch.setattr("gruve.cli.commands.serve.log_to_standard_error", lambda _: None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
     try:
         assert main(["serve", "--models", str(tiny_repository)]) == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gruve.cli.demo import _ready, next_steps
-from gruve.cli.terminal import Failure
+from gruve.cli.commands.demo import _ready, next_steps
+from gruve.cli.output.terminal import Failure
 
 
 def test_in_a_clone_the_next_steps_are_those_of_the_readme(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from gruve.cli import main
-from gruve.cli.terminal import TextOut
+from gruve.cli.output.terminal import TextOut
 
 
 def interrupt_at_the_first_text(monkeypatch):
@@ -42,7 +42,7 @@ def test_ctrl_c_while_a_command_is_imported_ends_it_quietly():
         import sys
         class Interrupt:
             def find_spec(self, name, *_):
-                if name == "gruve.cli.bench":
+                if name == "gruve.cli.commands.bench":
                     raise KeyboardInterrupt
         sys.meta_path.insert(0, Interrupt())
         from gruve.cli import main

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 
-from gruve.cli.logs import AccessLog, JsonLines
+from gruve.cli.output.logs import AccessLog, JsonLines
 
 
 def test_a_line_has_the_extra_fields_and_no_second_message_with_colours():
@@ -50,7 +50,7 @@ def test_a_full_disk_costs_lines_of_the_access_log_and_prints_no_trace(caplog, c
 
 UNEXPECTED = """
 import asyncio, logging, threading, warnings
-from gruve.cli.logs import log_to_standard_error
+from gruve.cli.output.logs import log_to_standard_error
 
 class Broken:
     def __del__(self):

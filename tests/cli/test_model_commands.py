@@ -87,7 +87,7 @@ def test_the_first_ctrl_c_is_noted_and_the_second_interrupts():
 
 
 def test_training_that_is_interrupted_says_how_to_continue(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gruve.cli.train._say_validation", lambda progress: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("gruve.cli.commands.train._say_validation", lambda progress: signal.raise_signal(signal.SIGINT))
     (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 100)
     (tmp_path / "training.toml").write_text(
         re.sub("corpus_sha256.*", "", (ROOT / "models" / "tiny" / "training.toml").read_text())

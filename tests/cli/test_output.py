@@ -13,7 +13,7 @@ import pytest
 from commands import gruve, in_a_terminal, read_all, started
 from gruve.cli import make_parser
 from gruve.cli.interrupts import interrupt_cancels
-from gruve.cli.progress_bar import progress_line
+from gruve.cli.output.progress_bar import progress_line
 from gruve.client import Client
 from gruve.training.trainer import Progress
 from server_process import Process

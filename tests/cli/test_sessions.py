@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from commands import generate, gruve
-from gruve.cli.sessions import duration
+from gruve.cli.commands.sessions import duration
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from server_process import Process

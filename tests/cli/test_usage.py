@@ -22,7 +22,7 @@ def test_a_value_that_cannot_be_sent_is_wrong_usage(fake, arguments, line, capsy
 
 @pytest.mark.parametrize("store", ["foo", "sqlite:", "http://cache", "redis:cache"])
 def test_a_store_that_is_none_is_wrong_usage(store, tiny_repository, caplog, capsys, monkeypatch):
-    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    monkeypatch.setattr("gruve.cli.commands.serve.log_to_standard_error", lambda _: None)
     assert main(["serve", "--models", str(tiny_repository), "--store", store]) == 2
     kind = store.partition(":")[0]
     assert caplog.messages[-1].startswith(f"store: '{kind}' is not a session store; use memory, sqlite:PATH")
@@ -41,7 +41,7 @@ def test_a_store_that_is_none_is_wrong_usage(store, tiny_repository, caplog, cap
     ],
 )
 def test_a_redis_url_that_is_none_is_wrong_usage_and_hides_its_password(url, why, tiny_repository, caplog, monkeypatch):
-    monkeypatch.setattr("gruve.cli.serve.log_to_standard_error", lambda _: None)
+    monkeypatch.setattr("gruve.cli.commands.serve.log_to_standard_error", lambda _: None)
     assert main(["serve", "--models", str(tiny_repository), "--store", url]) == 2
     assert caplog.messages[-1].startswith(f"store: {why}")
     assert ("s3" in caplog.text, "cret" in caplog.text) == (False, False)

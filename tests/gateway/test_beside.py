@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from commands import gruve
-from gruve.cli.serve import _tell
+from gruve.cli.commands.serve import _tell
 from gruve.serve.server import Serving
 from server_process import Process
 from serving import PATIENCE_S, until

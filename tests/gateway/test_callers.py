@@ -104,7 +104,7 @@ def test_the_command_warns_of_a_certificate_that_expires_soon_and_uses_a_new_one
 
 @pytest.mark.parametrize("cert", ["absent.pem", "empty.pem"])
 def test_a_certificate_of_the_http_port_that_cannot_be_used_is_named(tmp_path, cert, caplog, monkeypatch):
-    monkeypatch.setattr("gruve.cli.gateway.log_to_standard_error", lambda _: None)
+    monkeypatch.setattr("gruve.cli.commands.gateway.log_to_standard_error", lambda _: None)
     _, key = Authority(tmp_path).issue("gateway")
     (tmp_path / "empty.pem").touch()
     assert main(["gateway", "--port", "0", "--tls-cert", str(tmp_path / cert), "--tls-key", str(key)]) == 1

@@ -81,7 +81,7 @@ ALONE_MAY_KNOW = {
     "ctypes": ("decode",),
     "grpc": ("serve", "client", "gateway", "bench"),
     "matplotlib": ("training", "bench"),
-    "opentelemetry": ("serve/calls/tracing", "client/tracing", "cli/serve"),
+    "opentelemetry": ("serve/calls/tracing", "client/tracing", "cli/commands/serve"),
     "prometheus_client": ("serve",),
     "redis": ("sessions/store",),
     "rich": ("cli",),
@@ -105,8 +105,8 @@ ALONE_MAY_KNOW = {
 }
 # Beside the command line, only this place reads the environment: `Client.from_env` has to.
 MAY_READ_THE_ENVIRONMENT = "client/environment"
-# The folders of `serve`; each may import from those before it.
-SERVE = ("callers", "calls", "models", "streams")
+# The folders of a room that has some; each may import from those before it.
+FOLDERS = {"serve": ("callers", "calls", "models", "streams"), "cli": ("output", "flags", "commands")}
 # Rooms inside rooms that know less than the house they stand in.
 MAY_NOT_KNOW = {
     "engine/chooser": {"torch", "numpy", "threading", "time"},
@@ -174,11 +174,11 @@ def test_a_room_imports_and_knows_only_what_the_map_allows(path):
     assert not complaints(path)
 
 
-@pytest.mark.parametrize("folder", SERVE)
-def test_a_folder_of_serve_imports_only_from_those_before_it(folder):
-    later = SERVE[SERVE.index(folder) + 1 :]
-    for path in (SOURCE / "serve" / folder).glob("*.py"):
-        found = [name for name in later if f"gruve.serve.{name}" in path.read_text()]
+@pytest.mark.parametrize(("room", "folder"), [(room, folder) for room, names in FOLDERS.items() for folder in names])
+def test_a_folder_of_a_room_imports_only_from_those_before_it(room, folder):
+    later = FOLDERS[room][FOLDERS[room].index(folder) + 1 :]
+    for path in (SOURCE / room / folder).glob("*.py"):
+        found = [name for name in later if f"gruve.{room}.{name}" in path.read_text()]
         assert not found, path
 
 

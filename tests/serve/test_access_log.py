@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gruve.cli.logs import AccessLog
+from gruve.cli.output.logs import AccessLog
 from gruve.client import Client
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import session_pb2

@@ -1,7 +1,7 @@
 """The command line. The one room that reads the environment, prints, and imports late, so that a call starts fast.
 
-Knows every other room. Each command is a file with `add`, which declares its flags, and `run`, which returns an exit
-code of `exit_codes`.
+Knows every other room. Each command is a file of `commands` with `add`, which declares its flags, and `run`, which
+returns an exit code of `exit_codes`. What several commands share is in `flags`, in `output` and here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gruve.cli.exit_codes import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, USAGE, table
 
 if TYPE_CHECKING:
-    from gruve.cli.flags import Parser
+    from gruve.cli.flags.parser import Parser
 
 DESCRIPTION = "Serves recurrent language models over gRPC: exact, resumable, streamed token by token."
 EXAMPLES = f"""\
@@ -52,8 +52,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     from argparse import Namespace
 
     from gruve.cli.extras import require_extra
-    from gruve.cli.standard_streams import drop_unwritten, reopen_closed
-    from gruve.cli.terminal import Failure, say_error
+    from gruve.cli.output.standard_streams import drop_unwritten, reopen_closed
+    from gruve.cli.output.terminal import Failure, say_error
     from gruve.errors import GruveError, InvalidField
 
     reopen_closed()
@@ -82,7 +82,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def make_parser() -> Parser:
     """The parser of the whole command line."""
     # Imported here, where `main` answers Ctrl-C: together they take the longest part of a start.
-    from gruve.cli import (
+    from gruve.cli.commands import (
         bench,
         chat,
         completion,
@@ -101,7 +101,7 @@ def make_parser() -> Parser:
         tune,
         verify,
     )
-    from gruve.cli.flags import Parser, parser_options
+    from gruve.cli.flags.parser import Parser, parser_options
 
     parser = Parser("gruve", **parser_options(DESCRIPTION, EXAMPLES))
     parser.add_argument("--version", action="version", version=_version())

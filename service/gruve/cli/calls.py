@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gruve.cli.exit_codes import FAILED, USAGE
-from gruve.cli.terminal import Failure, say_note
+from gruve.cli.output.terminal import Failure, say_note
 
 if TYPE_CHECKING:
     from gruve.client import CallFailed, Client, Reconnected, Reconnecting

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, TypeGuard, get_args
 
 from gruve.cli.exit_codes import DONE, FAILED, USAGE
 from gruve.cli.extras import require_extra
-from gruve.cli.flags import Parser, add_flag
+from gruve.cli.flags.parser import Parser, add_flag
 from gruve.cli.interrupts import interrupt_cancels
-from gruve.cli.summary import cancelled, default_title
-from gruve.cli.terminal import Failure, TextOut, say_error, standard_output
+from gruve.cli.output.summary import cancelled, default_title
+from gruve.cli.output.terminal import Failure, TextOut, say_error, standard_output
 from gruve.cli.tunes import KINDS, finished_tune, in_key, origin, write_tune_files
 
 if TYPE_CHECKING:

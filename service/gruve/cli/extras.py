@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Final
 
-from gruve.cli.terminal import Failure
+from gruve.cli.output.terminal import Failure
 
 _SERVE: Final = (
     *("torch", "numpy", "safetensors"),

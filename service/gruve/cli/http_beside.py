@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from gruve.cli.terminal import Failure
+from gruve.cli.output.terminal import Failure
 
 KEPT = (
     "GRUVE_ALLOW_ORIGIN",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gruve.cli.terminal import Failure
+from gruve.cli.output.terminal import Failure
 from gruve.errors import TuneError
 
 if TYPE_CHECKING:

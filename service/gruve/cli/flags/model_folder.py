@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from gruve.cli.flags import add_flag
-from gruve.cli.terminal import Failure
+from gruve.cli.flags.parser import add_flag
+from gruve.cli.output.terminal import Failure
 
 USUAL: Final = Path("models")
-BUILTIN: Final = Path(__file__).parents[1] / "builtin_models"
+BUILTIN: Final = Path(__file__).parents[2] / "builtin_models"
 """In an installation a folder of the package; in a clone a link to models/tiny."""
 BUILTIN_NAME: Final = "tiny"
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.extras import require_extra
-from gruve.cli.flags import Parser, add_command
+from gruve.cli.flags.identity import access_config, check_exposure
+from gruve.cli.flags.model_folder import BUILTIN, BUILTIN_NAME, USUAL, models_folder
+from gruve.cli.flags.parser import Parser, add_command
+from gruve.cli.flags.serve import add_flags, default_store
+from gruve.cli.flags.tls_and_log import tls_files
 from gruve.cli.http_beside import GatewayBeside
-from gruve.cli.identity import access_config, check_exposure
-from gruve.cli.logs import AccessLog, log_error, log_to_standard_error
-from gruve.cli.model_folder import BUILTIN, BUILTIN_NAME, USUAL, models_folder
 from gruve.cli.open_files import raise_open_files
-from gruve.cli.serve_flags import add_flags, default_store
-from gruve.cli.standard_streams import announce
-from gruve.cli.terminal import Failure
-from gruve.cli.tls_and_log_flags import tls_files
+from gruve.cli.output.logs import AccessLog, log_error, log_to_standard_error
+from gruve.cli.output.standard_streams import announce
+from gruve.cli.output.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.receipt.signing import Sign

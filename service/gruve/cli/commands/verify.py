@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.exit_codes import CANNOT_CHECK, DONE, FAILED, USAGE
-from gruve.cli.flags import Parser, add_command
-from gruve.cli.model_folder import add_models, models_folder
-from gruve.cli.terminal import Failure, say_note
+from gruve.cli.flags.model_folder import add_models, models_folder
+from gruve.cli.flags.parser import Parser, add_command
+from gruve.cli.output.terminal import Failure, say_note
 
 if TYPE_CHECKING:
     from gruve.decode import Backend

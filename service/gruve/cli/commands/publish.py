@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gruve.cli.flags import Parser, add_command, add_flag, bounded, check_model_name
-from gruve.cli.terminal import say_note
+from gruve.cli.flags.parser import Parser, add_command, add_flag, bounded, check_model_name
+from gruve.cli.output.terminal import say_note
 
 DESCRIPTION = """Measure a finished run and put it into a repository of models with its card.
 

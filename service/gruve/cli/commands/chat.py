@@ -16,12 +16,12 @@ from gruve.cli.calls import (
     failure_of,
     find_model,
 )
-from gruve.cli.credentials import add_address, client_options
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import MAX_SEED, Parser, add_command, bounded, checked
-from gruve.cli.generate import add_numerics_change, add_sampling, sampling_options
+from gruve.cli.flags.credentials import add_address, client_options
+from gruve.cli.flags.parser import MAX_SEED, Parser, add_command, bounded, checked
+from gruve.cli.flags.sampling import add_numerics_change, add_sampling, sampling_options
 from gruve.cli.interrupts import interrupt_cancels
-from gruve.cli.terminal import Failure, TextOut, say_error, say_note, standard_output
+from gruve.cli.output.terminal import Failure, TextOut, say_error, say_note, standard_output
 
 if TYPE_CHECKING:
     from gruve.client import Client, GenerateOptions

@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gruve.cli.flags import Parser, add_command, check_model_name
+from gruve.cli.flags.parser import Parser, add_command, check_model_name
 from gruve.cli.interrupts import deferred_interrupt
-from gruve.cli.progress_bar import progress_bar
-from gruve.cli.terminal import say_note
+from gruve.cli.output.progress_bar import progress_bar
+from gruve.cli.output.terminal import say_note
 
 if TYPE_CHECKING:
     from gruve.training.trainer import Progress

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.calls import connected, default_temperature
-from gruve.cli.credentials import add_address, client_options
-from gruve.cli.flags import Parser, add_command, add_flag, add_json, check_model_name
-from gruve.cli.json_output import as_json, print_json
-from gruve.cli.model_folder import USUAL
-from gruve.cli.terminal import print_tabs, print_wide, say_note
+from gruve.cli.flags.credentials import add_address, client_options
+from gruve.cli.flags.model_folder import USUAL
+from gruve.cli.flags.parser import Parser, add_command, add_flag, add_json, check_model_name
+from gruve.cli.output.json_output import as_json, print_json
+from gruve.cli.output.terminal import print_tabs, print_wide, say_note
 
 if TYPE_CHECKING:
     from gruve.v1.model_pb2 import Model

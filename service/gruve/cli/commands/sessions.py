@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gruve.cli.calls import connected
-from gruve.cli.credentials import add_address, client_options
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import MAX_SEED, Parser, add_command, add_flag, add_json, bounded, checked
-from gruve.cli.json_output import as_json, print_json
-from gruve.cli.terminal import Failure, print_table, print_tabs, print_wide, say_note, standard_output
+from gruve.cli.flags.credentials import add_address, client_options
+from gruve.cli.flags.parser import MAX_SEED, Parser, add_command, add_flag, add_json, bounded, checked
+from gruve.cli.output.json_output import as_json, print_json
+from gruve.cli.output.terminal import Failure, print_table, print_tabs, print_wide, say_note, standard_output
 
 if TYPE_CHECKING:
     from gruve.v1.session_pb2 import Session

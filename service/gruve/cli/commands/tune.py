@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from gruve.cli.flags import Parser, add_command, parser_options
-from gruve.cli.terminal import PICTURES, Failure, say_error
+from gruve.cli.flags.parser import Parser, add_command, parser_options
+from gruve.cli.output.terminal import PICTURES, Failure, say_error
 
 DESCRIPTION = """Work on tunes in ABC notation; needs no server.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import Parser, add_command, add_flag, add_json, bounded
-from gruve.cli.json_output import print_json
-from gruve.cli.terminal import Failure, print_table
+from gruve.cli.flags.parser import Parser, add_command, add_flag, add_json, bounded
+from gruve.cli.output.json_output import print_json
+from gruve.cli.output.terminal import Failure, print_table
 
 if TYPE_CHECKING:
     from gruve.serve.callers.api_keys import ApiKey

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruve.cli.bench_arguments import PICTURES, numbers, picture, size, sizes, words
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.extras import require_extra
-from gruve.cli.flags import Parser, add_command, add_flag, bounded
-from gruve.cli.terminal import Failure
+from gruve.cli.flags.bench import PICTURES, numbers, picture, size, sizes, words
+from gruve.cli.flags.parser import Parser, add_command, add_flag, bounded
+from gruve.cli.output.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.bench.result import Result

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.calls import PORT_HINT, has_port, split_address
-from gruve.cli.credentials import add_connection, tls_credentials
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import Parser, add_command, add_flag, add_switch, bounded
-from gruve.cli.logs import log_error, log_to_standard_error
+from gruve.cli.flags.credentials import add_connection, tls_credentials
+from gruve.cli.flags.parser import Parser, add_command, add_flag, add_switch, bounded
+from gruve.cli.flags.tls_and_log import add_log_level, tls_files
 from gruve.cli.open_files import raise_open_files
-from gruve.cli.standard_streams import announce
-from gruve.cli.terminal import Failure
-from gruve.cli.tls_and_log_flags import add_log_level, tls_files
+from gruve.cli.output.logs import log_error, log_to_standard_error
+from gruve.cli.output.standard_streams import announce
+from gruve.cli.output.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.gateway.config import GatewayConfig

@@ -7,10 +7,10 @@ import os
 import re
 from pathlib import Path
 
-from gruve.cli.flags import Parser, add_flag, add_switch
-from gruve.cli.identity import add_identity
-from gruve.cli.model_folder import add_models
-from gruve.cli.tls_and_log_flags import add_log_level
+from gruve.cli.flags.identity import add_identity
+from gruve.cli.flags.model_folder import add_models
+from gruve.cli.flags.parser import Parser, add_flag, add_switch
+from gruve.cli.flags.tls_and_log import add_log_level
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 """The units of sizes, in bytes."""

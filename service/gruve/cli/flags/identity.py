@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import add_flag, add_switch
-from gruve.cli.terminal import Failure
+from gruve.cli.flags.parser import add_flag, add_switch
+from gruve.cli.output.terminal import Failure
 
 if TYPE_CHECKING:
     from gruve.ports import TlsFiles

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from gruve.cli.flags import Parser, add_command
-from gruve.cli.terminal import Failure
+from gruve.cli.flags.parser import Parser, add_command
+from gruve.cli.output.terminal import Failure
 
 DESCRIPTION = """Print the completion script of a shell.
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gruve.cli.calls import connected, default_temperature
-from gruve.cli.flags import Parser, add_command, add_flag
+from gruve.cli.flags.model_folder import add_models, models_folder
+from gruve.cli.flags.parser import Parser, add_command, add_flag
 from gruve.cli.interrupts import interrupt_cancels
-from gruve.cli.model_folder import add_models, models_folder
-from gruve.cli.summary import default_title, summary
-from gruve.cli.terminal import Failure, TextOut, standard_output
+from gruve.cli.output.summary import default_title, summary
+from gruve.cli.output.terminal import Failure, TextOut, standard_output
 from gruve.cli.tunes import finished_tune, origin, write_tune_files
 from gruve.errors import TuneError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.flags import add_flag
-from gruve.cli.terminal import Failure
+from gruve.cli.flags.parser import add_flag
+from gruve.cli.output.terminal import Failure
 from gruve.ports import TlsFiles
 
 

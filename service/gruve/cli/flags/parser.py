@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gruve.cli.exit_codes import USAGE
-from gruve.cli.terminal import Failure, say_error
+from gruve.cli.output.terminal import Failure, say_error
 
 MAX_SEED = 2**64 - 1
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}

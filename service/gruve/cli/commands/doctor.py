@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gruve.cli.credentials import add_address, client_options
 from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import missing_modules
-from gruve.cli.flags import Parser, add_command, add_flag, add_json
-from gruve.cli.json_output import print_json
-from gruve.cli.model_folder import add_models, models_folder
-from gruve.cli.serve_flags import default_store
-from gruve.cli.terminal import print_tabs, print_wrapped
+from gruve.cli.flags.credentials import add_address, client_options
+from gruve.cli.flags.model_folder import add_models, models_folder
+from gruve.cli.flags.parser import Parser, add_command, add_flag, add_json
+from gruve.cli.flags.serve import default_store
+from gruve.cli.output.json_output import print_json
+from gruve.cli.output.terminal import print_tabs, print_wrapped
 
 DESCRIPTION = """Check this installation: versions, backend, models, session store, ports, optional programs.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gruve.cli.flags import Parser, add_command
-from gruve.cli.terminal import Failure, say_note
+from gruve.cli.flags.parser import Parser, add_command
+from gruve.cli.output.terminal import Failure, say_note
 
 DESCRIPTION = """Write a model's tokenizer as a folder that Hugging Face's transformers loads by its path.
 

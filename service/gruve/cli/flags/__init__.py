@@ -1,0 +1,1 @@
+"""How flags are declared, and those that several commands take or that fill a file of their own."""

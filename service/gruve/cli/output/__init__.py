@@ -1,0 +1,1 @@
+"""What is written: text, tables, JSON, notes, progress and logs."""
