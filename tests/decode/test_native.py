@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from gruve.bench.machine import describe_machine
 from gruve.decode import RowStatus
 from gruve.decode.choose import DecodeConfig, choose_backend
-from gruve.decode.native import NativeBackend, backend, library, unavailable_reason
+from gruve.decode.native import NativeBackend, library, unavailable_reason
+from gruve.decode.native.cores import available_cores, quota_cores
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
 from natively import ISAS, PlainRow, life, native, row_with
@@ -185,7 +186,7 @@ def test_it_says_what_it_runs_on():
     assert NativeBackend(MODEL, 1, 2, isa="portable", arithmetic="int8").selection_reason.endswith(
         "(portable, 2 threads, int8)"
     )
-    assert backend.available_cores() >= 1
+    assert available_cores() >= 1
 
 
 def test_this_cpu_gets_its_fastest_kernels():
@@ -230,7 +231,7 @@ def test_the_time_that_a_container_has_is_counted_in_cores(own, files, cores, tm
         (groups / name).write_text(text)
     if own is not None:
         (tmp_path / "own").write_text(own)
-    assert backend.quota_cores(groups, tmp_path / "own") == cores
+    assert quota_cores(groups, tmp_path / "own") == cores
 
 
 def test_int8_is_chosen_with_every_backend_of_a_cpu():

@@ -18,8 +18,8 @@ from decoding import admission_of, alone, row_of
 from engines import random_schedule
 from gruve.decode import HISTORY_TOKENS
 from gruve.decode.native import NativeBackend
-from gruve.decode.native.backend import native_sizes, packed_weights
 from gruve.decode.native.library import library
+from gruve.decode.native.weights import native_sizes, packed_weights
 from gruve.decode.reference import ReferenceBackend
 from gruve.model.oracle import Oracle, sigmoid
 from gruve.model.sampling import SamplingParameters

@@ -124,7 +124,7 @@ def _decoding() -> Iterator[Finding]:
     from gruve.decode.cuda.device import describe_gpu, gpu_unavailable_reason
     from gruve.decode.cuda.modes import triton_unavailable
     from gruve.decode.native import unavailable_reason
-    from gruve.decode.native.backend import available_cores
+    from gruve.decode.native.cores import available_cores
     from gruve.decode.native.library import chosen_isa
 
     machine, why_not = describe_machine(), unavailable_reason()

@@ -8,21 +8,17 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import hashlib
-import math
-import os
-import threading
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gruve.decode import HISTORY_TOKENS, Arithmetic, Block, Logprobs, Row, int8
 from gruve.decode.native import library as abi
+from gruve.decode.native.cores import available_cores
+from gruve.decode.native.weights import PackedWeights, native_sizes, packed_weights
 from gruve.decode.stops import StopTable
-from gruve.errors import ModelBroken
 from gruve.model import sampling
 from gruve.model.config import ModelConfig
 from gruve.model.repository import Model
@@ -33,7 +29,6 @@ POINTERS_VERSION = 1
 """The same for models with pointers."""
 MAX_ROWS = 64
 MAX_STEPS = 4_096
-CELLS = {("gru", "after"): 0, ("gru", "before"): 1, ("lstm", None): 2, ("elman", None): 3}
 
 
 class NativeBackend:
@@ -174,42 +169,6 @@ def native_bytes(config: ModelConfig, slots: int, threads: int | None, isa: str 
     return sum(native_sizes(config, slots, threads or available_cores(), abi.chosen_isa(isa), arithmetic))
 
 
-def native_sizes(config: ModelConfig, slots: int, threads: int, isa: str, arithmetic: Arithmetic) -> tuple[int, int]:
-    """The bytes of the packed weights and of the decoder, as the library lays them out. It reads no weight."""
-    weights = {name: np.broadcast_to(np.float32(0.0), shape) for name, shape in config.shapes().items()}
-    pointers, keep = _pointers_struct(config, weights)
-    given = _weights_struct(config, weights, arithmetic)
-    given.pointers = None if pointers is None else ctypes.addressof(pointers)
-    sizes = abi.library().memory(given, isa, slots, threads)
-    del pointers, keep  # the library has read them
-    return sizes
-
-
-def available_cores() -> int:
-    """The number of cores this process may use: its CPU affinity, or less if its control groups limit its time."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Rounded down: if the threads use more time than the quota, all of them stop until the next period.
-    return max(1, int(min(bound, quota_cores(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")))))
-
-
-def quota_cores(groups: Path, own: Path) -> float:
-    """The CPU time that version 2 control groups named by `own` allow, in cores; infinite if there is no limit."""
-    try:
-        named = [line.partition("::")[2] for line in own.read_text().splitlines() if line.startswith("0::")]
-    except OSError:
-        return math.inf
-    found = math.inf
-    for name in named:
-        folder = groups / name.strip("/")
-        for group in (folder, *folder.parents):
-            try:
-                most, period = (group / "cpu.max").read_text().split()
-                found = min(found, int(most) / int(period))
-            except (OSError, ValueError):  # not there, or "max"
-                continue
-    return found
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Arrays:
     """The arrays that a struct points into. They must live as long as the struct is used."""
@@ -284,110 +243,3 @@ def _stop_arrays(stops: StopTable | None, vocabulary_size: int) -> tuple[NDArray
     if stops.table.ndim != 2 or stops.table.shape[1] != vocabulary_size:
         raise ValueError(f"a stop table of shape {stops.table.shape}; this model's have {vocabulary_size} columns")
     return np.ascontiguousarray(stops.table, dtype=np.int32), np.array(stops.token_ids, dtype=np.int32)
-
-
-class PackedWeights:
-    """A model's weights as the library holds them: immutable, shared by every backend of the same model."""
-
-    def __init__(
-        self, config: ModelConfig, weights: dict[str, NDArray[np.float32]], isa: str, arithmetic: Arithmetic
-    ) -> None:
-        self._library = abi.library()
-        # Without an input table, the library reads the rows of the embedding and of the pointers from here.
-        self._rows = [weights[name] for name in weights if name.startswith(("embedding", "pointers"))]
-        self.model = ctypes.c_void_p()
-        pointers, keep = _pointers_struct(config, weights)
-        given = _weights_struct(config, weights, arithmetic)
-        given.pointers = None if pointers is None else ctypes.addressof(pointers)
-        self._library.call("gruve_model_create", ctypes.byref(given), isa.encode(), ctypes.byref(self.model))
-        del pointers, keep  # the library has copied them
-        weakref.finalize(self, self._library.plain, "gruve_model_destroy", self.model).atexit = False
-
-    @property
-    def bytes(self) -> int:
-        """The size of the packed weights in memory."""
-        return self._library.model_bytes(self.model)
-
-
-_packed: weakref.WeakValueDictionary[str, PackedWeights] = weakref.WeakValueDictionary()
-_packing = threading.Lock()
-
-
-def packed_weights(model: Model, isa: str, arithmetic: Arithmetic) -> PackedWeights:
-    """The packed weights of a model, shared by all backends with the same content while one of them lives."""
-    weights = {name: _array(tensor) for name, tensor in model.weights.items()}
-    key = hashlib.sha256(f"{isa} {arithmetic} {model.config.to_json()}".encode())
-    for name in model.config.shapes():
-        key.update(weights[name].data)
-    with _packing:
-        packed = _packed.get(key.hexdigest())
-        if packed is None:
-            packed = _packed[key.hexdigest()] = PackedWeights(model.config, weights, isa, arithmetic)
-        return packed
-
-
-def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
-
-
-def _weights_struct(
-    config: ModelConfig, weights: dict[str, NDArray[np.float32]], arithmetic: Arithmetic
-) -> abi.Weights:
-    for name, shape in config.shapes().items():
-        if weights[name].shape != shape:
-            raise ModelBroken(f"{name} has shape {weights[name].shape}; expected {shape}")
-
-    def address(name: str) -> int | None:
-        return weights[name].ctypes.data if name in weights else None
-
-    struct = abi.Weights(
-        cell=CELLS[config.cell, config.reset],
-        vocabulary_size=config.vocabulary_size,
-        embedding_size=config.embedding_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        half=config.precision == "float16",
-        whole=arithmetic == "int8",
-        embedding=address("embedding.weight"),
-        head_weight=address("head.weight"),
-        head_projection=address("head.projection"),
-        head_bias=address("head.bias"),
-    )
-    for l in range(config.num_layers):
-        for name in ("weight_ih", "weight_hh", "bias", "bias_hn"):
-            getattr(struct, name)[l] = address(f"layers.{l}.{name}")
-    return struct
-
-
-def _pointers_struct(
-    config: ModelConfig, weights: dict[str, NDArray[np.float32]]
-) -> tuple[abi.Pointers | None, tuple[NDArray[np.int32], ...]]:
-    """The pointers as the library takes them, None for a model without, and the arrays that the struct points into."""
-    pointers = config.pointers
-    if pointers is None:
-        return None, ()
-    V = config.vocabulary_size
-    kinds = np.zeros(V, dtype=np.int32)
-    kinds[list(pointers.bar_tokens)] = 1
-    kinds[list(pointers.part_tokens)] = 2
-    advances = np.array(pointers.advances or [0] * V, dtype=np.int32)
-    bars, followers = (np.array(values, dtype=np.int32) for values in (pointers.bars, pointers.followers))
-
-    def address(name: str) -> int | None:
-        return weights[f"pointers.{name}"].ctypes.data if f"pointers.{name}" in weights else None
-
-    struct = abi.Pointers(
-        bars_size=len(bars),
-        followers_size=len(followers),
-        bars=bars.ctypes.data,
-        followers=followers.ctypes.data,
-        kinds=kinds.ctypes.data,
-        advances=advances.ctypes.data,
-        start_token=pointers.start_token,
-        place_step=pointers.place_step,
-        places=pointers.places,
-        counts=pointers.counts,
-        matches=pointers.matches,
-        **{name: address(name) for name in ("weight", "match", "place", "count", "gate", "gate_bias")},
-    )
-    return struct, (kinds, advances, bars, followers)
