@@ -106,7 +106,9 @@ def test_log_probabilities_are_of_the_unmodified_distribution_for_rows_that_requ
     assert (got.top_ids[0, 2, V:] == -1).all()
 
 
-@pytest.mark.parametrize(("slots", "threads", "complaint"), [(0, 1, "slots 0"), (1, -1, "threads -1"), (1, 257, "257")])
+@pytest.mark.parametrize(
+    ("slots", "threads", "complaint"), [(0, 1, "slots 0"), (1, 0, "threads 0"), (1, -1, "threads -1"), (1, 257, "257")]
+)
 def test_a_backend_out_of_bounds_is_refused(slots, threads, complaint):
     with pytest.raises(ValueError, match=complaint):
         NativeBackend(MODEL, slots, threads)

@@ -29,6 +29,8 @@ POINTERS_VERSION = 1
 """The same for models with pointers."""
 MAX_ROWS = 64
 MAX_STEPS = 4_096
+MAX_INT32 = (1 << 31) - 1
+MAX_POSITION = 1 << 62
 
 
 class NativeBackend:
@@ -59,7 +61,7 @@ class NativeBackend:
         config = model.config
         self.slots = slots
         self.isa = abi.chosen_isa(isa)
-        self.threads = self.workers = threads or available_cores()
+        self.threads = self.workers = available_cores() if threads is None else threads
         self.saturating_rows = abi.SATURATING_ROWS[self.isa]
         how = f"{self.isa}, {self.threads} threads{', int8' if arithmetic == 'int8' else ''}"
         self.selection_reason = f"{selection_reason} ({how})"
@@ -166,7 +168,8 @@ def native_bytes(config: ModelConfig, slots: int, threads: int | None, isa: str 
 
     Prompts, stop tables and what else belongs to requests are not included either.
     """
-    return sum(native_sizes(config, slots, threads or available_cores(), abi.chosen_isa(isa), arithmetic))
+    threads = available_cores() if threads is None else threads
+    return sum(native_sizes(config, slots, threads, abi.chosen_isa(isa), arithmetic))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -204,7 +207,27 @@ def native_sampling(
     return native, ids, bias
 
 
+def _check_integers(row: Row) -> None:
+    """Raises `ValueError` for a number of which ctypes would keep the low bits only, or which would stand for None."""
+    for name, value, bound in (
+        ("position", row.position, MAX_POSITION),
+        ("stop_state", row.stop_state, MAX_INT32),
+        ("max_tokens", row.max_tokens, MAX_INT32),
+        ("min_tokens", row.min_tokens, MAX_INT32),
+        ("generated", row.generated, MAX_INT32),
+        ("end_id", row.end_id or 0, MAX_INT32),
+        ("logprobs", row.logprobs or 0, MAX_INT32),
+    ):
+        if not 0 <= value <= bound:
+            raise ValueError(f"{name} {value} is not between 0 and {bound}")
+
+
 def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]:
+    """The row as the library takes it, and the arrays that the struct points into.
+
+    Raises `ValueError` for a value that the struct cannot hold. The library checks the other bounds.
+    """
+    _check_integers(row)
     native_parameters, bias_ids, bias = native_sampling(row.sampling)
     table, stop_ids = _stop_arrays(row.stops, vocabulary_size)
     keep = _Arrays(
