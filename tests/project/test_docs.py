@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -107,6 +108,12 @@ def test_operating_explains_every_flag_of_the_server():
     flags = [option for action in serve._actions for option in action.option_strings if option.startswith("--")]
     assert len(flags) > 15
     assert [flag for flag in flags if flag != "--help" and f"`{flag}`" not in OPERATING] == []
+
+
+def test_the_quick_start_names_every_part_that_a_user_can_install():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    parts = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "quick-start.md").read_text(), re.MULTILINE))
+    assert parts == project["optional-dependencies"].keys() - {"dev", "docs"}
 
 
 def test_every_key_of_a_configuration_is_explained():
