@@ -6,9 +6,7 @@ import math
 
 import pytest
 
-from gruve.bench.figures import MS, Objective, Record, S, figures, lateness_ns, median, percentile, slope_per_minute
-
-OBJECTIVE = Objective(ttft_ms=50.0, lateness_ms=50.0, tokens_per_s=50.0)
+from gruve.bench.figures import MS, Record, S, figures, lateness_ns, median, percentile, slope_per_minute
 
 
 def record(first_ms: int, gap_ms: int, count: int, *, scheduled_ms: int = 0, failed: str = "") -> Record:
@@ -33,26 +31,26 @@ def test_nothing_has_neither_percentile_nor_median():
 
 def test_a_token_is_late_by_what_playout_would_have_to_wait_for_it():
     times = [1000 * MS, 1020 * MS, 1090 * MS]  # at 50 tokens/s the third is due 40 ms after the first
-    assert lateness_ns(times, [1, 1, 1], 50.0) == [0, 0, 50 * MS]
+    assert lateness_ns(times, [1, 1, 1]) == [0, 0, 50 * MS]
 
 
 def test_the_tokens_of_one_message_arrive_together_and_are_due_one_by_one():
-    assert lateness_ns([0, 100 * MS], [2, 3], 50.0) == [0, 0, 60 * MS, 40 * MS, 20 * MS]
+    assert lateness_ns([0, 100 * MS], [2, 3]) == [0, 0, 60 * MS, 40 * MS, 20 * MS]
 
 
 def test_a_stream_that_runs_ahead_is_never_late():
-    assert lateness_ns([0, MS, 2 * MS], [4, 4, 4], 50.0) == [0] * 12
+    assert lateness_ns([0, MS, 2 * MS], [4, 4, 4]) == [0] * 12
 
 
 def test_ttft_counts_from_the_scheduled_arrival_and_not_from_the_sending():
     late_sender = Record(0, 30 * MS, (40 * MS,), (1,), (7,))
-    found = figures([late_sender], 0, S, OBJECTIVE)
+    found = figures([late_sender], 0, S)
     assert found.ttft_ms_p50 == 40.0
     assert found.client_lag_ms_p99 == 30.0
 
 
 def test_only_what_arrives_inside_the_window_is_counted():
-    found = figures([record(0, 100, 20)], 500 * MS, 1_500 * MS, OBJECTIVE)
+    found = figures([record(0, 100, 20)], 500 * MS, 1_500 * MS)
     assert found.tokens_per_s == 10.0
     assert found.gap_ms_p50 == 100.0
     assert found.requests == 0
@@ -60,18 +58,18 @@ def test_only_what_arrives_inside_the_window_is_counted():
 
 def test_refused_requests_are_misses():
     records = [record(10, 10, 5), Record(0, 0, failed="RESOURCE_EXHAUSTED")]
-    found = figures(records, 0, S, OBJECTIVE)
+    found = figures(records, 0, S)
     assert (found.requests, found.failed, found.slo_attainment) == (2, 1, 0.5)
 
 
 def test_a_request_is_good_if_its_first_token_and_its_tokens_are_in_time():
     good, slow_start, slow_stream = record(50, 20, 50), record(51, 20, 50), record(50, 100, 50)
-    found = figures([good, slow_start, slow_stream], 0, 10 * S, OBJECTIVE)
+    found = figures([good, slow_start, slow_stream], 0, 10 * S)
     assert found.goodput_requests_per_s == pytest.approx(0.1)
 
 
 def test_tokens_per_message_is_their_ratio():
-    found = figures([Record(0, 0, (MS, 2 * MS), (1, 5), (7,) * 6)], 0, S, OBJECTIVE)
+    found = figures([Record(0, 0, (MS, 2 * MS), (1, 5), (7,) * 6)], 0, S)
     assert found.tokens_per_message == 3.0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 
 from gruve.bench.machine import (
     descendants,
@@ -68,6 +70,11 @@ def test_the_widest_known_instruction_set_is_named():
 
 
 def test_the_costs_of_a_process_and_its_descendants_are_measured():
-    assert process_cpu_s(os.getpid()) > 0.0
-    assert process_rss_mb(os.getpid()) > 1.0
-    assert os.getpid() in descendants(os.getppid())
+    alone_mb = process_rss_mb(os.getpid())
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert descendants(os.getpid()) == [os.getpid(), child.pid]
+        assert process_rss_mb(os.getpid()) > alone_mb + process_rss_mb(child.pid) / 2
+        assert process_cpu_s(os.getpid()) > process_cpu_s(child.pid) >= 0.0
+        child.stdin.close()

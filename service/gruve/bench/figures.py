@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 MS = 1_000_000
 S = 1_000_000_000
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Objective:
-    """The bounds within which a stream counts as good."""
-
-    ttft_ms: float = 50.0
-    lateness_ms: float = 50.0
-    tokens_per_s: float = 50.0
-    """The rate at which a stream's tokens are consumed."""
-
-
-OBJECTIVE = Objective()
+MAX_TTFT_MS = MAX_LATENESS_MS = 50.0
+"""The objective: the bounds within which a request counts as good."""
+PLAYOUT_TOKENS_PER_S = 50.0
+"""The rate at which a stream's tokens are consumed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,19 +78,16 @@ def percentile(values: Iterable[float], p: float) -> float:
 
 def median(values: Iterable[float]) -> float:
     """The middle value, or the mean of the two in the middle. NaN if there is none."""
-    ordered = sorted(values)
-    if not ordered:
-        return math.nan
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    known = list(values)
+    return statistics.median(known) if known else math.nan
 
 
-def lateness_ns(times_ns: Sequence[int], counts: Sequence[int], tokens_per_s: float) -> list[int]:
+def lateness_ns(times_ns: Sequence[int], counts: Sequence[int]) -> list[int]:
     """How late each token is for playout at a constant rate that begins with the first token's arrival; 0 if in time.
 
     The tokens of one message arrive together.
     """
-    period = S / tokens_per_s
+    period = S / PLAYOUT_TOKENS_PER_S
     late: list[int] = []
     for time_ns, count in zip(times_ns, counts, strict=True):
         since, first = time_ns - times_ns[0], len(late)
@@ -106,15 +95,15 @@ def lateness_ns(times_ns: Sequence[int], counts: Sequence[int], tokens_per_s: fl
     return late
 
 
-def is_good(record: Record, objective: Objective) -> bool:
-    """Whether a request met its objective: complete, first token in time, 99th percentile of its tokens in time."""
+def is_good(record: Record) -> bool:
+    """Whether a request met the objective: complete, first token in time, 99th percentile of its tokens in time."""
     if record.failed or record.ttft_ns is None:
         return False
-    late = percentile(lateness_ns(record.times_ns, record.counts, objective.tokens_per_s), 99)
-    return record.ttft_ns <= objective.ttft_ms * MS and late <= objective.lateness_ms * MS
+    late = percentile(lateness_ns(record.times_ns, record.counts), 99)
+    return record.ttft_ns <= MAX_TTFT_MS * MS and late <= MAX_LATENESS_MS * MS
 
 
-def figures(records: Sequence[Record], begin_ns: int, end_ns: int, objective: Objective) -> Figures:
+def figures(records: Sequence[Record], begin_ns: int, end_ns: int) -> Figures:
     """The figures of [begin, end): tokens and gaps by their arrival, requests by their scheduled time."""
     window_s = (end_ns - begin_ns) / S
     ours = [r for r in records if begin_ns <= r.scheduled_ns < end_ns]
@@ -130,9 +119,9 @@ def figures(records: Sequence[Record], begin_ns: int, end_ns: int, objective: Ob
         for earlier, later in zip(r.times_ns, r.times_ns[1:], strict=False)
         if begin_ns <= later < end_ns
     ]
-    late = [ns / MS for r in ours for ns in lateness_ns(r.times_ns, r.counts, objective.tokens_per_s)]
+    late = [ns / MS for r in ours for ns in lateness_ns(r.times_ns, r.counts)]
     ttft = [r.ttft_ns / MS for r in ours if r.ttft_ns is not None]
-    good = sum(is_good(r, objective) for r in ours)
+    good = sum(map(is_good, ours))
     tokens = sum(count for _, count in messages)
     return Figures(
         requests=len(ours),
@@ -153,9 +142,4 @@ def figures(records: Sequence[Record], begin_ns: int, end_ns: int, objective: Ob
 
 def slope_per_minute(times_s: Sequence[float], values: Sequence[float]) -> float:
     """The least-squares slope of `values` over time, per minute. NaN if there are fewer than two."""
-    n = len(times_s)
-    if n < 2:
-        return math.nan
-    mean_t, mean_v = sum(times_s) / n, sum(values) / n
-    spread = sum((t - mean_t) ** 2 for t in times_s)
-    return 60 * sum((t - mean_t) * (v - mean_v) for t, v in zip(times_s, values, strict=True)) / spread
+    return 60 * statistics.linear_regression(times_s, values).slope if len(times_s) > 1 else math.nan

@@ -9,17 +9,16 @@ import tempfile
 from pathlib import Path
 
 from gruve.bench.figures import median
-from gruve.bench.load.closed_loop import Loaded, Side
 from gruve.bench.load.generator import Open, Workload, soon_ns
+from gruve.bench.load.window import Loaded, ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.plots import plot_growth
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, blueprint, make_model
+from gruve.bench.synthetic import MEDIUM, MODEL, VOCABULARY_SIZE, Size, blueprint, make_model
 from gruve.decode.choose import DecodeConfig
 from gruve.serve.server import ServeConfig
 from gruve.sessions.table import SessionsConfig
 
-MODEL = "bench"
 COLUMNS = (
     *("state", "sessions", "active", "tokens_per_s", "cpu_s_per_million_tokens", "cpu_ratio", "rss_mb"),
     "idle_session_bytes",
@@ -42,7 +41,6 @@ class GrowthBenchConfig:
     idle_tokens: int = 32
     """The tokens that an idle session has generated, after a prompt of 16."""
     client_processes: int = 2
-    channels: int = 4
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     plot: Path | None = None
 
@@ -65,7 +63,7 @@ def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
         )
         with contextlib.ExitStack() as stack:
             growth, other = (
-                _Growth(config, Side(stack, server_config, config.client_processes, config.channels), report)
+                _Growth(config, ServerAndClients(stack, server_config, config.client_processes), report)
                 for _ in range(2)
             )
             rows = [growth.active(count) for count in config.active]
@@ -81,7 +79,7 @@ def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
 class _Growth:
     """One server with a growing number of sessions."""
 
-    def __init__(self, config: GrowthBenchConfig, side: Side, report: Report) -> None:
+    def __init__(self, config: GrowthBenchConfig, side: ServerAndClients, report: Report) -> None:
         self._config = config
         self._side = side
         self._report = report
@@ -147,4 +145,4 @@ class _Growth:
 
     def _load(self, sessions: int) -> Loaded:
         config = self._config
-        return self._side.load(Workload(MODEL, VOCABULARY_SIZE), sessions, config.warm_s, config.seconds)
+        return self._side.closed_loop(Workload(MODEL, VOCABULARY_SIZE), sessions, config.warm_s, config.seconds)

@@ -65,18 +65,21 @@ def instruction_set(flags: str) -> str:
 
 
 def process_cpu_s(pid: int) -> float:
-    """CPU seconds that a process and its threads have used so far; NaN if the system does not report them."""
-    stat = _text(PROC / str(pid) / "stat")
-    if not stat:
-        return float("nan")
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds that a process and its descendants have used so far; NaN if the system does not report them."""
+    ticks = 0
+    for each in descendants(pid):
+        stat = _text(PROC / str(each) / "stat")
+        if not stat:
+            return float("nan")
+        fields = stat.rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def process_rss_mb(pid: int) -> float:
-    """Resident memory of a process in MB (10^6 bytes); NaN if the system does not report it."""
-    found = _first(r"VmRSS:\s+(\d+) kB", _text(PROC / str(pid) / "status"))
-    return int(found) * 1024 / 1e6 if found else float("nan")
+    """Resident memory of a process and its descendants in MB (10^6 bytes); NaN if the system does not report it."""
+    found = [_first(r"VmRSS:\s+(\d+) kB", _text(PROC / str(each) / "status")) for each in descendants(pid)]
+    return sum(int(kb) * 1024 / 1e6 if kb else float("nan") for kb in found)
 
 
 def descendants(pid: int) -> list[int]:

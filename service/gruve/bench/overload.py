@@ -24,17 +24,17 @@ from gruve.bench.figures import MS, Record, S, median, percentile
 from gruve.bench.load.generator import Clients, Closed, Open, Workload, poisson, soon_ns
 from gruve.bench.load.processes import Server
 from gruve.bench.load.transport import connect
+from gruve.bench.load.window import Window, closed_loop
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.plots import plot_overload
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.synthetic import SMALL, VOCABULARY_SIZE, Size, make_model
+from gruve.bench.synthetic import MODEL, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
 from gruve.serve.callers.access import AccessConfig
 from gruve.serve.callers.api_keys import add_key
 from gruve.serve.callers.identity import Limits
 from gruve.serve.server import ServeConfig
 
-MODEL = "bench"
 NEIGHBOUR = ("what", "streams", "beside", "requests", "ttft_ms_p50", "ttft_ms_p99", "ttft_ratio_p99", "token_share")
 OPEN = ("what", "load", "rate_per_s", "goodput_tokens_per_s", "goodput_share", "refused", "overdue", "ttft_ms_p99")
 REFUSALS = ("what", "requests", "refused", "rss_mb_before", "rss_mb_after", "refusals_per_s")
@@ -66,9 +66,7 @@ class OverloadBenchConfig:
     refused: int = 10_000
     refusals_per_s: float = 500.0
     client_processes: int = 1
-    channels: int = 4
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
-    seed: int = 1
     plot: Path | None = None
 
     @classmethod
@@ -126,7 +124,7 @@ def _neighbour(config: OverloadBenchConfig, folder: Path, report: Report) -> lis
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(_server_config(config, folder, keys)))
         greedy, modest = (
-            stack.enter_context(Clients(connect(server.target, config.channels, key), config.client_processes))
+            stack.enter_context(Clients(connect(server.target, key), config.client_processes))
             for key in (greedy_key, modest_key)
         )
         for i in range(config.rounds):
@@ -164,24 +162,22 @@ def _together(
     config: OverloadBenchConfig, modest: Clients, streams: int, workload: Workload, greedy: Clients | None = None
 ) -> tuple[Seen, Seen]:
     """What each tenant got in the window; see `_within`."""
-    begin_ns = soon_ns()
-    window_ns = begin_ns + int(config.warm_s * S)
-    end_ns = window_ns + int(config.seconds * S)
+    window = Window.soon(config.warm_s, config.seconds)
     if greedy is not None:
-        greedy.begin(_workload(), Closed(config.greedy_streams, begin_ns, end_ns))
-    ours = modest.play(workload, Closed(streams, begin_ns, end_ns))
+        greedy.begin(_workload(), Closed(config.greedy_streams, window.begin_ns, window.end_ns))
+    ours = modest.play(workload, Closed(streams, window.begin_ns, window.end_ns))
     theirs = [] if greedy is None else greedy.finish()
-    return _within(ours, window_ns, end_ns), _within(theirs, window_ns, end_ns)
+    return _within(ours, window), _within(theirs, window)
 
 
-def _within(records: Sequence[Record], begin_ns: int, end_ns: int) -> Seen:
-    """The tokens that arrived in [begin, end), and the TTFT of the requests that began there."""
-    began = [r for r in records if begin_ns <= r.scheduled_ns < end_ns]
+def _within(records: Sequence[Record], window: Window) -> Seen:
+    """The tokens that arrived in the window, and the TTFT of the requests that began in it."""
+    began = [r for r in records if window.measure_ns <= r.scheduled_ns < window.end_ns]
     tokens = sum(
         count
         for record in records
         for at, count in zip(record.times_ns, record.counts, strict=True)
-        if begin_ns <= at < end_ns
+        if window.measure_ns <= at < window.end_ns
     )
     return Seen(tokens, tuple(r.ttft_ns / MS for r in began if r.ttft_ns is not None))
 
@@ -190,16 +186,13 @@ def _open(config: OverloadBenchConfig, folder: Path, report: Report) -> list[Row
     """The goodput at each load, on a server with few slots and the default queue."""
     few_slots = dataclasses.replace(config.decode, slots=config.slots)
     with Server(dataclasses.replace(_server_config(config, folder), decode=few_slots)) as server:
-        with Clients(connect(server.target, config.channels), config.client_processes) as clients:
-            begin_ns = soon_ns()
-            window_ns = begin_ns + int(config.warm_s * S)
-            end_ns = window_ns + int(config.seconds * S)
-            records = clients.play(_workload(), Closed(config.slots, begin_ns, end_ns))
-        capacity = _within(records, window_ns, end_ns).tokens / config.seconds
+        with Clients(connect(server.target), config.client_processes) as clients:
+            loaded = closed_loop(server.pid, clients, _workload(), config.slots, config.warm_s, config.seconds)
+        capacity = loaded.figures.tokens_per_s
         mean = (_workload().min_length + _workload().max_length) / 2
         deadline_s = config.deadline_holds * mean * config.slots / capacity
         report(f"capacity {capacity:.0f} tokens/s with {config.slots} streams; deadline {deadline_s:.1f} s")
-        transport = connect(server.target, config.channels, timeout_s=deadline_s)
+        transport = connect(server.target, timeout_s=deadline_s)
         with Clients(transport, config.client_processes) as clients:
             rows = [_open_once(config, clients, load, capacity / mean, deadline_s, report) for load in config.loads]
     best = max(float(row["goodput_tokens_per_s"] or 0.0) for row in rows)
@@ -212,13 +205,11 @@ def _open_once(
     config: OverloadBenchConfig, clients: Clients, load: float, capacity_per_s: float, deadline_s: float, report: Report
 ) -> Row:
     """One rate of arrivals. The window begins when the queue has had the time of a deadline to fill."""
-    begin_ns = soon_ns()
-    window_ns = begin_ns + int(deadline_s * S)
-    end_ns = window_ns + int(config.open_s * S)
-    arrivals = poisson(load * capacity_per_s, begin_ns, end_ns, config.seed)
+    window = Window.soon(deadline_s, config.open_s)
+    arrivals = poisson(load * capacity_per_s, window.begin_ns, window.end_ns, seed=1)
     records = clients.play(_workload(), Open(arrivals))
-    good = _within([r for r in records if not r.failed], window_ns, end_ns)
-    began = [r for r in records if window_ns <= r.scheduled_ns < end_ns]
+    good = _within([r for r in records if not r.failed], window)
+    began = [r for r in records if window.measure_ns <= r.scheduled_ns < window.end_ns]
     why = Counter(r.failed for r in began if r.failed)
     row: Row = {
         "what": "open",
@@ -247,7 +238,7 @@ def _refusals(config: OverloadBenchConfig, folder: Path, report: Report) -> Row:
     key = add_key(keys, "refused", "refused", limits=Limits(tokens_per_minute=1))
     with (
         Server(_server_config(config, folder, keys)) as server,
-        Clients(connect(server.target, config.channels, key), config.client_processes) as clients,
+        Clients(connect(server.target, key), config.client_processes) as clients,
     ):
         _refuse(config, clients, config.refused // 10)  # what the first calls allocate stays
         before_mb = server.rss_mb()

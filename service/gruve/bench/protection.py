@@ -20,18 +20,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from gruve.bench.figures import median
-from gruve.bench.load.closed_loop import Loaded, Side
 from gruve.bench.load.generator import Workload
+from gruve.bench.load.window import Loaded, ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.synthetic import SMALL, VOCABULARY_SIZE, Size, make_model
+from gruve.bench.synthetic import MODEL, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
 from gruve.ports import TlsFiles
 from gruve.serve.callers.access import AccessConfig
 from gruve.serve.callers.api_keys import add_key
 from gruve.serve.server import ServeConfig
 
-MODEL = "bench"
 KEYS = 100
 """How many keys the file has."""
 COLUMNS = (
@@ -50,8 +49,6 @@ class ProtectionBenchConfig:
     warm_s: float = 1.0
     seconds: float = 4.0
     client_processes: int = 2
-    channels: int = 4
-    prompt_tokens: int = 16
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
 
     @classmethod
@@ -62,7 +59,7 @@ class ProtectionBenchConfig:
 
 def run_protection(config: ProtectionBenchConfig, report: Report) -> Result:
     """Loads the three servers in turn, round after round."""
-    workload = Workload(MODEL, VOCABULARY_SIZE, config.prompt_tokens)
+    workload = Workload(MODEL, VOCABULARY_SIZE)
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         make_model(folder / "models" / MODEL, config.size)
@@ -70,7 +67,7 @@ def run_protection(config: ProtectionBenchConfig, report: Report) -> Result:
         rounds: dict[str, list[Loaded]] = {protection: [] for protection in sides}
         for i in range(config.rounds):
             for protection, side in sides.items():
-                loaded = side.load(workload, config.sessions, config.warm_s, config.seconds)
+                loaded = side.closed_loop(workload, config.sessions, config.warm_s, config.seconds)
                 rounds[protection].append(loaded)
                 report(f"round {i + 1}, {protection}: {loaded.figures.tokens_per_s:.0f} tokens/s")
     rows = [_row(config, protection, found, rounds["none"]) for protection, found in rounds.items()]
@@ -79,7 +76,7 @@ def run_protection(config: ProtectionBenchConfig, report: Report) -> Result:
     return Result("protection", describe_machine(), describe_versions(), rows)
 
 
-def _sides(stack: contextlib.ExitStack, config: ProtectionBenchConfig, folder: Path) -> dict[str, Side]:
+def _sides(stack: contextlib.ExitStack, config: ProtectionBenchConfig, folder: Path) -> dict[str, ServerAndClients]:
     """The servers with their clients, by what protects them."""
     keys = folder / "keys.json"
     key = [add_key(keys, f"key-{i}", f"tenant-{i}") for i in range(KEYS)][KEYS // 2]
@@ -87,11 +84,11 @@ def _sides(stack: contextlib.ExitStack, config: ProtectionBenchConfig, folder: P
     plain = ServeConfig(models=folder / "models", decode=config.decode, store="memory", drain_s=0.0)
     with_keys = dataclasses.replace(plain, access=access)
     with_both = dataclasses.replace(with_keys, tls=tls)
-    loads = config.client_processes, config.channels
+    clients = config.client_processes
     return {
-        "none": Side(stack, plain, *loads),
-        "keys": Side(stack, with_keys, *loads, key=key),
-        "keys and TLS": Side(stack, with_both, *loads, key=key, ca=tls.cert.read_bytes()),
+        "none": ServerAndClients(stack, plain, clients),
+        "keys": ServerAndClients(stack, with_keys, clients, key=key),
+        "keys and TLS": ServerAndClients(stack, with_both, clients, key=key, ca=tls.cert.read_bytes()),
     }
 
 

@@ -13,17 +13,17 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gruve.bench.figures import OBJECTIVE, Figures, Objective, Record, S, figures, median, percentile, slope_per_minute
+from gruve.bench.figures import Figures, S, figures, median, percentile, slope_per_minute
 from gruve.bench.load.generator import Clients, Closed, Open, Workload, poisson, sample, soon_ns
 from gruve.bench.load.processes import BareEngine, NullServer, Server
 from gruve.bench.load.transport import connect
+from gruve.bench.load.window import Loaded, Window, closed_loop, measure
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, make_model
+from gruve.bench.synthetic import MEDIUM, MODEL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
 from gruve.serve.server import ServeConfig
 
-MODEL = "bench"
 COLUMNS = (
     "loop",
     "sessions",
@@ -60,16 +60,11 @@ class ServeBenchConfig:
     bursts: int = 20
     """How often 64 sessions arrive at once, for the bound on TTFT."""
     client_processes: int = 2
-    channels: int = 4
-    """The number of connections of each client process."""
     checked_tokens: int = 20_000
     """The tokens of each load, prompts included, that are computed again in a batch of one."""
     soak_minutes: float = 0.0
     """How long 64 sessions are watched for growing memory; 0 skips it."""
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
-    objective: Objective = OBJECTIVE
-    prompt_tokens: int = 16
-    seed: int = 1
 
     @classmethod
     def quick(cls) -> ServeBenchConfig:
@@ -79,19 +74,17 @@ class ServeBenchConfig:
     @property
     def workload(self) -> Workload:
         """The requests of the sessions."""
-        return Workload(MODEL, VOCABULARY_SIZE, self.prompt_tokens)
+        return Workload(MODEL, VOCABULARY_SIZE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
     """One load in one round."""
 
-    figures: Figures
-    cpu_s_per_million_tokens: float
-    rss_mb: float
-    mismatched_tokens: int
-    checked_tokens: int
-    bare_tokens_per_s: float
+    loaded: Loaded
+    bare_tokens_per_s: float = math.nan
+    mismatched_tokens: int = 0
+    checked_tokens: int = 0
 
 
 def run_serve(config: ServeBenchConfig, report: Report) -> Result:
@@ -102,7 +95,7 @@ def run_serve(config: ServeBenchConfig, report: Report) -> Result:
         with (
             Server(server_config) as server,
             BareEngine(Path(folder) / model.name, server_config) as bare,
-            Clients(connect(server.target, config.channels), config.client_processes) as clients,
+            Clients(connect(server.target), config.client_processes) as clients,
         ):
             bench = _Bench(config, server, bare, clients, report)
             report(f"{config.size} on {bare.backend}, {config.client_processes} client processes on the same machine")
@@ -135,7 +128,7 @@ class _Bench:
                 bare = self._bare.rate(sessions, config.workload, config.warm_s / 2, config.seconds / 2)
                 if sessions == 64:
                     self._step_ms = bare.step_ms
-                measured.append(self._closed_once(sessions, bare.tokens_per_s, check=i == 0))
+                measured.append(self._measured(self._closed_loop(sessions), bare.tokens_per_s, check=i == 0))
                 self._say(f"closed, {sessions} sessions, round {i + 1}", measured[-1])
         rows = []
         for sessions, measured in rounds.items():
@@ -143,7 +136,7 @@ class _Bench:
             if sessions == 64:
                 row |= self._first_tokens() | self._ceiling(measured)
             if sessions == config.open_capacity_sessions:
-                self._capacity_tokens_per_s = median(m.figures.tokens_per_s for m in measured)
+                self._capacity_tokens_per_s = median(m.loaded.figures.tokens_per_s for m in measured)
             rows.append(row)
         return rows
 
@@ -153,18 +146,16 @@ class _Bench:
         if not config.open_loads:
             return []
         if not self._capacity_tokens_per_s:
-            self._capacity_tokens_per_s = self._closed_once(
-                config.open_capacity_sessions, math.nan, check=False
-            ).figures.tokens_per_s
+            self._capacity_tokens_per_s = self._closed_loop(config.open_capacity_sessions).figures.tokens_per_s
         capacity = self._capacity_tokens_per_s / ((work.min_length + work.max_length) / 2)
         rounds: dict[float, list[Measured]] = {share * capacity: [] for share in config.open_loads}
         for i in range(config.rounds):
             for rate, measured in rounds.items():
-                measured.append(self._open_once(rate, config.seed + i, check=i == 0))
+                measured.append(self._measured(self._open_loop(rate, seed=i + 1), check=i == 0))
                 self._say(f"open, {rate:.0f} arrivals/s, round {i + 1}", measured[-1])
         rows: list[Row] = []
         for rate, measured in rounds.items():
-            requests = round(median(m.figures.requests for m in measured))
+            requests = round(median(m.loaded.figures.requests for m in measured))
             rows.append({"loop": "open", "sessions": requests, "rate_per_s": rate, **_row(measured)})
         return rows
 
@@ -173,19 +164,17 @@ class _Bench:
         config = self._config
         if not config.soak_minutes:
             return
-        begin_ns = soon_ns()
-        end_ns = begin_ns + int((config.warm_s + 60 * config.soak_minutes) * S)
-        window_ns = begin_ns + int(config.warm_s * S)
-        self._clients.begin(config.workload, Closed(64, begin_ns, end_ns))
+        window = Window.soon(config.warm_s, 60 * config.soak_minutes)
+        self._clients.begin(config.workload, Closed(64, window.begin_ns, window.end_ns))
         times, sizes = [], []
-        while (now := time.monotonic_ns()) < end_ns:
-            if now >= window_ns:
+        while (now := time.monotonic_ns()) < window.end_ns:
+            if now >= window.measure_ns:
                 times.append(now / S)
                 sizes.append(self._server.rss_mb())
             time.sleep(1.0)
         records = self._clients.finish()
-        found = figures(records, window_ns, end_ns, config.objective)
-        measured = Measured(found, math.nan, sizes[-1], *self._check(records), math.nan)
+        found = figures(records, window.measure_ns, window.end_ns)
+        measured = self._measured(Loaded(found, math.nan, sizes[-1], records), check=True)
         slope = slope_per_minute(times, sizes)
         self._report(f"soak: {slope:.2f} MB a minute over {config.soak_minutes:g} minutes")
         yield {
@@ -197,44 +186,22 @@ class _Bench:
             "rss_mb_per_minute": slope,
         }
 
-    def _closed_once(self, sessions: int, bare_tokens_per_s: float, *, check: bool) -> Measured:
-        begin_ns = soon_ns()
-        window_ns = begin_ns + int(self._config.warm_s * S)
-        end_ns = window_ns + int(self._config.seconds * S)
-        return self._measure(Closed(sessions, begin_ns, end_ns), window_ns, end_ns, bare_tokens_per_s, check=check)
-
-    def _open_once(self, rate_per_s: float, seed: int, *, check: bool) -> Measured:
-        begin_ns = soon_ns()
-        window_ns = begin_ns + int(self._config.warm_s * S)
-        end_ns = window_ns + int(self._config.seconds * S)
-        arrivals = Open(poisson(rate_per_s, begin_ns, end_ns, seed))
-        return self._measure(arrivals, window_ns, end_ns, math.nan, check=check)
-
-    def _measure(
-        self, run: Closed | Open, window_ns: int, end_ns: int, bare_tokens_per_s: float, *, check: bool
-    ) -> Measured:
-        """Plays a run and reads the server's CPU and memory at the window's ends."""
+    def _closed_loop(self, sessions: int) -> Loaded:
         config = self._config
-        workload = config.workload if isinstance(run, Closed) else dataclasses.replace(config.workload, turns=1)
-        self._clients.begin(workload, run)
-        _sleep_until(window_ns)
-        cpu_s = self._server.cpu_s()
-        _sleep_until(end_ns)
-        cpu_s, rss_mb = self._server.cpu_s() - cpu_s, self._server.rss_mb()
-        records = self._clients.finish()
-        found = figures(records, window_ns, end_ns, config.objective)
-        return Measured(
-            found,
-            cpu_s / (found.tokens_per_s * config.seconds) * 1e6 if found.tokens_per_s else math.nan,
-            rss_mb,
-            *(self._check(records) if check else (0, 0)),
-            bare_tokens_per_s,
-        )
+        return closed_loop(self._server.pid, self._clients, config.workload, sessions, config.warm_s, config.seconds)
 
-    def _check(self, records: Sequence[Record]) -> tuple[int, int]:
-        """Returns how many tokens differ from a solo run, and the number compared."""
-        checked = list(sample(records, self._config.checked_tokens, self._config.seed))
-        return self._bare.mismatches(checked), sum(len(record.tokens) for record in checked)
+    def _open_loop(self, rate_per_s: float, seed: int) -> Loaded:
+        window = Window.soon(self._config.warm_s, self._config.seconds)
+        arrivals = Open(poisson(rate_per_s, window.begin_ns, window.end_ns, seed))
+        single = dataclasses.replace(self._config.workload, turns=1)
+        return measure(self._server.pid, self._clients, single, arrivals, window)
+
+    def _measured(self, loaded: Loaded, bare_tokens_per_s: float = math.nan, *, check: bool) -> Measured:
+        """With `check`, compares a sample of the answers with solo runs."""
+        checked = list(sample(loaded.records, self._config.checked_tokens)) if check else []
+        return Measured(
+            loaded, bare_tokens_per_s, self._bare.mismatches(checked), sum(len(record.tokens) for record in checked)
+        )
 
     def _first_tokens(self) -> Row:
         """TTFT of 64 simultaneous arrivals and its bound.
@@ -243,10 +210,10 @@ class _Bench:
         """
         config = self._config
         ours = percentile(self._burst_ttft_ms(self._clients), 99)
-        with NullServer(8) as null, Clients(connect(null.target, config.channels), config.client_processes) as clients:
+        with NullServer(8) as null, Clients(connect(null.target), config.client_processes) as clients:
             floor = percentile(self._burst_ttft_ms(clients), 99)
         call_ms = ServeConfig().engine.max_call_ms
-        bound = (config.prompt_tokens + 2) * self._step_ms + call_ms + floor
+        bound = (config.workload.prompt_tokens + 2) * self._step_ms + call_ms + floor
         self._report(f"64 at once: TTFT p99 {ours:.1f} ms; bound {bound:.1f} ms, of which a null server {floor:.1f} ms")
         return {"burst_ttft_ms_p99": ours, "burst_ttft_ms_bound": bound, "null_ttft_ms_p99": floor}
 
@@ -263,17 +230,9 @@ class _Bench:
     def _ceiling(self, measured: Sequence[Measured]) -> Row:
         """The capacity of the load generator: the same load on a server that does nothing."""
         config = self._config
-        held = max(1, round(median(m.figures.tokens_per_message for m in measured)))
-        with (
-            NullServer(held) as null,
-            Clients(connect(null.target, config.channels), config.client_processes) as clients,
-        ):
-            begin_ns = soon_ns()
-            window_ns = begin_ns + S // 2
-            end_ns = window_ns + int(config.seconds * S)
-            found = figures(
-                clients.play(config.workload, Closed(64, begin_ns, end_ns)), window_ns, end_ns, config.objective
-            )
+        held = max(1, round(median(m.loaded.figures.tokens_per_message for m in measured)))
+        with NullServer(held) as null, Clients(connect(null.target), config.client_processes) as clients:
+            found = closed_loop(null.pid, clients, config.workload, 64, 0.5, config.seconds).figures
         self._report(
             f"generator's ceiling against a null server: {found.messages_per_s:.0f} messages/s, "
             f"{found.tokens_per_s:.0f} tokens/s at {held} tokens a message"
@@ -281,7 +240,7 @@ class _Bench:
         return {"ceiling_messages_per_s": found.messages_per_s, "ceiling_tokens_per_s": found.tokens_per_s}
 
     def _say(self, what: str, measured: Measured) -> None:
-        f = measured.figures
+        f = measured.loaded.figures
         self._report(
             f"{what}: {f.tokens_per_s:.0f} tokens/s (bare {measured.bare_tokens_per_s:.0f}), "
             f"TTFT p99 {f.ttft_ms_p99:.1f} ms, lateness p99 {f.lateness_ms_p99:.1f} ms, "
@@ -292,18 +251,15 @@ class _Bench:
 def _row(measured: Sequence[Measured]) -> Row:
     """The medians of the rounds. Errors are summed instead."""
     row: Row = {
-        field.name: median(getattr(m.figures, field.name) for m in measured)
+        field.name: median(getattr(m.loaded.figures, field.name) for m in measured)
         for field in dataclasses.fields(Figures)
         if field.name not in ("requests", "failed")
     }
-    for name in ("bare_tokens_per_s", "cpu_s_per_million_tokens", "rss_mb"):
-        row[name] = median(getattr(m, name) for m in measured)
-    row["requests"] = sum(m.figures.requests for m in measured)
-    row["failed"] = sum(m.figures.failed for m in measured)
+    row["bare_tokens_per_s"] = median(m.bare_tokens_per_s for m in measured)
+    row["cpu_s_per_million_tokens"] = median(m.loaded.cpu_s_per_million_tokens for m in measured)
+    row["rss_mb"] = median(m.loaded.rss_mb for m in measured)
+    row["requests"] = sum(m.loaded.figures.requests for m in measured)
+    row["failed"] = sum(m.loaded.figures.failed for m in measured)
     row["mismatched_tokens"] = sum(m.mismatched_tokens for m in measured)
     row["checked_tokens"] = sum(m.checked_tokens for m in measured)
     return row
-
-
-def _sleep_until(at_ns: int) -> None:
-    time.sleep(max(0.0, (at_ns - time.monotonic_ns()) / S))

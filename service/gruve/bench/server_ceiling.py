@@ -13,15 +13,14 @@ import tempfile
 from pathlib import Path
 
 from gruve.bench.figures import median
-from gruve.bench.load.closed_loop import Loaded, Side
 from gruve.bench.load.generator import Workload
+from gruve.bench.load.window import Loaded, ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.null_backend import choose_null
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.synthetic import MEDIUM, VOCABULARY_SIZE, Size, make_model
+from gruve.bench.synthetic import MEDIUM, MODEL, VOCABULARY_SIZE, Size, make_model
 from gruve.serve.server import ServeConfig
 
-MODEL = "bench"
 COLUMNS = (
     "sessions",
     "tokens_per_s",
@@ -42,11 +41,9 @@ class CeilingBenchConfig:
     rounds: int = 5
     warm_s: float = 2.5
     seconds: float = 4.0
-    prompt_tokens: int = 16
     min_length: int = 8_000
     max_length: int = 16_000
     client_processes: int = 2
-    channels: int = 4
 
     @classmethod
     def quick(cls) -> CeilingBenchConfig:
@@ -57,16 +54,16 @@ class CeilingBenchConfig:
 def run_server_ceiling(config: CeilingBenchConfig, report: Report) -> Result:
     """Measures every number of sessions, round after round."""
     rounds: dict[int, list[Loaded]] = {sessions: [] for sessions in config.sessions}
-    workload = Workload(MODEL, VOCABULARY_SIZE, config.prompt_tokens, config.min_length, config.max_length, turns=1)
+    workload = Workload(MODEL, VOCABULARY_SIZE, min_length=config.min_length, max_length=config.max_length, turns=1)
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         make_model(Path(folder) / MODEL, config.size)
         server_config = ServeConfig(models=Path(folder), store="memory", drain_s=0.0)
         choose = functools.partial(choose_null, config.step_us / 1e6)
         with contextlib.ExitStack() as stack:
-            side = Side(stack, server_config, config.client_processes, config.channels, choose)
+            side = ServerAndClients(stack, server_config, config.client_processes, choose)
             for i in range(config.rounds):
                 for sessions, measured in rounds.items():
-                    measured.append(side.load(workload, sessions, config.warm_s, config.seconds))
+                    measured.append(side.closed_loop(workload, sessions, config.warm_s, config.seconds))
                     told = measured[-1].figures
                     report(
                         f"round {i + 1}, {sessions} sessions: {told.tokens_per_s:.0f} tokens/s, "

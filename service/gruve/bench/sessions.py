@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gruve.bench.figures import median, percentile
-from gruve.bench.load.closed_loop import Side
 from gruve.bench.load.generator import Workload
 from gruve.bench.load.processes import Server
+from gruve.bench.load.window import ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row
-from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
+from gruve.bench.synthetic import MEDIUM, MODEL, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from gruve.serve.server import ServeConfig
@@ -31,7 +31,6 @@ from gruve.sessions.store.open import open_store
 from gruve.sessions.table import SessionsConfig, SessionTable
 from gruve.v1 import session_pb2
 
-MODEL = "bench"
 SESSIONS = 64
 KEY = b"the key of the benchmark's servers"
 AT_ONCE = 1_000
@@ -61,9 +60,7 @@ class SessionsBenchConfig:
     sampled: int = 5_000
     """The number of them that are continued."""
     client_processes: int = 2
-    channels: int = 4
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
-    seed: int = 1
 
     @classmethod
     def quick(cls) -> SessionsBenchConfig:
@@ -86,7 +83,7 @@ class _Bench:
         self._config = config
         self._folder = folder
         self._report = report
-        self._random = random.Random(config.seed)  # noqa: S311 - a choice of sessions
+        self._random = random.Random(1)  # noqa: S311 - a choice of sessions
         for size in {config.size, config.stored_size}:
             make_model(self._models(size) / MODEL, size)
 
@@ -99,12 +96,12 @@ class _Bench:
         cpu: dict[str, list[float]] = {name: [] for name in stores}
         with contextlib.ExitStack() as stack:
             sides = {
-                name: Side(stack, self._serving(store, config.size), config.client_processes, config.channels)
+                name: ServerAndClients(stack, self._serving(store, config.size), config.client_processes)
                 for name, store in stores.items()
             }
             for i in range(config.rounds):
                 for name in sorted(sides, reverse=bool(i % 2)):
-                    loaded = sides[name].load(workload, SESSIONS, config.warm_s, config.seconds)
+                    loaded = sides[name].closed_loop(workload, SESSIONS, config.warm_s, config.seconds)
                     tokens[name].append(loaded.figures.tokens_per_s)
                     cpu[name].append(loaded.cpu_s_per_million_tokens)
                 self._report(f"round {i + 1}: " + ", ".join(f"{n} {t[-1]:.0f} tokens/s" for n, t in tokens.items()))

@@ -19,6 +19,8 @@ from gruve.model.tokenizer import START, Tokenizer
 
 CELLS = ("gru", "gru_before", "lstm", "elman")
 """The cells by the names used in rows: `gru` is that of torch and cuDNN, `gru_before` that of Cho et al."""
+MODEL = "bench"
+"""The name under which a benchmark's server has its model."""
 VOCABULARY_SIZE = 140
 EMBEDDING_SIZE = 64
 GAINS = {"embedding.weight": 4.0, "head.weight": 8.0}

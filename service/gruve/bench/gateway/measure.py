@@ -21,20 +21,19 @@ from pathlib import Path
 from gruve.bench.figures import Record, S, median
 from gruve.bench.gateway.forms import connect_form, events_form, openai_form
 from gruve.bench.gateway.process import run_gateway_process
-from gruve.bench.load.closed_loop import Loaded, closed_loop
 from gruve.bench.load.generator import Clients, Closed, Open, Workload, soon_ns
 from gruve.bench.load.processes import Child, Server
 from gruve.bench.load.transport import Transport, connect
+from gruve.bench.load.window import Loaded, closed_loop
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.null_backend import choose_null
 from gruve.bench.plots import plot_gateway
 from gruve.bench.result import Report, Result, Row, table
-from gruve.bench.synthetic import SMALL, VOCABULARY_SIZE, Size, make_model, tokenizer
+from gruve.bench.synthetic import MODEL, SMALL, VOCABULARY_SIZE, Size, make_model, tokenizer
 from gruve.decode.choose import DecodeConfig
 from gruve.gateway.config import GatewayConfig
 from gruve.serve.server import ServeConfig
 
-MODEL = "bench"
 DIRECT, CONNECT, OPENAI, EVENTS = "gRPC, direct", "Connect", "OpenAI", "events"
 IDS = {text: number for number, text in enumerate(tokenizer().texts)}
 LONGEST = 65_536
@@ -68,9 +67,7 @@ class GatewayBenchConfig:
     """How long each load is measured in each round."""
     stopped_s: float = 20.0
     """How long clients have not been reading when memory is read."""
-    prompt_tokens: int = 16
     client_processes: int = 1
-    channels: int = 4
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     plot: Path | None = None
 
@@ -82,7 +79,7 @@ class GatewayBenchConfig:
     @property
     def workload(self) -> Workload:
         """The requests of the streams. A request and its answer follow from its seed."""
-        return Workload(MODEL, VOCABULARY_SIZE, self.prompt_tokens, turns=1)
+        return Workload(MODEL, VOCABULARY_SIZE, turns=1)
 
 
 class Gateway(Child):
@@ -101,7 +98,7 @@ class Ways:
         self._server = server
         self.gateway = stack.enter_context(Gateway(server.target))
         forms: Mapping[str, Callable[[], Transport]] = {
-            DIRECT: connect(server.target, config.channels),
+            DIRECT: connect(server.target),
             CONNECT: connect_form(self.gateway.port),
             OPENAI: openai_form(self.gateway.port, IDS),
             EVENTS: events_form(self.gateway.port),
@@ -118,7 +115,7 @@ class Ways:
             for (way, streams), rounds in found.items():
                 measured = self._server if way == DIRECT else self.gateway
                 rounds.append(
-                    closed_loop(measured, self.clients[way], workload, streams, config.warm_s, config.seconds)
+                    closed_loop(measured.pid, self.clients[way], workload, streams, config.warm_s, config.seconds)
                 )
                 told = rounds[-1].figures
                 report(

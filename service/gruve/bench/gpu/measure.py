@@ -22,19 +22,20 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from gruve.bench.figures import OBJECTIVE, S, figures
 from gruve.bench.gpu.proofs import BOUNDS, Extent, fresh_model, prove_draws, prove_mixes, prove_oracle
 from gruve.bench.gpu.setup import DrySetup, GpuSetup, Setup
 from gruve.bench.gpu.steps import COMPILED, PEERS, Ours, Peer, Timing, probe_bytes_per_s, probe_flop_per_s, step_s
-from gruve.bench.load.generator import Clients, Closed, Workload, soon_ns
+from gruve.bench.load.generator import Clients, Workload
 from gruve.bench.load.processes import Server
 from gruve.bench.load.transport import connect
+from gruve.bench.load.window import closed_loop
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row
 from gruve.bench.synthetic import (
     CELLS,
     LARGE,
     MEDIUM,
+    MODEL,
     VOCABULARY_SIZE,
     Size,
     flop_per_token,
@@ -203,7 +204,7 @@ class _Bench:
 
     def _serve(self) -> list[Row]:
         config, setup, size = self._config, self._setup, str(self._config.sizes[0])
-        model = make_model(self._folder / "models" / "bench", config.sizes[0])
+        make_model(self._folder / "models" / MODEL, config.sizes[0])
         decode = dataclasses.replace(setup.decode, cuda=config.modes[0])  # no other mode may replace it
         settings = ServeConfig(models=self._folder / "models", decode=decode, drain_s=0.0)
         began = time.monotonic()
@@ -211,10 +212,10 @@ class _Bench:
             started_s = time.monotonic() - began if setup.measures else math.nan
             self._report(f"the server was ready after {started_s:.1f} s")
             rows: list[Row] = [{"what": "start", "size": size, "seconds": started_s}]
-            with Clients(connect(server.target, 4), config.client_processes) as clients:
+            with Clients(connect(server.target), config.client_processes) as clients:
                 for sessions in config.sessions:
                     named: Row = {"what": "server", "size": size, "sessions": sessions}
-                    found = self._attempt(named, functools.partial(self._load, clients, model.name, sessions))
+                    found = self._attempt(named, functools.partial(self._load, server.pid, clients, sessions))
                     if found is not None:
                         self._report(f"{sessions} sessions: {found['tokens_per_s']} tokens/s")
                         rows.append(named | found)
@@ -271,14 +272,11 @@ class _Bench:
             raise ValueError(f"it computes another model: its logits differ from the oracle's by {worst:.2g}")
         return step_s(peer, self._setup, self._config.timing)
 
-    def _load(self, clients: Clients, name: str, sessions: int) -> Row:
+    def _load(self, pid: int, clients: Clients, sessions: int) -> Row:
         """One run of the closed loop, with a quarter of the time to warm up. Without a GPU it returns no figures."""
-        config = self._config
-        begin_ns = soon_ns()
-        window_ns = begin_ns + int(config.server_s * S) // 4
-        end_ns = begin_ns + int(config.server_s * S)
-        workload = Workload(name, VOCABULARY_SIZE)
-        found = figures(clients.play(workload, Closed(sessions, begin_ns, end_ns)), window_ns, end_ns, OBJECTIVE)
+        quarter_s = self._config.server_s / 4
+        workload = Workload(MODEL, VOCABULARY_SIZE)
+        found = closed_loop(pid, clients, workload, sessions, quarter_s, 3 * quarter_s).figures
         if found.failed:
             raise ValueError(f"{found.failed} requests failed")
         kept = ("tokens_per_s", "tokens_per_message", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p99")

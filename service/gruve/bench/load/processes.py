@@ -10,23 +10,21 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import multiprocessing
 import queue
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import numpy as np
 
 from gruve.bench.figures import Record
-from gruve.bench.load.generator import Workload
+from gruve.bench.load.generator import SPAWN, Workload
 from gruve.bench.load.transport import GENERATE
-from gruve.bench.machine import descendants, process_cpu_s, process_rss_mb
+from gruve.bench.machine import process_rss_mb
 from gruve.decode import Backend
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.engine.engine import Engine
@@ -37,7 +35,6 @@ from gruve.serve.server import ServeConfig, Serving, serve
 from gruve.sessions.record import START_TOKEN
 from gruve.v1 import generation_pb2
 
-SPAWN = multiprocessing.get_context("spawn")
 START_S = 120.0
 END_S = 40.0
 
@@ -64,13 +61,9 @@ class Child:
         """Its process id."""
         return self._process.pid or 0
 
-    def cpu_s(self) -> float:
-        """CPU seconds used so far, those of its child processes included."""
-        return sum(process_cpu_s(pid) for pid in descendants(self.pid))
-
     def rss_mb(self) -> float:
-        """Resident memory, that of its child processes included."""
-        return sum(process_rss_mb(pid) for pid in descendants(self.pid))
+        """Resident memory in MB, that of its descendants included."""
+        return process_rss_mb(self.pid)
 
     def close(self) -> None:
         """Asks it to end, then kills it."""
@@ -83,9 +76,7 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -126,7 +117,7 @@ class BareEngine(Child):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rate:
-    """The commands of a bare engine."""
+    """The speed of a bare engine."""
 
     tokens_per_s: float
     step_ms: float

@@ -22,6 +22,8 @@ from gruve.v1 import generation_pb2, sampling_pb2, session_pb2
 GENERATE = "/gruve.v1.GenerationService/Generate"
 DELETE = "/gruve.v1.SessionService/DeleteSession"
 LIMIT_BYTES = 1 << 20
+CHANNELS = 4
+"""The connections of one client process to a gRPC server."""
 
 
 class Refused(Exception):
@@ -75,7 +77,6 @@ class GruveTransport:
     def __init__(
         self,
         target: str,
-        channels: int,
         api_key: str = "",
         timeout_s: float | None = None,
         ca: bytes | None = None,
@@ -86,24 +87,14 @@ class GruveTransport:
         """
         self._ca = ca
         self._target = target
-        self._count = channels
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout_s
         self._channels: list[Any] = []
         self._turns: Any = None
 
     async def open(self) -> None:
-        """Opens the channels. Each has a subchannel pool of its own; otherwise they would share one connection."""
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        if self._ca is None:
-            self._channels = [grpc.aio.insecure_channel(self._target, options=options) for _ in range(self._count)]
-        else:
-            credentials = grpc.ssl_channel_credentials(self._ca)
-            self._channels = [
-                grpc.aio.secure_channel(self._target, credentials, options=options) for _ in range(self._count)
-            ]
-        for channel in self._channels:
-            await channel.channel_ready()
+        """Opens the channels."""
+        self._channels = await _open_channels(self._target, self._ca)
         self._turns = itertools.cycle([channel.unary_stream(GENERATE) for channel in self._channels])
 
     async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
@@ -134,11 +125,24 @@ class GruveTransport:
             await channel.close()
 
 
+async def _open_channels(target: str, ca: bytes | None = None) -> list[Any]:
+    """Opens the channels. Each has a subchannel pool of its own; otherwise they would share one connection."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+    if ca is None:
+        channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(CHANNELS)]
+    else:
+        credentials = grpc.ssl_channel_credentials(ca)
+        channels = [grpc.aio.secure_channel(target, credentials, options=options) for _ in range(CHANNELS)]
+    for channel in channels:
+        await channel.channel_ready()
+    return channels
+
+
 def connect(
-    target: str, channels: int, api_key: str = "", timeout_s: float | None = None, ca: bytes | None = None
+    target: str, api_key: str = "", timeout_s: float | None = None, ca: bytes | None = None
 ) -> functools.partial[GruveTransport]:
     """Returns a factory of `GruveTransport`, which can be pickled and sent to a client process."""
-    return functools.partial(GruveTransport, target, channels, api_key, timeout_s, ca)
+    return functools.partial(GruveTransport, target, api_key, timeout_s, ca)
 
 
 class HttpTransport:
@@ -212,19 +216,15 @@ class TritonTransport:
     The few messages are encoded by hand, because a cheaper client favours the server that it measures.
     """
 
-    def __init__(self, target: str, channels: int) -> None:
+    def __init__(self, target: str) -> None:
         self._target = target
-        self._count = channels
         self._channels: list[Any] = []
         self._idle: list[Any] = []
         self._turns: Any = None
 
     async def open(self) -> None:
         """Opens the channels."""
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        self._channels = [grpc.aio.insecure_channel(self._target, options=options) for _ in range(self._count)]
-        for channel in self._channels:
-            await channel.channel_ready()
+        self._channels = await _open_channels(self._target)
         method = "/inference.GRPCInferenceService/ModelStreamInfer"
         self._turns = itertools.cycle([channel.stream_stream(method) for channel in self._channels])
 

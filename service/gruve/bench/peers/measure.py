@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
-import math
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,13 +19,15 @@ from pathlib import Path
 
 import torch
 
-from gruve.bench.figures import OBJECTIVE, Figures, S, figures, median
-from gruve.bench.load.generator import Clients, Closed, Workload, soon_ns
+from gruve.bench.chaos.replicas import free_port
+from gruve.bench.figures import median
+from gruve.bench.load.generator import Clients, Workload
 from gruve.bench.load.processes import Server
-from gruve.bench.load.transport import Ask, GruveTransport, Refused
-from gruve.bench.machine import descendants, describe_machine, describe_versions, process_cpu_s, process_rss_mb
+from gruve.bench.load.transport import Ask, Refused, connect
+from gruve.bench.load.window import Loaded, closed_loop
+from gruve.bench.machine import descendants, describe_machine, describe_versions
 from gruve.bench.peers.environments import NotInstalled, environment
-from gruve.bench.peers.systems import CHANNELS, SYSTEMS, Connect, System
+from gruve.bench.peers.systems import SYSTEMS, Connect, System
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
@@ -38,6 +37,7 @@ from gruve.serve.server import ServeConfig
 
 OURS = "gruve"
 COLUMNS = ("system", "model", "streams", "tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p99", "rss_mb")
+FIGURES = ("tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p50", "gap_ms_p99", "tokens_per_message")
 START_S = 180.0
 END_S = 20.0
 
@@ -52,7 +52,6 @@ class PeersBenchConfig:
     rounds: int = 3
     warm_s: float = 2.0
     seconds: float = 5.0
-    prompt_tokens: int = 16
     tokens: int = 64
     """The length of every answer. It is the same for all, which favours systems with static batching."""
     client_processes: int = 2
@@ -69,7 +68,7 @@ class PeersBenchConfig:
     @property
     def workload(self) -> Workload:
         """The requests of the streams. No session is kept, because the peers keep none."""
-        return Workload(OURS, VOCABULARY_SIZE, self.prompt_tokens, self.tokens, self.tokens, turns=1)
+        return Workload(OURS, VOCABULARY_SIZE, min_length=self.tokens, max_length=self.tokens, turns=1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ class _Run:
         self._report = report
         self._began_s = time.monotonic()
         self._longest_s = 0.0
-        self._found: dict[tuple[str, str, int], list[tuple[Figures, float, float]]] = {}
+        self._found: dict[tuple[str, str, int], list[Loaded]] = {}
         self.ready: dict[str, tuple[System, Path] | None] = {}
         self.skipped: list[Row] = []
 
@@ -153,11 +152,12 @@ class _Run:
         try:
             with self._start(name, place) as running, Clients(running.connect, config.client_processes) as clients:
                 for streams in config.streams:
-                    found = self._measure_once(running, clients, streams)
-                    self._found.setdefault((name, str(size), streams), []).append(found)
+                    loaded = closed_loop(running.pid, clients, config.workload, streams, config.warm_s, config.seconds)
+                    self._found.setdefault((name, str(size), streams), []).append(loaded)
+                    told = loaded.figures
                     self._report(
-                        f"{name}, {size}, {streams} streams: {found[0].tokens_per_s:.0f} tokens/s, "
-                        f"TTFT p99 {found[0].ttft_ms_p99:.1f} ms, {found[0].failed} failed"
+                        f"{name}, {size}, {streams} streams: {told.tokens_per_s:.0f} tokens/s, "
+                        f"TTFT p99 {told.ttft_ms_p99:.1f} ms, {told.failed} failed"
                     )
         except NotRunning as error:
             self._skip(name, str(error), model=str(size))
@@ -170,14 +170,10 @@ class _Run:
                 "system": name,
                 "model": model,
                 "streams": streams,
-                **{
-                    key: median(getattr(f, key) for f, _, _ in found)
-                    for key in ("tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "gap_ms_p50", "gap_ms_p99")
-                },
-                "tokens_per_message": median(f.tokens_per_message for f, _, _ in found),
-                "failed": sum(f.failed for f, _, _ in found),
-                "cpu_s_per_million_tokens": median(cpu for _, cpu, _ in found),
-                "rss_mb": median(rss for _, _, rss in found),
+                **{key: median(getattr(loaded.figures, key) for loaded in found) for key in FIGURES},
+                "failed": sum(loaded.figures.failed for loaded in found),
+                "cpu_s_per_million_tokens": median(loaded.cpu_s_per_million_tokens for loaded in found),
+                "rss_mb": median(loaded.rss_mb for loaded in found),
             }
             for (name, model, streams), found in self._found.items()
         ]
@@ -187,11 +183,11 @@ class _Run:
         peer = self.ready[name]
         if peer is None:
             with Server(ServeConfig(models=place / "models", decode=DecodeConfig("cpu"), drain_s=0.0)) as server:
-                yield Running(functools.partial(GruveTransport, server.target, CHANNELS), server.pid)
+                yield Running(connect(server.target), server.pid)
             return
         system, folder = peer
         log = place / f"{folder.name}.log"
-        port = _free_port()
+        port = free_port()
         with log.open("wb") as out:
             command = system.command(folder, place, port)
             process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)  # noqa: S603 - ours
@@ -201,31 +197,15 @@ class _Run:
         finally:
             _end(process)
 
-    def _measure_once(self, running: Running, clients: Clients, streams: int) -> tuple[Figures, float, float]:
-        """One closed loop: its figures, CPU seconds per million tokens, resident memory."""
-        config = self._config
-        begin_ns = soon_ns()
-        window_ns = begin_ns + int(config.warm_s * S)
-        end_ns = window_ns + int(config.seconds * S)
-        clients.begin(config.workload, Closed(streams, begin_ns, end_ns))
-        time.sleep(max(0.0, (window_ns - time.monotonic_ns()) / S))
-        before = _cpu_s(running.pid)
-        time.sleep(max(0.0, (end_ns - time.monotonic_ns()) / S))
-        cpu_s = _cpu_s(running.pid) - before
-        rss_mb = sum(process_rss_mb(pid) for pid in descendants(running.pid))
-        found = figures(clients.finish(), window_ns, end_ns, OBJECTIVE)
-        tokens = found.tokens_per_s * config.seconds
-        return found, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb
-
     def _skip(self, name: str, why: str, **where: str) -> None:
         self._report(f"{name} is left out: {why}")
         self.skipped.append({"system": name, "why": why, **where})
 
 
-def _wait_until_it_answers(connect: Connect, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_it_answers(opening: Connect, process: subprocess.Popen[bytes], log: Path) -> None:
     """Returns when one request was answered; raises `NotRunning` with the end of the system's log."""
     deadline_s = time.monotonic() + START_S
-    while not asyncio.run(_answers(connect)):
+    while not asyncio.run(_answers(opening)):
         if process.poll() is not None or time.monotonic() > deadline_s:
             ended = f"it ended with {process.returncode}" if process.returncode is not None else "it never answered"
             lines = log.read_text(errors="replace").strip().splitlines()
@@ -233,8 +213,8 @@ def _wait_until_it_answers(connect: Connect, process: subprocess.Popen[bytes], l
         time.sleep(0.2)
 
 
-async def _answers(connect: Connect) -> bool:
-    transport = connect()
+async def _answers(opening: Connect) -> bool:
+    transport = opening()
     try:
         async with asyncio.timeout(5.0):
             await transport.open()
@@ -257,13 +237,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def _cpu_s(pid: int) -> float:
-    return sum(process_cpu_s(one) for one in descendants(pid))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -10,11 +10,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gruve.bench.load.transport import Ask, GruveTransport, HttpTransport, Transport, TritonTransport
+from gruve.bench.load.transport import Ask, HttpTransport, Transport, TritonTransport, connect
 
 TORCH = "torch==2.13.0"
 PACKAGE_ROOT = Path(__file__).parents[3]
-CHANNELS = 4
 TRITON_CONFIG = """\
 backend: "python"
 max_batch_size: 64
@@ -85,7 +84,7 @@ def _triton(environment: Path, folder: Path, port: int) -> Sequence[str]:
 
 
 def _grpc(port: int) -> Connect:
-    return functools.partial(GruveTransport, f"127.0.0.1:{port}", CHANNELS)
+    return connect(f"127.0.0.1:{port}")
 
 
 def _http(path: str) -> Callable[[int], Connect]:
@@ -93,7 +92,7 @@ def _http(path: str) -> Callable[[int], Connect]:
 
 
 def _triton_grpc(port: int) -> Connect:
-    return functools.partial(TritonTransport, f"127.0.0.1:{port}", CHANNELS)
+    return functools.partial(TritonTransport, f"127.0.0.1:{port}")
 
 
 def _body(ask: Ask) -> bytes:
