@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +61,34 @@ def test_a_folder_in_the_place_of_the_file_is_named_and_left_empty(tmp_path):
     with pytest.raises(StoreBroken, match=f"sqlite:{path} cannot be used: it is a folder, not a file"):
         SqliteStore(path)
     assert [found.name for found in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_cannot_be_written_is_named_with_the_user_and_the_cure(is_there):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "s.db")
+        for file in (path, Path(f"{path}.lock")) if is_there else ():  # then it is SQLite that cannot make its files
+            file.touch()
+            file.chmod(0o666)
+        path.parent.chmod(0o555)
+        with without_privileges() as user, pytest.raises(StoreBroken) as refused:
+            SqliteStore(path)
+    why = "attempt to write a readonly database" if is_there else f"Permission denied: '{path}'"
+    assert str(refused.value) == (
+        f"the session store sqlite:{path} cannot be used: {why}; "
+        f"user {user} must be able to write to the file and to its folder, or give another --store"
+    )
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Acts as a user that is not root, whom permissions do not hold."""
+    user = os.geteuid()
+    os.seteuid(user or 65_534)
+    try:
+        yield os.geteuid()
+    finally:
+        os.seteuid(user)
 
 
 def other_database(path):

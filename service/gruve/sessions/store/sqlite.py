@@ -8,8 +8,10 @@ no leases: a lock on a file beside the database keeps a second server out, and e
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -82,7 +84,9 @@ class SqliteStore:
             self._inode = _inode(path)
         except sqlite3.Error as error:
             self._lock_file.close()
-            raise StoreBroken(f"the session store {self.name} cannot be used: {error}") from error
+            refused = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+            cure = _what_access_takes() if refused else ""
+            raise StoreBroken(f"the session store {self.name} cannot be used: {error}{cure}") from error
         except StoreBroken:
             self._lock_file.close()
             raise
@@ -335,7 +339,9 @@ def _lock(path: Path) -> IO[str]:
         path.touch(mode=0o600)  # what users wrote is private
         file = open(path.with_name(path.name + ".lock"), "a")  # noqa: SIM115 - held as long as the store
     except OSError as error:
-        raise StoreBroken(f"the session store sqlite:{path} cannot be used: {error.strerror}") from error
+        cure = _what_access_takes() if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
+        why = f"{error.strerror}: {error.filename!r}{cure}"
+        raise StoreBroken(f"the session store sqlite:{path} cannot be used: {why}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -344,6 +350,10 @@ def _lock(path: Path) -> IO[str]:
             f"the session store sqlite:{path} is in use by another server; give one of them another --store"
         ) from error
     return file
+
+
+def _what_access_takes() -> str:
+    return f"; user {os.geteuid()} must be able to write to the file and to its folder, or give another --store"
 
 
 @contextlib.contextmanager
