@@ -68,6 +68,13 @@ def test_a_row_takes_no_more_steps_than_its_limit():
     assert (block.tokens[3:, 1] == -1).all()
 
 
+def test_a_row_that_has_generated_as_many_tokens_as_it_can_count_stays_ended():
+    native, most = NativeBackend(MODEL, 1), 2**31 - 1
+    native.admit(0, row_with(max_tokens=most, generated=most - 4_096), None)
+    for steps in (4_096, 1):
+        assert native.decode([0], [steps], steps).statuses[0] == RowStatus.LENGTH
+
+
 def test_a_prompt_alone_ends_with_its_last_token():
     native = NativeBackend(MODEL, 1)
     native.admit(0, row_with([3, 4, 5], max_tokens=0), None)

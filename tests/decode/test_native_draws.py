@@ -119,6 +119,12 @@ def test_denormal_differences_are_seen_as_the_law_sees_them(isa):
             assert draw(isa, logits, parameters, position=position, history=(1,)) == expected
 
 
+@pytest.mark.parametrize("position", [-(2**63), -1, 2**62 + 1])
+def test_a_position_out_of_bounds_is_refused(position):
+    with pytest.raises(ValueError, match=f"position {position} is not between 0 and {2**62}"):
+        draw("portable", np.zeros(3, dtype=np.float32), law.SamplingParameters(), position=position)
+
+
 def test_the_draws_of_many_seeds_have_the_distribution_of_the_logits():
     model = model_of(config_of(CELLS[0], V=9))
     backend, n = NativeBackend(model, 64), 6_400

@@ -9,7 +9,7 @@ import pytest
 
 from devices import torch_backend
 from gruve.decode.native import NativeBackend, unavailable_reason
-from gruve.decode.stops import compile_stops
+from gruve.decode.stops import MATCHED, compile_stops
 from gruve.model.sampling import SamplingParameters
 from natively import life, row_with
 from requiring import need
@@ -67,11 +67,11 @@ def test_a_row_out_of_bounds_is_refused_and_the_slot_stays_as_it_was(make, chang
     assert life(backend, 0, 3) == life(undisturbed, 0, 3)
 
 
-@pytest.mark.parametrize("entry", [2, -1, 1 << 29, -(1 << 31)])
-def test_a_stop_table_with_a_next_state_out_of_bounds_is_refused(make, entry):
+@pytest.mark.parametrize(("entry", "state"), [(2, 2), (-1, -1 - MATCHED), (1 << 29, 1 << 29), (-(1 << 31), -(1 << 31))])
+def test_a_stop_table_with_a_next_state_out_of_bounds_is_refused(make, entry, state):
     stops = compile_stops(("a",), (), TEXTS)
     stops.table[1, 3] = entry
-    with pytest.raises(ValueError, match=r"a stop table's next state -?\d+ is not between 0 and 1"):
+    with pytest.raises(ValueError, match=f"a stop table's next state {state} is not between 0 and 1"):
         make(MODEL, 1).admit(0, row_with(stops=stops), None)
 
 

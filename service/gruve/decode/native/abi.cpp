@@ -225,6 +225,7 @@ int32_t gruve_draw(
         for (const void* argument : std::initializer_list<const void*>{logits, sampling, token})
             check_present("an argument", argument);
         check("vocabulary_size", vocabulary_size, 1, 65535);
+        check("position", position, 0, GRUVE_MAX_POSITION);
         check("the history's size", history_size, 0, GRUVE_HISTORY);
         check_all("history token", history, history_size, 0, vocabulary_size - 1);
         check_all("masked token", masked, masked_size, 0, vocabulary_size - 1);

@@ -19,6 +19,7 @@
 #define GRUVE_MAX_STEPS 4096
 #define GRUVE_MAX_THREADS 256
 #define GRUVE_HISTORY 1024
+#define GRUVE_MAX_POSITION (INT64_C(1) << 62)
 #define GRUVE_MAX_LOGPROBS 1024
 #define GRUVE_MAX_POINTERS 16
 
@@ -94,7 +95,7 @@ typedef struct {
 
 // gruve.decode.Row. `stop_table` must stay valid until the slot is admitted again or released; the rest is copied.
 typedef struct {
-    int64_t position;
+    int64_t position;          // 0 to GRUVE_MAX_POSITION
     const int32_t* history;
     const int32_t* forced;
     const int32_t* stop_table; // (stop_states, V) or null
@@ -175,7 +176,8 @@ GRUVE_EXPORT int32_t gruve_release(gruve_decoder* decoder, int32_t slot, char* e
 // log-probabilities in it. No call may be under way.
 GRUVE_EXPORT int32_t gruve_last_logits(
     gruve_decoder* decoder, int32_t row, float* logits, char* error, size_t error_size);
-// The token that `sampling` draws from `logits` for absolute `position`; `history` oldest first.
+// The token that `sampling` draws from `logits` for absolute `position`, 0 to GRUVE_MAX_POSITION; `history` oldest
+// first.
 GRUVE_EXPORT int32_t gruve_draw(
     const char* isa, const float* logits, int32_t vocabulary_size, const gruve_sampling* sampling, int64_t position,
     const int32_t* history, int32_t history_size, const int32_t* masked, int32_t masked_size, int32_t* token,

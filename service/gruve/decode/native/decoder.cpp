@@ -117,14 +117,14 @@ void Decoder::check_slot(int32_t slot) const {
 
 void Decoder::check_row(const gruve_row& row) const {
     const int64_t last = model_->vocabulary_size - 1, most = std::numeric_limits<int32_t>::max();
-    check("position", row.position, 0, int64_t{1} << 62);
+    check("position", row.position, 0, GRUVE_MAX_POSITION);
     check("the history's size", row.history_size, 1, GRUVE_HISTORY);
     check_all("history token", row.history, row.history_size, 0, last);
     check_all("forced token", row.forced, row.forced_size, 0, last);
     check_all("stop token", row.stop_ids, row.stop_ids_size, 0, last);
     check("max_tokens", row.max_tokens, 0, most);
     check("min_tokens", row.min_tokens, 0, most);
-    check("generated", row.generated, 0, most - GRUVE_MAX_STEPS);
+    check("generated", row.generated, 0, most);
     check("end_id", row.end_id, -1, last);
     check("logprobs", row.logprobs, -1, GRUVE_MAX_LOGPROBS);
     if (row.stop_table == nullptr) {
@@ -134,13 +134,13 @@ void Decoder::check_row(const gruve_row& row) const {
     check("stop_states", row.stop_states, 1, MATCHED);
     check("stop_state", row.stop_state, 0, row.stop_states - 1);
     const int64_t entries = int64_t{row.stop_states} * model_->vocabulary_size;
-    int32_t worst = 0;  // a negative entry, read as unsigned, exceeds every state
+    int32_t lowest = 0, highest = 0;
     for (int64_t i = 0; i < entries; ++i) {
-        const int32_t entry = row.stop_table[i];
-        const int32_t state = entry < 0 ? std::numeric_limits<int32_t>::max() : entry & (MATCHED - 1);
-        worst = std::max(worst, state);
+        const int32_t state = row.stop_table[i] & ~MATCHED;
+        lowest = std::min(lowest, state);
+        highest = std::max(highest, state);
     }
-    check("a stop table's next state", worst, 0, row.stop_states - 1);
+    check("a stop table's next state", lowest < 0 ? lowest : highest, 0, row.stop_states - 1);
 }
 
 void Decoder::admit(int32_t slot, const gruve_row& row, const float* state) {

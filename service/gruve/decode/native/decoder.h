@@ -28,7 +28,7 @@ struct Slot {
     int32_t parity = 0;  // which of the two copies of the state is current
     int32_t pending = 0;
     int64_t position = 0;
-    int32_t generated = 0;
+    int64_t generated = 0;  // may pass `max_tokens`, which is 32 bits: a row that has ended can be decoded again
     std::vector<int32_t> forced;
     size_t forced_at = 0;
     int32_t max_tokens = 0;
