@@ -15,6 +15,8 @@ from gruve.cli.exit_codes import USAGE
 from gruve.cli.output.terminal import Failure, say_error
 
 MAX_SEED = 2**64 - 1
+LEAST_RATIO, LEAST_BEGUN = 0.7, 3
+"""A name is near to a word if so much of both is alike, or if one begins with the other and has so many letters."""
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
 """The functions that complete a file name in each shell; `shtab.FILE` without the import."""
 
@@ -73,8 +75,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    """A hint at the name that is nearest to a word; empty if none is near, as an unrelated one would mislead."""
+    given = word.lstrip("-")
+
+    def nearness(name: str) -> float:
+        bare = name.lstrip("-")
+        begun = min(len(given), len(bare)) >= LEAST_BEGUN and (bare.startswith(given) or given.startswith(bare))
+        ratio = difflib.SequenceMatcher(None, given, bare).ratio()
+        return max(ratio, LEAST_RATIO) if begun else ratio
+
+    nearest = max(known, key=nearness)
+    return f"; did you mean {nearest}?" if nearness(nearest) >= LEAST_RATIO else ""
 
 
 def parser_options(description: str, examples: str) -> dict[str, Any]:
