@@ -6,11 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gruve.errors import InvalidField
-from gruve.model.sampling import SamplingParameters, adjust, draw, philox, scale, weights
+from gruve.model.sampling import SamplingParameters, adjust, draw, philox, scale, uniform, weights
 
 LOGITS = np.array([1.0, 3.0, 2.0, 3.0, -1.0], dtype=np.float32)
 MAX32 = 0xFFFFFFFF
@@ -63,10 +61,19 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits_inside_its_
     assert out.tolist() == [0.5, 3.0, 2.0, 3.0, -2.0]
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40))
-def test_a_draw_depends_on_seed_and_position_alone(seed, position):
-    p = SamplingParameters(seed=seed)
-    assert draw(LOGITS, p, position=position) == draw(LOGITS, p, position=position)
+def test_the_random_number_of_a_position_is_philoxs_for_the_seed():
+    seed, position = 0x299F31D0_A4093822, 0x85A308D3_243F6A88
+    assert uniform(seed, position) == philox(0xA4093822, 0x299F31D0, 0x243F6A88, 0x85A308D3)[0]
+
+
+def test_a_bias_is_added_to_its_logit_alone():
+    assert adjust(LOGITS, SamplingParameters(logit_bias=((1, -2.5), (4, 3.0))), None).tolist() == [
+        1.0,
+        0.5,
+        2.0,
+        3.0,
+        2.0,
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -97,6 +104,29 @@ def test_draws_follow_the_distribution_by_chi_square(temperature):
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(InvalidField, match=field):
         SamplingParameters(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "bounds"),
+    [
+        ("temperature", (0.0, 100.0)),
+        ("top_k", (1, 65_535)),
+        ("top_p", (1e-9, 1.0)),
+        ("min_p", (0.0, 1.0)),
+        ("repetition_penalty", (0.01, 100.0)),
+        ("repetition_window", (0, 1_024)),
+        ("seed", (0, 2**64 - 1)),
+        ("logit_bias", (((3, -100.0), (4, 100.0)), tuple((token, 1.0) for token in range(1_024)))),
+    ],
+)
+def test_a_bound_itself_is_allowed(field, bounds):
+    for bound in bounds:
+        assert getattr(SamplingParameters(**{field: bound}), field) == bound
+
+
+def test_more_biases_than_allowed_are_refused():
+    with pytest.raises(InvalidField, match="1025 entries; at most 1024"):
+        SamplingParameters(logit_bias=tuple((token, 1.0) for token in range(1_025)))
 
 
 def test_a_token_that_a_bias_has_several_times_is_named():

@@ -145,9 +145,29 @@ def test_a_key_of_another_kind_is_refused(tmp_path):
         read_private_key(path)
 
 
+def test_what_is_no_public_key_of_this_kind_is_refused(tmp_path):
+    path = private_key(tmp_path / "key.pem")
+    with pytest.raises(KeyFileRefused, match="is no public key in PEM"):
+        read_public_key(path)
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    path.write_bytes(public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    with pytest.raises(KeyFileRefused, match="must be an Ed25519 key"):
+        read_public_key(path)
+
+
 def test_a_file_is_read_as_it_was_written():
     file = ReceiptFile(json.loads(CANONICAL), b"x" * 64, (1, 2), ((3,), (4, 5)))
     assert ReceiptFile.parse(json.dumps(file.to_json())) == file
+
+
+def test_a_receipt_without_a_signature_and_tokens_is_a_file_without_their_fields():
+    receipt = json.loads(CANONICAL)
+    assert ReceiptFile(receipt).to_json() == {"receipt": receipt}
+
+
+def test_a_receipt_of_no_token_is_read():
+    receipt = json.loads(CANONICAL) | {"start_position": 1, "next_position": 1}
+    assert ReceiptFile.parse(json.dumps({"receipt": receipt})).receipt == receipt
 
 
 @pytest.mark.parametrize(
@@ -160,13 +180,26 @@ def test_a_file_is_read_as_it_was_written():
         (lambda f: f["receipt"].update(max_tokens="6"), "receipt.max_tokens is '6'; must be a whole number"),
         (lambda f: f["receipt"].update(max_tokens=True), "must be a whole number"),
         (lambda f: f["receipt"].update(max_tokens=2**60), "must be 0 to"),
-        (lambda f: f["receipt"].update(tokens_sha256="AB"), "must be 64 hex digits"),
+        (lambda f: f["receipt"].update(extra=1), "has the unknown fields \\['extra'\\]"),
+        (lambda f: f["receipt"].update(tokens_sha256="ab"), "must be 64 hex digits"),
+        (lambda f: f["receipt"].update(tokens_sha256="x" * 64), "must be 64 hex digits"),
         (lambda f: f["receipt"].update(next_position=1), "must be start_position"),
+        (lambda f: f["receipt"].update(start_position=0), "must be start_position"),
+        (lambda f: f["receipt"].update(stop=[1]), "stop is '1'; must be a string"),
+        (lambda f: f["receipt"].update(stop_token_ids=[2**32]), "stop_token_ids is 4294967296; must be 0 to"),
         (lambda f: f["receipt"]["sampling"].update(seed="-1"), "must be a whole number as a string"),
         (lambda f: f["receipt"]["sampling"]["logit_bias"].update(x=1), "must be a token id"),
+        (lambda f: f["receipt"]["sampling"]["logit_bias"].update({"3": "1"}), "logit_bias is '1'; must be a number"),
+        (lambda f: f["receipt"]["sampling"].pop("top_p"), "sampling lacks the fields \\['top_p'\\]"),
         (lambda f: f["receipt"]["changes"][0].pop("inserted"), "changes\\[0\\] lacks"),
+        (lambda f: f["receipt"]["changes"][0]["sampling"].pop("seed"), "changes\\[0\\].sampling lacks"),
+        (lambda f: f["receipt"].update(changes=[5]), "changes\\[0\\] is '5'; must be an object"),
+        (lambda f: f.update(receipt=5), "receipt is '5'; must be an object"),
         (lambda f: f.update(signature="no base64!"), "must be base64"),
+        (lambda f: f.update(signature=5), "signature is '5'; must be a string"),
         (lambda f: f.update(token_ids=[-1]), "must be 0 to"),
+        (lambda f: f.update(token_ids="12"), "token_ids is '12'; must be a list"),
+        (lambda f: f.update(inserted_token_ids=5), "inserted_token_ids is '5'; must be a list"),
     ],
 )
 def test_a_file_that_is_no_receipt_is_refused_with_the_field(damage, why):
@@ -176,7 +209,7 @@ def test_a_file_that_is_no_receipt_is_refused_with_the_field(damage, why):
         ReceiptFile.parse(json.dumps(contents))
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "NaN", '{"receipt": NaN}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[", "[]", "5", "NaN", '{"receipt": NaN}', "[" * 100_000])
 def test_what_is_no_json_object_is_refused(text):
     with pytest.raises(ReceiptInvalid):
         ReceiptFile.parse(text)
