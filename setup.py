@@ -21,15 +21,19 @@ FLAGS = [
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread"),
     *("-fno-fast-math", "-ffp-contract=off", "-fno-math-errno"),
 ]
-# Instructions beyond the platform's baseline may stand in these objects alone; cpuid decides at run time.
-ISA_FLAGS = {
+# The sources that one kind of machine compiles. Instructions beyond its baseline may stand in these objects alone; the
+# CPU is asked for them at run time.
+X86_FLAGS = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "kernels_avx512.cpp": [
         *("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"),
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12 finds them in its own immintrin.h
     ],
 }
-X86 = platform.machine().lower() in {"x86_64", "amd64"}
+ARM_FLAGS: dict[str, list[str]] = {"kernels_neon.cpp": []}
+ISA_FLAGS = {"x86_64": X86_FLAGS, "amd64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}.get(
+    platform.machine().lower(), {}
+)
 WANTED = os.environ.get("GRUVE_NATIVE", "1") != "0"
 
 
@@ -70,7 +74,8 @@ class PlatformWheel(bdist_wheel):
 
 def sources() -> list[str]:
     """Every source that this machine can compile."""
-    return sorted(str(path) for path in NATIVE.glob("*.cpp") if X86 or path.name not in ISA_FLAGS)
+    others = {*X86_FLAGS, *ARM_FLAGS} - {*ISA_FLAGS}
+    return sorted(str(path) for path in NATIVE.glob("*.cpp") if path.name not in others)
 
 
 setup(

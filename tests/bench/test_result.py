@@ -67,6 +67,8 @@ def test_the_widest_known_instruction_set_is_named():
     assert instruction_set(avx2) == "avx2"
     assert instruction_set(f"{avx2} avx512f avx512bw avx512dq avx512vl") == "avx512"
     assert instruction_set(f"{avx2} avx512f") == "avx2"
+    assert instruction_set("fp asimd crc32 asimddp") == "dotprod"
+    assert instruction_set("fp asimd crc32") == "neon"
 
 
 def test_the_costs_of_a_process_and_its_descendants_are_measured():

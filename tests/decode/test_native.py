@@ -172,7 +172,9 @@ def test_a_forked_child_decodes_on_alone_and_leaves_the_parent_undisturbed():
 
 def test_it_says_why_it_cannot_be_used(monkeypatch, tmp_path):
     assert unavailable_reason() is None
-    with pytest.raises(InvalidField, match="'sse9' is not avx512vnni, avx512, zen4, avxvnni, avx2 or portable"):
+    with pytest.raises(
+        InvalidField, match="'sse9' is not avx512vnni, avx512, zen4, avxvnni, avx2, dotprod, neon or portable"
+    ):
         NativeBackend(MODEL, 1, isa="sse9")
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "libgruve_native.so")
     assert "was not built" in unavailable_reason()

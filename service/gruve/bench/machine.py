@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, Value]:
         "cpu": _first(r"model name\s*: (.+)", cpuinfo) or platform.processor() or platform.machine(),
         "family": _first(r"cpu family\s*: (\d+)", cpuinfo),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "isa": instruction_set(_first(r"flags\s*: (.+)", cpuinfo) or ""),
+        "isa": instruction_set(_first(r"(?:flags|Features)\s*: (.+)", cpuinfo) or ""),
         "governor": _text(GOVERNOR).strip() or None,
         "l3_mb": _l3_mb(),
         "memory_gb": round(int(memory[1]) / 2**20, 1) if memory else None,
@@ -61,7 +61,11 @@ def instruction_set(flags: str) -> str:
     have = set(flags.split())
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= have:
         return "avx512"
-    return "avx2" if {"avx2", "fma", "f16c"} <= have else platform.machine()
+    if {"avx2", "fma", "f16c"} <= have:
+        return "avx2"
+    if "asimd" in have:
+        return "dotprod" if "asimddp" in have else "neon"
+    return platform.machine()
 
 
 def process_cpu_s(pid: int) -> float:

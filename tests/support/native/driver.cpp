@@ -1,5 +1,5 @@
 // What the sanitizers watch: random schedules through the C ABI with several threads, checked against solo runs, then
-// everything that must be refused. Prints what failed and returns 1, or prints OK.
+// everything that must be refused. Prints what failed and returns 1, or prints OK, the digests and the instruction sets.
 
 #include <cstdio>
 #include <cstdlib>
@@ -325,12 +325,16 @@ int main() {
             made_by(isa, false, false), made_by(isa, true, false), made_by(isa, false, true), made_by(isa, true, true)};
     };
     const std::vector<uint64_t> made = made_in_every_way("portable");
-    for (const char* isa : {"avx2", "avxvnni", "avx512", "avx512vnni", "zen4"})
-        if (gruve_isa(isa) != nullptr)
-            expect(made_in_every_way(isa) == made, "every instruction set makes the same bits");
+    std::string isas = "portable";
+    for (const char* isa : {"avx2", "avxvnni", "avx512", "avx512vnni", "zen4", "neon", "dotprod"})
+        if (gruve_isa(isa) != nullptr) {
+            expect(gruve_multiplies_exactly(isa), "int8 products are those of plain integers", isa);
+            expect(made_in_every_way(isa) == made, "every instruction set makes the same bits", isa);
+            isas += std::string(" ") + isa;
+        }
     if (failures > 0) return 1;
     std::printf("OK");
     for (const uint64_t value : made) std::printf(" %016llx", static_cast<unsigned long long>(value));
-    std::printf("\n");
+    std::printf("\n%s\n", isas.c_str());
     return 0;
 }

@@ -145,9 +145,10 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         "--isa",
         str,
         None,
-        "instruction set of the native kernels, zen4 for AVX-512 with VNNI on a Zen 4; absent, the CPU's fastest",
+        "instruction set of the native kernels: zen4 is AVX-512 with VNNI for a Zen 4, dotprod and neon are for "
+        "64-bit ARM; absent, the CPU's fastest",
         variable="GRUVE_ISA",
-        choices=("avx512vnni", "avx512", "zen4", "avxvnni", "avx2", "portable"),
+        choices=("avx512vnni", "avx512", "zen4", "avxvnni", "avx2", "dotprod", "neon", "portable"),
     )
     add_flag(
         group,

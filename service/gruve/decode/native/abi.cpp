@@ -2,6 +2,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include <atomic>
@@ -90,6 +93,14 @@ bool halves_512_bits() {  // Zen 4: AMD's family 25, where it has AVX-512; `__bu
     unsigned int a, b, c, d;
     return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 25;
 }
+#elif defined(__aarch64__)
+bool has_dotprod() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Mac with an ARM processor has it
+#endif
+}
 #endif
 
 const Kernels* find_kernels(const char* wanted) {
@@ -101,6 +112,9 @@ const Kernels* find_kernels(const char* wanted) {
     if (has_avx512() && (name == avx512_kernels.name || any)) return &avx512_kernels;
     if (has_avxvnni() && (name == avxvnni_kernels.name || any)) return &avxvnni_kernels;
     if (has_avx2() && (name == avx2_kernels.name || any)) return &avx2_kernels;
+#elif defined(__aarch64__)
+    if (has_dotprod() && (name == dotprod_kernels.name || any)) return &dotprod_kernels;
+    if (name == neon_kernels.name || any) return &neon_kernels;
 #endif
     return name == portable_kernels.name || any ? &portable_kernels : nullptr;
 }

@@ -13,8 +13,8 @@ constexpr int32_t MOST_ROWS = 17;  // enough for several full passes
 
 // A matrix of 5 full groups and a last group of one vector, so that passes take 4, 2 and 1 groups.
 struct Product {
-    Product(int32_t vectors, int32_t width, std::mt19937& random)
-        : columns((5 * vectors + 1) * width), weights(columns * DEPTH), packed(columns * DEPTH + 64),
+    Product(int32_t vectors, const Kernels& kernels, std::mt19937& random)
+        : width(kernels.width), columns((5 * vectors + 1) * width), weights(columns * DEPTH), packed(columns * DEPTH + 64),
           offsets(columns), steps(columns, 1.0f), start(columns) {
         auto* data = packed.data() + 64 - reinterpret_cast<uintptr_t>(packed.data()) % 64;
         for (int8_t& weight : weights) weight = static_cast<int8_t>(any(random, WEIGHT_STEPS));
@@ -24,7 +24,7 @@ struct Product {
             for (int32_t k = 0; k < DEPTH; ++k) {
                 const int8_t weight = weights[column * DEPTH + k];
                 data[group * vectors * width * DEPTH + (k / 4 * lanes + lane) * 4 + k % 4] = weight;
-                offsets[column] -= INPUT_OFFSET * weight;
+                offsets[column] -= kernels.input_offset * weight;
             }
             start[column] = static_cast<float>(column);
         }
@@ -37,7 +37,7 @@ struct Product {
         return random() % 2 ? value : value < 0 ? -most : most;
     }
 
-    int32_t columns;
+    int32_t width, columns;
     std::vector<int8_t> weights, packed;
     std::vector<int32_t> offsets;
     std::vector<float> steps, start;
@@ -47,7 +47,11 @@ struct Product {
 bool is_exact(const Kernels& kernels, const Product& product, int32_t rows, std::mt19937& random) {
     std::vector<uint8_t> inputs(static_cast<size_t>(rows) * DEPTH);
     std::vector<float> out(static_cast<size_t>(rows) * product.columns);
-    for (uint8_t& input : inputs) input = static_cast<uint8_t>(INPUT_OFFSET + Product::any(random, INPUT_STEPS));
+    std::vector<int32_t> steps(inputs.size());
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        steps[i] = Product::any(random, INPUT_STEPS);
+        inputs[i] = static_cast<uint8_t>(kernels.input_offset + steps[i]);
+    }
     RowView views[MOST_ROWS] = {};
     for (int32_t r = 0; r < rows; ++r) {
         views[r].start = product.start.data();
@@ -59,7 +63,7 @@ bool is_exact(const Kernels& kernels, const Product& product, int32_t rows, std:
         for (int32_t column = 0; column < product.columns; ++column) {
             int32_t sum = column;
             for (int32_t k = 0; k < DEPTH; ++k)
-                sum += product.weights[column * DEPTH + k] * (inputs[r * DEPTH + k] - INPUT_OFFSET);
+                sum += product.weights[column * DEPTH + k] * steps[r * DEPTH + k];
             if (out[r * product.columns + column] != static_cast<float>(sum)) return false;
         }
     return true;
@@ -70,7 +74,7 @@ bool is_exact(const Kernels& kernels, const Product& product, int32_t rows, std:
 bool multiplies_exactly(const Kernels& kernels) {
     std::mt19937 random(1);
     for (int32_t vectors = 1; vectors <= 4; ++vectors) {
-        const Product product(vectors, kernels.width, random);
+        const Product product(vectors, kernels, random);
         for (int32_t rows = 1; rows <= MOST_ROWS; ++rows)
             if (!is_exact(kernels, product, rows, random)) return false;
     }

@@ -17,9 +17,9 @@ enum class Cell : int32_t { gru_after, gru_before, lstm, elman };
 // side.
 enum class Number : int32_t { fp32, fp16, int8 };
 
-// The inputs of an int8 product are between -1 and 1, as multiples of 1/127, stored with INPUT_OFFSET added.
+// The inputs of an int8 product are between -1 and 1, as multiples of 1/127. They are stored with an offset added where
+// the instruction set multiplies unsigned inputs: 128, else 0.
 constexpr int32_t INPUT_STEPS = 127;
-constexpr int32_t INPUT_OFFSET = 128;
 // The largest int8 weight. AVX2 adds two products in int16: 2 * 255 * 63 is below 32768, so this is exact.
 constexpr int32_t WEIGHT_STEPS = 63;
 
@@ -33,7 +33,7 @@ struct Matrix {
     int32_t last_vectors = 0;
     Number number = Number::fp32;
     // For int8, one value per column in the order of the groups: the factor from integer sum to fp32, and the
-    // correction for the inputs' offset, which is -INPUT_OFFSET times the sum of the column's weights.
+    // correction for the inputs' offset, which is minus `input_offset` times the sum of the column's weights.
     const float* steps = nullptr;
     const int32_t* offsets = nullptr;
 };
@@ -65,6 +65,7 @@ struct Kernels {
     const char* name;
     int32_t width;
     bool half;  // stores fp16 matrices as they are
+    int32_t input_offset;  // of the inputs of int8 products
     // The number of groups in one pass over `rows` rows: enough to keep the multiply-add units busy.
     int32_t (*groups_per_pass)(int32_t rows, const Matrix& matrix);
     bool widens;  // if rows need several passes, the first one stores fp16 weights as fp32 for the others
@@ -78,8 +79,8 @@ struct Kernels {
     void (*fold)(const float* a, int32_t k, const float* b, int32_t n, double* sums, float* out);
     // out[i] = the sum of rows[r][i] in the order of r, at least one row; the same bits for every instruction set.
     void (*sum_rows)(const float* const* rows, int32_t count, int32_t n, float* out);
-    // out[i] = INPUT_OFFSET + x[i] in steps, rounded to the nearest, ties to even. x is clamped to [-1, 1]; NaN becomes
-    // 1.
+    // out[i] = input_offset + x[i] in steps, rounded to the nearest, ties to even, the lowest eight bits of it. x is
+    // clamped to [-1, 1]; NaN becomes 1.
     void (*to_steps)(const float* x, int32_t n, uint8_t* out);
     float (*highest)(const float* logits, int32_t n);
     // sampling.weights; returns their sum.
@@ -95,6 +96,9 @@ extern const Kernels avxvnni_kernels;     // AVX2 with AVX-VNNI
 extern const Kernels avx512_kernels;
 extern const Kernels avx512vnni_kernels;  // AVX-512 with VNNI
 extern const Kernels zen4_kernels;        // likewise
+#elif defined(__aarch64__)
+extern const Kernels neon_kernels;
+extern const Kernels dotprod_kernels;  // NEON with the dot-product instructions
 #endif
 
 // Whether the int8 products of `kernels` equal plain integer products, for every tile shape, random and extreme values.

@@ -11,6 +11,7 @@ namespace {
 struct Avx2 {
     static constexpr int32_t width = 8;
     static constexpr int32_t accumulators = 12;
+    static constexpr int32_t input_offset = 128;
     static constexpr bool half = true;
     static constexpr bool widens = false;
 
@@ -98,8 +99,8 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
-        name, V::width, V::half, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Avx2>, to_steps, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
+        name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
+        fold, sum_rows<Avx2>, to_steps<Avx2>, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
     };
 }
 

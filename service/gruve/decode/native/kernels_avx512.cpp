@@ -36,6 +36,7 @@ struct InHalves {
 struct Avx512 {
     static constexpr int32_t width = 16;
     static constexpr int32_t accumulators = 24;
+    static constexpr int32_t input_offset = 128;
     static constexpr bool half = true;
     static constexpr bool widens = true;  // on Intel, a conversion occupies both multiply units
 
@@ -122,8 +123,8 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
-        name, V::width, V::half, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Avx512>, to_steps, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
+        name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
+        fold, sum_rows<Avx512>, to_steps<Avx512>, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
     };
 }
 

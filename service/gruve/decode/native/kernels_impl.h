@@ -11,8 +11,8 @@
 //
 // V provides: Float, `width`, `accumulators` (sums kept in registers), `widens`, load, load_half, store, set, add, sub,
 // mul, div, fma, min, max (b unless a < b or a > b, so NaN gives b) and power (2**n from the bits of n + 1.5 * 2**23).
-// For int8: Int, load_int, load_quads (four signed bytes of K per lane), set_quad (four unsigned ones), add_products (c
-// plus the exact sum of the four products, if no weight exceeds WEIGHT_STEPS) and to_float.
+// For int8: Int, load_int, load_quads (four weights of K per lane, signed), set_quad (four inputs, signed if `input_offset`
+// is 0), add_products (c plus the exact sum of the four products, if no weight exceeds WEIGHT_STEPS) and to_float.
 // Three variants of V may replace it: V::Few in products of fp16 weights with so few rows that all sums fit in its
 // registers, V::Whole in products of int8 weights, V::Others in all other products.
 
@@ -504,13 +504,14 @@ void sum_rows(const float* const* rows, int32_t count, int32_t n, float* out) {
     }
 }
 
-inline void to_steps(const float* x, int32_t n, uint8_t* out) {
+template <class V>
+void to_steps(const float* x, int32_t n, uint8_t* out) {
     constexpr float most = INPUT_STEPS, magic = 0x1.8p23f;
     for (int32_t i = 0; i < n; ++i) {
         float steps = x[i] * most;
         steps = steps < most ? steps : most;
         steps = steps > -most ? steps : -most;
-        out[i] = static_cast<uint8_t>(static_cast<int32_t>((steps + magic) - magic) + INPUT_OFFSET);
+        out[i] = static_cast<uint8_t>(static_cast<int32_t>((steps + magic) - magic) + V::input_offset);
     }
 }
 

@@ -12,6 +12,7 @@ namespace {
 struct Portable {
     static constexpr int32_t width = 8;
     static constexpr int32_t accumulators = 8;
+    static constexpr int32_t input_offset = 128;
     static constexpr bool half = false;
     static constexpr bool widens = false;
 
@@ -96,9 +97,9 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 }
 
 constexpr Kernels kernels = {
-    "portable", Portable::width, Portable::half, groups_per_pass<Portable>, Portable::widens, run_layer<Portable>,
-    run_head<Portable>,
-    fold, sum_rows<Portable>, to_steps, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
+    "portable", Portable::width, Portable::half, Portable::input_offset, groups_per_pass<Portable>,
+    Portable::widens, run_layer<Portable>, run_head<Portable>,
+    fold, sum_rows<Portable>, to_steps<Portable>, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
 };
 
 }  // namespace

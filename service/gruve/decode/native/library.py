@@ -20,7 +20,16 @@ ABI_VERSION = 7
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
-SATURATING_ROWS = {"avx512vnni": 8, "avx512": 8, "zen4": 4, "avxvnni": 4, "avx2": 4, "portable": 4}
+SATURATING_ROWS = {
+    "avx512vnni": 8,
+    "avx512": 8,
+    "zen4": 4,
+    "avxvnni": 4,
+    "avx2": 4,
+    "dotprod": 8,
+    "neon": 8,
+    "portable": 4,
+}
 """`Backend.saturating_rows` of each kernel set: the rows that one pass over a gated layer takes. For zen4, the AVX-512
 variant for Zen 4, it is half of that, because four rows cost no more there than eight in proportion."""
 ISAS = tuple(SATURATING_ROWS)

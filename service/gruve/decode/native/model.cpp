@@ -76,7 +76,7 @@ private:
                     for (int32_t k = 0; k < matrix.depth; ++k) {
                         W& weight = to[k / T * (vectors * kernels_.width * T) + k % T];
                         put(weight, from[k], scale);
-                        if (T > 1) offsets[column] -= INPUT_OFFSET * static_cast<int32_t>(weight);
+                        if (T > 1) offsets[column] -= kernels_.input_offset * static_cast<int32_t>(weight);
                     }
                     if (T > 1) steps[column] = static_cast<float>(1.0 / (scale * INPUT_STEPS));
                 }

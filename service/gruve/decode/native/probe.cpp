@@ -9,6 +9,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -63,6 +65,19 @@ __attribute__((target("avx2,fma"))) Work fma_avx2() {
     }
     for (int i = 1; i < 12; ++i) sum[0] = _mm256_add_ps(sum[0], sum[i]);
     return {2.0 * 8 * 12 * ROUNDS, _mm256_cvtss_f32(sum[0])};
+}
+#elif defined(__aarch64__)
+// Sixteen chains, for up to four ports. NEON adds to the sum and cannot multiply it, so the sums grow: to 10,000.
+Work fma_neon() {
+    const float32x4_t a = vdupq_n_f32(0.5f), b = vdupq_n_f32(1.0f);
+    float32x4_t sum[16];
+    for (int i = 0; i < 16; ++i) sum[i] = vdupq_n_f32(static_cast<float>(i));
+    for (int64_t n = 0; n < ROUNDS; ++n) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) sum[i] = vfmaq_f32(sum[i], a, b);
+    }
+    for (int i = 1; i < 16; ++i) sum[0] = vaddq_f32(sum[0], sum[i]);
+    return {2.0 * 4 * 16 * ROUNDS, vgetq_lane_f32(sum[0], 0)};
 }
 #endif
 
@@ -119,8 +134,10 @@ __attribute__((target("avx2"))) Work read_avx2(const void* data, size_t bytes, i
 #endif
 Work read_portable(const void* data, size_t bytes, int32_t pattern) { return read_once<Quarter>(data, bytes, pattern); }
 
+#if defined(__x86_64__)
 bool is_avx512(const char* isa) { return std::strncmp(isa, "avx512", 6) == 0 || std::strcmp(isa, "zen4") == 0; }
 bool is_avx2(const char* isa) { return std::strcmp(isa, "avx2") == 0 || std::strcmp(isa, "avxvnni") == 0; }
+#endif
 
 bool has(const char* isa) {
     const char* found = isa == nullptr ? nullptr : gruve_isa(isa);
@@ -134,6 +151,8 @@ double gruve_probe_fma(const char* isa, double seconds) {
 #if defined(__x86_64__)
     if (is_avx512(isa)) return rate(seconds, fma_avx512);
     if (is_avx2(isa)) return rate(seconds, fma_avx2);
+#elif defined(__aarch64__)
+    if (std::strcmp(isa, "portable") != 0) return rate(seconds, fma_neon);
 #endif
     return rate(seconds, fma_portable);
 }
