@@ -62,7 +62,6 @@ def test_the_configs_of_the_shipped_models_are_readable_and_name_their_corpus(na
         ("dropout_head = 0.4", "dropout_head = 1.0", "regularisation.dropout_head"),
         ('kind = "characters"', 'kind = "words"', "kind"),
         ('kind = "characters"', 'kind = "characters"\narithmetic = "bfloat16"', "arithmetic"),
-        ('name = "x"', 'name = "x', "config"),
         ('name = "x"', "name = 1", "name"),
         ("hidden_size = 16", "hidden_size = 4", "architecture"),
         ('cell = "lstm"', 'cell = "gru"', "architecture"),
@@ -77,12 +76,14 @@ def test_the_configs_of_the_shipped_models_are_readable_and_name_their_corpus(na
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, names: str) -> None:
     with pytest.raises(InvalidField) as refused:
         config(tmp_path, GOOD.replace(old, new, 1))
-    assert refused.value.field == names
+    assert refused.value.field == f"{tmp_path / 'training.toml'}: {names}"
 
 
-def test_a_config_that_is_not_there_is_an_invalid_field(tmp_path: Path) -> None:
-    with pytest.raises(InvalidField, match="No such file"):
+def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidField, match=r"none\.toml: cannot be read: No such file"):
         read_config(tmp_path / "none.toml")
+    with pytest.raises(InvalidField, match=r"training\.toml is not TOML: Unterminated string"):
+        config(tmp_path, 'name = "x')
 
 
 def test_the_learning_rate_warms_up_and_ends_at_its_final_value(tmp_path: Path) -> None:

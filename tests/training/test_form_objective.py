@@ -216,11 +216,11 @@ def test_a_wrong_table_is_refused_with_its_key(tmp_path: Path, table: str, names
     path.write_text(f"{text}\n[form]\n{table}\n", encoding="utf-8")
     with pytest.raises(InvalidField) as refused:
         read_config(path)
-    assert refused.value.field == names
+    assert refused.value.field == f"{path}: {names}"
     path.write_text(f"{text}\n[form]\n", encoding="utf-8")
     assert read_config(path).form == Form()
     assert read_config(path).digest() != read_config(MODELS / "folk" / "initial.toml").digest()
     shakespeare = (MODELS / "shakespeare" / "initial.toml").read_text(encoding="utf-8")
     path.write_text(f"{shakespeare}\n[form]\n", encoding="utf-8")
-    with pytest.raises(InvalidField, match="none for texts"):
+    with pytest.raises(InvalidField, match="form is a table for tunes; kind is 'characters'"):
         read_config(path)

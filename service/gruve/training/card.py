@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from pathlib import Path
+from typing import Any
 
 from gruve.errors import InvalidField
-from gruve.training.config import build_from_table
+from gruve.training.config import build_from_table, read_toml
 from gruve.training.form_report import form_table
 from gruve.training.loss_curve import PNG_FILE
 from gruve.training.report import Results
@@ -54,13 +54,11 @@ class CardText:
 
 
 def read_card_text(path: Path) -> CardText:
-    """Reads a `card.toml`; raises `InvalidField` on a key or a value it does not know."""
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidField("card", f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidField("card", f"{path} is not TOML: {error}") from error
+    """Reads a `card.toml`; raises `InvalidField`, with the file's name, on a key or a value it does not know."""
+    return read_toml(path, _card_text)
+
+
+def _card_text(fields: dict[str, Any]) -> CardText:
     text = build_from_table(CardText, fields, "")
     if not text.datasets:
         raise InvalidField("datasets", "is []; at least one is needed")

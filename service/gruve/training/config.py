@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -220,7 +220,8 @@ class TrainingConfig:
             allowed = f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
             _check(MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE, "default_temperature", temperature, allowed)
         if (f := self.form) is not None:
-            _check(self.kind == "abc", "form", f, "none for texts")
+            if self.kind != "abc":
+                raise InvalidField("form", f"is a table for tunes; kind is {self.kind!r}")
             _check(0 < f.weight <= 1_000, "form.weight", f.weight, "above 0, at most 1000")
             _check(100 <= f.composed <= 1_000_000, "form.composed", f.composed, "100 to 1000000")
             _check(f.every_steps >= 1, "form.every_steps", f.every_steps, "at least 1")
@@ -260,13 +261,26 @@ class TrainingConfig:
 
 
 def read_config(path: Path) -> TrainingConfig:
-    """Reads a training TOML; raises `InvalidField` on a key or a value it does not know."""
+    """Reads a training TOML; raises `InvalidField`, with the file's name, on a key or a value it does not know."""
+    return read_toml(path, _training_config)
+
+
+def read_toml(path: Path, build: Callable[[dict[str, Any]], T]) -> T:
+    """Reads a TOML file and builds a value of its keys.
+
+    Raises `InvalidField` if it cannot be read. The file's name is put before the field of one that `build` raises.
+    """
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        return build(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise InvalidField("config", f"{path} cannot be read: {error.strerror}") from error
+        raise InvalidField(str(path), f"cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidField("config", f"{path} is not TOML: {error}") from error
+        raise InvalidField(str(path), f"is not TOML: {error}") from error
+    except InvalidField as error:
+        raise InvalidField(f"{path}: {error.field}", error.why) from error
+
+
+def _training_config(fields: dict[str, Any]) -> TrainingConfig:
     tables: dict[str, type[Any]] = {
         "architecture": Architecture,
         "schedule": Schedule,
