@@ -197,7 +197,7 @@ def test_generated_text_alone_goes_to_a_pipe(address):
     with Client(address) as client:
         assert done.stdout == client.generate("ROMEO:", model="tiny", seed=7, max_tokens=80).text()
     assert done.returncode == 0
-    assert re.fullmatch(r"tiny · seed 7 · 80 tokens in [\d.]+ s · length\n", done.stderr)
+    assert re.fullmatch(r"tiny · seed 7 · 80 tokens in (\d+ ms|[\d.]+ s) · length\n", done.stderr)
 
 
 def test_flags_may_stand_between_the_model_and_its_prompt(address):

@@ -14,6 +14,7 @@ from commands import gruve, in_a_terminal, read_all, started
 from gruve.cli import make_parser
 from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.output.progress_bar import progress_line
+from gruve.cli.output.summary import took
 from gruve.client import Client
 from gruve.training.trainer import Progress
 from server_process import Process
@@ -201,3 +202,10 @@ def test_a_reader_in_another_thread_is_left_alone(fake):
                 return stream.text()
 
         assert pool.submit(read).result() == "abc"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.0274, "27 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (72.04, "72.0 s")]
+)
+def test_a_fast_generation_took_milliseconds(seconds, words):
+    assert took(seconds) == words

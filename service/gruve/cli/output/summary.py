@@ -15,8 +15,13 @@ def summary(stream: TokenStream, seconds: float) -> str:
     if not stream.ended:
         return "nothing was generated"
     start = stream.start
-    counted = f"{stream.end.usage.generated_tokens} tokens in {seconds:.1f} s"
+    counted = f"{stream.end.usage.generated_tokens} tokens in {took(seconds)}"
     return " · ".join([*_what(start), counted, stream.finish_reason, *_session(start)])
+
+
+def took(seconds: float) -> str:
+    """A duration: `27 ms`, `1.5 s`."""
+    return f"{seconds * 1e3:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
 def cancelled(stream: TokenStream) -> str:
