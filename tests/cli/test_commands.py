@@ -18,7 +18,7 @@ import pytest
 from commands import GRUVE, generate, gruve, in_a_terminal, read_all, read_until, started
 from gruve.cli import main
 from gruve.cli.flags.model_folder import models_folder
-from gruve.cli.flags.serve import size
+from gruve.cli.flags.sizes import body_size, size
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
 from gruve.engine.engine import EngineConfig
@@ -89,6 +89,11 @@ def test_a_size_is_a_number_with_a_unit(text, expected):
     assert size(text) == expected
 
 
+@pytest.mark.parametrize(("text", "expected"), [("1", 1), ("65536", 1 << 16), ("4MiB", 4 << 20), ("1GiB", 1 << 30)])
+def test_the_size_of_a_body_may_be_a_number_of_bytes_too(text, expected):
+    assert body_size(text) == expected
+
+
 def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny_repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [model.name for model in scan(models_folder(None)).values()] == ["tiny"]
@@ -127,6 +132,9 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["models"], {"GRUVE_ADDRESS": "localhost:1"}, 1, "no server answers at localhost:1 (Connection refused)"),
         (["evaluate", "models/tiny", "/no/where"], {}, 1, "there is no corpus at '/no/where'"),
         (["gateway", "--server", "a:1"], {}, 2, "unrecognized arguments: --server a:1; see `gruve gateway --help`"),
+        (["gateway", "--max-body", "2GiB"], {}, 2, "--max-body is '2GiB'; must be 1 to 1GiB, in bytes or with a unit"),
+        (["gateway", "--max-body", "0"], {}, 2, "--max-body is '0'; must be 1 to 1GiB"),
+        (["gateway"], {"GRUVE_HTTP_MAX_BODY": "4MB"}, 2, "--max-body is '4MB' in GRUVE_HTTP_MAX_BODY; must be 1 to"),
         (["gateway", "--address", "a:1,localhost"], {}, 2, "--address names 'localhost', which has no port; must be"),
         (["nonsense"], {}, 2, "COMMAND is 'nonsense'; must be one of serve, gateway, generate"),
         (["modles"], {}, 2, "did you mean models?; see `gruve --help`"),

@@ -12,6 +12,7 @@ from gruve.cli.calls import PORT_HINT, has_port, split_address
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags.credentials import add_connection, tls_credentials
 from gruve.cli.flags.parser import Parser, add_command, add_flag, add_switch, bounded
+from gruve.cli.flags.sizes import body_size
 from gruve.cli.flags.tls_and_log import add_log_level, tls_files
 from gruve.cli.open_files import raise_open_files
 from gruve.cli.output.logs import log_error, log_to_standard_error
@@ -123,11 +124,11 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--max-body",
-        bounded(int, 1, 1 << 30),
-        1 << 20,
-        "maximum size of a request's body, in bytes; servers refuse more than 1 MiB",
+        body_size,
+        "1MiB",
+        "maximum size of a request's body, in bytes or with a unit; servers refuse more than 1MiB",
         variable="GRUVE_HTTP_MAX_BODY",
-        metavar="BYTES",
+        metavar="SIZE",
     )
     add_flag(
         group,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from gruve.cli.flags.identity import add_identity
 from gruve.cli.flags.model_folder import add_models
 from gruve.cli.flags.parser import Parser, add_flag, add_switch
+from gruve.cli.flags.sizes import size, size_or_zero
 from gruve.cli.flags.tls_and_log import add_log_level
 
-UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-"""The units of sizes, in bytes."""
 LIMITS = ("streams", "waiting", "sessions", "stored-bytes", "tokens-per-minute", "requests-per-minute")
 """The limits that `--tenant-limits` and `--total-limits` know."""
 
@@ -292,19 +290,6 @@ def default_store() -> str:
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
     return f"sqlite:{folder / 'gruve' / 'sessions.db'}"
-
-
-def size(text: str) -> int:
-    """The bytes of a size with its unit: `500MiB`, `1.5GiB`."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(KiB|MiB|GiB|TiB)", text)
-    if not found or not float(found[1]):
-        raise argparse.ArgumentTypeError("must be a size above 0 in KiB, MiB, GiB or TiB, such as 500MiB or 2GiB")
-    return int(float(found[1]) * UNITS[found[2]])
-
-
-def size_or_zero(text: str) -> int:
-    """The bytes of a size with its unit, or of `0`."""
-    return 0 if text == "0" else size(text)
 
 
 def limits(text: str) -> dict[str, int]:
