@@ -50,6 +50,7 @@ def test_output_is_due_at_once_without_a_gap_at_the_bound_and_if_no_turn_follows
     for next_s, gap_s, max_tokens in [(now, 0.0, 1 << 30), (now, 1e6, count), (NEVER, 1e6, 1 << 30)]:
         output = PendingOutput()
         output.add([1], 0)
+        output.is_due(now, now, 0.0, 1)
         output.take(now)
         output.add([1] * count, 0)
         assert output.is_due(now, next_s, gap_s, max_tokens)
@@ -57,3 +58,26 @@ def test_output_is_due_at_once_without_a_gap_at_the_bound_and_if_no_turn_follows
 
 def test_no_output_is_never_due():
     assert not PendingOutput().is_due(0.0, NEVER, 0.0, 1)
+
+
+def test_prompt_tokens_are_not_for_reading_and_delay_nothing():
+    output = PendingOutput()
+    output.add([1] * 100, 100)
+    output.take(5.0)
+    output.add([1], 0)
+    assert output.is_due(5.0, 5.0, 1.0, 1 << 30)
+    output.add([1] * 100, 100)
+    output.take(5.0)
+    output.add([1], 0)
+    assert output.is_due(6.0, 6.0, 0.1, 1 << 30), "the reader has read the one token"
+
+
+def test_a_batch_is_due_when_it_is_full_although_the_reader_has_unread_output():
+    output = PendingOutput()
+    output.add([1] * 1_000, 0)
+    output.is_due(0.0, 0.0, 0.1, 1 << 30)
+    output.take(0.0)
+    output.add([1] * (MAX_BATCH_TOKENS - 1), 0)
+    assert not output.is_due(0.2, 0.2, 0.1, 1 << 30)
+    output.add([1], 0)
+    assert output.is_due(0.2, 0.2, 0.1, 1 << 30)

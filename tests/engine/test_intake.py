@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -18,8 +19,8 @@ def intake_of(slots=2, max_waiting=3):
     return Intake(slots, max_waiting, lambda: 0.0)
 
 
-def admit(intake, *, readmitted=False):
-    return intake.admit(admission_of(), None, readmitted=readmitted)
+def admit(intake, *, readmitted=False, **fields):
+    return intake.admit(admission_of(**fields), None, readmitted=readmitted)
 
 
 @given(st.lists(st.sampled_from(["admit", "readmit", "end"]), max_size=40), st.integers(1, 3), st.integers(0, 3))
@@ -35,6 +36,16 @@ def test_the_bound_holds_for_new_sequences_and_a_place_that_is_free_is_given_aga
             alive.append(admit(intake, readmitted=event == "readmit"))
         assert [sequence.id for sequence in intake.sequences] == alive
         assert len(intake) == len(alive)
+
+
+def test_the_sequences_of_each_tenant_are_counted_until_they_end():
+    intake = intake_of()
+    first, second, other = (intake.find(admit(intake, tenant=tenant)) for tenant in "aab")
+    for ended, counts in [(None, [2, 1, 0]), (first, [1, 1, 0]), (other, [1, 0, 0]), (second, [0, 0, 0])]:
+        if ended is not None:
+            intake.remove(ended)
+        assert [intake.of_tenant(tenant) for tenant in "abc"] == counts
+    assert not intake._tenants, "a tenant that has nothing takes no memory"
 
 
 def test_threads_that_admit_at_once_do_not_exceed_the_bound_together():
@@ -83,6 +94,7 @@ def test_after_a_failure_all_sequences_are_given_back_and_admission_names_the_in
     ids = [admit(intake) for _ in range(3)]
     assert [sequence.id for sequence in intake.fail("incident")] == ids
     assert (len(intake), intake.failed) == (0, True)
+    assert intake.take_commands()[1] is False
     intake.close()
     with pytest.raises(EngineFailed, match="incident"):
         admit(intake)
@@ -101,9 +113,22 @@ def test_a_worker_that_waits_is_woken_by_every_reason_to_look(reason):
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     assert looked.wait(PATIENCE_S)
+    assert not woken.wait(0.02)
     reason(intake)  # waits for the lock, which the worker releases when it falls asleep
     assert woken.wait(PATIENCE_S)
     thread.join()
+
+
+def test_a_worker_waits_until_its_time_and_no_longer():
+    intake, woken, begun_s = Intake(1, 1, lambda: 100.0), threading.Event(), time.monotonic()
+
+    def wait():
+        intake.wait(100.05, lambda: False)
+        woken.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    assert woken.wait(PATIENCE_S)
+    assert time.monotonic() - begun_s >= 0.05
 
 
 @pytest.mark.parametrize("until_s", [-1.0, 0.0])

@@ -59,6 +59,12 @@ def test_sequences_that_hold_their_slots_equally_long_get_the_exact_estimate(que
     assert too_late(wait_s, 1.0, left_s) == (wait_s > 0.0 and wait_s + 1.0 > USABLE * left_s)
 
 
+@pytest.mark.parametrize(("ahead", "wait_s"), [(0, 0.0), (1, 6.0), (2, 10.0), (3, 16.0), (4, 20.0)])
+def test_those_ahead_take_the_free_slots_first(ahead, wait_s):
+    """One of two slots is free, the other has been held for 4 s; a sequence holds its slot for 10 s."""
+    assert measured(10.0).wait_s(ahead, 2, [4.0]) == pytest.approx(wait_s)
+
+
 @given(queues(least=1.0, most=9.0), st.floats(0.01, 20.0))
 def test_none_is_refused_that_would_clearly_have_been_in_time(queue, left_s):
     slots, held, holds = queue
