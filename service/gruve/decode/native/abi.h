@@ -139,8 +139,8 @@ GRUVE_EXPORT void gruve_struct_sizes(
     size_t* weights, size_t* pointers, size_t* sampling, size_t* row, size_t* call);
 
 // `wanted`, or with null or "" the fastest: "avx512vnni", "zen4" (AVX-512 with VNNI in the form that suits Zen 4),
-// "avx512", "avxvnni" (AVX2 with AVX-VNNI), "avx2", "dotprod" (NEON with dot products), "neon" or "portable". Null if `wanted` is none of these or this CPU does
-// not support it.
+// "avx512", "avxvnni" (AVX2 with AVX-VNNI), "avx2", "dotprod" (NEON with dot products), "neon" or "portable". Null if
+// `wanted` is none of these or this CPU does not support it.
 GRUVE_EXPORT const char* gruve_isa(const char* wanted);
 // 1 if the int8 products of `isa`, which gruve_isa returned, are those of plain integers. Takes some milliseconds.
 GRUVE_EXPORT int32_t gruve_multiplies_exactly(const char* isa);
