@@ -30,7 +30,7 @@ X86_FLAGS = {
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12 finds them in its own immintrin.h
     ],
 }
-ARM_FLAGS: dict[str, list[str]] = {"kernels_neon.cpp": []}
+ARM_FLAGS = {"kernels_neon.cpp": [], "kernels_dotprod.cpp": ["-march=armv8.2-a+dotprod"]}
 ISA_FLAGS = {"x86_64": X86_FLAGS, "amd64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}.get(
     platform.machine().lower(), {}
 )

@@ -16,7 +16,7 @@ X86_FLAGS = {
     "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "kernels_avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
 }
-ARM_FLAGS: dict[str, list[str]] = {"kernels_neon": []}
+ARM_FLAGS = {"kernels_neon": [], "kernels_dotprod": ["-march=armv8.2-a+dotprod"]}
 
 
 def build_driver(compiler: str, machine: str, flags: Sequence[str], folder: Path) -> Path:

@@ -5,7 +5,7 @@
 // sum of integers instead. It does not matter which outputs share a vector, a tile or a thread. This file is compiled
 // with -ffp-contract=off, so only the operations written as fma are fused.
 //
-// Each instruction set has one source file that includes this one, inside an anonymous namespace within a namespace
+// Each instruction set has a source file that includes this one, inside an anonymous namespace within a namespace
 // named after it. So the linker can never use a function compiled for AVX-512 on a CPU that has AVX2 only. For the same
 // reason this file uses no standard containers or algorithms.
 //
