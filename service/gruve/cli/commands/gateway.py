@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gruve.cli.calls import PORT_HINT, has_port, split_address
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags.credentials import add_connection, tls_credentials
-from gruve.cli.flags.parser import Parser, add_command, add_flag, add_switch, bounded
+from gruve.cli.flags.parser import PORT, Parser, add_command, add_flag, add_switch, bounded
 from gruve.cli.flags.sizes import body_size
 from gruve.cli.flags.tls_and_log import add_log_level, tls_files
 from gruve.cli.open_files import raise_open_files
@@ -79,7 +79,7 @@ def _add_http(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--port",
-        bounded(int, 0, 65_535),
+        PORT,
         8080,
         "the port of HTTP, 0 for any free one",
         variable="GRUVE_HTTP_PORT",

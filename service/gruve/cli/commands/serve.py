@@ -59,19 +59,6 @@ SESSION_KEY, EXPORT_KEY, LEAST_KEY_BYTES = "GRUVE_SESSION_KEY", "GRUVE_EXPORT_KE
 USUAL_CONNECTIONS = 500
 """A server with fewer files than for so many warns. gRPC clients need one each, so many servers are far from it."""
 STORED_TTL_S, MEMORY_TTL_S = 30 * 86_400.0, 3_600.0
-BOUNDS: dict[str, tuple[float, float]] = {
-    "port": (0, 65_535),
-    "http_port": (0, 65_535),
-    "metrics_port": (0, 65_535),
-    "threads": (1, 256),
-    "slots": (1, 65_536),
-    "max_waiting": (0, 1_048_576),
-    "max_call_ms": (0.1, 1_000),
-    "drain": (0, 86_400),
-    "session_ttl": (1, 315_360_000),
-    "watch": (0.1, 86_400),
-}
-"""The minimum and maximum of each flag that takes a number."""
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -145,10 +132,6 @@ def _tracer(wanted: bool) -> TraceCall | None:
 
 def _config(args: argparse.Namespace) -> ServeConfig:
     session_key, export_key = _key(SESSION_KEY, args.session_key_file), _key(EXPORT_KEY)
-    for name, (minimum, maximum) in BOUNDS.items():
-        value = getattr(args, name)
-        if value is not None and not minimum <= value <= maximum:  # NaN is not either
-            raise Failure(f"--{name.replace('_', '-')} is {value}; must be {minimum} to {maximum}", USAGE)
     models = models_folder(args.models)
     tls, access = tls_files(args), access_config(args)
     check_exposure(args.host, tls, access, insecure=args.insecure)

@@ -197,6 +197,10 @@ def bounded(kind: type[int] | type[float], minimum: float, maximum: float | None
     return convert
 
 
+PORT = bounded(int, 0, 65_535)
+"""The kind of a port that is listened on; 0 is any free one."""
+
+
 def checked(kind: Callable[[str], Any], choices: tuple[str, ...] | None = None) -> Callable[[str], Any]:
     """`kind` with error messages that quote the value, what is allowed, and the variable it came from."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gruve.cli.flags.identity import add_identity
 from gruve.cli.flags.model_folder import add_models
-from gruve.cli.flags.parser import Parser, add_flag, add_switch
+from gruve.cli.flags.parser import PORT, Parser, add_flag, add_switch, bounded
 from gruve.cli.flags.sizes import size, size_or_zero
 from gruve.cli.flags.tls_and_log import add_log_level
 
@@ -23,7 +23,7 @@ def add_flags(parser: Parser) -> None:
     add_flag(
         where,
         "--watch",
-        float,
+        bounded(float, 0.1, 86_400),
         None,
         "look at the models' files every S seconds, and reload a model whose files have changed; absent, a model is "
         "reloaded by `gruve models reload` alone",
@@ -49,11 +49,11 @@ def add_flags(parser: Parser) -> None:
         variable="GRUVE_HOST",
         metavar="HOST",
     )
-    add_flag(where, "--port", int, 50051, "the port of gRPC, 0 for any free one", variable="GRUVE_PORT", metavar="N")
+    add_flag(where, "--port", PORT, 50051, "the port of gRPC, 0 for any free one", variable="GRUVE_PORT", metavar="N")
     add_flag(
         where,
         "--http-port",
-        int,
+        PORT,
         None,
         "serve HTTP on this port too, 0 for any free one: starts a `gruve gateway`, which ends with the server; "
         "absent, no HTTP",
@@ -72,7 +72,7 @@ def add_flags(parser: Parser) -> None:
     add_flag(
         where,
         "--metrics-port",
-        int,
+        PORT,
         9464,
         "the port of /metrics, 0 for any free one",
         variable="GRUVE_METRICS_PORT",
@@ -122,7 +122,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--threads",
-        int,
+        bounded(int, 1, 256),
         None,
         "CPU threads that decode, 1 to 256; absent, as many as the process or its container may use cores, and 1 "
         "without native kernels",
@@ -171,7 +171,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--slots",
-        int,
+        bounded(int, 1, 65_536),
         1024,
         "sequences that each model decodes at once, 1 to 65536",
         variable="GRUVE_SLOTS",
@@ -180,7 +180,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--max-waiting",
-        int,
+        bounded(int, 0, 1_048_576),
         1024,
         "sequences that may wait for a slot of each model; one more is refused",
         variable="GRUVE_MAX_WAITING",
@@ -209,7 +209,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--max-call-ms",
-        float,
+        bounded(float, 0.1, 1_000),
         10.0,
         "milliseconds that one call of the decoder should take; new requests join between two calls, so fewer mean a "
         "shorter time to the first token and less throughput",
@@ -219,7 +219,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--drain",
-        float,
+        bounded(float, 0, 86_400),
         30.0,
         "with --store memory, seconds that streams may continue after SIGTERM",
         variable="GRUVE_DRAIN_S",
@@ -267,7 +267,7 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "--session-ttl",
-        float,
+        bounded(float, 1, 315_360_000),
         None,
         "seconds after its last use that a session is kept; absent, 30 days, or 1 hour with --store memory",
         variable="GRUVE_SESSION_TTL_S",
