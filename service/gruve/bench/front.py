@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class CeilingBenchConfig:
+class FrontBenchConfig:
     """The loads to measure."""
 
     size: Size = MEDIUM
@@ -46,12 +46,12 @@ class CeilingBenchConfig:
     client_processes: int = 2
 
     @classmethod
-    def quick(cls) -> CeilingBenchConfig:
+    def quick(cls) -> FrontBenchConfig:
         """Fewer loads, in less than 50 seconds."""
         return cls(sessions=(1, 64, 256), rounds=1, warm_s=1.5, seconds=2.0)
 
 
-def run_server_ceiling(config: CeilingBenchConfig, report: Report) -> Result:
+def run_front(config: FrontBenchConfig, report: Report) -> Result:
     """Measures every number of sessions, round after round."""
     rounds: dict[int, list[Loaded]] = {sessions: [] for sessions in config.sessions}
     workload = Workload(MODEL, VOCABULARY_SIZE, min_length=config.min_length, max_length=config.max_length, turns=1)
@@ -75,7 +75,7 @@ def run_server_ceiling(config: CeilingBenchConfig, report: Report) -> Result:
     return Result("front", describe_machine(), describe_versions(), rows)
 
 
-def _row(config: CeilingBenchConfig, sessions: int, measured: list[Loaded]) -> Row:
+def _row(config: FrontBenchConfig, sessions: int, measured: list[Loaded]) -> Row:
     found = [loaded.figures for loaded in measured]
     return {
         "sessions": sessions,
