@@ -21,12 +21,17 @@ from gruve.bench.chaos.fault_injection import FAULTS
 from gruve.bench.chaos.replicas import Proxy, Redis, Replica, find_program
 from gruve.bench.chaos.streams import STEERED_TOKENS, Plan, Stream, Streams, Twins
 from gruve.bench.result import Report
-from gruve.bench.synthetic import Size, make_model
+from gruve.bench.synthetic import MODEL, Size, make_model
 from gruve.sessions.store import LEASE_S, Store
 from gruve.sessions.store.open import open_store
 
-MODEL, TINY = "bench", Size(1, 64)
-LEAST = 32
+SIZE = Size(1, 64)
+STREAMS, LEAST = 64, 32
+CONNECTIONS = 4
+"""The connections of the streams, each of a client of its own."""
+MORE = 70
+"""A stream that has received this many tokens since the failure is unharmed. It is more than a healthy store may be
+behind."""
 WAIT_S, FINISH_S = 120.0, 90.0
 """How long to wait until streams flow again, and until they end. A busy machine may take long."""
 SHORT = Plan(MODEL, STEERED_TOKENS, 400)
@@ -45,7 +50,6 @@ class ChaosBenchConfig:
     """The scenarios and how often each fault is injected."""
 
     scenarios: tuple[str, ...] = SCENARIOS
-    streams: int = 64
     kills: int = 20
     """Kills of the server on SQLite."""
     replica_kills: int = 8
@@ -58,10 +62,6 @@ class ChaosBenchConfig:
     """The pace of each stream, in tokens per second."""
     longest_wait_s: float = 1.5
     """The maximum of the random time between two faults, once the streams flow."""
-    size: Size = TINY
-    clients: int = 4
-    """The number of connections of the streams."""
-    seed: int = 1
 
     @classmethod
     def quick(cls) -> ChaosBenchConfig:
@@ -70,18 +70,15 @@ class ChaosBenchConfig:
         return cls(scenarios=scenarios, kills=3, replica_kills=1, troubles=1, at_once=3, tokens_per_s=30.0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class _Missing(Exception):
-    """The scenario needs something that this machine does not have."""
-
-    why: str
+    """The scenario needs a program that is not installed. The message names it."""
 
 
 async def run_chaos(config: ChaosBenchConfig, told: Callable[[Row], None], report: Report) -> bool:
     """Runs the scenarios and reports a row for each; returns whether every one passed."""
     with tempfile.TemporaryDirectory(prefix="gruve-chaos-") as name:
         folder = Path(name)
-        make_model(folder / "models" / MODEL, config.size)
+        make_model(folder / "models" / MODEL, SIZE)
         twins = Twins(Replica(folder, "undisturbed", folder / "models", "memory"))
         turns = asyncio.Semaphore(config.at_once)
 
@@ -115,7 +112,7 @@ class _Chaos:
         self._models = models
         self._twins = twins
         self._report = report
-        self._random = random.Random(config.seed)  # noqa: S311 - times of faults, not secrets
+        self._random = random.Random(1)  # noqa: S311 - times of faults, not secrets
         self._at_kill: list[int] = []
         self._last_s = 0.0
         """When something was done last."""
@@ -135,7 +132,7 @@ class _Chaos:
         try:
             streams = await kinds[scenario]()
         except _Missing as missing:
-            return {"benchmark": "chaos", "scenario": scenario, "skipped": missing.why}
+            return {"benchmark": "chaos", "scenario": scenario, "skipped": str(missing)}
         except (ChildProcessError, TimeoutError) as error:
             why = str(error) or f"something took too long: {error!r}"
             return {
@@ -162,8 +159,7 @@ class _Chaos:
 
     @contextlib.asynccontextmanager
     async def _streams(self, plan: Plan, address: str) -> AsyncIterator[Streams]:
-        config = self._config
-        async with Streams(plan, config.streams, address, config.clients, config.tokens_per_s) as streams:
+        async with Streams(plan, STREAMS, address, CONNECTIONS, self._config.tokens_per_s) as streams:
             self._last_s = time.monotonic()
             yield streams
 
@@ -309,11 +305,6 @@ class _Chaos:
                 self._transcripts.append((stream, tokens, position + 1))
         finally:
             store.close()
-
-
-MORE = 70
-"""A stream that has received this many tokens since the failure is unharmed. It is more than a healthy store may be
-behind."""
 
 
 def _program(name: str) -> str:

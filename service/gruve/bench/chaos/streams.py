@@ -60,14 +60,13 @@ class Plan:
     """The maximum number of generated tokens of a turn."""
     ends: bool = True
     """Whether a turn that has begun is always read to its end."""
-    seed: int = 1
 
     def turn(self, stream: int, number: int) -> Turn:
         """The turn of a stream.
 
         Of four streams, one changes its temperature three times, and one changes it and rewinds.
         """
-        rng = random.Random(f"{self.seed} {stream} {number}")  # noqa: S311 - a plan that can be repeated
+        rng = random.Random(f"{stream} {number}")  # noqa: S311 - a plan that can be repeated
         turn = Turn(
             prompt=tuple(rng.randrange(1, VOCABULARY_SIZE) for _ in range(PROMPT_TOKENS)),
             seed=rng.getrandbits(64),
