@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from devices import need_triton
 from gruve.bench.bits import BitsBenchConfig, generate, run_bits
 from gruve.bench.decode.measure import DecodeBenchConfig, run_decode
 from gruve.bench.decode.roofline import probe_roofline
-from gruve.bench.decode.steppers import Absent, TorchStepper, make_stepper
+from gruve.bench.decode.steppers import Absent, TorchStepper, make_stepper, require_same_model
 from gruve.bench.synthetic import Size, make_model
 from gruve.decode.native import unavailable_reason
 from gruve.decode.reference import ReferenceBackend
@@ -36,7 +39,7 @@ QUICK = DecodeBenchConfig(
 needs_native = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
 
-def test_a_decode_row_has_what_the_issue_names_and_its_figures_agree():
+def test_a_decode_row_is_complete_and_its_figures_agree():
     result = json.loads(run_decode(QUICK, lambda _: None).to_json())
     assert result["benchmark"] == "decode"
     for row in result["rows"]:
@@ -63,7 +66,7 @@ def test_a_peer_computes_the_model_it_is_compared_on(tmp_path, name, bound):
         peer = make_stepper(name, model, 3, 1)
     except Absent as absent:
         pytest.skip(str(absent))
-    oracle = Oracle(model.config, {key: weight.numpy() for key, weight in model.weights.items()})
+    oracle = Oracle(model.config, model.weights)
     for token in (0, 3, 100):
         assert np.abs(peer.logits(token) - oracle.step(token)).max() < bound
 
@@ -75,6 +78,23 @@ def test_a_peer_that_is_not_installed_is_left_out_with_its_reason(monkeypatch):
     )
     (left_out,) = run_decode(config, lambda _: None).skipped
     assert left_out["why"] == "onnx is not installed: pip install 'gruve[bench]'"
+
+
+@needs_native
+def test_what_bounds_a_step_in_int8_is_the_reading_of_its_own_bytes():
+    config = dataclasses.replace(QUICK, batches=(1,), other_cells=(), backends=("native", "native_int8"))
+    float32, int8 = run_decode(config, lambda _: None).rows
+    assert int8["weight_stream_ms"] == pytest.approx(float32["weight_stream_ms"] / 2)
+    assert math.isnan(int8["of_peak"])
+    assert float32["of_peak"] > 0
+
+
+def test_a_peer_is_compared_after_every_token(tmp_path):
+    model = make_model(tmp_path / "m", TINY)
+    peer, calls = make_stepper("torch", model, 3, 1), itertools.count()
+    require_same_model(peer.logits, model, 1e-4)
+    with pytest.raises(Absent, match="another model"):
+        require_same_model(lambda token: peer.logits(token) + (next(calls) == 1), model, 1e-4)
 
 
 def test_a_peer_that_computes_something_else_is_no_peer(monkeypatch):

@@ -7,15 +7,15 @@ import json
 
 import pytest
 
+from gruve.bench.front import FrontBenchConfig, run_front
 from gruve.bench.growth import GrowthBenchConfig, run_growth
 from gruve.bench.peers import measure
 from gruve.bench.peers.environments import NotInstalled, environment
 from gruve.bench.peers.measure import PeersBenchConfig, run_peers
 from gruve.bench.peers.systems import SYSTEMS
-from gruve.bench.plots import plot_decode, plot_peers
+from gruve.bench.plots import plot_decode, plot_growth, plot_peers
 from gruve.bench.protection import ProtectionBenchConfig, run_protection
 from gruve.bench.serve import ServeBenchConfig, run_serve
-from gruve.bench.server_ceiling import CeilingBenchConfig, run_server_ceiling
 from gruve.bench.sessions import SessionsBenchConfig, run_sessions
 from gruve.bench.synthetic import Size
 from gruve.decode.choose import DecodeConfig
@@ -41,9 +41,9 @@ def test_serve_measures_both_loops_and_finds_no_token_that_differs():
 
 
 def test_front_delivers_whole_streams_of_a_backend_that_computes_nothing():
-    config = CeilingBenchConfig(size=TINY, sessions=(1, 5), rounds=1, warm_s=0.2, seconds=0.8, client_processes=1)
+    config = FrontBenchConfig(size=TINY, sessions=(1, 5), rounds=1, warm_s=0.2, seconds=0.8, client_processes=1)
     config = dataclasses.replace(config, min_length=200, max_length=300)
-    one, five = json.loads(run_server_ceiling(config, lambda _: None).to_json())["rows"]
+    one, five = json.loads(run_front(config, lambda _: None).to_json())["rows"]
     assert (one["sessions"], five["sessions"], one["failed"], five["failed"]) == (1, 5, 0, 0)
     assert 0 < one["tokens_per_s"] <= one["made_tokens_per_s"]
     assert five["tokens_per_message"] > 1
@@ -73,9 +73,10 @@ def test_sessions_answers_its_four_questions_and_finds_no_token_that_differs():
 
 def test_growth_goes_through_active_and_idle_sessions_and_draws_them(tmp_path):
     config = GrowthBenchConfig(size=TINY, active=(2,), idle=(0, 20), rounds=1, warm_s=0.2, seconds=0.5)
-    config = dataclasses.replace(config, client_processes=1, decode=CPU, plot=tmp_path / "growth.svg")
+    config = dataclasses.replace(config, client_processes=1, decode=CPU)
     rows = run_growth(config, lambda _: None).rows
     assert [(row["state"], row["sessions"]) for row in rows] == [("active", 2), ("idle", 0), ("idle", 20)]
+    plot_growth(rows, tmp_path / "growth.svg")
     assert (tmp_path / "growth.svg").stat().st_size > 1_000
 
 

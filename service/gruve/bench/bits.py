@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.sequences import begin_sequences
 from gruve.bench.synthetic import CELLS, Size, make_model
 from gruve.decode import Arithmetic, Backend
-from gruve.decode import Row as Admitted
 from gruve.decode.cuda import cuda_backend
 from gruve.decode.cuda.interpreted import interpreted_backend
 from gruve.decode.native import NativeBackend, unavailable_reason
@@ -28,8 +28,6 @@ from gruve.decode.native.library import ISAS, library
 from gruve.decode.reference import ReferenceBackend
 from gruve.errors import ModelBroken
 from gruve.model.repository import Model
-from gruve.model.sampling import SamplingParameters
-from gruve.sessions.record import START_TOKEN
 
 COLUMNS = ("cell", "arithmetic", "backend", "isa", "numerics_id", "tokens", "digest")
 ARITHMETICS: tuple[Arithmetic, ...] = ("float32", "int8")
@@ -122,10 +120,8 @@ def _row(config: BitsBenchConfig, cell: str, arithmetic: Arithmetic, isa: str, b
 
 def generate(backend: Backend, tokens: int) -> NDArray[np.int32]:
     """The tokens of ten sequences at temperature 1; shape (tokens, 10)."""
-    for slot in range(SEQUENCES):
-        start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)
-        backend.admit(slot, Admitted(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=tokens), None)
     slots = list(range(SEQUENCES))
+    begin_sequences(backend, slots, tokens)
     blocks = [backend.decode(slots, [tokens] * SEQUENCES, min(100, tokens - at)) for at in range(0, tokens, 100)]
     whole: NDArray[np.int32] = np.concatenate([block.tokens for block in blocks])
     return whole

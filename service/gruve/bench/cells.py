@@ -22,12 +22,11 @@ from gruve.bench.figures import median
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.plots import plot_cells
 from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.sequences import begin_sequences
 from gruve.bench.synthetic import CELLS, kind_of
-from gruve.decode import Row as Admitted
 from gruve.decode.choose import DecodeConfig, choose_backend
 from gruve.model.config import HIDDEN_SIZES
 from gruve.model.repository import Model
-from gruve.model.sampling import SamplingParameters
 from gruve.training.config import Architecture, Batches, Regularisation, Schedule, TrainingConfig
 from gruve.training.corpus import Corpus, TextCorpus, read_corpus
 from gruve.training.evaluate import carried_loss, tunes_loss
@@ -64,6 +63,7 @@ class CellsBenchConfig:
     seeds: int = 2
     """The runs with the best learning rate."""
     plot: Path | None = None
+    """Where the losses are drawn. They are not in the rows, so they are drawn here."""
 
     @classmethod
     def quick(cls) -> CellsBenchConfig:
@@ -100,7 +100,6 @@ def run_cells(config: CellsBenchConfig, report: Report) -> Result:
     for line in table([_mean([r.row for r in chosen if r.row["cell"] == cell]) for cell in config.cells], COLUMNS):
         report(line)
     if config.plot is not None:
-        config.plot.parent.mkdir(parents=True, exist_ok=True)
         plot_cells([(run.row, run.curve) for run in chosen], config.plot)
     return Result("cells", describe_machine(), describe_versions(), [run.row for run in runs])
 
@@ -177,12 +176,10 @@ def _run(
 def step_us(model: Model) -> float:
     """How long the default backend takes on one thread for a step of `STEP_ROWS` rows, sampling included."""
     backend = choose_backend(model, DecodeConfig("cpu", threads=1, slots=STEP_ROWS))
-    start, nothing, slots = np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int32), range(STEP_ROWS)
-    seconds = []
+    slots, seconds = range(STEP_ROWS), []
     try:
         for _ in range(ROUNDS + 1):  # the first one warms up
-            for slot in slots:
-                backend.admit(slot, Admitted(start, 0, nothing, SamplingParameters(seed=slot), STEPS + 1), None)
+            begin_sequences(backend, slots, STEPS + 1)
             began = time.perf_counter()
             backend.decode(slots, [STEPS] * STEP_ROWS, STEPS)
             seconds.append(time.perf_counter() - began)

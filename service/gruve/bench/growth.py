@@ -12,7 +12,6 @@ from gruve.bench.figures import median
 from gruve.bench.load.generator import Open, Workload, soon_ns
 from gruve.bench.load.window import Loaded, ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
-from gruve.bench.plots import plot_growth
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, MODEL, VOCABULARY_SIZE, Size, blueprint, make_model
 from gruve.decode.choose import DecodeConfig
@@ -42,7 +41,6 @@ class GrowthBenchConfig:
     """The tokens that an idle session has generated, after a prompt of 16."""
     client_processes: int = 2
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
-    plot: Path | None = None
 
     @classmethod
     def quick(cls) -> GrowthBenchConfig:
@@ -51,7 +49,7 @@ class GrowthBenchConfig:
 
 
 def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
-    """Measures active sessions, then idle ones beside 64 active ones, and plots both."""
+    """Measures active sessions, then idle ones beside 64 active ones."""
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as folder:
         make_model(Path(folder) / MODEL, config.size)
         sessions = SessionsConfig(budget_bytes=1 << 30)  # with the default, the last of 10,000 would expire
@@ -68,9 +66,6 @@ def run_growth(config: GrowthBenchConfig, report: Report) -> Result:
             )
             rows = [growth.active(count) for count in config.active]
             rows += [growth.idle(count, other) for count in config.idle]
-    if config.plot is not None:
-        config.plot.parent.mkdir(parents=True, exist_ok=True)
-        plot_growth(rows, config.plot)
     for line in table(rows, COLUMNS):
         report(line)
     return Result("growth", describe_machine(), describe_versions(), rows)

@@ -26,7 +26,6 @@ from gruve.bench.load.processes import Server
 from gruve.bench.load.transport import connect
 from gruve.bench.load.window import Window, closed_loop
 from gruve.bench.machine import describe_machine, describe_versions
-from gruve.bench.plots import plot_overload
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MODEL, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
@@ -67,7 +66,6 @@ class OverloadBenchConfig:
     refusals_per_s: float = 500.0
     client_processes: int = 1
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
-    plot: Path | None = None
 
     @classmethod
     def quick(cls) -> OverloadBenchConfig:
@@ -88,7 +86,7 @@ class Seen:
 
 
 def run_overload(config: OverloadBenchConfig, report: Report) -> Result:
-    """Answers the three questions and plots the first two."""
+    """Answers the three questions."""
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as name:
         folder = Path(name)
         make_model(folder / "models" / MODEL, config.size)
@@ -96,9 +94,6 @@ def run_overload(config: OverloadBenchConfig, report: Report) -> Result:
         open_loop = _open(config, folder, report)
         refusals = _refusals(config, folder, report)
     rows = [*neighbour, *open_loop, refusals]
-    if config.plot is not None:
-        config.plot.parent.mkdir(parents=True, exist_ok=True)
-        plot_overload(rows, config.plot)
     for chosen, columns in ((neighbour, NEIGHBOUR), (open_loop, OPEN), ([refusals], REFUSALS)):
         for line in table(chosen, columns):
             report(line)

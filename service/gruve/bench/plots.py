@@ -133,8 +133,8 @@ def plot_overload(rows: Sequence[Row], path: Path) -> None:
 
 def plot_gateway(rows: Sequence[Row], path: Path) -> None:
     """Tokens per second on the left and TTFT on the right, of each way to reach a server."""
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    named: list[Row] = [{**row, "system": row["way"]} for row in rows]
+    named: list[Row] = [{**row, "system": row["way"]} for row in rows if row["what"] == "speed"]
+    ways = list(dict.fromkeys(row["system"] for row in named))
     figure = Figure(figsize=(10, 4), layout="constrained")
     grid = figure.subplots(1, 2)
     for axes, (key, label) in zip(grid, (("tokens_per_s", "tokens/s"), ("ttft_ms_p50", "TTFT p50, ms")), strict=True):

@@ -94,9 +94,9 @@ def flop_per_token(config: ModelConfig) -> int:
     return 2 * (G * H * H + (L - 1) * 2 * G * H * H + H * config.vocabulary_size)
 
 
-def streamed_bytes(config: ModelConfig) -> int:
-    """The bytes of weights that a step reads, at two bytes each."""
-    return flop_per_token(config)
+def streamed_bytes(config: ModelConfig, bytes_per_weight: int = 2) -> int:
+    """The bytes of weights that a step reads. gruve keeps a weight in two bytes (fp16), in int8 in one."""
+    return flop_per_token(config) // 2 * bytes_per_weight
 
 
 def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

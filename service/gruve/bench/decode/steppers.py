@@ -20,12 +20,13 @@ from torch import nn
 
 from gruve.bench.decode.onnx_step import make_step_graph, onnx
 from gruve.bench.machine import optional_package
-from gruve.decode import Backend, Row
+from gruve.bench.sequences import begin_sequences
+from gruve.decode import Backend
 from gruve.decode.native import NativeBackend, unavailable_reason
 from gruve.decode.reference import ReferenceBackend
 from gruve.model.network import to_torch_gru
+from gruve.model.oracle import Oracle
 from gruve.model.repository import Model
-from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import START_TOKEN
 
 onnxruntime = optional_package("onnxruntime")
@@ -121,9 +122,7 @@ class _BackendStepper:
         self._backend = backend
         slots = range(batch)
         self._groups = [list(slots[i : i + MOST_ROWS]) for i in range(0, batch, MOST_ROWS)]
-        for slot in slots:
-            start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)
-            backend.admit(slot, Row(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=FOREVER), None)
+        begin_sequences(backend, slots, FOREVER)
 
     def run(self, calls: int) -> None:
         """Runs all groups of rows, call by call."""
@@ -139,15 +138,8 @@ class TorchStepper:
 
     def __init__(self, model: Model, batch: int) -> None:
         config, w = model.config, model.weights
-        kind = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}[config.cell]
-        self._rnn = kind(config.embedding_size, config.hidden_size, config.num_layers).eval()
+        self._rnn = torch_rnn(model)
         self._embedding, self._head, self._bias = w["embedding.weight"], w["head.weight"], w["head.bias"]
-        with torch.no_grad():
-            for l in range(config.num_layers):
-                for name, value in zip(
-                    ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), torch_layer(model, l), strict=True
-                ):
-                    getattr(self._rnn, f"{name}_l{l}").copy_(value)
         self._tokens = torch.full((batch,), START_TOKEN)
         zeros = torch.zeros(config.num_layers, batch, config.hidden_size)
         self._state: Any = (zeros, zeros.clone()) if config.cell == "lstm" else zeros
@@ -333,10 +325,28 @@ def _openvino_graph(onnx_graph: bytes, model: Model, batch: int) -> Any:
     return graph
 
 
-def torch_layer(model: Model, l: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One layer's weights in torch's convention."""
-    w = model.weights
-    W, U, b = w[f"layers.{l}.weight_ih"], w[f"layers.{l}.weight_hh"], w[f"layers.{l}.bias"]
-    if model.config.cell != "gru":
-        return W, U, b, torch.zeros_like(b)
-    return to_torch_gru(W, U, b, w[f"layers.{l}.bias_hn"])
+def torch_rnn(model: Model) -> nn.RNNBase:
+    """The layers of a model as `torch.nn.GRU`, `LSTM` or `RNN`, with weights in torch's convention."""
+    config, w = model.config, model.weights
+    kind = {"gru": nn.GRU, "lstm": nn.LSTM, "elman": nn.RNN}[config.cell]
+    rnn: nn.RNNBase = kind(config.embedding_size, config.hidden_size, config.num_layers).eval()
+    values = {}
+    for l in range(config.num_layers):
+        W, U, b = (w[f"layers.{l}.{name}"] for name in ("weight_ih", "weight_hh", "bias"))
+        is_gru = config.cell == "gru"
+        layer = to_torch_gru(W, U, b, w[f"layers.{l}.bias_hn"]) if is_gru else (W, U, b, torch.zeros_like(b))
+        for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), layer, strict=True):
+            values[f"{name}_l{l}"] = value
+    rnn.load_state_dict(values)
+    return rnn
+
+
+def require_same_model(logits: Callable[[int], NDArray[np.float32]], model: Model, bound: float) -> None:
+    """Compares a peer with the oracle after each of a few tokens; raises `Absent` where a logit is off by over `bound`.
+
+    `logits` consumes a token and returns the logits (V,) that follow it.
+    """
+    oracle = Oracle(model.config, model.weights)
+    worst = np.max([np.abs(logits(token) - oracle.step(token)) for token in (START_TOKEN, 5, 17, 99)])
+    if not worst <= bound:
+        raise Absent(f"it computes another model: its logits differ from the oracle's by {worst:.2g}")

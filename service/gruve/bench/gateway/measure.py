@@ -27,7 +27,6 @@ from gruve.bench.load.transport import Transport, connect
 from gruve.bench.load.window import Loaded, closed_loop
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.null_backend import choose_null
-from gruve.bench.plots import plot_gateway
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MODEL, SMALL, VOCABULARY_SIZE, Size, make_model, tokenizer
 from gruve.decode.choose import DecodeConfig
@@ -69,7 +68,6 @@ class GatewayBenchConfig:
     """How long clients have not been reading when memory is read."""
     client_processes: int = 1
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
-    plot: Path | None = None
 
     @classmethod
     def quick(cls) -> GatewayBenchConfig:
@@ -134,9 +132,6 @@ def run_gateway(config: GatewayBenchConfig, report: Report) -> Result:
             speed = _speed(config, server, report)
             stopped = _stopped(config, server, report)
         limit = _limit(config, serving, report)
-    if config.plot is not None:
-        config.plot.parent.mkdir(parents=True, exist_ok=True)
-        plot_gateway(speed, config.plot)
     for rows, columns in ((speed, SPEED), (limit, LIMIT), ([stopped], STOPPED)):
         for line in table(rows, columns):
             report(line)

@@ -22,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from gruve.bench.decode.steppers import require_same_model
 from gruve.bench.gpu.proofs import BOUNDS, Extent, fresh_model, prove_draws, prove_mixes, prove_oracle
 from gruve.bench.gpu.setup import DrySetup, GpuSetup, Setup
 from gruve.bench.gpu.steps import COMPILED, PEERS, Ours, Peer, Timing, probe_bytes_per_s, probe_flop_per_s, step_s
@@ -45,10 +46,8 @@ from gruve.bench.synthetic import (
 from gruve.decode.cuda.backend import CudaBackend
 from gruve.decode.cuda.modes import MODES, CudaMode
 from gruve.model.config import Precision
-from gruve.model.oracle import Oracle
 from gruve.model.repository import Model
 from gruve.serve.server import ServeConfig
-from gruve.sessions.record import START_TOKEN
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -264,12 +263,7 @@ class _Bench:
     def _time_peer(self, name: str, model: Model, batch: int) -> float:
         """Times a peer, if it computes the same model."""
         peer = Peer(name, model, batch, self._setup)
-        oracle = Oracle(model.config, model.weights)
-        for token in (START_TOKEN, 5, 17, 99):
-            found, expected = peer.logits(token).numpy(), oracle.step(token)
-        worst = float(np.abs(found - expected).max())
-        if not worst <= PEER_BOUND:
-            raise ValueError(f"it computes another model: its logits differ from the oracle's by {worst:.2g}")
+        require_same_model(peer.logits, model, PEER_BOUND)
         return step_s(peer, self._setup, self._config.timing)
 
     def _load(self, pid: int, clients: Clients, sessions: int) -> Row:

@@ -20,8 +20,8 @@ from gruve.model import sampling as law
 from gruve.model.config import ModelConfig, Precision
 from gruve.model.oracle import Oracle
 from gruve.model.repository import Model
+from gruve.sessions.record import START_TOKEN
 
-START = 0
 BOUNDS = {"float16": 2e-2, "float32": 1e-4}
 """The bound on the deviation of a logit from the oracle's, by the type of the operands."""
 Rng = np.random.Generator
@@ -71,7 +71,7 @@ def prove_oracle(backend: Backend, model: Model, extent: Extent, rng: Rng, bound
     worst = 0.0
     made = _forced_logprobs(backend, range(places), tokens, V)
     for place in (0, places - 1):
-        logits = Oracle(model.config, model.weights).run([START, *forced[place, :-1].tolist()])
+        logits = Oracle(model.config, model.weights).run([START_TOKEN, *forced[place, :-1].tolist()])
         highest = logits.max(axis=1, keepdims=True)
         expected = logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
         worst = max(worst, _worst(made[:, place] - expected))
@@ -92,7 +92,7 @@ def prove_draws(backend: CudaBackend, config: ModelConfig, extent: Extent, rng: 
     logits = backend.kept_logits(rows, steps)
     wrong = 0
     for i, parameters in enumerate(asked):
-        history = [START, *tokens[:, i].tolist()]
+        history = [START_TOKEN, *tokens[:, i].tolist()]
         for k in range(steps):
             seen = np.array(history[: k + 1][-HISTORY_TOKENS:])
             wrong += law.draw(logits[k, i], parameters, position=k + 1, history=seen) != int(tokens[k, i])
@@ -147,7 +147,7 @@ def _admit(
     sampling: law.SamplingParameters | None = None,
     state: NDArray[np.float32] | None = None,
 ) -> None:
-    start = np.array([START], dtype=np.int32)
+    start = np.array([START_TOKEN], dtype=np.int32)
     parameters = sampling or law.SamplingParameters(seed=slot)
     backend.admit(slot, Row(start, 0, forced, parameters, max_tokens, logprobs=logprobs), state)
 

@@ -12,19 +12,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import linear
 
-from gruve.bench.decode.steppers import torch_layer
+from gruve.bench.decode.steppers import torch_rnn
 from gruve.bench.figures import median
 from gruve.bench.gpu.setup import Setup
-from gruve.decode import Backend, Block, Row
+from gruve.bench.sequences import begin_sequences
+from gruve.decode import Backend, Block
 from gruve.decode.cuda.backend import CudaBackend
 from gruve.decode.cuda.device import Work
 from gruve.decode.cuda.records import MAX_POSITION
 from gruve.model.cells import cell_function
 from gruve.model.repository import Model
-from gruve.model.sampling import SamplingParameters
 from gruve.sessions.record import START_TOKEN
 
 COMPILED = "torch.compile"
@@ -52,10 +53,7 @@ class Ours:
         self._groups = [
             list(range(first, min(first + backend.max_rows, batch))) for first in range(0, batch, backend.max_rows)
         ]
-        for slot in range(batch):
-            start, nothing = np.array([START_TOKEN], dtype=np.int32), np.array([], dtype=np.int32)
-            row = Row(start, 0, nothing, SamplingParameters(seed=slot), max_tokens=MAX_POSITION)
-            backend.admit(slot, row, None)
+        begin_sequences(backend, range(batch), MAX_POSITION)
 
     def steps(self, calls: int) -> int:
         """See `Stepper`."""
@@ -122,11 +120,12 @@ class Peer:
         work()
 
     @torch.inference_mode()
-    def logits(self, token: int) -> Tensor:
-        """Consumes `token` in every row and returns the first row's logits (V,) in fp32 on the CPU."""
+    def logits(self, token: int) -> NDArray[np.float32]:
+        """Consumes `token` in every row and returns the first row's logits (V,)."""
         logits, state = self._forward(torch.full_like(self._tokens, token), self._state)
         self._state.copy_(state)
-        return logits[0].float().cpu()
+        found: NDArray[np.float32] = logits[0].float().cpu().numpy()
+        return found
 
     def _draw(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         logits, state = self._forward(tokens, state)
@@ -152,14 +151,8 @@ class _GruStep:
     """`torch.nn.GRU` over a sequence of length one."""
 
     def __init__(self, model: Model, weights: dict[str, Tensor], kind: torch.device, dtype: torch.dtype) -> None:
-        config = model.config
         self._w = weights
-        self._gru = nn.GRU(config.embedding_size, config.hidden_size, config.num_layers).to(kind, dtype).eval()
-        with torch.no_grad():
-            for l in range(config.num_layers):
-                names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-                for name, value in zip(names, torch_layer(model, l), strict=True):
-                    getattr(self._gru, f"{name}_l{l}").copy_(value)
+        self._gru = torch_rnn(model).to(kind, dtype)
 
     def __call__(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         out, after = self._gru(self._w["embedding.weight"][tokens][None], state)
@@ -179,16 +172,14 @@ class Timing:
 
 def step_s(stepper: Stepper, setup: Setup, timing: Timing) -> float:
     """The median seconds of a step; NaN on a setup that does not measure."""
-    calls, found = 1, setup.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
-    found = setup.time_s(lambda: _ignore(stepper.steps(1)), stepper.run)
-    if found > 0.0:
-        calls = max(1, round(timing.seconds / found))
-    rounds = []
-    for _ in range(timing.rounds):
-        taken: list[int] = []
-        seconds = setup.time_s(lambda taken=taken: taken.append(stepper.steps(calls)), stepper.run)  # type: ignore[misc]
-        rounds.append(seconds / taken[0])
-    return median(rounds)
+    steps_per_call = stepper.steps(1)  # warms up
+
+    def call_s(calls: int) -> float:
+        return setup.time_s(lambda: _ignore(stepper.steps(calls)), stepper.run) / calls
+
+    once_s = call_s(1)
+    calls = max(1, round(timing.seconds / once_s)) if once_s > 0.0 else 1
+    return median(call_s(calls) for _ in range(timing.rounds)) / steps_per_call
 
 
 def probe_flop_per_s(setup: Setup, size: int) -> float:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from gruve.bench.chaos.replicas import free_port
+from gruve.bench.decode.steppers import torch_rnn
 from gruve.bench.figures import median
 from gruve.bench.load.generator import Clients, Workload
 from gruve.bench.load.processes import Server
@@ -31,7 +32,6 @@ from gruve.bench.peers.systems import SYSTEMS, Connect, System
 from gruve.bench.result import Report, Result, Row, table
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
-from gruve.model.network import to_torch_gru
 from gruve.model.repository import Model
 from gruve.serve.server import ServeConfig
 
@@ -105,13 +105,8 @@ def run_peers(config: PeersBenchConfig, report: Report) -> Result:
 
 def torch_weights(model: Model) -> dict[str, torch.Tensor]:
     """A GRU's weights with the names and in the convention of the peers' `CharRnn`."""
-    w = model.weights
-    out = {name: w[name] for name in ("embedding.weight", "head.weight", "head.bias")}
-    for l in range(model.config.num_layers):
-        ours = (w[f"layers.{l}.{name}"] for name in ("weight_ih", "weight_hh", "bias", "bias_hn"))
-        for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), to_torch_gru(*ours), strict=True):
-            out[f"rnn.{name}_l{l}"] = value
-    return out
+    ends = {name: model.weights[name] for name in ("embedding.weight", "head.weight", "head.bias")}
+    return ends | {f"rnn.{name}": weight for name, weight in torch_rnn(model).state_dict().items()}
 
 
 class _Run:

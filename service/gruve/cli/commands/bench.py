@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from gruve.cli.flags.parser import Parser, add_command, add_flag, bounded
 from gruve.cli.output.terminal import Failure
 
 if TYPE_CHECKING:
-    from gruve.bench.result import Result
+    from gruve.bench.result import Result, Row
 
 DESCRIPTION = """Measure gruve and compare it with its alternatives.
 
@@ -119,9 +119,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _front(args: argparse.Namespace) -> int:
-    from gruve.bench.server_ceiling import CeilingBenchConfig, run_server_ceiling
+    from gruve.bench.front import FrontBenchConfig, run_front
 
-    return _end(run_server_ceiling(_config(CeilingBenchConfig, args), _say), args)
+    return _end(run_front(_config(FrontBenchConfig, args), _say), args)
 
 
 def _protection(args: argparse.Namespace) -> int:
@@ -185,10 +185,7 @@ def _decode(args: argparse.Namespace) -> int:
 
     config = _config(DecodeBenchConfig, args, "sizes", "batches", "threads", "backends")
     _require_known("--backends", config.backends, BACKENDS)
-    result = run_decode(config, _say)
-    if args.plot:
-        plot_decode(result.rows, args.plot)
-    return _end(result, args)
+    return _end(run_decode(config, _say), args, plot_decode)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -206,44 +203,41 @@ def _peers(args: argparse.Namespace) -> int:
 
     config = _config(PeersBenchConfig, args, "sizes", "streams", "systems", "cache")
     _require_known("--systems", config.systems, PeersBenchConfig().systems)
-    result = run_peers(config, _say)
-    if args.plot and result.rows:
-        plot_peers(result.rows, args.plot)
-    return _end(result, args)
+    return _end(run_peers(config, _say), args, plot_peers)
 
 
 def _growth(args: argparse.Namespace) -> int:
     from gruve.bench.growth import GrowthBenchConfig, run_growth
+    from gruve.bench.plots import plot_growth
 
-    return _end(run_growth(_config(GrowthBenchConfig, args, "plot"), _say), args)
+    return _end(run_growth(_config(GrowthBenchConfig, args), _say), args, plot_growth)
 
 
 def _overload(args: argparse.Namespace) -> int:
     from gruve.bench.overload import OverloadBenchConfig, run_overload
+    from gruve.bench.plots import plot_overload
 
-    return _end(run_overload(_config(OverloadBenchConfig, args, "plot"), _say), args)
+    return _end(run_overload(_config(OverloadBenchConfig, args), _say), args, plot_overload)
 
 
 def _gateway(args: argparse.Namespace) -> int:
     require_extra("http", "`gruve bench gateway`")
     from gruve.bench.gateway.measure import GatewayBenchConfig, run_gateway
+    from gruve.bench.plots import plot_gateway
 
-    return _end(run_gateway(_config(GatewayBenchConfig, args, "plot"), _say), args)
+    return _end(run_gateway(_config(GatewayBenchConfig, args), _say), args, plot_gateway)
 
 
 def _gpu(args: argparse.Namespace) -> int:
     from gruve.bench.gpu.measure import GpuBenchConfig, held, run_gpu, sees_gpu
+    from gruve.bench.plots import plot_gpu
 
     if not args.dry_run and not sees_gpu():
         raise Failure("torch sees no GPU: there is nothing to prove or to measure here")
     config = GpuBenchConfig.dry() if args.dry_run else _config(GpuBenchConfig, args, "modes")
     _require_known("--modes", config.modes, GpuBenchConfig().modes)
     result = run_gpu(config, _say, dry=args.dry_run)
-    _end(result, args)  # first: what was measured is not to be lost over a picture of it
-    if args.plot and not args.dry_run:
-        from gruve.bench.plots import plot_gpu
-
-        plot_gpu(result.rows, args.plot)
+    _end(result, args, None if args.dry_run else plot_gpu)
     return 0 if held(result) else 1
 
 
@@ -277,10 +271,13 @@ def _config(kind: Any, args: argparse.Namespace, *names: str) -> Any:
     return dataclasses.replace(kind.quick() if args.quick else kind(), **given)
 
 
-def _end(result: Result, args: argparse.Namespace) -> int:
+def _end(result: Result, args: argparse.Namespace, plot: Callable[[Sequence[Row], Path], None] | None = None) -> int:
+    """Saves and prints a result, then draws its rows: no result is lost if the drawing fails."""
     if args.out:
         result.save(args.out)
     print(result.to_json())
+    if plot is not None and args.plot and result.rows:
+        plot(result.rows, args.plot)
     return 0
 
 
