@@ -86,22 +86,33 @@ def test_an_interrupted_run_keeps_a_checkpoint_however_early(tmp_path: Path, cor
     assert train(CONFIG, corpus, tmp_path / "cut", resume=True).digest == whole.digest
 
 
-def test_a_run_is_not_begun_over_another(tmp_path: Path, corpus: Path) -> None:
-    train(CONFIG, corpus, tmp_path / "run")
+def test_a_run_is_not_begun_over_another(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
     with pytest.raises(ModelBroken, match="is there already"):
-        train(CONFIG, corpus, tmp_path / "run")
+        train(CONFIG, tmp_path / "not_read.txt", tmp_path)
+
+
+def test_only_a_run_with_a_checkpoint_can_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ModelBroken, match=f"there is no checkpoint in {tmp_path}/run: no file {FILE}"):
+        train(CONFIG, tmp_path / "not_read.txt", tmp_path / "run", resume=True)
+
+
+def test_a_folder_that_cannot_be_written_in_is_refused_before_the_first_update(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / ".losses.csv.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        train(CONFIG, corpus, tmp_path, progress=stop_at(1))  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path, corpus: Path) -> None:
     train(CONFIG, corpus, tmp_path / "run")
-    with pytest.raises(ModelBroken, match="another training config"):
+    with pytest.raises(ModelBroken, match=f"{FILE} was made with another training config"):
         train(dataclasses.replace(CONFIG, seed=2), corpus, tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_another_corpus_is_refused(tmp_path: Path, corpus: Path) -> None:
     train(CONFIG, corpus, tmp_path / "run")
     corpus.write_text(corpus.read_text() + "more.\n")
-    with pytest.raises(ModelBroken, match="another corpus"):
+    with pytest.raises(ModelBroken, match=r"another corpus: the corpus has sha256 \w+; the run began with \w+"):
         train(CONFIG, corpus, tmp_path / "run", resume=True)
 
 
@@ -142,7 +153,7 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path, corpus: Path) -> None:
     train(CONFIG, corpus, tmp_path / "run")
     path = tmp_path / "run" / FILE
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelBroken, match="cannot be resumed"):
+    with pytest.raises(ModelBroken, match=f"{FILE} cannot be read"):
         train(CONFIG, corpus, tmp_path / "run", resume=True)
 
 

@@ -47,11 +47,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the folder's checkpoint; raises `ModelBroken` if there is none or it is damaged."""
+    """Reads the folder's checkpoint; raises `ModelBroken` if there is none or it cannot be read."""
     path = folder / FILE
+    if not path.exists():
+        raise ModelBroken(f"there is no checkpoint in {folder}: no file {FILE}")
     try:
         with safe_open(path, framework="pt") as file:
             scalars: dict[str, Any] = json.loads((file.metadata() or {})["gruve"])
             return Checkpoint(**scalars, tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ModelBroken(f"{path} cannot be resumed from: {error}") from error
+        raise ModelBroken(f"{path} cannot be read: {error}") from error

@@ -22,14 +22,15 @@ class Curve:
     def add(self, *row: float) -> None:
         """Adds one row, with the columns of `COLUMNS`."""
         self.rows.append(row)
-        self._write()
+        self.write()
 
     def cut(self, step: int) -> None:
         """Continues with the rows on disk up to `step` and removes later ones."""
         self.rows = [row for row in read_curve(self.path) if row[0] <= step]
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes the file, and its folder if there is none. Raises `OSError`, and then the old file stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{CSV_FILE}.partial")  # a run that is killed leaves a file that can be read
         with partial.open("w", newline="", encoding="utf-8") as file:

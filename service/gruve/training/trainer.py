@@ -79,25 +79,27 @@ def train(
     config names as its teachers; a run that is resumed needs them again. `note` is called with the summary of a corpus
     of tunes, before the first update.
 
-    Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, or
-    if there is a checkpoint and `resume` is false. Raises `ModelBroken` if a loss is not finite.
+    Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, if
+    there is a checkpoint and `resume` is false, or none and `resume` is true. Raises `ModelBroken` if a loss is not
+    finite, and `OSError` if nothing can be written in `out`.
 
     The updates run within `deferring`, which yields a function that is called after every update. Once it returns true,
     a checkpoint is written and `KeyboardInterrupt` is raised.
     """
+    checkpoint = load_checkpoint(out) if resume else None
+    if checkpoint is None and (out / FILE).exists():
+        raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
     corpus = read_corpus(config, corpus_path)
     with _fixed_arithmetic(config):
         if isinstance(corpus, TuneCorpus):
             note(corpus.summary)
             corpus = with_pointers(corpus, model_config(config, corpus.tokenizer))
         run = Run(config, corpus, out, teachers)
-        if resume:
-            run.restore(load_checkpoint(out))
-        elif (out / FILE).exists():
-            raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
+        if checkpoint is not None:
+            run.restore(checkpoint)
         elif initial is not None or config.initial_digest:
             run.begin_with(initial_model(config, initial))
-        out.mkdir(parents=True, exist_ok=True)  # fails now if nothing can be written there, not after 500 updates
+        run.curve.write()  # fails now if nothing can be written in `out`, not after 500 updates
         with deferring as interrupted:
             while run.step < config.schedule.steps:
                 progress(run.advance())
@@ -271,9 +273,10 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restores the run from `checkpoint`."""
         if checkpoint.config_digest != self.config.digest():
-            raise ModelBroken("the checkpoint was made with another training config; it cannot go on under this one")
+            raise ModelBroken(f"{self.out / FILE} was made with another training config; give that one")
         if checkpoint.corpus_sha256 != self.corpus.sha256:
-            raise ModelBroken(f"the checkpoint was made with another corpus (sha256 {checkpoint.corpus_sha256})")
+            found = f"the corpus has sha256 {self.corpus.sha256}; the run began with {checkpoint.corpus_sha256}"
+            raise ModelBroken(f"{self.out / FILE} was made with another corpus: {found}")
         groups: dict[str, dict[str, Tensor]] = {}
         for path, tensor in checkpoint.tensors.items():
             group, _, name = path.replace("landmark_head.", "auxiliary_head.").partition("/")  # its former name
