@@ -155,7 +155,9 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["bench", "decode", "--backends", "fast"], {}, 2, "--backends is 'fast'; must be of native"),
         (["bench", "chaos", "--scenarios", "flood"], {}, 2, "--scenarios is 'flood'; must be of sqlite-kill"),
         (["completion", "tcsh"], {}, 2, "SHELL is 'tcsh'; must be one of bash, zsh, fish"),
-        (["evaluate", "runs/nope", "models/tiny"], {}, 1, "there is no model at 'runs/nope'"),
+        (["evaluate", "runs/nope", "models/tiny"], {}, 1, "there is no model at 'runs/nope': not a folder"),
+        (["evaluate", "models", "models/tiny"], {}, 1, "the model at 'models' cannot be loaded: config.json cannot be"),
+        (["export-tokenizer", "models", "/no/where"], {}, 1, "the model at 'models' cannot be loaded: config.json"),
         (
             ["evaluate", "models/tiny", "models", "--temperature", "-1"],
             {},

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 from gruve.errors import ModelBroken, ModelUnknown
 from gruve.model.config import ModelConfig
 from gruve.model.network import Network
-from gruve.model.repository import CARD, CONFIG, MAX_WEIGHT, TOKENIZER, WEIGHTS, Model, load, save
+from gruve.model.repository import CARD, CONFIG, MAX_WEIGHT, TOKENIZER, WEIGHTS, Model, load, load_given, save
 from gruve.model.versions import Broken, scan
 from gruve.training.pointing import pointed_rows
 from nets import CELL_NAMES, CELLS, config_of, configs, pointers_of, tokenizer_of, weights_of
@@ -50,6 +50,17 @@ def refused(folder: Path) -> str:
     with pytest.raises(ModelBroken) as error:
         load(folder)
     return str(error.value)
+
+
+def test_a_model_is_named_by_the_folder_that_was_given(entry, monkeypatch):
+    monkeypatch.chdir(entry)
+    assert load_given(Path(".")).name == "small"
+    for given_folder, why in (
+        (Path(".."), r"the model at '\.\.' cannot be loaded: config\.json cannot be read: No such file"),
+        (Path("none"), "there is no model at 'none': not a folder"),
+    ):
+        with pytest.raises(ModelBroken, match=why):
+            load_given(given_folder)
 
 
 @settings(max_examples=20, deadline=None)

@@ -104,6 +104,8 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path) -> None:
         evaluate_text(m, "abx", "carried")
     with pytest.raises(InvalidField, match="no end token"):
         evaluate_tunes(m, [[1, 2]])
+    with pytest.raises(InvalidField, match="'m' is a model of tunes, not of texts"):
+        evaluate_text(model(tmp_path, "abc"), TUNES[0], "carried")
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_other_samples(tmp_path: Path) -> None:

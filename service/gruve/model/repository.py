@@ -82,6 +82,16 @@ def load(folder: Path, name: str | None = None) -> Model:
     return Model(name, config, tokenizer, _weights(weight_bytes, config), description, card_license)
 
 
+def load_given(folder: Path) -> Model:
+    """Loads the model in a folder that somebody gave, such as "."; raises `ModelBroken` that names the folder."""
+    if not folder.is_dir():
+        raise ModelBroken(f"there is no model at {str(folder)!r}: not a folder")
+    try:
+        return load(Path(os.path.abspath(folder)))
+    except ModelBroken as error:
+        raise ModelBroken(f"the model at {str(folder)!r} cannot be loaded: {error}") from error
+
+
 def check_unread(folder: Path) -> ModelConfig:
     """Checks a model as far as it can be without reading its weights: its config, tokenizer, and the weights' shapes.
 

@@ -101,7 +101,13 @@ def encode_tunes(model: Model, tunes: Iterable[Kept]) -> list[list[int]]:
 
 
 def evaluate_text(model: Model, text: str, protocol: Protocol) -> TextReport:
-    """Scores a text. Raises `InvalidField` if it is too short, `UnknownCharacter` if the model has no token for it."""
+    """Scores a text.
+
+    Raises `InvalidField` for a model of tunes or if the text is too short, and `UnknownCharacter` if the model has no
+    token for it.
+    """
+    if model.tokenizer.kind != "characters":
+        raise InvalidField("model", f"{model.name!r} is a model of tunes, not of texts")
     ids = model.tokenizer.encode(text)
     fewest = 1 if protocol == "carried" else COLD_WINDOW + 1
     if len(ids) < fewest:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gruve.errors import InvalidField, ModelBroken
-from gruve.model.repository import Model, load
+from gruve.model.repository import Model, load_given
 from gruve.training.batches import IGNORED, START_ID, Piece, pad
 from gruve.training.config import Teachers
 from gruve.training.corpus import Corpus, TextCorpus
@@ -39,7 +39,7 @@ def load_teachers(teachers: Teachers, folders: Sequence[Path], corpus: Corpus) -
     if len(folders) != len(teachers.digests):
         names = f"has {len(teachers.digests)} models; {len(folders)} folders of teachers are given"
         raise InvalidField("teachers.digests", names)
-    models = [load(folder) for folder in folders]
+    models = [load_given(folder) for folder in folders]
     for model, folder, digest in zip(models, folders, teachers.digests, strict=True):
         if model.digest != digest:
             raise InvalidField("teachers.digests", f"has {digest!r}; the model in {folder} has {model.digest!r}")

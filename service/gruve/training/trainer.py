@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from gruve.errors import InvalidField, ModelBroken
 from gruve.model.config import ModelConfig
 from gruve.model.network import Dropout
-from gruve.model.repository import Model, load, save
+from gruve.model.repository import Model, load_given, save
 from gruve.model.tokenizer import Tokenizer
 from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
@@ -325,7 +325,7 @@ def initial_model(config: TrainingConfig, folder: Path | None) -> Model:
     wanted = config.initial_digest
     if folder is None:
         raise InvalidField("initial_digest", f"is {wanted}; the folder of that model must be given, too")
-    model = load(folder)
+    model = load_given(folder)
     if model.digest != wanted:
         raise InvalidField("initial_digest", f"is {wanted!r}; the model in {folder} has {model.digest!r}")
     return model

@@ -67,13 +67,11 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each protocol, and of tunes the form."""
-    from gruve.model.repository import load
+    from gruve.model.repository import load_given
 
     if not args.corpus.exists():
         raise Failure(f"there is no corpus at {str(args.corpus)!r}")
-    if not args.model.is_dir():
-        raise Failure(f"there is no model at {str(args.model)!r}")
-    model = load(args.model)
+    model = load_given(args.model)
     report = _tunes(model, args) if args.corpus.is_dir() else _text(model, args)
     if args.json:
         print_json(report)

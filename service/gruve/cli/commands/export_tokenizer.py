@@ -32,15 +32,13 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks the model and writes the folder."""
     from gruve.model.huggingface import export_tokenizer
-    from gruve.model.repository import load
+    from gruve.model.repository import load_given
 
-    if not args.model.is_dir():
-        raise Failure(f"there is no model at {str(args.model)!r}")
     if args.folder.resolve() == args.model.resolve():
         raise Failure(
             f"DIR is {str(args.folder)!r}, the model's own folder, which has a tokenizer.json of gruve's form"
         )
-    tokenizer = load(args.model).tokenizer
+    tokenizer = load_given(args.model).tokenizer
     export_tokenizer(tokenizer, args.folder, skip_unknown=args.skip_unknown)
     say_note(f"the {tokenizer.size} tokens of {args.model} are in {args.folder}")
     return 0
