@@ -19,7 +19,7 @@ from engines import random_schedule
 from gruve.decode import HISTORY_TOKENS
 from gruve.decode.native import NativeBackend
 from gruve.decode.native.library import library
-from gruve.decode.native.weights import native_sizes, packed_weights
+from gruve.decode.native.weights import native_sizes, packed_weights, weights_struct
 from gruve.decode.reference import ReferenceBackend
 from gruve.model.oracle import Oracle, sigmoid
 from gruve.model.sampling import SamplingParameters
@@ -249,15 +249,38 @@ def test_a_decoder_outlives_the_name_of_its_weights():
 def test_weights_that_are_no_numbers_are_refused_for_int8():
     model = model_of(config_of(CELLS[0], precision="float32"))
     model.weights["layers.0.weight_hh"][3, 1] = torch.nan
-    with pytest.raises(ValueError, match="a weight is not finite"):
+    with pytest.raises(ValueError, match="a weight is nan; int8 takes finite ones only"):
         NativeBackend(model, 1, arithmetic="int8")
 
 
 def test_weights_that_are_no_float16_are_refused_where_the_model_says_they_are():
     model = model_of(config_of(CELLS[0]))
     weights = weights_of(config_of(CELLS[0], precision="float32"))
-    with pytest.raises(ValueError, match="said to be float16"):
+    with pytest.raises(ValueError, match=r"said to be float16 and hold -?\d\.\d+(e-\d+)?, which is none"):
         NativeBackend(type(model)("odd", model.config, model.tokenizer, weights), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"cell": 4}, "cell 4 is not between 0 and 3"),
+        ({"vocabulary_size": 65_536}, "vocabulary_size 65536 is not between 1 and 65535"),
+        ({"embedding_size": 0}, "embedding_size 0 is not between 1 and 4096"),
+        ({"hidden_size": 7}, "hidden_size 7 is not between 8 and 4096"),
+        ({"num_layers": 5}, "num_layers 5 is not between 1 and 4"),
+        ({"num_layers": 2}, "weight_ih of layer 1 is missing"),
+        ({"head_bias": None}, "head_bias is missing"),
+        ({"head_weight": None}, "head_projection, which a tied head needs where E differs from H, is missing"),
+    ],
+)
+def test_weights_that_are_no_model_are_refused_with_what_is_wrong(changes, complaint):
+    config = config_of(CELLS[0], E=9, L=1)
+    arrays = {name: np.zeros(shape, dtype=np.float32) for name, shape in config.shapes().items()}
+    weights, _ = weights_struct(config, arrays, "float32")
+    for name, value in changes.items():
+        setattr(weights, name, value)
+    with pytest.raises(ValueError, match=complaint):
+        library().memory(weights, "portable", 1, 1)
 
 
 @every_isa

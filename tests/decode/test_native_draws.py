@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 
 import numpy as np
 import pytest
@@ -23,6 +24,12 @@ MAX32 = 0xFFFFFFFF
 
 def draw(isa, logits, parameters, *, position, history=(), masked=()) -> int:
     sampling, *keep = native_sampling(parameters)
+    token = drawn_with(isa, logits, sampling, position=position, history=history, masked=masked)
+    assert keep
+    return token
+
+
+def drawn_with(isa, logits, sampling, *, position, history=(), masked=()) -> int:
     history, masked = np.array(history, dtype=np.int32), np.array(masked, dtype=np.int32)
     token = ctypes.c_int32(-1)
     library().call(
@@ -38,7 +45,6 @@ def draw(isa, logits, parameters, *, position, history=(), masked=()) -> int:
         len(masked),
         ctypes.byref(token),
     )
-    assert keep
     return token.value
 
 
@@ -123,6 +129,37 @@ def test_denormal_differences_are_seen_as_the_law_sees_them(isa):
 def test_a_position_out_of_bounds_is_refused(position):
     with pytest.raises(ValueError, match=f"position {position} is not between 0 and {2**62}"):
         draw("portable", np.zeros(3, dtype=np.float32), law.SamplingParameters(), position=position)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"scale": math.inf}, "scale inf is not positive and finite"),
+        ({"penalty": -1.5}, "penalty -1.5 is not positive and finite"),
+        ({"inverse_penalty": 0.0}, "inverse_penalty 0 is not positive and finite"),
+        ({"bias_size": -1}, "the size of the array of each logit_bias token -1 is not between 0 and 1073741824"),
+    ],
+)
+def test_parameters_out_of_bounds_are_quoted(changes, complaint):
+    sampling, *keep = native_sampling(law.SamplingParameters(logit_bias=((2, 1.0),)))
+    for name, value in changes.items():
+        setattr(sampling, name, value)
+    with pytest.raises(ValueError, match=complaint):
+        drawn_with("portable", np.zeros(3, dtype=np.float32), sampling, position=1)
+    assert keep
+
+
+def test_a_bias_that_is_no_number_is_quoted_with_its_token():
+    sampling, ids, bias = native_sampling(law.SamplingParameters(logit_bias=((2, 1.0),)))
+    bias[:] = np.inf
+    with pytest.raises(ValueError, match="logit_bias inf of token 2 is not finite"):
+        drawn_with("portable", np.zeros(3, dtype=np.float32), sampling, position=1)
+    assert len(ids) == 1
+
+
+def test_an_unknown_instruction_set_is_quoted():
+    with pytest.raises(ValueError, match="isa 'sse9' is unknown, or this CPU does not support it"):
+        draw("sse9", np.zeros(3, dtype=np.float32), law.SamplingParameters(), position=1)
 
 
 def test_the_draws_of_many_seeds_have_the_distribution_of_the_logits():

@@ -103,8 +103,9 @@ class IntegerMatrix:
 
     def __init__(self, weight: Tensor, device: torch.device) -> None:
         exact = weight.double()
-        if not exact.isfinite().all():
-            raise ValueError("a weight is not finite, and int8 has no such number")
+        infinite = exact[~exact.isfinite()]
+        if len(infinite):
+            raise ValueError(f"a weight is {infinite[0].item()}; int8 takes finite ones only")
         most = exact.abs().amax(dim=1, keepdim=True)
         # Not `63 / most`, which torch computes as a reciprocal and a product: two roundings.
         scale = torch.where(most == 0, torch.ones_like(most), torch.full_like(most, WEIGHT_STEPS) / most)

@@ -12,12 +12,14 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
-#include <initializer_list>
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "bounds.h"
 #include "decoder.h"
@@ -121,7 +123,8 @@ const Kernels* find_kernels(const char* wanted) {
 
 const Kernels& kernels_named(const char* isa) {
     const Kernels* kernels = find_kernels(isa);
-    if (kernels == nullptr) throw std::invalid_argument("this CPU has no such instruction set");
+    if (kernels == nullptr)
+        throw std::invalid_argument("isa '" + std::string(isa) + "' is unknown, or this CPU does not support it");
     return *kernels;
 }
 
@@ -154,9 +157,8 @@ int32_t gruve_model_create(
     const gruve_weights* weights, const char* isa, gruve_model** model, char* error, size_t error_size) {
     return guarded(error, error_size, [&] {
         const FloatControl control(Denormals::ieee);
-        check_present("an argument", weights);
-        check_present("an argument", model);
-        if (const char* why = refuse(*weights)) throw std::invalid_argument(why);
+        check_present("weights", weights);
+        check_present("model", model);
         auto packed = std::make_shared<Model>();
         pack(*weights, kernels_named(isa), *packed);
         *model = new gruve_model{std::move(packed)};
@@ -167,9 +169,9 @@ int32_t gruve_memory(
     const gruve_weights* weights, const char* isa, int32_t slots, int32_t threads, size_t* model, size_t* decoder,
     char* error, size_t error_size) {
     return guarded(error, error_size, [&] {
-        for (const void* argument : std::initializer_list<const void*>{weights, model, decoder})
-            check_present("an argument", argument);
-        if (const char* why = refuse(*weights)) throw std::invalid_argument(why);
+        check_present("weights", weights);
+        check_present("model", model);
+        check_present("decoder", decoder);
         Model sizes;
         *model = Pages::resident(lay_out(*weights, kernels_named(isa), sizes));
         *decoder = Decoder::bytes(sizes, slots, threads);
@@ -183,8 +185,8 @@ size_t gruve_model_bytes(const gruve_model* model) { return model == nullptr ? 0
 int32_t gruve_decoder_create(
     const gruve_model* model, int32_t slots, int32_t threads, gruve_decoder** decoder, char* error, size_t error_size) {
     return guarded(error, error_size, [&] {
-        check_present("the model", model);
-        check_present("an argument", decoder);
+        check_present("model", model);
+        check_present("decoder", decoder);
         *decoder = new gruve_decoder(model->model, slots, threads);
     });
 }
@@ -200,21 +202,21 @@ void gruve_decoder_destroy(gruve_decoder* decoder) {
 int32_t gruve_admit(
     gruve_decoder* decoder, int32_t slot, const gruve_row* row, const float* state, char* error, size_t error_size) {
     return guarded_decoder(decoder, error, error_size, [&](Decoder& d) {
-        check_present("the row", row);
+        check_present("row", row);
         d.admit(slot, *row, state);
     });
 }
 
 int32_t gruve_decode(gruve_decoder* decoder, const gruve_call* call, char* error, size_t error_size) {
     return guarded_decoder(decoder, error, error_size, [&](Decoder& d) {
-        check_present("the call", call);
+        check_present("call", call);
         d.decode(*call);
     });
 }
 
 int32_t gruve_snapshot(gruve_decoder* decoder, int32_t slot, float* state, char* error, size_t error_size) {
     return guarded_decoder(decoder, error, error_size, [&](Decoder& d) {
-        check_present("an argument", state);
+        check_present("state", state);
         d.snapshot(slot, state);
     });
 }
@@ -225,7 +227,7 @@ int32_t gruve_release(gruve_decoder* decoder, int32_t slot, char* error, size_t 
 
 int32_t gruve_last_logits(gruve_decoder* decoder, int32_t row, float* logits, char* error, size_t error_size) {
     return guarded_decoder(decoder, error, error_size, [&](Decoder& d) {
-        check_present("an argument", logits);
+        check_present("logits", logits);
         d.last_logits(row, logits);
     });
 }
@@ -236,9 +238,10 @@ int32_t gruve_draw(
     char* error, size_t error_size) {
     return guarded(error, error_size, [&] {
         const FloatControl control(Denormals::ieee);
-        for (const void* argument : std::initializer_list<const void*>{logits, sampling, token})
-            check_present("an argument", argument);
-        check("vocabulary_size", vocabulary_size, 1, 65535);
+        check_present("logits", logits);
+        check_present("sampling", sampling);
+        check_present("token", token);
+        check("vocabulary_size", vocabulary_size, 1, GRUVE_MAX_VOCABULARY);
         check("position", position, 0, GRUVE_MAX_POSITION);
         check("the history's size", history_size, 0, GRUVE_HISTORY);
         check_all("history token", history, history_size, 0, vocabulary_size - 1);
@@ -262,8 +265,9 @@ void gruve_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t wor
 int32_t gruve_activations(
     const char* isa, const float* x, int32_t n, float* sigmoid, float* tanh, char* error, size_t error_size) {
     return guarded(error, error_size, [&] {
-        for (const float* argument : {x, static_cast<const float*>(sigmoid), static_cast<const float*>(tanh)})
-            check_present("an argument", argument);
+        check_present("x", x);
+        check_present("sigmoid", sigmoid);
+        check_present("tanh", tanh);
         const FloatControl control(Denormals::flush);
         const Kernels& kernels = kernels_named(isa);
         kernels.sigmoid(x, sigmoid, n);

@@ -14,7 +14,11 @@
 #include <stdint.h>
 
 #define GRUVE_ABI_VERSION 7
+#define GRUVE_MAX_VOCABULARY 65535
+#define GRUVE_MAX_SIZE 4096
+#define GRUVE_MIN_HIDDEN 8
 #define GRUVE_MAX_LAYERS 4
+#define GRUVE_MAX_SLOTS (1 << 20)
 #define GRUVE_MAX_ROWS 64
 #define GRUVE_MAX_STEPS 4096
 #define GRUVE_MAX_THREADS 256
@@ -57,13 +61,14 @@ typedef struct {
     const float* gate_bias;    // (K, matches, or 1 without)
 } gruve_pointers;
 
-// A model's weights, row-major fp32, shapes as in gruve.model.config. `embedding` must outlive the model.
+// A model's weights, row-major fp32, as in gruve.model.config: V tokens, E embedding, H hidden, L layers, G gates (4 in an
+// LSTM, 3 in a GRU, 1 in Elman's). `embedding` must outlive the model.
 typedef struct {
-    int32_t cell;
-    int32_t vocabulary_size;
-    int32_t embedding_size;
-    int32_t hidden_size;
-    int32_t num_layers;
+    int32_t cell;              // a gruve_cell
+    int32_t vocabulary_size;   // V, 1 to GRUVE_MAX_VOCABULARY
+    int32_t embedding_size;    // E, 1 to GRUVE_MAX_SIZE
+    int32_t hidden_size;       // H, GRUVE_MIN_HIDDEN to GRUVE_MAX_SIZE
+    int32_t num_layers;        // L, 1 to GRUVE_MAX_LAYERS
     int32_t half;  // 1: every weight matrix holds fp16 values and may be stored so
     int32_t whole; // 1: layers and head multiply states in int8 and sum integers; 0: all in fp32
     const float* embedding;                      // (V, E)
@@ -156,13 +161,14 @@ GRUVE_EXPORT int32_t gruve_memory(
 GRUVE_EXPORT void gruve_model_destroy(gruve_model* model);
 GRUVE_EXPORT size_t gruve_model_bytes(const gruve_model* model);
 
-// A decoder keeps its model alive: the two may be destroyed in any order.
+// `slots` is 1 to GRUVE_MAX_SLOTS, `threads` 1 to GRUVE_MAX_THREADS. A decoder keeps its model alive: the two may be
+// destroyed in any order.
 GRUVE_EXPORT int32_t gruve_decoder_create(
     const gruve_model* model, int32_t slots, int32_t threads, gruve_decoder** decoder, char* error, size_t error_size);
 // Waits for calls that are under way; no other may begin.
 GRUVE_EXPORT void gruve_decoder_destroy(gruve_decoder* decoder);
 
-// `state` is (state tensors, L, H), or null for zeros.
+// `state` of gruve_admit and gruve_snapshot is (state tensors, L, H) fp32; null admits zeros.
 GRUVE_EXPORT int32_t gruve_admit(
     gruve_decoder* decoder, int32_t slot, const gruve_row* row, const float* state, char* error, size_t error_size);
 GRUVE_EXPORT int32_t gruve_decode(gruve_decoder* decoder, const gruve_call* call, char* error, size_t error_size);

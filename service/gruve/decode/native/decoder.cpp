@@ -32,7 +32,7 @@ size_t layer_floats(const Model& model) { return static_cast<size_t>(model.num_l
 size_t slot_floats(const Model& model) { return odd_lines(layer_floats(model) * (model.state_tensors() + 1)); }
 
 void check_sizes(int32_t slots, int32_t threads) {
-    check("slots", slots, 1, 1 << 20);
+    check("slots", slots, 1, GRUVE_MAX_SLOTS);
     check("threads", threads, 1, GRUVE_MAX_THREADS);
 }
 
@@ -213,7 +213,9 @@ void Decoder::check_call(const gruve_call& call) const {
     check_all("slot", call.slots, call.rows, 0, static_cast<int64_t>(slots_.size()) - 1);
     check_all("limit", call.limits, call.rows, 0, std::numeric_limits<int32_t>::max());
     check("alternatives", call.alternatives, 0, GRUVE_MAX_LOGPROBS);
-    for (const void* output : {call.tokens, call.steps_taken, call.statuses}) check_present("an output array", output);
+    check_present("tokens", call.tokens);
+    check_present("steps_taken", call.steps_taken);
+    check_present("statuses", call.statuses);
     for (int32_t i = 0; i < call.rows; ++i)
         if (std::find(call.slots, call.slots + i, call.slots[i]) != call.slots + i)
             throw std::invalid_argument("slot " + std::to_string(call.slots[i]) + " is given twice");

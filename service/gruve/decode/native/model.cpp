@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "bounds.h"
 #include "fp16.h"
 
 namespace gruve {
@@ -92,7 +93,8 @@ private:
         double most = 0.0;
         for (int32_t k = 0; k < depth; ++k) {
             const double size = std::fabs(static_cast<double>(row[k]));
-            if (!std::isfinite(size)) throw std::invalid_argument("a weight is not finite, and int8 has no such number");
+            if (!std::isfinite(size))
+                throw std::invalid_argument("a weight is " + quoted(row[k]) + "; int8 takes finite ones only");
             most = size > most ? size : most;
         }
         return most == 0.0 ? 1.0 : WEIGHT_STEPS / most;
@@ -103,7 +105,7 @@ private:
     static void put(uint16_t& to, float value, double) {
         if (!to_half(value, to))
             throw std::invalid_argument(
-                "the weights are said to be float16 and hold " + std::to_string(value) + ", which is none");
+                "the weights are said to be float16 and hold " + quoted(value) + ", which is none");
     }
 
     template <class Row>
@@ -315,23 +317,26 @@ private:
     std::vector<float> rounded_;       // the last result of `add_product`
 };
 
-}  // namespace
-
-const char* refuse(const gruve_weights& w) {
-    if (w.cell < GRUVE_GRU_AFTER || w.cell > GRUVE_ELMAN) return "cell is none of 0 to 3";
-    if (w.vocabulary_size < 1 || w.vocabulary_size > 65535) return "vocabulary_size is not between 1 and 65535";
-    if (w.embedding_size < 1 || w.embedding_size > 4096) return "embedding_size is not between 1 and 4096";
-    if (w.hidden_size < 8 || w.hidden_size > 4096) return "hidden_size is not between 8 and 4096";
-    if (w.num_layers < 1 || w.num_layers > GRUVE_MAX_LAYERS) return "num_layers is not between 1 and 4";
+void check_weights(const gruve_weights& w) {
+    check("cell", w.cell, GRUVE_GRU_AFTER, GRUVE_ELMAN);
+    check("vocabulary_size", w.vocabulary_size, 1, GRUVE_MAX_VOCABULARY);
+    check("embedding_size", w.embedding_size, 1, GRUVE_MAX_SIZE);
+    check("hidden_size", w.hidden_size, GRUVE_MIN_HIDDEN, GRUVE_MAX_SIZE);
+    check("num_layers", w.num_layers, 1, GRUVE_MAX_LAYERS);
     for (int32_t l = 0; l < w.num_layers; ++l) {
-        if (!w.weight_ih[l] || !w.weight_hh[l] || !w.bias[l]) return "a layer's weights are missing";
-        if (w.cell == GRUVE_GRU_AFTER && !w.bias_hn[l]) return "a layer's bias_hn is missing";
+        const std::string of_layer = " of layer " + std::to_string(l);
+        check_present(("weight_ih" + of_layer).c_str(), w.weight_ih[l]);
+        check_present(("weight_hh" + of_layer).c_str(), w.weight_hh[l]);
+        check_present(("bias" + of_layer).c_str(), w.bias[l]);
+        if (w.cell == GRUVE_GRU_AFTER) check_present(("bias_hn" + of_layer).c_str(), w.bias_hn[l]);
     }
-    if (!w.embedding || !w.head_bias) return "the embedding or the head's bias is missing";
-    if (!w.head_weight && !w.head_projection && w.embedding_size != w.hidden_size)
-        return "a tied head needs a projection where embedding_size differs from hidden_size";
-    return nullptr;
+    check_present("embedding", w.embedding);
+    check_present("head_bias", w.head_bias);
+    if (w.head_weight == nullptr && w.embedding_size != w.hidden_size)
+        check_present("head_projection, which a tied head needs where E differs from H,", w.head_projection);
 }
+
+}  // namespace
 
 int32_t Model::input_rows(int32_t token, const Pointed& pointed, const float** rows) const {
     const size_t stride = folded ? table_stride : embedding_size;
@@ -362,6 +367,7 @@ size_t Model::wide_floats() const {
 }
 
 size_t lay_out(const gruve_weights& weights, const Kernels& kernels, Model& model) {
+    check_weights(weights);
     model.cell = static_cast<Cell>(weights.cell);
     model.vocabulary_size = weights.vocabulary_size;
     model.embedding_size = weights.embedding_size;

@@ -61,16 +61,15 @@ struct Model {
     const Matrix& tiled(int32_t l, int32_t phase) const { return phase == 1 ? layers[l].n : layers[l].x; }
 };
 
-// Returns why these sizes and addresses cannot be a model, or null if they can.
-const char* refuse(const gruve_weights& weights);
-
 // The most rows that `input_rows` gives.
 constexpr int32_t MAX_INPUT_ROWS = 2 * GRUVE_MAX_POINTERS + 3;
 
-// Sets all of a model but its arrays, and returns the bytes that they take. Reads no weight.
+// Sets all of a model but its arrays, and returns the bytes that they take. Reads no weight. Throws
+// std::invalid_argument for a size out of bounds or an array that is missing.
 size_t lay_out(const gruve_weights& weights, const Kernels& kernels, Model& model);
 
-// Throws std::invalid_argument if `half` is set and a weight is not an fp16 value, and std::bad_alloc.
+// Throws std::invalid_argument as `lay_out` does, or if a weight is no fp16 value though `half` is set, or not finite in
+// int8; and std::bad_alloc.
 void pack(const gruve_weights& weights, const Kernels& kernels, Model& model);
 
 }  // namespace gruve

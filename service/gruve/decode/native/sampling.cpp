@@ -120,13 +120,9 @@ SamplingParameters checked(const gruve_sampling& in, int32_t vocabulary_size) {
     check("repetition_window", in.repetition_window, 0, GRUVE_HISTORY);
     check_all("logit_bias token", in.bias_ids, in.bias_size, 0, vocabulary_size - 1);
     if (in.bias_size > 0) check_present("logit_bias", in.bias);
-    const auto check_positive = [](const char* what, float value) {
-        if (!(value > 0.0f && std::isfinite(value)))
-            throw std::invalid_argument(std::string(what) + " is not positive and finite");
-    };
-    if (!in.greedy) check_positive("the scale of a temperature", in.scale);
-    check_positive("the repetition penalty", in.penalty);
-    check_positive("the inverse of the repetition penalty", in.inverse_penalty);
+    if (!in.greedy) check_positive("scale", in.scale);
+    check_positive("penalty", in.penalty);
+    check_positive("inverse_penalty", in.inverse_penalty);
     SamplingParameters out;
     out.seed = in.seed;
     out.greedy = in.greedy != 0;
@@ -138,7 +134,9 @@ SamplingParameters checked(const gruve_sampling& in, int32_t vocabulary_size) {
     out.inverse_penalty = in.inverse_penalty;
     out.repetition_window = in.repetition_window;
     for (int32_t i = 0; i < in.bias_size; ++i) {
-        if (!std::isfinite(in.bias[i])) throw std::invalid_argument("a logit bias is not finite");
+        if (!std::isfinite(in.bias[i]))
+            throw std::invalid_argument(
+                "logit_bias " + quoted(in.bias[i]) + " of token " + std::to_string(in.bias_ids[i]) + " is not finite");
         out.bias.emplace_back(in.bias_ids[i], in.bias[i]);
     }
     return out;

@@ -33,7 +33,7 @@ class PackedWeights:
         # Without an input table, the library reads the rows of the embedding and of the pointers from here.
         self._rows = [weights[name] for name in weights if name.startswith(("embedding", "pointers"))]
         self.model = ctypes.c_void_p()
-        given, keep = _weights_struct(config, weights, arithmetic)
+        given, keep = weights_struct(config, weights, arithmetic)
         self._library.call("gruve_model_create", ctypes.byref(given), isa.encode(), ctypes.byref(self.model))
         del keep  # the library has copied it
         weakref.finalize(self, self._library.plain, "gruve_model_destroy", self.model).atexit = False
@@ -64,7 +64,7 @@ def packed_weights(model: Model, isa: str, arithmetic: Arithmetic) -> PackedWeig
 def native_sizes(config: ModelConfig, slots: int, threads: int, isa: str, arithmetic: Arithmetic) -> tuple[int, int]:
     """The bytes of the packed weights and of the decoder, as the library lays them out. It reads no weight."""
     weights = {name: np.broadcast_to(np.float32(0.0), shape) for name, shape in config.shapes().items()}
-    given, keep = _weights_struct(config, weights, arithmetic)
+    given, keep = weights_struct(config, weights, arithmetic)
     sizes = abi.library().memory(given, isa, slots, threads)
     del keep  # the library has read it
     return sizes
@@ -74,7 +74,7 @@ def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
 
 
-def _weights_struct(
+def weights_struct(
     config: ModelConfig, weights: dict[str, NDArray[np.float32]], arithmetic: Arithmetic
 ) -> tuple[abi.Weights, object]:
     """The weights as the library takes them, and what the struct points into beside `weights`.
