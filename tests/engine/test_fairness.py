@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from decoding import AheadBackend, FakeBackend, admission_of, alone
 from engines import Recorder, engine_of
-from gruve.engine.scheduler import MAX_PREEMPTED, Scheduler
+from gruve.engine.scheduler import MAX_PREEMPTED, OWN_CALL_ROWS, Scheduler
 from gruve.engine.sequence import Admission, FinishReason, Sequence
 from gruve.engine.step_times import MAX_STEPS
 from gruve.model.sampling import SamplingParameters
@@ -158,6 +158,13 @@ def test_tokens_follow_the_weights():
     assert abs(served["b"] / 3 - served["a"]) <= 64 * 8
 
 
+def test_the_weight_of_a_tenant_is_that_of_its_latest_sequence():
+    scheduler = scheduler_of(*streams("a", 200), *streams("b", 200, first=1_000))
+    scheduler.add(sequence(2_000, "b", weight=3.0))
+    served = serve(scheduler, 400)
+    assert abs(served["b"] / 3 - served["a"]) <= 64 * 8
+
+
 def test_a_tenant_gets_all_it_asks_for_as_long_as_it_is_below_its_share():
     scheduler = scheduler_of(*streams("many", 500), *streams("one", 1, first=1_000))
     served = serve(scheduler, 100)
@@ -180,6 +187,22 @@ def test_a_tenant_that_comes_later_owes_and_is_owed_nothing():
         scheduler.add(row)
     served = serve(scheduler, 100)
     assert abs(served["first"] - served["second"]) <= 3 * 64 * 8
+
+
+def test_a_tenant_that_comes_back_to_an_empty_machine_is_owed_nothing_either():
+    rows = [*streams("a", 100), *streams("b", 100, first=1_000)]
+    scheduler = scheduler_of(*rows)
+    serve(scheduler, 300)
+    for row in rows:
+        scheduler.remove(row)
+    assert not scheduler._tenants, "a tenant that has nothing takes no memory"
+    for row in streams("a", 100, first=2_000):
+        scheduler.add(row)
+    serve(scheduler, 1)
+    for row in streams("b", 100, first=3_000):
+        scheduler.add(row)
+    served = serve(scheduler, 50)
+    assert abs(served["a"] - served["b"]) <= 3 * 64 * 8
 
 
 def test_prompt_tokens_count_as_tokens_served():
@@ -256,6 +279,55 @@ def test_thousands_of_streams_of_a_tenant_do_not_keep_another_from_a_slot():
     assert scheduler.preemptable() == []
     scheduler.remove(late)
     assert scheduler.admit() == [victim], "it gets its slot back before those that never had one"
+
+
+def test_as_many_slots_move_at_once_as_others_are_to_get():
+    scheduler = scheduler_of(*streams("many", 9), slots=8)
+    scheduler.admit()
+    for row in streams("few", 5, first=100):
+        scheduler.add(row)
+    assert [row.id for row in scheduler.preemptable()] == [7, 6, 5, 4]
+    assert scheduler.preemptable() == [], "until these have left"
+
+
+def test_sequences_in_a_call_lose_their_slots_last_and_ending_ones_never():
+    rows = streams("many", 4)
+    scheduler = scheduler_of(*rows, slots=4)
+    scheduler.admit()
+    scheduler.pick(0.0, 2)
+    rows[3].finish_requested = FinishReason.CANCELLED
+    for row in streams("few", 3, first=100):
+        scheduler.add(row)
+    assert [row.id for row in scheduler.preemptable()] == [2, 1]
+
+
+def test_no_slot_moves_from_a_tenant_whose_sequences_all_end():
+    rows = streams("many", 4)
+    scheduler = scheduler_of(*rows, *streams("few", 1, first=100), slots=4)
+    scheduler.admit()
+    for row in rows:
+        row.finish_requested = FinishReason.CANCELLED
+    scheduler.add(sequence(200, "late"))
+    assert scheduler.preemptable() == []
+
+
+def test_the_prospect_of_a_tenant_is_all_slots_while_no_other_waits_and_else_its_share():
+    rows = streams("a", 6)
+    scheduler = scheduler_of(*rows, slots=6)
+    scheduler.admit()
+    assert scheduler.prospect("a", 1.0) == (6, rows)
+    assert scheduler.prospect("b", 1.0) == (6, rows[:3]), "it may take three from the other"
+    assert scheduler.prospect("b", 2.0) == (6, rows[:2])
+    scheduler.add(sequence(6, "a"))
+    assert scheduler.prospect("b", 1.0) == (3, [])
+    assert scheduler.prospect("b", 2.0) == (4, [])
+    for row in rows[:2]:
+        scheduler.remove(row)
+    own = streams("b", 2, first=100)
+    for row in own:
+        scheduler.add(row)
+    scheduler.admit()
+    assert scheduler.prospect("b", 1.0) == (3, own)
 
 
 def rest_of(admission, tokens, progress):
@@ -351,9 +423,19 @@ def test_a_prompt_of_a_tenant_with_few_rows_gets_a_call_of_its_own_when_its_turn
     assert {row.tenant for row in scheduler.pick(0.0)} == {"few", "many"}  # after its prompts its rows join others
 
 
-def test_beside_few_rows_of_others_no_tenant_gets_a_call_of_its_own():
-    scheduler = Scheduler(slots=8, micro_batch=64)
-    for id_, tenant in enumerate("aaab"):
-        scheduler.add(sequence(id_, tenant, prompt=4))
+def beside(others, prompts):
+    """The tenants of a call, where one has so many rows that decode and the other so many prompts."""
+    scheduler = Scheduler(slots=200, micro_batch=64)
+    rows = streams("decodes", others)
+    for row in rows:
+        row.generated = 1
+    for row in [*rows, *streams("prompts", prompts, first=100, prompt=4)]:
+        scheduler.add(row)
     scheduler.admit()
-    assert len(scheduler.pick(0.0)) == 4
+    return sorted({row.tenant for row in scheduler.pick(0.0)})
+
+
+def test_a_call_of_its_own_is_for_few_rows_beside_more_of_others():
+    assert beside(others=OWN_CALL_ROWS + 1, prompts=OWN_CALL_ROWS) == ["prompts"]
+    assert beside(others=OWN_CALL_ROWS + 1, prompts=OWN_CALL_ROWS + 1) == ["decodes", "prompts"]
+    assert beside(others=OWN_CALL_ROWS, prompts=1) == ["decodes", "prompts"]

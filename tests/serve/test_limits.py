@@ -78,6 +78,46 @@ def test_the_time_to_retry_is_when_the_tokens_have_come_back():
     again.reserve_tokens(200, 10.0)
 
 
+def test_a_bucket_refills_by_the_time_since_it_was_looked_at_and_by_no_more():
+    ledger, limits = Ledger(), Limits(tokens_per_minute=600)
+    ledger.begin("a", limits, 5_000.0).reserve_tokens(600, 5_000.0)
+    again = ledger.begin("a", limits, 5_005.0)
+    with pytest.raises(LimitExceeded, match="61 tokens beside 540"):
+        again.reserve_tokens(61, 5_006.0)
+    again.reserve_tokens(60, 5_006.0)
+
+
+def test_what_a_stream_used_counts_and_no_token_more():
+    ledger, limits = Ledger(), Limits(tokens_per_minute=600)
+    stream = ledger.begin("a", limits, 0.0)
+    stream.reserve_tokens(500, 0.0)
+    assert ledger.usage("a") == (1, 500)
+    stream.close(100, 0.0)
+    assert ledger.usage("a") == (0, 100)
+
+
+def test_tokens_beyond_those_reserved_are_refused_once_the_limit_was_exceeded_by_them():
+    ledger, limits = Ledger(), Limits(tokens_per_minute=600)
+    stream = ledger.begin("a", limits, 0.0)
+    stream.reserve_tokens(600, 0.0)
+    stream.add_tokens(100, 0.0)
+    with pytest.raises(LimitExceeded, match="700 tokens of the last minute count") as refused:
+        stream.add_tokens(1, 0.0)
+    assert refused.value.retry_after_s == pytest.approx(10.0)
+    stream.add_tokens(300, 10.0)
+    assert ledger.usage("a") == (1, 900)
+    stream.close(900, 10.0)
+    assert ledger.usage("a") == (0, 800), "of 1,000 tokens it did not use 100"
+
+
+def test_a_tenant_that_may_have_no_token_is_not_asked_to_retry():
+    stream = Ledger().begin("a", Limits(tokens_per_minute=0), 0.0)
+    stream.add_tokens(1, 0.0)
+    with pytest.raises(LimitExceeded) as refused:
+        stream.add_tokens(1, 0.0)
+    assert refused.value.retry_after_s is None
+
+
 def test_a_request_above_the_limit_itself_has_no_time_to_retry():
     with pytest.raises(LimitExceeded) as refused:
         Ledger().begin("a", Limits(tokens_per_minute=600), 0.0).reserve_tokens(601, 0.0)
@@ -140,10 +180,25 @@ def test_whatever_is_refused_or_closed_nothing_leaks_and_no_limit_is_exceeded(se
 
 
 def test_tenants_that_came_once_are_forgotten():
-    ledger = Ledger(tenant=Limits(requests_per_minute=10))
+    ledger = Ledger(tenant=Limits(requests_per_minute=10, tokens_per_minute=600))
+    ledger.begin("stays", Limits(), 0.0).reserve_tokens(500, 0.0)
     for i in range(10_000):
-        ledger.begin(f"t{i}", Limits(), float(i)).close(0, float(i))
+        stream = ledger.begin(f"t{i}", Limits(), float(i))
+        stream.reserve_tokens(100, float(i))
+        stream.close(100, float(i))
     assert len(ledger) <= MAX_IDLE_TENANTS
+    assert ledger.usage("stays") == (1, 500)
+
+
+def test_no_tenant_is_forgotten_while_its_tokens_count():
+    ledger, limits = Ledger(), Limits(tokens_per_minute=600)
+    stream = ledger.begin("a", limits, 0.0)
+    stream.reserve_tokens(600, 0.0)
+    stream.close(600, 0.0)
+    for i in range(2 * MAX_IDLE_TENANTS):
+        ledger.begin(f"t{i}", Limits(), 1.0).close(0, 1.0)
+    with pytest.raises(LimitExceeded):
+        ledger.begin("a", limits, 1.0).reserve_tokens(100, 1.0)
 
 
 def test_a_stream_above_the_limit_is_refused_over_the_wire_and_leaves_nothing(start):

@@ -145,6 +145,14 @@ def test_nobody_else_names_another_tenant(two):
     assert Caller(two.server, two.keys["bob"], ("gruve-tenant", "bob")).listed() == []
 
 
+def test_an_admin_names_one_tenant_as_tenants_are_named(two):
+    for named in ([""], ["x" * 129], ["ann", "bob"]):
+        with pytest.raises(grpc.RpcError) as error:
+            Caller(two.server, two.keys["ops"], *[("gruve-tenant", tenant) for tenant in named]).listed()
+        assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "must be one name of 1 to 128 characters" in error.value.details()
+
+
 def test_sessions_stay_with_their_tenant_on_another_server(start, tmp_path):
     path, shared = tmp_path / "keys.json", MemoryStore()
     ann, bob = add_key(path, "ann", "ann"), add_key(path, "bob", "bob")

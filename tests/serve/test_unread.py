@@ -98,6 +98,10 @@ def test_requests_that_are_read_side_by_side_take_from_a_half_empty_bucket():
     assert not seen.are_too_many("b", 0.0)
     seen.end_reading("a")
     assert not seen.are_too_many("a", 0.0)
+    seen.add("a", 0.0)
+    assert seen.are_too_many("a", 0.0), "the other one is still read"
+    seen.end_reading("a")
+    assert not seen._reading, "a tenant whose requests are read takes no memory"
 
 
 def test_refusals_beyond_an_empty_bucket_do_not_close_it_for_longer():
@@ -115,6 +119,16 @@ def test_tenants_are_forgotten_when_there_are_too_many_or_nothing_is_left():
     assert len(seen) == MAX_TENANTS
     assert not seen.are_too_many(f"t{2 * MAX_TENANTS - 1}", 100.0)
     assert len(seen) == MAX_TENANTS - 1
+
+
+def test_the_tenant_whose_refusals_are_the_oldest_is_forgotten_first():
+    seen = Refusals()
+    for n in range(MAX_TENANTS):
+        seen.add(f"t{n}", 0.0)
+    for _ in range(BURST):
+        seen.add("t0", 0.0)
+    seen.add("another", 0.0)
+    assert seen.are_too_many("t0", 0.0)
 
 
 def test_a_call_must_have_some_turns_of_the_event_loop_left():
@@ -199,6 +213,8 @@ def test_a_flood_is_refused_unread_over_the_wire_and_other_tenants_are_served(st
     assert unknown.code == grpc.StatusCode.UNAUTHENTICATED
     until(lambda: server.handled("Score", "RESOURCE_EXHAUSTED") == 1)
     assert server.handled("Generate", "RESOURCE_EXHAUSTED") >= BURST + 3
+    service = {"grpc_service": "gruve.v1.GenerationService", "grpc_type": "unary"}
+    assert server.metric("grpc_server_started_total", grpc_method="Score", **service) == 1
     monkeypatch.setattr(refusals, "PER_SECOND", 1_000_000)
     assert limit() == "tokens_per_minute"
 
