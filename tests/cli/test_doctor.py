@@ -37,6 +37,13 @@ def test_a_doctor_says_what_is_missing_and_how_to_get_it(tmp_path):
     assert all(one["state"] == "missing" and one["cure"] for one in missing)
 
 
+def test_a_doctor_says_why_no_server_answers(tiny_repository):
+    _, found = findings("--models", str(tiny_repository), "--store", "memory", "--address", "127.0.0.1:1")
+    told = found["server 127.0.0.1:1"]
+    assert told["value"] == "no server answers at 127.0.0.1:1 (Connection refused)"
+    assert told["cure"] == "`gruve serve` starts one"
+
+
 def test_a_doctor_finds_a_port_in_use(tiny_repository):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -19,6 +19,14 @@ FLAGS = {"session_id": "--session", "to_position": "POSITION"}
 """The flag of a request field, where it is not the field's own name."""
 NOTE_EVERY_S = 1.0
 PORT_HINT = 'HOST:PORT, such as "{}:50051"'
+MAX_PORT = 65_535
+TLS_CURE = "if it has TLS, give --tls or --ca, and --cert if it asks for certificates"
+TLS_FAULTS = (
+    ("WRONG_VERSION_NUMBER", "has no TLS", "leave out --tls, --ca and --cert, and GRUVE_TLS, GRUVE_CA and GRUVE_CERT"),
+    ("Hostname Verification", "has a certificate of another host", "give --address a host that the certificate names"),
+    ("handshake failed", "has a certificate that is not trusted", "--ca names the authorities of its certificate"),
+)
+"""A sign in gRPC's message that TLS failed, what that means of the server, and what may help."""
 
 
 @contextlib.contextmanager
@@ -46,11 +54,27 @@ def connected(
 
 
 def split_address(given: str) -> list[str]:
-    """The addresses in the value of --address. Raises `Failure` if there is none."""
+    """The addresses in the value of --address. Raises `Failure` if there is none, or one without a usable port."""
     found = [address.strip() for address in given.split(",") if address.strip()]
     if not found:
         raise Failure(f"--address is {given!r}; must be HOST:PORT, or several with commas between", USAGE)
+    for address in found:
+        if fault := _address_fault(address):
+            raise Failure(f"--address names {address!r}, {fault}", USAGE)
     return found
+
+
+def _address_fault(address: str) -> str:
+    """What is wrong with an address; empty for HOST:PORT and for gRPC's own forms, such as unix:PATH and dns:///HOST."""
+    host = re.sub(r"^https?://", "", address).rstrip("/")
+    if host != address.rstrip("/"):
+        return f"which is a URL; must be {PORT_HINT.format(host.partition(':')[0])}"
+    if "://" in address or address.startswith("unix:"):
+        return ""
+    port = re.search(r"[^:]:(\d+)$", address)
+    if port is None:
+        return f"which has no port; must be {PORT_HINT.format(address)}"
+    return "" if 1 <= int(port[1]) <= MAX_PORT else f"whose port must be 1 to {MAX_PORT}"
 
 
 def failure_of(error: CallFailed, addresses: str, timeout_s: float | None = None) -> Failure:
@@ -94,9 +118,18 @@ def explain(error: CallFailed, addresses: str, timeout_s: float | None = None) -
     if error.code.name == "UNAUTHENTICATED":
         return f"{error}: set GRUVE_API_KEY, or give --api-key-file"
     if error.connection_lost:
-        hints = "".join(_port_hints(addresses))
-        return f"no server answers at {addresses} ({_cause(error.message)}){hints or '; `gruve serve` starts one'}"
+        return "; ".join(unreached(error, addresses))
     return str(error)
+
+
+def unreached(error: CallFailed, addresses: str) -> tuple[str, str]:
+    """Why no connection came about, and what may help."""
+    for sign, what, cure in TLS_FAULTS:
+        if sign in error.message:
+            return f"the server at {addresses} {what}", cure
+    cause = _cause(error.message)
+    cure = TLS_CURE if cause == "Socket closed" else "`gruve serve` starts one"
+    return f"no server answers at {addresses} ({cause})", cure
 
 
 def _flag(field: str) -> str:
@@ -109,19 +142,6 @@ def _cause(message: str) -> str:
     """The last cause in gRPC's message, which lists everything that was tried."""
     cause = message.rpartition(": ")[2]
     return cause if cause.count("[") == cause.count("]") else re.sub(r"\]+$", "", cause)
-
-
-def has_port(address: str) -> bool:
-    """Whether an address names a port, or is a gRPC target that needs none."""
-    return "://" in address or address.startswith("unix:") or re.search(r"[^:]:\d+$", address) is not None
-
-
-def _port_hints(addresses: str) -> Iterator[str]:
-    """A hint for each address without a port."""
-    for address in addresses.split(","):
-        host = address.strip()
-        if host and not has_port(host):
-            yield f"; {host!r} has no port, must be {PORT_HINT.format(host)}"
 
 
 class ReconnectNotes:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from gruve.cli.calls import split_address, unreached
 from gruve.cli.exit_codes import DONE, FAILED
 from gruve.cli.extras import missing_modules
 from gruve.cli.flags.credentials import add_address, client_options
@@ -215,13 +216,13 @@ def _server(addresses: str, options: Mapping[str, Any]) -> Finding:
     from gruve.client import AccessDenied, CallFailed, Client, Reconnect
 
     once = Reconnect(max_reconnects=0, first_reconnects=0)
-    with Client(addresses.split(","), reconnect=once, **options) as client:
+    with Client(split_address(addresses), reconnect=once, **options) as client:
         try:
             models = client.models(timeout_s=PORT_ANSWER_S)
         except AccessDenied as error:
             return Finding("server", addresses, "optional", str(error), "set GRUVE_API_KEY, or give --api-key-file")
-        except CallFailed:
-            return Finding("server", addresses, "optional", "no server answers", "`gruve serve` starts one")
+        except CallFailed as error:
+            return Finding("server", addresses, "optional", *unreached(error, addresses))
     return Finding("server", addresses, "ok", f"serves {', '.join(model.name for model in models)}")
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gruve.cli.calls import PORT_HINT, has_port, split_address
+from gruve.cli.calls import split_address
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags.credentials import add_connection, tls_credentials
 from gruve.cli.flags.parser import PORT, Parser, add_command, add_flag, add_switch, bounded
@@ -160,9 +160,6 @@ def _config(args: argparse.Namespace) -> GatewayConfig:
     from gruve.ports import is_loopback
 
     servers = tuple(split_address(args.address))
-    for address in servers:
-        if not has_port(address):
-            raise Failure(f"--address names {address!r}, which has no port; must be {PORT_HINT.format(address)}", USAGE)
     tls = tls_files(args)
     if tls is None and not args.insecure and not is_loopback(args.host):
         raise Failure(
