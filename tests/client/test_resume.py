@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gruve.client import CallFailed, ConnectionLost, Reconnect, SessionBusy
+from gruve.client import CallFailed, ConnectionLost, Overloaded, Reconnect, SessionBusy
 from gruve.client.messages import generate_request
 from gruve.client.resume import Resumption
 from gruve.client.retry import Attempts, Progress
@@ -81,6 +81,30 @@ def test_a_message_that_repeats_or_skips_a_token_is_refused(position):
         stream.receive(tokens(position, 1))
 
 
+def test_positions_may_jump_only_over_prompts_that_are_not_sent():
+    for echo, passes in [(False, True), (True, False)]:
+        request = generate_request("abc", "m", None, False, {"echo": echo})
+        stream = Resumption(request, allow_gaps=True)
+        stream.receive(started())
+        if passes:
+            assert stream.receive(tokens(6, 1)).position == 6
+        else:
+            with pytest.raises(CallFailed, match="position 6 was sent where 4 comes next"):
+                stream.receive(tokens(6, 1))
+
+
+def test_a_call_that_begins_without_its_start_breaks_the_protocol():
+    with pytest.raises(CallFailed, match="the first message has no `start`"):
+        resumption().receive(tokens(4, 1))
+
+
+def test_text_that_comes_without_tokens_is_passed_on():
+    stream = resumption()
+    stream.receive(started())
+    chunk = stream.receive(generation_pb2.GenerateResponse(position=4, text="withheld"))
+    assert (chunk.position, chunk.token_ids, chunk.text) == (4, (), "withheld")
+
+
 @pytest.mark.parametrize(("reason", "ends"), [("HANDED_OVER", False), ("DEADLINE", False), ("CANCELLED", True)])
 def test_an_end_of_the_call_alone_does_not_end_the_generation(reason, ends):
     stream = resumption()
@@ -95,6 +119,12 @@ def test_the_wait_doubles_up_to_its_bound_less_up_to_a_half():
     attempts = Attempts(Reconnect(max_reconnects=5, backoff_s=1, backoff_max_s=5), addresses=1, answered=True)
     waits = [attempts.failed(LOST) for _ in range(5)]
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, [1, 2, 4, 5, 5], strict=True))
+
+
+def test_waits_are_spread_over_the_half():
+    waits = [Attempts(Reconnect(backoff_s=1), addresses=1, answered=True).failed(LOST) for _ in range(100)]
+    assert min(waits) < 0.6
+    assert max(waits) > 0.9
 
 
 def test_the_wait_is_never_shorter_than_the_server_asks_for():
@@ -134,6 +164,20 @@ def test_it_gives_up_sooner_where_no_server_has_ever_answered():
     attempts.failed(LOST)
     with pytest.raises(CallFailed):
         attempts.failed(LOST)
+
+
+def test_a_server_that_has_answered_once_is_waited_for_longer():
+    attempts = Attempts(Reconnect(max_reconnects=9, first_reconnects=0, backoff_s=0), addresses=1, answered=False)
+    attempts.succeeded()
+    assert [attempts.failed(LOST) for _ in range(9)] == [0.0] * 9
+
+
+@pytest.mark.parametrize("failure", [BUSY, Overloaded(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", reason="QUEUE_FULL")])
+def test_a_program_that_does_not_wait_gets_the_refusal_at_once(failure):
+    attempts = Attempts(Reconnect(wait_when_refused=False, backoff_s=0), addresses=1, answered=True)
+    assert attempts.failed(LOST) == 0.0
+    with pytest.raises(type(failure)):
+        attempts.failed(failure)
 
 
 def test_a_refusal_shows_that_somebody_is_there():

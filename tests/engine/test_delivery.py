@@ -58,6 +58,7 @@ def test_output_is_due_at_once_without_a_gap_at_the_bound_and_if_no_turn_follows
 
 def test_no_output_is_never_due():
     assert not PendingOutput().is_due(0.0, NEVER, 0.0, 1)
+    assert not PendingOutput().is_due(0.0, 0.0, 1.0, 1)
 
 
 def test_prompt_tokens_are_not_for_reading_and_delay_nothing():
@@ -69,7 +70,7 @@ def test_prompt_tokens_are_not_for_reading_and_delay_nothing():
     output.add([1] * 100, 100)
     output.take(5.0)
     output.add([1], 0)
-    assert output.is_due(6.0, 6.0, 0.1, 1 << 30), "the reader has read the one token"
+    assert output.is_due(6.0, 0.0, 0.1, 1 << 30), "the reader has read the one token"
 
 
 def test_a_batch_is_due_when_it_is_full_although_the_reader_has_unread_output():

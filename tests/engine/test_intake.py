@@ -48,6 +48,13 @@ def test_the_sequences_of_each_tenant_are_counted_until_they_end():
     assert not intake._tenants, "a tenant that has nothing takes no memory"
 
 
+def test_a_sequence_that_gave_up_its_slot_comes_back_even_if_as_many_as_allowed_wait():
+    intake = intake_of(slots=1, max_waiting=0)
+    admit(intake)
+    again = intake.admit(admission_of(), None, readmitted=False, preempted=True)
+    assert (again in intake, again + 1 in intake) == (True, False)
+
+
 def test_threads_that_admit_at_once_do_not_exceed_the_bound_together():
     intake, refused, gate = intake_of(slots=40, max_waiting=10), [], threading.Barrier(8)
 
@@ -94,7 +101,7 @@ def test_after_a_failure_all_sequences_are_given_back_and_admission_names_the_in
     ids = [admit(intake) for _ in range(3)]
     assert [sequence.id for sequence in intake.fail("incident")] == ids
     assert (len(intake), intake.failed) == (0, True)
-    assert intake.take_commands()[1] is False
+    assert (intake.take_commands()[1], intake.of_tenant("")) == (False, 0)
     intake.close()
     with pytest.raises(EngineFailed, match="incident"):
         admit(intake)

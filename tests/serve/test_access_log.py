@@ -8,6 +8,8 @@ import pytest
 
 from gruve.cli.output.logs import AccessLog
 from gruve.client import Client
+from gruve.serve.callers.access import AccessConfig
+from gruve.serve.callers.api_keys import add_key
 from gruve.v1 import generation_pb2 as g
 from gruve.v1 import session_pb2
 from serving import refusal, token, until
@@ -47,6 +49,14 @@ def test_every_call_has_one_line_with_the_status_it_ended_with(logged, lines):
     token(call)
     call.cancel()
     assert [line["code"] for line in wait(lines, 3)] == ["NOT_FOUND", "NOT_FOUND", "CANCELLED"]
+
+
+def test_a_call_without_credentials_has_a_line_that_says_where_it_came_from(start, lines, tmp_path):
+    add_key(tmp_path / "keys.json", "ann", "ann")
+    server = start(log_call=lines.append, access=AccessConfig(tmp_path / "keys.json"))
+    assert refusal(server.generate).code.name == "UNAUTHENTICATED"
+    (line,) = wait(lines, 1)
+    assert (line["code"], line["tenant"].startswith("ipv4:127.0.0.1")) == ("UNAUTHENTICATED", True)
 
 
 @pytest.mark.parametrize(("given", "kept"), [("a-1.b", True), ("x" * 65, False), ("two words", False)])

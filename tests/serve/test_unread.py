@@ -182,6 +182,14 @@ def test_a_call_whose_deadline_is_over_is_not_read():
     assert interceptor.refuse_unread(GENERATE, Context(0.0)) is None
 
 
+async def test_what_the_access_log_lacks_of_unread_calls_is_written_when_the_server_ends():
+    lines = []
+    interceptor = Interceptor(Metrics(), log_call=lines.append)
+    interceptor.refuse_unread(GENERATE, Context(0.0))
+    interceptor.write_unread()
+    assert lines == [{"method": GENERATE[1:], "code": "DEADLINE_EXCEEDED", "unread": 1}]
+
+
 def test_a_flood_is_refused_unread_over_the_wire_and_other_tenants_are_served(start, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(refusals, "PER_SECOND", 0)
     keys = tmp_path / "keys.json"
