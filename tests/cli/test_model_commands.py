@@ -142,6 +142,21 @@ def test_a_folder_that_is_no_name_of_a_model_is_refused_before_the_work(command,
     assert "My Run', and names the model: model name 'My Run' is not of the form" in capsys.readouterr().err
 
 
+def test_a_model_is_not_written_over_a_file_or_over_the_run(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    train = ["train", "--config", "absent.toml", "--corpus", "absent.txt", "--out", str(tmp_path / "file")]
+    publish = ["publish", "--config", "absent.toml", "--card", "absent.toml", "--corpus", "absent.txt"]
+    assert main(train) == 2
+    assert main([*publish, "--run", "runs/a", "--out", str(tmp_path / "file")]) == 2
+    assert main([*publish, "--run", "runs/a", "--out", "runs/../runs/a"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("', ")[2] for line in said] == [
+        "which is a file; a folder is needed",
+        "which is a file; a folder is needed",
+        "the folder of --run; give another",
+    ]
+
+
 @pytest.mark.parametrize("content", [b"", b"a" * 2_000, b"\xff\xfe" * 2_000, b"\x00\x01" * 2_000])
 def test_a_bad_corpus_is_one_line(tmp_path, content, capsys):
     (tmp_path / "bad.txt").write_bytes(content)

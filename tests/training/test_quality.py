@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gruve.errors import CorpusError, InvalidField
+from gruve.errors import CorpusError, InvalidField, ModelBroken
 from gruve.model.repository import load
 from gruve.training.card import CardText, read_card_text, render_card
 from gruve.training.config import Architecture, Batches, Schedule, TrainingConfig, read_config
-from gruve.training.publish import publish
+from gruve.training.publish import draw_tunes, publish
 from gruve.training.quality import GRAM, Sample, abc2midi_accepts, as_abc, judge
-from gruve.training.report import naming
+from gruve.training.report import count_transcribers
 from gruve.training.trainer import model_config, train
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -73,9 +73,9 @@ def test_without_abc2midi_its_judgement_is_absent(monkeypatch: pytest.MonkeyPatc
 
 def test_transcribers_are_counted_by_their_last_name(tmp_path: Path) -> None:
     (tmp_path / "a.abc").write_bytes(b"X:1\nZ:Typed by ANN WHITE, 1999\nX:2\nZ: ann white\nX:3\r\nZ:Bo Gray <x@y>\r\n")
-    assert naming(tmp_path, ["Bo Gray", "Ann White"]) == [("Ann White", 2), ("Bo Gray", 1)]
+    assert count_transcribers(tmp_path, ["Bo Gray", "Ann White"]) == [("Ann White", 2), ("Bo Gray", 1)]
     with pytest.raises(CorpusError, match="names 'Cy Black'"):
-        naming(tmp_path, ["Cy Black"])
+        count_transcribers(tmp_path, ["Cy Black"])
 
 
 def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
@@ -91,8 +91,10 @@ def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
     trained = train(config, corpus, tmp_path / "runs" / "cat")
     config = dataclasses.replace(config, default_temperature=0.7)  # chosen after the run
     text = dataclasses.replace(TEXT, usage="Say meow.")
-    model = publish(config, text, corpus, tmp_path / "runs" / "cat", tmp_path / "models" / "cat")
-    card = (tmp_path / "models" / "cat" / "README.md").read_text(encoding="utf-8")
+    model = publish(config, text, corpus, tmp_path / "runs" / "cat", tmp_path / "models" / "tom")
+    card = (tmp_path / "models" / "tom" / "README.md").read_text(encoding="utf-8")
+    assert "- name: tom\n" in card
+    assert "gruve train --config models/tom/training.toml --corpus corpus.txt --out runs/tom\n" in card
     assert (model.license, model.description) == ("cc0-1.0", "Says little.")
     assert dataclasses.replace(model.config, default_temperature=None) == trained.config
     assert all(torch.equal(weight, trained.weights[name]) for name, weight in model.weights.items())
@@ -102,6 +104,29 @@ def test_a_text_model_is_published_with_its_figures(tmp_path: Path) -> None:
     assert re.search(r"\| validation \| carried \| 414 \| \d\.\d{4} \|", card)
     assert "8 updates" in card
     assert re.search(r"int8, which changes the loss of the validation part .* by [+-]0\.\d{3}%", card)
+
+
+def test_a_run_that_has_not_ended_is_not_published(tmp_path: Path) -> None:
+    config = read_config(MODELS / "tiny" / "training.toml")
+    with pytest.raises(ModelBroken, match=r"there is no finished run in .*: no file config\.json"):
+        publish(config, TEXT, tmp_path / "corpus.txt", tmp_path / "run", tmp_path / "models" / "tom")
+
+
+def test_a_sample_that_is_no_tune_has_no_drawing_and_the_next_one_has(tmp_path: Path) -> None:
+    samples = [{"seed": seed, "text": text, "temperature": 1.0} for seed, text in enumerate((UNREADABLE, RIGHT))]
+    results = json.loads((MODELS / "tiny" / "results.json").read_text("utf-8")) | {"samples": samples}
+    drawings = draw_tunes(results, tmp_path)
+    assert drawings == [path.name for path in tmp_path.iterdir()] == ["sample-1.svg"]
+    card = render_card(TEXT, results, drawings)
+    assert re.findall(r"!\[The tune of seed (.*) in notation\]\((.*)\)", card) == [("1", "sample-1.svg")]
+
+
+def test_a_card_leaves_out_what_its_text_has_none_of() -> None:
+    results = json.loads((MODELS / "tiny" / "results.json").read_text("utf-8"))
+    card = render_card(dataclasses.replace(TEXT, language=[], tags=[], limits=[]), results, [])
+    assert card.startswith("---\nlicense: cc0-1.0\nlibrary_name: gruve\n")
+    assert "tags:" not in card
+    assert "## Limits" not in card
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "folk", "tiny"])

@@ -12,10 +12,6 @@ from gruve.training.form_report import form_table
 from gruve.training.loss_curve import PNG_FILE
 from gruve.training.report import Results
 
-KEEP_LOSS = 1e-4
-"""The bound on the relative change of the validation loss by rounding. A model above it is stored in float32."""
-
-
 PROTOCOLS = {
     "carried": "*carried*: the state is carried from the first character of the part to the last.",
     "cold": "*cold*: windows of 256 characters, each from the zero state after a start token and the character before "
@@ -66,7 +62,7 @@ def _card_text(fields: dict[str, Any]) -> CardText:
 
 
 def render_card(text: CardText, results: Results, drawings: list[str]) -> str:
-    """Returns the card. `drawings` are the file names of the drawn samples, in the order of the results' samples."""
+    """Returns the card. `drawings` are the file names of the samples that are drawn, as `drawing_name` makes them."""
     sections = [
         _front_matter(text, results),
         f"# {text.title}\n\n{text.summary.strip()}",
@@ -82,13 +78,20 @@ def render_card(text: CardText, results: Results, drawings: list[str]) -> str:
         sections.append(_form(results))
     if "quality" in results:
         sections.append(_quality(results))
-    sections += [_samples(results, drawings), "## Limits\n\n" + "\n".join(f"- {limit}" for limit in text.limits)]
+    sections.append(_samples(results, drawings))
+    if text.limits:
+        sections.append("## Limits\n\n" + "\n".join(f"- {limit}" for limit in text.limits))
     return "\n\n".join(sections) + "\n"
 
 
+def drawing_name(seed: int) -> str:
+    """The file name of the drawing of the sample with that seed."""
+    return f"sample-{seed}.svg"
+
+
 def _front_matter(text: CardText, results: Results) -> str:
-    def block(key: str, values: list[str]) -> str:
-        return f"{key}:\n" + "\n".join(f"- {value}" for value in values)
+    def block(key: str, values: list[str]) -> list[str]:
+        return [f"{key}:", *(f"- {value}" for value in values)] if values else []
 
     losses = results["losses"]
     headline = next((loss for loss in losses if loss["part"] == "test"), losses[0])
@@ -97,11 +100,11 @@ def _front_matter(text: CardText, results: Results) -> str:
         [
             "---",
             f"license: {text.license}",
-            block("language", text.language),
+            *block("language", text.language),
             "library_name: gruve",
             "pipeline_tag: text-generation",
-            block("tags", text.tags),
-            block("datasets", text.datasets),
+            *block("tags", text.tags),
+            *block("datasets", text.datasets),
             "model-index:",
             f"- name: {results['model']['name']}",
             "  results:",
@@ -275,9 +278,9 @@ def _quality(results: Results) -> str:
 
 def _samples(results: Results, drawings: list[str]) -> str:
     lines = ["## Samples", "", "The first seeds, without selection."]
-    for number, sample in enumerate(results["samples"]):
+    for sample in results["samples"]:
         lines += ["", f"Temperature {sample['temperature']}, seed {sample['seed']}:", ""]
         lines += ["```", sample["text"].strip("\n"), "```"]
-        if number < len(drawings):
-            lines += ["", f"![The tune of seed {sample['seed']} in notation]({drawings[number]})"]
+        if (name := drawing_name(sample["seed"])) in drawings:
+            lines += ["", f"![The tune of seed {sample['seed']} in notation]({name})"]
     return "\n".join(lines)

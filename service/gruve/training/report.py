@@ -97,7 +97,7 @@ def _composed(model: Model, corpus: TuneCorpus, count: int) -> Results:
     }
 
 
-def naming(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:
+def count_transcribers(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:
     """The number of `Z:` fields (transcriber) of the ABC books under `folder` that name each of `names`, largest first.
 
     A field names somebody if it has the last word of the name, in upper or lower case. Raises `CorpusError` for a name

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gruve.cli.flags.parser import Parser, add_command, add_flag, bounded, check_model_name
-from gruve.cli.output.terminal import say_note
+from gruve.cli.exit_codes import USAGE
+from gruve.cli.flags.parser import Parser, add_command, add_flag, bounded, check_model_folder
+from gruve.cli.output.terminal import Failure, say_note
 
 DESCRIPTION = """Measure a finished run and put it into a repository of models with its card.
 
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     from gruve.training.config import read_config
     from gruve.training.publish import publish
 
-    check_model_name("--out", args.out_path, args.out_path.name)
+    check_model_folder("--out", args.out_path)
+    if args.out_path.resolve() == args.run_path.resolve():
+        raise Failure(f"--out is {str(args.out_path)!r}, the folder of --run; give another", USAGE)
     config, card = read_config(args.config_path), read_card_text(args.card_path)
     training = args.config_path.read_bytes()
     model = publish(config, card, args.corpus_path, args.run_path, args.out_path, samples=args.samples)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gruve.cli.flags.parser import Parser, add_command, check_model_name
+from gruve.cli.flags.parser import Parser, add_command, check_model_folder
 from gruve.cli.interrupts import deferred_interrupt
 from gruve.cli.output.progress_bar import progress_bar
 from gruve.cli.output.terminal import say_note
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from gruve.training.config import read_config
     from gruve.training.trainer import train
 
-    check_model_name("--out", args.out, args.out.name)
+    check_model_folder("--out", args.out)
     config = read_config(args.config)
     with progress_bar() if sys.stderr.isatty() else nullcontext(_say_validation) as show:
         try:

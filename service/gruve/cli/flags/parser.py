@@ -228,3 +228,10 @@ def check_model_name(flag: str, given: Path | str, name: str) -> None:
         check_name(name)
     except ModelBroken as error:
         raise Failure(f"{flag} is {str(given)!r}, and names the model: {error}", USAGE) from None
+
+
+def check_model_folder(flag: str, folder: Path) -> None:
+    """Raises `Failure` if no model can be written to `folder`, which the flag gives, before the work that is for it."""
+    check_model_name(flag, folder, folder.name)
+    if folder.exists() and not folder.is_dir():
+        raise Failure(f"{flag} is {str(folder)!r}, which is a file; a folder is needed", USAGE)
