@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gruve.bench.figures import S
+from gruve.bench.figures import MS, Record, S
 from gruve.bench.load.generator import Closed, Open, Run, Share, Workload, _play, poisson, sample
 from gruve.bench.load.transport import Ask, HttpTransport, Message, Refused, TritonTransport, _infer_request
+from gruve.bench.load.window import Window
 
 WORK = Workload("m", vocabulary_size=10, prompt_tokens=2, min_length=3, max_length=5, turns=2)
 
@@ -95,6 +96,13 @@ def test_arrivals_are_poisson_in_number_and_the_same_for_a_seed():
     assert arrivals == poisson(100.0, 0, 60 * S, seed=3)
     assert arrivals == tuple(sorted(arrivals))
     assert 5_600 < len(arrivals) < 6_400  # 6,000 and five standard deviations
+
+
+def test_a_window_has_the_tokens_that_arrived_in_it_and_the_first_tokens_of_what_began_in_it():
+    before = Record(0, 0, (1 * S, 3 * S), (5, 7))
+    inside = Record(2 * S, 2 * S, (2 * S + 4 * MS, 9 * S), (2, 100))
+    found = Window(0, 2 * S, 4 * S).figures([before, inside])
+    assert (found.requests, found.tokens_per_s, found.ttft_ms_p50) == (1, 4.5, 4.0)
 
 
 def test_a_sample_stays_within_its_tokens():

@@ -6,9 +6,7 @@ import json
 
 import pytest
 
-from gruve.bench.figures import Record, S
-from gruve.bench.load.window import Window
-from gruve.bench.overload import OverloadBenchConfig, _within, run_overload
+from gruve.bench.overload import OverloadBenchConfig, run_overload
 from gruve.bench.plots import plot_overload
 from gruve.bench.synthetic import Size
 from gruve.decode.choose import DecodeConfig
@@ -38,10 +36,3 @@ def test_overload_answers_its_three_questions_and_draws_them(tmp_path):
     assert (refusals["requests"], refusals["refused"]) == (40, 40)
     plot_overload(rows, tmp_path / "overload.svg")
     assert (tmp_path / "overload.svg").stat().st_size > 1_000
-
-
-def test_a_window_has_the_tokens_that_arrived_in_it_and_the_first_tokens_of_what_began_in_it():
-    before = Record(0, 0, (1 * S, 3 * S), (5, 7))
-    inside = Record(2 * S, 2 * S, (2 * S + 4_000_000, 9 * S), (2, 100))
-    seen = _within([before, inside], Window(0, 2 * S, 4 * S))
-    assert (seen.tokens, seen.ttfts_ms) == (9, (4.0,))

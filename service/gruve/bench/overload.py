@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gruve.bench.figures import MS, Record, S, median, percentile
+from gruve.bench.figures import Figures, Record, S, median
 from gruve.bench.load.generator import Clients, Closed, Open, Workload, poisson, soon_ns
 from gruve.bench.load.processes import Server
 from gruve.bench.load.transport import connect
@@ -73,18 +73,6 @@ class OverloadBenchConfig:
         return cls(rounds=1, seconds=2.0, loads=(1.0, 5.0), open_s=4.0, refused=1_000)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Seen:
-    """What a tenant got in a window."""
-
-    tokens: int
-    ttfts_ms: tuple[float, ...]
-
-    def ttft_ms(self, p: float) -> float:
-        """A percentile of the time to the first token."""
-        return percentile(self.ttfts_ms, p)
-
-
 def run_overload(config: OverloadBenchConfig, report: Report) -> Result:
     """Answers the three questions."""
     with tempfile.TemporaryDirectory(prefix="gruve-bench-") as name:
@@ -113,8 +101,8 @@ def _neighbour(config: OverloadBenchConfig, folder: Path, report: Report) -> lis
     keys = folder / "neighbour.json"
     greedy_key, modest_key = (add_key(keys, name, name) for name in ("greedy", "modest"))
     short = _workload(config.short_tokens, config.short_tokens)
-    alone: list[Seen] = []
-    beside: list[Seen] = []
+    alone: list[Figures] = []
+    beside: list[Figures] = []
     shares: list[float] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(_server_config(config, folder, keys)))
@@ -126,13 +114,13 @@ def _neighbour(config: OverloadBenchConfig, folder: Path, report: Report) -> lis
             alone.append(_together(config, modest, 1, short)[0])
             beside.append(_together(config, modest, 1, short, greedy)[0])
             ours, theirs = _together(config, modest, config.asking_streams, _workload(), greedy)
-            shares.append(ours.tokens / max(1, ours.tokens + theirs.tokens))
+            shares.append(ours.tokens_per_s / max(1.0, ours.tokens_per_s + theirs.tokens_per_s))
             report(
-                f"round {i + 1}: first token p99 {alone[-1].ttft_ms(99):.1f} ms alone, "
-                f"{beside[-1].ttft_ms(99):.1f} ms beside {config.greedy_streams} streams; "
+                f"round {i + 1}: first token p99 {alone[-1].ttft_ms_p99:.1f} ms alone, "
+                f"{beside[-1].ttft_ms_p99:.1f} ms beside {config.greedy_streams} streams; "
                 f"{config.asking_streams} streams get {shares[-1]:.0%} of the tokens"
             )
-    ratio = median(b.ttft_ms(99) / a.ttft_ms(99) for a, b in zip(alone, beside, strict=True))
+    ratio = median(b.ttft_ms_p99 / a.ttft_ms_p99 for a, b in zip(alone, beside, strict=True))
     return [
         _neighbour_row(1, 0, alone, math.nan, math.nan),
         _neighbour_row(1, config.greedy_streams, beside, ratio, math.nan),
@@ -140,14 +128,14 @@ def _neighbour(config: OverloadBenchConfig, folder: Path, report: Report) -> lis
     ]
 
 
-def _neighbour_row(streams: int, beside: int, rounds: Sequence[Seen], ratio: float, share: float) -> Row:
+def _neighbour_row(streams: int, beside: int, rounds: Sequence[Figures], ratio: float, share: float) -> Row:
     return {
         "what": "neighbour",
         "streams": streams,
         "beside": beside,
-        "requests": sum(len(seen.ttfts_ms) for seen in rounds),
-        "ttft_ms_p50": median(seen.ttft_ms(50) for seen in rounds),
-        "ttft_ms_p99": median(seen.ttft_ms(99) for seen in rounds),
+        "requests": sum(found.requests for found in rounds),
+        "ttft_ms_p50": median(found.ttft_ms_p50 for found in rounds),
+        "ttft_ms_p99": median(found.ttft_ms_p99 for found in rounds),
         "ttft_ratio_p99": ratio,
         "token_share": share,
     }
@@ -155,26 +143,14 @@ def _neighbour_row(streams: int, beside: int, rounds: Sequence[Seen], ratio: flo
 
 def _together(
     config: OverloadBenchConfig, modest: Clients, streams: int, workload: Workload, greedy: Clients | None = None
-) -> tuple[Seen, Seen]:
-    """What each tenant got in the window; see `_within`."""
+) -> tuple[Figures, Figures]:
+    """The figures of each tenant: the modest one's, and the greedy one's if it is there."""
     window = Window.soon(config.warm_s, config.seconds)
     if greedy is not None:
         greedy.begin(_workload(), Closed(config.greedy_streams, window.begin_ns, window.end_ns))
     ours = modest.play(workload, Closed(streams, window.begin_ns, window.end_ns))
     theirs = [] if greedy is None else greedy.finish()
-    return _within(ours, window), _within(theirs, window)
-
-
-def _within(records: Sequence[Record], window: Window) -> Seen:
-    """The tokens that arrived in the window, and the TTFT of the requests that began in it."""
-    began = [r for r in records if window.measure_ns <= r.scheduled_ns < window.end_ns]
-    tokens = sum(
-        count
-        for record in records
-        for at, count in zip(record.times_ns, record.counts, strict=True)
-        if window.measure_ns <= at < window.end_ns
-    )
-    return Seen(tokens, tuple(r.ttft_ns / MS for r in began if r.ttft_ns is not None))
+    return window.figures(ours), window.figures(theirs)
 
 
 def _open(config: OverloadBenchConfig, folder: Path, report: Report) -> list[Row]:
@@ -203,25 +179,24 @@ def _open_once(
     window = Window.soon(deadline_s, config.open_s)
     arrivals = poisson(load * capacity_per_s, window.begin_ns, window.end_ns, seed=1)
     records = clients.play(_workload(), Open(arrivals))
-    good = _within([r for r in records if not r.failed], window)
-    began = [r for r in records if window.measure_ns <= r.scheduled_ns < window.end_ns]
-    why = Counter(r.failed for r in began if r.failed)
+    every, good = window.figures(records), window.figures([r for r in records if not r.failed])
+    why = Counter(r.failed for r in records if r.failed and window.measure_ns <= r.scheduled_ns < window.end_ns)
     row: Row = {
         "what": "open",
         "load": load,
         "rate_per_s": load * capacity_per_s,
         "deadline_s": deadline_s,
-        "goodput_tokens_per_s": good.tokens / config.open_s,
-        "requests": len(began),
+        "goodput_tokens_per_s": good.tokens_per_s,
+        "requests": every.requests,
         "refused": why[REFUSED],
         "overdue": why[OVERDUE],
         "failed_otherwise": sum(why.values()) - why[REFUSED] - why[OVERDUE],
-        "ttft_ms_p99": good.ttft_ms(99),
-        "client_lag_ms_p99": percentile([(r.sent_ns - r.scheduled_ns) / MS for r in began], 99),
+        "ttft_ms_p99": good.ttft_ms_p99,
+        "client_lag_ms_p99": every.client_lag_ms_p99,
     }
     report(
-        f"{load:g} times the capacity: {row['goodput_tokens_per_s']:.0f} tokens/s in time; of {len(began)} requests "
-        f"{why[REFUSED]} refused, {why[OVERDUE]} overdue"
+        f"{load:g} times the capacity: {row['goodput_tokens_per_s']:.0f} tokens/s in time; "
+        f"of {every.requests} requests {why[REFUSED]} refused, {why[OVERDUE]} overdue"
     )
     time.sleep(deadline_s)  # what is left of this load must not be served in the next one
     return row

@@ -272,14 +272,14 @@ class _Exchange:
         if not failed and sum(len(tokens) for _, tokens in held) < self.ask.max_tokens:
             failed = "ended early"
         return Record(
-            self.sent_ns if self.scheduled_ns is None else self.scheduled_ns,
-            self.sent_ns,
-            tuple(at for at, _ in held),
-            tuple(len(tokens) for _, tokens in held),
-            self.generated,
-            self.before,
-            self.ask.seed,
-            failed,
+            scheduled_ns=self.sent_ns if self.scheduled_ns is None else self.scheduled_ns,
+            sent_ns=self.sent_ns,
+            times_ns=tuple(at for at, _ in held),
+            counts=tuple(len(tokens) for _, tokens in held),
+            tokens=self.generated,
+            prompt=self.before,
+            seed=self.ask.seed,
+            failed=failed,
         )
 
 

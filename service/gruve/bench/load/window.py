@@ -37,6 +37,10 @@ class Window:
         measure_ns = begin_ns + int(warm_s * S)
         return cls(begin_ns, measure_ns, measure_ns + int(seconds * S))
 
+    def figures(self, records: Sequence[Record]) -> Figures:
+        """The figures of what was measured."""
+        return figures(records, self.measure_ns, self.end_ns)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
@@ -90,7 +94,7 @@ def measure(pid: int, clients: Clients, workload: Workload, run: Run, window: Wi
     _sleep_until(window.end_ns)
     cpu_s, rss_mb = process_cpu_s(pid) - cpu_s, process_rss_mb(pid)
     records = clients.finish()
-    found = figures(records, window.measure_ns, window.end_ns)
+    found = window.figures(records)
     tokens = found.tokens_per_s * (window.end_ns - window.measure_ns) / S
     return Loaded(found, 1e6 * cpu_s / tokens if tokens else math.nan, rss_mb, records)
 

@@ -197,10 +197,10 @@ class _Run:
         self.skipped.append({"system": name, "why": why, **where})
 
 
-def _wait_until_it_answers(opening: Connect, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_it_answers(make_transport: Connect, process: subprocess.Popen[bytes], log: Path) -> None:
     """Returns when one request was answered; raises `NotRunning` with the end of the system's log."""
     deadline_s = time.monotonic() + START_S
-    while not asyncio.run(_answers(opening)):
+    while not asyncio.run(_answers(make_transport)):
         if process.poll() is not None or time.monotonic() > deadline_s:
             ended = f"it ended with {process.returncode}" if process.returncode is not None else "it never answered"
             lines = log.read_text(errors="replace").strip().splitlines()
@@ -208,8 +208,8 @@ def _wait_until_it_answers(opening: Connect, process: subprocess.Popen[bytes], l
         time.sleep(0.2)
 
 
-async def _answers(opening: Connect) -> bool:
-    transport = opening()
+async def _answers(make_transport: Connect) -> bool:
+    transport = make_transport()
     try:
         async with asyncio.timeout(5.0):
             await transport.open()
