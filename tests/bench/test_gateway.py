@@ -10,13 +10,13 @@ import pytest
 from gruve.bench.figures import Record
 from gruve.bench.gateway.forms import connect_body, connect_tokens, events_tokens, openai_body, openai_tokens
 from gruve.bench.gateway.measure import CONNECT, DIRECT, EVENTS, OPENAI, GatewayBenchConfig, _differing, run_gateway
-from gruve.bench.load.transport import Ask
+from gruve.bench.load.transport import Request
 from gruve.bench.plots import plot_gateway
 from gruve.bench.synthetic import Size
 from gruve.decode.choose import DecodeConfig
 from gruve.v1 import generation_pb2
 
-ASK = Ask("bench", (5, 6), 7, 8)
+REQUEST = Request("bench", (5, 6), 7, 8)
 
 
 def test_a_chunk_of_connect_may_hold_several_messages_and_the_end():
@@ -26,7 +26,7 @@ def test_a_chunk_of_connect_may_hold_several_messages_and_the_end():
 
 
 def test_the_request_in_connects_form_is_that_of_grpc():
-    body = connect_body(ASK)
+    body = connect_body(REQUEST)
     request = generation_pb2.GenerateRequest.FromString(body[5:])
     assert (body[0], int.from_bytes(body[1:5], "big")) == (0, len(body) - 5)
     assert (list(request.tokens.ids), request.max_tokens, request.sampling.seed) == ([5, 6], 7, 8)
@@ -37,7 +37,7 @@ def test_tokens_are_read_from_events():
     assert events_tokens(b'id: 3\ndata: {"token_ids":[4,5]}\n\nevent: end\ndata: {"token_ids":[6]}\n\n') == (4, 5, 6)
     text = b'data: {"choices":[{"text":"ab"}]}\n\ndata: {"choices":[{"text":"a"}]}\n\ndata: [DONE]\n\n'
     assert openai_tokens({"a": 1, "b": 2}, text) == (1, 2, 1)
-    asked = json.loads(openai_body({"logprobs": 3}, ASK))
+    asked = json.loads(openai_body({"logprobs": 3}, REQUEST))
     assert (asked["prompt"], asked["max_tokens"], asked["logprobs"], asked["stream"]) == ([5, 6], 7, 3, True)
 
 

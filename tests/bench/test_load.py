@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gruve.bench.figures import MS, Record, S
-from gruve.bench.load.generator import Closed, Open, Run, Share, Workload, _play, poisson, sample
-from gruve.bench.load.transport import Ask, HttpTransport, Message, Refused, TritonTransport, _infer_request
+from gruve.bench.load.generator import ClosedLoop, OpenLoop, Run, Share, Workload, _play, poisson, sample
+from gruve.bench.load.transport import HttpTransport, Message, Refused, Request, TritonTransport, _infer_request
 from gruve.bench.load.window import Window
 
 WORK = Workload("m", vocabulary_size=10, prompt_tokens=2, min_length=3, max_length=5, turns=2)
@@ -22,32 +22,32 @@ class Answering:
     """Answers every request with the requested number of tokens, one per message, and keeps the requests."""
 
     def __init__(self, refuse: bool = False) -> None:
-        self.asked: list[Ask] = []
-        self.forgotten: list[str] = []
+        self.asked: list[Request] = []
+        self.deleted: list[str] = []
         self._refuse = refuse
 
-    async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
-        self.asked.append(ask)
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
+        self.asked.append(request)
         await asyncio.sleep(0)
         if self._refuse:
             raise Refused("RESOURCE_EXHAUSTED")
-        for token in range(ask.max_tokens):
+        for token in range(request.max_tokens):
             yield bytes([token])
 
     def read(self, raw: bytes) -> Message:
         return Message(tuple(raw), "session")
 
-    async def forget(self, session: str) -> None:
-        self.forgotten.append(session)
+    async def delete_session(self, session: str) -> None:
+        self.deleted.append(session)
 
 
 def play(transport: Answering, run: Run, work: Workload = WORK):
     return asyncio.run(_play(transport, Share(work, run, 0, 1)))
 
 
-def closed(sessions: int, seconds: float) -> Closed:
+def closed(sessions: int, seconds: float) -> ClosedLoop:
     begin = time.monotonic_ns()
-    return Closed(sessions, begin, begin + int(seconds * S))
+    return ClosedLoop(sessions, begin, begin + int(seconds * S))
 
 
 def test_a_closed_loop_asks_again_when_it_was_answered_and_takes_turns_in_a_session():
@@ -55,8 +55,8 @@ def test_a_closed_loop_asks_again_when_it_was_answered_and_takes_turns_in_a_sess
     records = play(transport, closed(2, 0.5))
     assert len(records) > 4
     assert not any(record.failed for record in records)
-    assert {ask.session for ask in transport.asked} == {"", "session"}
-    assert all(ask.keep for ask in transport.asked)
+    assert {request.session for request in transport.asked} == {"", "session"}
+    assert all(request.keep for request in transport.asked)
 
 
 def test_a_later_turn_remembers_everything_before_it():
@@ -79,14 +79,14 @@ def _two_runs() -> list[Answering]:
 
 def test_a_refusal_is_recorded_and_not_asked_again_in_that_session():
     begin = time.monotonic_ns()
-    records = play(Answering(refuse=True), Open((begin, begin)))
+    records = play(Answering(refuse=True), OpenLoop((begin, begin)))
     assert [record.failed for record in records] == ["RESOURCE_EXHAUSTED"] * 2
 
 
 def test_an_open_loop_keeps_its_schedule_whatever_the_server_does():
     begin = time.monotonic_ns()
     arrivals = tuple(begin + i * S // 200 for i in range(5))
-    records = play(Answering(), Open(arrivals))
+    records = play(Answering(), OpenLoop(arrivals))
     assert tuple(record.scheduled_ns for record in records) == arrivals
     assert all(record.sent_ns >= record.scheduled_ns for record in records)
 
@@ -129,7 +129,7 @@ async def test_http_answers_are_read_chunk_by_chunk_and_connections_kept():
     async with await asyncio.start_server(count, "127.0.0.1", 0) as server:
         transport = HttpTransport(*server.sockets[0].getsockname(), "/", _body, _ints)
         for _ in range(2):
-            chunks = [transport.read(raw).tokens async for raw in transport.stream(Ask("m", (1,), 2, 0))]
+            chunks = [transport.read(raw).tokens async for raw in transport.stream(Request("m", (1,), 2, 0))]
             assert chunks == [(5,), (6, 7)]
         await transport.close()
     assert connections == 1
@@ -144,7 +144,7 @@ async def test_a_connection_that_the_server_has_closed_is_not_used_again():
     async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
         transport = HttpTransport(*server.sockets[0].getsockname(), "/", _body, _ints)
         for _ in range(2):
-            assert [raw async for raw in transport.stream(Ask("m", (1,), 2, 0))] == [b"5\n"]
+            assert [raw async for raw in transport.stream(Request("m", (1,), 2, 0))] == [b"5\n"]
             (reader, _), *_ = transport._idle
             assert await reader.read() == b""
         await transport.close()
@@ -159,11 +159,11 @@ async def test_an_http_error_is_a_refusal():
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
         transport = HttpTransport(*server.sockets[0].getsockname(), "/", _body, _ints)
         with pytest.raises(Refused, match="503"):
-            await anext(transport.stream(Ask("m", (1,), 2, 0)))
+            await anext(transport.stream(Request("m", (1,), 2, 0)))
 
 
-def _body(ask: Ask) -> bytes:
-    return json.dumps({"prompt": ask.prompt, "max_tokens": ask.max_tokens}).encode()
+def _body(request: Request) -> bytes:
+    return json.dumps({"prompt": request.prompt, "max_tokens": request.max_tokens}).encode()
 
 
 def _ints(chunk: bytes) -> tuple[int, ...]:
@@ -171,7 +171,7 @@ def _ints(chunk: bytes) -> tuple[int, ...]:
 
 
 def test_a_triton_request_holds_its_tensors_and_a_response_its_token():
-    request = _infer_request(Ask("gruve", (5, 300), 64, 0))
+    request = _infer_request(Request("gruve", (5, 300), 64, 0))
     assert request.startswith(b"\x0a\x05gruve")
     assert b"\x0a\x06prompt\x12\x05INT32\x1a\x02\x01\x02" in request  # name, type, shape [1, 2] packed
     assert struct.pack("<ii", 5, 300) in request

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from gruve.bench.figures import median
-from gruve.bench.load.generator import Open, Workload, soon_ns
+from gruve.bench.load.generator import OpenLoop, Workload, soon_ns
 from gruve.bench.load.window import Loaded, ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
@@ -112,7 +112,7 @@ class _Growth:
         for first in range(0, count, AT_ONCE):
             at = (soon_ns(),) * min(AT_ONCE, count - first)
             work = Workload(MODEL, VOCABULARY_SIZE, 16, config.idle_tokens, config.idle_tokens, turns=2)
-            self._side.clients.play(work, Open(at))
+            self._side.clients.play(work, OpenLoop(at))
         self._idle += max(0, count)
 
     def _row(

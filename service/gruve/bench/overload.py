@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gruve.bench.figures import Figures, Record, S, median
-from gruve.bench.load.generator import Clients, Closed, Open, Workload, poisson, soon_ns
+from gruve.bench.load.generator import Clients, ClosedLoop, OpenLoop, Workload, poisson, soon_ns
 from gruve.bench.load.processes import Server
 from gruve.bench.load.transport import connect
 from gruve.bench.load.window import Window, closed_loop
@@ -147,8 +147,8 @@ def _together(
     """The figures of each tenant: the modest one's, and the greedy one's if it is there."""
     window = Window.soon(config.warm_s, config.seconds)
     if greedy is not None:
-        greedy.begin(_workload(), Closed(config.greedy_streams, window.begin_ns, window.end_ns))
-    ours = modest.play(workload, Closed(streams, window.begin_ns, window.end_ns))
+        greedy.begin(_workload(), ClosedLoop(config.greedy_streams, window.begin_ns, window.end_ns))
+    ours = modest.play(workload, ClosedLoop(streams, window.begin_ns, window.end_ns))
     theirs = [] if greedy is None else greedy.finish()
     return window.figures(ours), window.figures(theirs)
 
@@ -178,7 +178,7 @@ def _open_once(
     """One rate of arrivals. The window begins when the queue has had the time of a deadline to fill."""
     window = Window.soon(deadline_s, config.open_s)
     arrivals = poisson(load * capacity_per_s, window.begin_ns, window.end_ns, seed=1)
-    records = clients.play(_workload(), Open(arrivals))
+    records = clients.play(_workload(), OpenLoop(arrivals))
     every, good = window.figures(records), window.figures([r for r in records if not r.failed])
     why = Counter(r.failed for r in records if r.failed and window.measure_ns <= r.scheduled_ns < window.end_ns)
     row: Row = {
@@ -231,4 +231,4 @@ def _refusals(config: OverloadBenchConfig, folder: Path, report: Report) -> Row:
 def _refuse(config: OverloadBenchConfig, clients: Clients, count: int) -> list[Record]:
     begin_ns = soon_ns()
     gap_ns = S / config.refusals_per_s
-    return clients.play(_workload(), Open(tuple(begin_ns + int(i * gap_ns) for i in range(count))))
+    return clients.play(_workload(), OpenLoop(tuple(begin_ns + int(i * gap_ns) for i in range(count))))

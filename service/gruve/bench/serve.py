@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gruve.bench.figures import Figures, S, median, percentile, slope_per_minute
-from gruve.bench.load.generator import Clients, Closed, Open, Workload, poisson, sample, soon_ns
+from gruve.bench.load.generator import Clients, ClosedLoop, OpenLoop, Workload, poisson, sample, soon_ns
 from gruve.bench.load.processes import BareEngine, NullServer, Server
 from gruve.bench.load.transport import connect
 from gruve.bench.load.window import Loaded, Window, closed_loop, measure
@@ -166,7 +166,7 @@ class _Bench:
         if not config.soak_minutes:
             return
         window = Window.soon(config.warm_s, 60 * config.soak_minutes)
-        self._clients.begin(config.workload, Closed(64, window.begin_ns, window.end_ns))
+        self._clients.begin(config.workload, ClosedLoop(64, window.begin_ns, window.end_ns))
         times, sizes = [], []
         while (now := time.monotonic_ns()) < window.end_ns:
             if now >= window.measure_ns:
@@ -192,7 +192,7 @@ class _Bench:
 
     def _open_loop(self, rate_per_s: float, seed: int) -> Loaded:
         window = Window.soon(self._config.warm_s, self._config.seconds)
-        arrivals = Open(poisson(rate_per_s, window.begin_ns, window.end_ns, seed))
+        arrivals = OpenLoop(poisson(rate_per_s, window.begin_ns, window.end_ns, seed))
         single = dataclasses.replace(self._config.workload, turns=1)
         return measure(self._server.pid, self._clients, single, arrivals, window)
 
@@ -222,7 +222,7 @@ class _Bench:
         found: list[float] = []
         for i in range(self._config.bursts + 1):
             at = soon_ns()
-            records = clients.play(short, Open((at,) * 64))
+            records = clients.play(short, OpenLoop((at,) * 64))
             if i:  # the first one opens connections
                 found += [(r.ttft_ns or math.inf) / 1e6 for r in records]
         return found

@@ -1,8 +1,8 @@
 """`gruve bench chaos`: kills servers, stops them and breaks their store under load, and compares every token.
 
 It runs real `gruve serve` processes, a real Redis and HAProxy, and `gruve.client`, which reconnects by itself. Every
-stream is compared with its twin on an undisturbed server. A fault is injected only while at least `LEAST` streams are
-in the middle of a generation and have received a token since the previous fault.
+stream is compared with its twin on an undisturbed server. A fault is injected only while at least `MIN_FLOWING` streams
+are in the middle of a generation and have received a token since the previous fault.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gruve.sessions.store import LEASE_S, Store
 from gruve.sessions.store.open import open_store
 
 SIZE = Size(1, 64)
-STREAMS, LEAST = 64, 32
+STREAMS, MIN_FLOWING = 64, 32
 CONNECTIONS = 4
 """The connections of the streams, each of a client of its own."""
-MORE = 70
+UNHARMED_TOKENS = 70
 """A stream that has received this many tokens since the failure is unharmed. It is more than a healthy store may be
 behind."""
 WAIT_S, FINISH_S = 120.0, 90.0
@@ -74,7 +74,7 @@ class _Missing(Exception):
     """The scenario needs a program that is not installed. The message names it."""
 
 
-async def run_chaos(config: ChaosBenchConfig, told: Callable[[Row], None], report: Report) -> bool:
+async def run_chaos(config: ChaosBenchConfig, report_row: Callable[[Row], None], report: Report) -> bool:
     """Runs the scenarios and reports a row for each; returns whether every one passed."""
     with tempfile.TemporaryDirectory(prefix="gruve-chaos-") as name:
         folder = Path(name)
@@ -86,7 +86,7 @@ async def run_chaos(config: ChaosBenchConfig, told: Callable[[Row], None], repor
             async with turns:
                 (folder / scenario).mkdir()
                 row = await _Chaos(config, folder / scenario, folder / "models", twins, report).run(scenario)
-            told(row)
+            report_row(row)
             return passed(row)
 
         try:
@@ -113,10 +113,10 @@ class _Chaos:
         self._twins = twins
         self._report = report
         self._random = random.Random(1)  # noqa: S311 - times of faults, not secrets
-        self._at_kill: list[int] = []
-        self._last_s = 0.0
-        """When something was done last."""
-        self._more: dict[str, int] = {}
+        self._streams_at_kill: list[int] = []
+        self._last_fault_s = 0.0
+        """When the last fault was over, or the streams began."""
+        self._store_figures: dict[str, int] = {}
         self._transcripts: list[Transcript] = []
         self._scenario = ""
 
@@ -135,9 +135,8 @@ class _Chaos:
             return {"benchmark": "chaos", "scenario": scenario, "skipped": str(missing)}
         except (ChildProcessError, TimeoutError) as error:
             why = str(error) or f"something took too long: {error!r}"
-            return {
-                "benchmark": "chaos", "scenario": scenario, "streams_at_kill": list(self._at_kill), "error": why,
-            }  # fmt: skip
+            at_kill = list(self._streams_at_kill)
+            return {"benchmark": "chaos", "scenario": scenario, "streams_at_kill": at_kill, "error": why}
         found = await self._twins.compare(streams, self._transcripts)
         failures = [stream.failure for stream in streams.all if stream.failure]
         for failure in failures + found.places:
@@ -146,35 +145,37 @@ class _Chaos:
             "benchmark": "chaos",
             "scenario": scenario,
             "streams": len(streams.all),
-            "kills": len(self._at_kill),
-            "streams_at_kill": list(self._at_kill),
+            "kills": len(self._streams_at_kill),
+            "streams_at_kill": list(self._streams_at_kill),
             "tokens": found.tokens,
             "differing_tokens": found.differing,
             "lost_tokens": found.lost,
             "repeated_tokens": found.repeated,
             "failed_streams": len(failures),
-            **self._more,
+            **self._store_figures,
             "seconds": round(time.monotonic() - began_s, 1),
         }
 
     @contextlib.asynccontextmanager
     async def _streams(self, plan: Plan, address: str) -> AsyncIterator[Streams]:
         async with Streams(plan, STREAMS, address, CONNECTIONS, self._config.tokens_per_s) as streams:
-            self._last_s = time.monotonic()
+            self._last_fault_s = time.monotonic()
             yield streams
 
-    async def _wait(self, streams: Streams) -> None:
+    async def _wait_for_flow(self, streams: Streams) -> None:
         """Waits for a random moment with enough streams in the middle of a generation, and records their number."""
         while True:
-            await streams.until(f"{LEAST} flow", lambda: streams.flowing(self._last_s) >= LEAST, WAIT_S)
+            await streams.until(
+                f"{MIN_FLOWING} flow", lambda: streams.flowing(self._last_fault_s) >= MIN_FLOWING, WAIT_S
+            )
             await asyncio.sleep(self._random.uniform(0.0, self._config.longest_wait_s))
-            if (flowing := streams.flowing(self._last_s)) >= LEAST:
-                self._at_kill.append(flowing)
+            if (flowing := streams.flowing(self._last_fault_s)) >= MIN_FLOWING:
+                self._streams_at_kill.append(flowing)
                 return
 
-    def _done(self, what: str) -> None:
-        self._last_s = time.monotonic()
-        self._report(f"{self._scenario}: {what}, {self._at_kill[-1]} streams in the middle of a generation")
+    def _report_fault(self, what: str) -> None:
+        self._last_fault_s = time.monotonic()
+        self._report(f"{self._scenario}: {what}, {self._streams_at_kill[-1]} streams in the middle of a generation")
 
     async def _end(self, streams: Streams) -> None:
         """Lets the streams end, and reads their transcripts from the server."""
@@ -192,10 +193,10 @@ class _Chaos:
             self._streams(SHORT, server.address) as streams,
         ):
             for _ in range(self._config.kills):
-                await self._wait(streams)
+                await self._wait_for_flow(streams)
                 await server.kill()
                 await server.start()
-                self._done("server killed")
+                self._report_fault("server killed")
             await self._end(streams)
             return streams
 
@@ -208,17 +209,17 @@ class _Chaos:
         count = self._config.replica_kills if self._scenario == "redis-haproxy-kill" else self._config.troubles
         async with redis, replicas[0], replicas[1], proxy, self._streams(SHORT, proxy.address) as streams:
             for _ in range(count):
-                await self._wait(streams)
-                await self._trouble(redis, replicas, proxy, streams)
+                await self._wait_for_flow(streams)
+                await self._inject(redis, replicas, proxy, streams)
             await self._end(streams)
             return streams
 
-    async def _trouble(self, redis: Redis, replicas: list[Replica], proxy: Proxy, streams: Streams) -> None:
+    async def _inject(self, redis: Redis, replicas: list[Replica], proxy: Proxy, streams: Streams) -> None:
         replica = self._random.choice(replicas)
         match self._scenario:
             case "redis-haproxy-kill":
                 await replica.kill()
-                self._done(f"replica {replica.name} killed")
+                self._report_fault(f"replica {replica.name} killed")
                 await replica.start()
             case "redis-sigstop":
                 replica.send(signal.SIGSTOP)
@@ -226,23 +227,23 @@ class _Chaos:
                     await asyncio.sleep(LEASE_S + 3.0)
                 finally:
                     replica.send(signal.SIGCONT)
-                self._done(f"replica {replica.name} stopped for {LEASE_S + 3.0:.0f} s")
+                self._report_fault(f"replica {replica.name} stopped for {LEASE_S + 3.0:.0f} s")
             case "redis-restart":
                 await redis.kill()
                 await redis.start()
-                self._done("Redis killed and started")
+                self._report_fault("Redis killed and started")
             case "redis-drop":
                 await proxy.kill()
                 await proxy.start()
-                self._done("all connections dropped")
+                self._report_fault("all connections dropped")
             case "redis-rolling":
                 for each in replicas:
                     await each.terminate()
                     await each.start()
                     await streams.until(
-                        f"{LEAST} flow", lambda: streams.flowing(time.monotonic() - 1.0) >= LEAST, WAIT_S
+                        f"{MIN_FLOWING} flow", lambda: streams.flowing(time.monotonic() - 1.0) >= MIN_FLOWING, WAIT_S
                     )
-                self._done("both replicas restarted in turn")
+                self._report_fault("both replicas restarted in turn")
 
     async def _broken_store(self) -> Streams:
         """Breaks the store while streams run, kills the server, and repairs the store before the restart."""
@@ -260,20 +261,20 @@ class _Chaos:
             )
             broken = FAULTS[self._scenario](path, redis, server)
             async with broken:
-                await self._suffer(server, streams)
+                await self._wait_for_store_error(server, streams)
                 durable = await self._durable(streams)
-                await self._wait(streams)
+                await self._wait_for_flow(streams)
                 await server.kill()
-                self._done("server killed")
+                self._report_fault("server killed")
             store = await asyncio.to_thread(open_store, where)
             assert store is not None  # noqa: S101 - the store is not memory
             self._read_durable(store, durable)
             await server.start()
-            await streams.until("all flow", lambda: streams.flowing(self._last_s) >= len(streams.all), WAIT_S)
+            await streams.until("all flow", lambda: streams.flowing(self._last_fault_s) >= len(streams.all), WAIT_S)
             await self._end(streams)
             return streams
 
-    async def _suffer(self, server: Replica, streams: Streams) -> None:
+    async def _wait_for_store_error(self, server: Replica, streams: Streams) -> None:
         """Waits until the server reports the failure and every stream has received more tokens."""
         give_up_s = time.monotonic() + WAIT_S
         while not (errors := await server.metric("gruve_store_errors_total")):
@@ -281,8 +282,10 @@ class _Chaos:
                 raise TimeoutError(f"the server reported no error of its store within {WAIT_S:.0f} s")
             await asyncio.sleep(0.1)
         positions = {stream: stream.position for stream in streams.all}
-        await streams.until("all go on", lambda: all(s.position > p + MORE for s, p in positions.items()), WAIT_S)
-        self._more = {"store_errors": int(errors)}
+        await streams.until(
+            "all go on", lambda: all(s.position > p + UNHARMED_TOKENS for s, p in positions.items()), WAIT_S
+        )
+        self._store_figures = {"store_errors": int(errors)}
 
     async def _durable(self, streams: Streams) -> dict[Stream, int]:
         """The durable position of each stream's session. The server must report each as behind."""
@@ -291,7 +294,7 @@ class _Chaos:
             session = (await streams.client().get_session(stream.session, transcript=False)).session
             if session.HasField("durable_position"):
                 durable[stream] = session.durable_position
-        self._more["streams_behind"] = len(durable)
+        self._store_figures["streams_behind"] = len(durable)
         if len(durable) < len(streams.all):
             raise ChildProcessError(f"the store fails, and {len(streams.all) - len(durable)} sessions do not say so")
         return durable

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gruve.bench.load.transport import GENERATE, Ask, HttpTransport, generate_request
+from gruve.bench.load.transport import GENERATE, HttpTransport, Request, generate_request
 from gruve.v1 import generation_pb2
 
 END_OF_STREAM = 2
@@ -35,7 +35,7 @@ def events_form(port: int) -> functools.partial[HttpTransport]:
 def _transport(
     port: int,
     path: str,
-    body: Callable[[Ask], bytes],
+    body: Callable[[Request], bytes],
     tokens: Callable[[bytes], tuple[int, ...]],
     content_type: str = "application/json",
 ) -> functools.partial[HttpTransport]:
@@ -43,9 +43,9 @@ def _transport(
     return functools.partial(HttpTransport, "127.0.0.1", port, path, body, tokens, content_type)
 
 
-def connect_body(ask: Ask) -> bytes:
+def connect_body(request: Request) -> bytes:
     """One envelope."""
-    message = generate_request(ask)
+    message = generate_request(request)
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
@@ -60,9 +60,9 @@ def connect_tokens(chunk: bytes) -> tuple[int, ...]:
     return tuple(found)
 
 
-def openai_body(fields: Mapping[str, int], ask: Ask) -> bytes:
+def openai_body(fields: Mapping[str, int], request: Request) -> bytes:
     """A request of a stream, with more fields."""
-    return json.dumps({**_fields(ask), **fields, "stream": True}).encode()
+    return json.dumps({**_fields(request), **fields, "stream": True}).encode()
 
 
 def openai_tokens(ids: Mapping[str, int], chunk: bytes) -> tuple[int, ...]:
@@ -71,9 +71,9 @@ def openai_tokens(ids: Mapping[str, int], chunk: bytes) -> tuple[int, ...]:
     return tuple(ids[character] for choice in choices for character in choice["text"])
 
 
-def events_body(ask: Ask) -> bytes:
+def events_body(request: Request) -> bytes:
     """A request of events."""
-    return json.dumps(_fields(ask)).encode()
+    return json.dumps(_fields(request)).encode()
 
 
 def events_tokens(chunk: bytes) -> tuple[int, ...]:
@@ -81,13 +81,13 @@ def events_tokens(chunk: bytes) -> tuple[int, ...]:
     return tuple(token for event in _events(chunk) for token in event.get("token_ids", ()))
 
 
-def _fields(ask: Ask) -> dict[str, Any]:
+def _fields(request: Request) -> dict[str, Any]:
     return {
-        "model": ask.model,
-        "prompt": ask.prompt,
-        "max_tokens": ask.max_tokens,
+        "model": request.model,
+        "prompt": request.prompt,
+        "max_tokens": request.max_tokens,
         "temperature": 1.0,
-        "seed": ask.seed,
+        "seed": request.seed,
     }
 
 

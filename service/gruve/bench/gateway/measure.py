@@ -21,7 +21,7 @@ from pathlib import Path
 from gruve.bench.figures import Record, S, median
 from gruve.bench.gateway.forms import connect_form, events_form, openai_form
 from gruve.bench.gateway.process import run_gateway_process
-from gruve.bench.load.generator import Clients, Closed, Open, Workload, soon_ns
+from gruve.bench.load.generator import Clients, ClosedLoop, OpenLoop, Workload, soon_ns
 from gruve.bench.load.processes import Child, Server
 from gruve.bench.load.transport import Transport, connect
 from gruve.bench.load.window import Loaded, closed_loop
@@ -155,7 +155,7 @@ def _answers(config: GatewayBenchConfig, clients: Clients, records: Iterable[Rec
     """A direct answer to every request of the records, by its seed. They arrive slowly enough to be taken at once."""
     count = 1 + max(record.seed for record in records)
     begin_ns = soon_ns()
-    arrivals = Open(tuple(begin_ns + i * S // 100 for i in range(count)))
+    arrivals = OpenLoop(tuple(begin_ns + i * S // 100 for i in range(count)))
     return {record.seed: record for record in clients.play(config.workload, arrivals)}
 
 
@@ -223,10 +223,10 @@ def _stopped(config: GatewayBenchConfig, server: Server, report: Report) -> Row:
     ):
         short = dataclasses.replace(workload, min_length=8, max_length=16)
         begin_ns = soon_ns()
-        clients.play(short, Closed(config.stopped_streams, begin_ns, begin_ns + S))
+        clients.play(short, ClosedLoop(config.stopped_streams, begin_ns, begin_ns + S))
         before_mb = gateway.rss_mb()
         begin_ns = soon_ns()
-        clients.begin(workload, Closed(config.stopped_streams, begin_ns, begin_ns + S))
+        clients.begin(workload, ClosedLoop(config.stopped_streams, begin_ns, begin_ns + S))
         time.sleep(1.0)
         clients.freeze()
         time.sleep(config.stopped_s)

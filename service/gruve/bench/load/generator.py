@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from gruve.bench.figures import Record, S
-from gruve.bench.load.transport import Ask, Refused, Transport
+from gruve.bench.load.transport import Refused, Request, Transport
 
 SPAWN = multiprocessing.get_context("spawn")
 """A forked process would inherit locks that threads of torch and gRPC hold."""
@@ -44,7 +44,7 @@ class Workload:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedLoop:
     """A number of concurrent sessions from `begin_ns` on. No request begins after `end_ns`."""
 
     sessions: int
@@ -53,13 +53,13 @@ class Closed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Open:
+class OpenLoop:
     """For each arrival, one session with one request."""
 
     arrivals_ns: tuple[int, ...]
 
 
-Run = Closed | Open
+Run = ClosedLoop | OpenLoop
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,35 +172,35 @@ async def _serve_shares(transport: Transport, pipe: Connection) -> None:
 
 
 async def _play(transport: Transport, share: Share) -> list[Record]:
-    seen: list[_Exchange] = []
+    exchanges: list[_Exchange] = []
     run, workload = share.run, share.workload
-    if isinstance(run, Closed):
+    if isinstance(run, ClosedLoop):
         async with asyncio.TaskGroup() as group:
             for i in range(share.first, run.sessions, share.step):
-                group.create_task(_keep_asking(transport, workload, run, i, seen))
+                group.create_task(_play_sessions(transport, workload, run, i, exchanges))
     else:
         async with asyncio.TaskGroup() as group:
             for i in range(share.first, len(run.arrivals_ns), share.step):
                 await _until(run.arrivals_ns[i])
-                player = _Session(transport, workload, i)
-                group.create_task(player.ask(run.arrivals_ns[i], seen))
-    return [exchange.record(transport) for exchange in seen]
+                session = _Session(transport, workload, i)
+                group.create_task(session.send(run.arrivals_ns[i], exchanges))
+    return [exchange.record(transport) for exchange in exchanges]
 
 
-async def _keep_asking(
-    transport: Transport, workload: Workload, run: Closed, index: int, seen: list[_Exchange]
+async def _play_sessions(
+    transport: Transport, workload: Workload, run: ClosedLoop, index: int, exchanges: list[_Exchange]
 ) -> None:
-    """One place of a closed loop: session after session, request after request, at least one."""
+    """Plays one session after the other until the closed loop ends; at least one request."""
     await _until(run.begin_ns)
     seed, over = index, False
     while not over:
         session = _Session(transport, workload, seed)
         for _ in range(workload.turns):
-            answered = await session.ask(None, seen)
+            answered = await session.send(None, exchanges)
             over = time.monotonic_ns() >= run.end_ns
             if over or not answered:
                 break
-        await session.forget()
+        await session.delete()
         seed += run.sessions
 
 
@@ -215,14 +215,14 @@ class _Session:
         self._id = ""
         self._last: _Exchange | None = None
 
-    async def ask(self, scheduled_ns: int | None, seen: list[_Exchange]) -> bool:
+    async def send(self, scheduled_ns: int | None, exchanges: list[_Exchange]) -> bool:
         """Sends one request and reads the whole answer; returns whether it ended normally."""
         work, rng = self._workload, self._rng
         prompt = tuple(rng.randrange(1, work.vocabulary_size) for _ in range(work.prompt_tokens))
         length = rng.randint(work.min_length, work.max_length)
-        ask = Ask(work.model, prompt, length, self._seed, self._id, keep=work.turns > 1)
-        exchange = _Exchange(ask, self._last if self._id else None, scheduled_ns)
-        seen.append(exchange)
+        request = Request(work.model, prompt, length, self._seed, self._id, keep=work.turns > 1)
+        exchange = _Exchange(request, self._last if self._id else None, scheduled_ns)
+        exchanges.append(exchange)
         await exchange.run(self._transport)
         if exchange.failed or not exchange.raw:
             return False
@@ -230,18 +230,18 @@ class _Session:
         self._last = exchange
         return True
 
-    async def forget(self) -> None:
+    async def delete(self) -> None:
         """Deletes the session, if there is one."""
         if self._id:
-            await self._transport.forget(self._id)
+            await self._transport.delete_session(self._id)
 
 
 class _Exchange:
     """One request and everything received for it, as bytes and times."""
 
-    def __init__(self, ask: Ask, last: _Exchange | None, scheduled_ns: int | None) -> None:
+    def __init__(self, request: Request, last: _Exchange | None, scheduled_ns: int | None) -> None:
         """`last` is the session's previous exchange."""
-        self.ask = ask
+        self.request = request
         self.last = last
         self.scheduled_ns = scheduled_ns
         self.sent_ns = 0
@@ -256,7 +256,7 @@ class _Exchange:
         now, times, raws = time.monotonic_ns, self.times_ns, self.raw
         self.sent_ns = now()
         try:
-            async for raw in transport.stream(self.ask):
+            async for raw in transport.stream(self.request):
                 times.append(now())
                 raws.append(raw)
         except Refused as refused:
@@ -267,9 +267,9 @@ class _Exchange:
         held = [(at, m) for at, raw in zip(self.times_ns, self.raw, strict=True) if (m := transport.read(raw).tokens)]
         self.generated = tuple(token for _, tokens in held for token in tokens)
         before = () if self.last is None else self.last.before + self.last.generated
-        self.before = before + self.ask.prompt
+        self.before = before + self.request.prompt
         failed = self.failed
-        if not failed and sum(len(tokens) for _, tokens in held) < self.ask.max_tokens:
+        if not failed and sum(len(tokens) for _, tokens in held) < self.request.max_tokens:
             failed = "ended early"
         return Record(
             scheduled_ns=self.sent_ns if self.scheduled_ns is None else self.scheduled_ns,
@@ -278,7 +278,7 @@ class _Exchange:
             counts=tuple(len(tokens) for _, tokens in held),
             tokens=self.generated,
             prompt=self.before,
-            seed=self.ask.seed,
+            seed=self.request.seed,
             failed=failed,
         )
 

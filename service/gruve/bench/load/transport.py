@@ -31,8 +31,8 @@ class Refused(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Ask:
-    """A request: a prompt, and a number of tokens to generate at temperature 1."""
+class Request:
+    """A prompt, and a number of tokens to generate at temperature 1."""
 
     model: str
     prompt: tuple[int, ...]
@@ -58,13 +58,13 @@ class Transport(Protocol):
     async def open(self) -> None:
         """Connects."""
 
-    def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+    def stream(self, request: Request) -> AsyncIterator[bytes]:
         """Sends a request and yields its raw messages; raises `Refused`."""
 
     def read(self, raw: bytes) -> Message:
         """Parses a message; called after the run."""
 
-    async def forget(self, session: str) -> None:
+    async def delete_session(self, session: str) -> None:
         """Deletes a session."""
 
     async def close(self) -> None:
@@ -97,9 +97,9 @@ class GruveTransport:
         self._channels = await _open_channels(self._target, self._ca)
         self._turns = itertools.cycle([channel.unary_stream(GENERATE) for channel in self._channels])
 
-    async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
         """One Generate call."""
-        call = next(self._turns)(generate_request(ask), timeout=self._timeout_s, metadata=self._metadata)
+        call = next(self._turns)(generate_request(request), timeout=self._timeout_s, metadata=self._metadata)
         try:
             while (raw := await call.read()) is not EOF:
                 yield raw
@@ -114,7 +114,7 @@ class GruveTransport:
         message = generation_pb2.GenerateResponse.FromString(raw)
         return Message(tuple(message.token_ids), message.start.session_id)
 
-    async def forget(self, session: str) -> None:
+    async def delete_session(self, session: str) -> None:
         """DeleteSession."""
         request = session_pb2.DeleteSessionRequest(session_id=session).SerializeToString()
         await self._channels[0].unary_unary(DELETE)(request, metadata=self._metadata)
@@ -153,7 +153,7 @@ class HttpTransport:
         host: str,
         port: int,
         path: str,
-        body: Callable[[Ask], bytes],
+        body: Callable[[Request], bytes],
         tokens: Callable[[bytes], tuple[int, ...]],
         content_type: str = "application/json",
     ) -> None:
@@ -165,10 +165,10 @@ class HttpTransport:
     async def open(self) -> None:
         """Connections are opened when they are needed."""
 
-    async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
         """One POST. The connection is reused if the answer ended normally and the server does not close it."""
         reader, writer = await self._connection()
-        body = self._body(ask)
+        body = self._body(request)
         head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: {self._content_type}\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         try:
@@ -190,7 +190,7 @@ class HttpTransport:
         """One chunk."""
         return Message(self._tokens(raw))
 
-    async def forget(self, session: str) -> None:
+    async def delete_session(self, session: str) -> None:
         """Does nothing: there are no sessions."""
 
     async def close(self) -> None:
@@ -228,12 +228,12 @@ class TritonTransport:
         method = "/inference.GRPCInferenceService/ModelStreamInfer"
         self._turns = itertools.cycle([channel.stream_stream(method) for channel in self._channels])
 
-    async def stream(self, ask: Ask) -> AsyncIterator[bytes]:
+    async def stream(self, request: Request) -> AsyncIterator[bytes]:
         """One request. Its stream is reused."""
         call = self._idle.pop() if self._idle else next(self._turns)()
         try:
-            await call.write(_infer_request(ask))
-            for _ in range(ask.max_tokens):
+            await call.write(_infer_request(request))
+            for _ in range(request.max_tokens):
                 raw = await call.read()
                 if raw is EOF or raw[:1] == ERROR_MESSAGE:
                     raise Refused("the stream ended" if raw is EOF else raw[2:200].decode(errors="replace"))
@@ -249,7 +249,7 @@ class TritonTransport:
         """A ModelStreamInferResponse: its last field is the output's bytes, one int32."""
         return Message(struct.unpack("<i", raw[-4:]))
 
-    async def forget(self, session: str) -> None:
+    async def delete_session(self, session: str) -> None:
         """Does nothing: sequences end with their request."""
 
     async def close(self) -> None:
@@ -264,36 +264,36 @@ ERROR_MESSAGE = b"\x0a"
 """The tag of ModelStreamInferResponse.error_message; a response begins with another."""
 
 
-def generate_request(ask: Ask) -> bytes:
+def generate_request(request: Request) -> bytes:
     """The GenerateRequest of a request."""
-    request = generation_pb2.GenerateRequest(
-        tokens=sampling_pb2.TokenIds(ids=ask.prompt) if ask.prompt else None, max_tokens=ask.max_tokens
+    message = generation_pb2.GenerateRequest(
+        tokens=sampling_pb2.TokenIds(ids=request.prompt) if request.prompt else None, max_tokens=request.max_tokens
     )
-    if ask.session:
-        request.session_id = ask.session
-        return bytes(request.SerializeToString())
-    if ask.keep:
-        request.new_session.model = ask.model
+    if request.session:
+        message.session_id = request.session
+        return bytes(message.SerializeToString())
+    if request.keep:
+        message.new_session.model = request.model
     else:
-        request.model = ask.model
-    request.sampling.temperature = 1.0
-    request.sampling.seed = ask.seed
-    return bytes(request.SerializeToString())
+        message.model = request.model
+    message.sampling.temperature = 1.0
+    message.sampling.seed = request.seed
+    return bytes(message.SerializeToString())
 
 
-def _infer_request(ask: Ask) -> bytes:
+def _infer_request(request: Request) -> bytes:
     """ModelInferRequest: model_name 1, inputs 5 (name 1, datatype 2, shape 3), raw_input_contents 7."""
     values: Sequence[tuple[bytes, Sequence[int]]] = (
-        (b"prompt", ask.prompt),
-        (b"max_tokens", (ask.max_tokens,)),
-        (b"seed", (ask.seed & 0x7FFFFFFF,)),
+        (b"prompt", request.prompt),
+        (b"max_tokens", (request.max_tokens,)),
+        (b"seed", (request.seed & 0x7FFFFFFF,)),
     )
     inputs = b"".join(
         _field(5, _field(1, name) + _field(2, b"INT32") + _field(3, _varint(1) + _varint(len(value))))
         for name, value in values
     )
     contents = b"".join(_field(7, struct.pack(f"<{len(value)}i", *value)) for _, value in values)
-    return _field(1, ask.model.encode()) + inputs + contents
+    return _field(1, request.model.encode()) + inputs + contents
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from gruve.bench.figures import Figures, Record, S, figures
-from gruve.bench.load.generator import Clients, Closed, Run, Workload, soon_ns
+from gruve.bench.load.generator import Clients, ClosedLoop, Run, Workload, soon_ns
 from gruve.bench.load.processes import Server
 from gruve.bench.load.transport import connect
 from gruve.bench.machine import process_cpu_s, process_rss_mb
@@ -83,7 +83,7 @@ class ServerAndClients:
 def closed_loop(pid: int, clients: Clients, workload: Workload, sessions: int, warm_s: float, seconds: float) -> Loaded:
     """Runs `sessions` concurrent sessions for `warm_s`, then measures them and a process for `seconds`."""
     window = Window.soon(warm_s, seconds)
-    return measure(pid, clients, workload, Closed(sessions, window.begin_ns, window.end_ns), window)
+    return measure(pid, clients, workload, ClosedLoop(sessions, window.begin_ns, window.end_ns), window)
 
 
 def measure(pid: int, clients: Clients, workload: Workload, run: Run, window: Window) -> Loaded:

@@ -24,7 +24,7 @@ from gruve.bench.decode.steppers import torch_rnn
 from gruve.bench.figures import median
 from gruve.bench.load.generator import Clients, Workload
 from gruve.bench.load.processes import Server
-from gruve.bench.load.transport import Ask, Refused, connect
+from gruve.bench.load.transport import Refused, Request, connect
 from gruve.bench.load.window import Loaded, closed_loop
 from gruve.bench.machine import descendants, describe_machine, describe_versions
 from gruve.bench.peers.environments import NotInstalled, environment
@@ -213,7 +213,7 @@ async def _answers(make_transport: Connect) -> bool:
     try:
         async with asyncio.timeout(5.0):
             await transport.open()
-            async for _ in transport.stream(Ask(OURS, (1, 2, 3), 2, 0)):
+            async for _ in transport.stream(Request(OURS, (1, 2, 3), 2, 0)):
                 pass
     except (Refused, TimeoutError):
         return False

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gruve.bench.load.transport import Ask, HttpTransport, Transport, TritonTransport, connect
+from gruve.bench.load.transport import HttpTransport, Request, Transport, TritonTransport, connect
 
 TORCH = "torch==2.13.0"
 PACKAGE_ROOT = Path(__file__).parents[3]
@@ -95,8 +95,8 @@ def _triton_grpc(port: int) -> Connect:
     return functools.partial(TritonTransport, f"127.0.0.1:{port}")
 
 
-def _body(ask: Ask) -> bytes:
-    return json.dumps({"prompt": ask.prompt, "max_tokens": ask.max_tokens}).encode()
+def _body(request: Request) -> bytes:
+    return json.dumps({"prompt": request.prompt, "max_tokens": request.max_tokens}).encode()
 
 
 def _lines(chunk: bytes) -> tuple[int, ...]:
