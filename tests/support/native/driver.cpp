@@ -28,7 +28,7 @@ struct Net {
     std::vector<std::vector<float>> arrays;
 
     Net(const Net&) = delete;
-    Net(int32_t cell, int32_t V, int32_t E, int32_t H, int32_t L, bool half, bool tied, bool whole, bool pointed,
+    Net(int32_t cell, int32_t V, int32_t E, int32_t H, int32_t L, bool half, bool tied, bool int8, bool pointed,
         std::mt19937& random) {
         arrays.reserve(64);
         const int32_t G = cell == GRUVE_LSTM ? 4 : cell == GRUVE_ELMAN ? 1 : 3;
@@ -44,7 +44,7 @@ struct Net {
         weights.hidden_size = H;
         weights.num_layers = L;
         weights.half = half;
-        weights.whole = whole;
+        weights.int8 = int8;
         weights.embedding = made(size_t(V) * E, 2.0f);
         for (int32_t l = 0; l < L; ++l) {
             weights.weight_ih[l] = made(size_t(G) * H * (l == 0 ? E : H), 0.5f);
@@ -300,12 +300,12 @@ void two_callers(const gruve_model* model, const Net& net, std::mt19937& random)
 }
 
 // The digest of everything that this instruction set makes, in fp32 or in int8, without or with pointers.
-uint64_t made_by(const char* isa, bool whole, bool pointed) {
+uint64_t made_by(const char* isa, bool int8, bool pointed) {
     std::mt19937 random(7);
     digest = 0xCBF29CE484222325u;
     for (int32_t cell = 0; cell < 4; ++cell)
         for (const bool half : {true, false}) {
-            const Net net(cell, 37, cell % 2 ? 24 : 9, half ? 24 : 70, 1 + cell % 3, half, cell != 2, whole, pointed, random);
+            const Net net(cell, 37, cell % 2 ? 24 : 9, half ? 24 : 70, 1 + cell % 3, half, cell != 2, int8, pointed, random);
             gruve_model* model = nullptr;
             expect(gruve_model_create(&net.weights, isa, &model, error, sizeof error) == GRUVE_OK, "a model", error);
             schedule(model, net, 20, 4, random);

@@ -61,8 +61,8 @@ typedef struct {
     const float* gate_bias;    // (K, matches, or 1 without)
 } gruve_pointers;
 
-// A model's weights, row-major fp32, as in gruve.model.config: V tokens, E embedding, H hidden, L layers, G gates (4 in an
-// LSTM, 3 in a GRU, 1 in Elman's). `embedding` must outlive the model.
+// A model's weights, row-major fp32, as in gruve.model.config: V tokens, E embedding, H hidden, L layers, G gates (4 in
+// an LSTM, 3 in a GRU, 1 in Elman's). `embedding` must outlive the model.
 typedef struct {
     int32_t cell;              // a gruve_cell
     int32_t vocabulary_size;   // V, 1 to GRUVE_MAX_VOCABULARY
@@ -70,7 +70,7 @@ typedef struct {
     int32_t hidden_size;       // H, GRUVE_MIN_HIDDEN to GRUVE_MAX_SIZE
     int32_t num_layers;        // L, 1 to GRUVE_MAX_LAYERS
     int32_t half;  // 1: every weight matrix holds fp16 values and may be stored so
-    int32_t whole; // 1: layers and head multiply states in int8 and sum integers; 0: all in fp32
+    int32_t int8;  // 1: layers and head multiply states in int8 and sum integers; 0: all in fp32
     const float* embedding;                      // (V, E)
     const float* weight_ih[GRUVE_MAX_LAYERS];    // (G*H, E or H)
     const float* weight_hh[GRUVE_MAX_LAYERS];    // (G*H, H)

@@ -36,7 +36,8 @@ inline void check_present(const char* what, const void* pointer) {
 
 inline void check_all(const char* what, const int32_t* values, int64_t count, int64_t least, int64_t most) {
     constexpr int64_t MOST = int64_t{1} << 30;
-    if (count < 0 || count > MOST) check((std::string("the size of the array of each ") + what).c_str(), count, 0, MOST);
+    if (count < 0 || count > MOST)
+        check((std::string("the size of the array of each ") + what).c_str(), count, 0, MOST);
     if (count > 0) check_present(what, values);
     for (int64_t i = 0; i < count; ++i) check(what, values[i], least, most);
 }

@@ -17,8 +17,8 @@ constexpr int64_t SMALL = 1 << 20;
 
 }  // namespace
 
-Call::Call(Decoder& decoder, const gruve_call& call, Workspace& place, int32_t threads)
-    : decoder_(decoder), model_(decoder.model()), call_(call), place_(place), threads_(threads) {}
+Call::Call(Decoder& decoder, const gruve_call& call, Workspace& workspace, int32_t threads)
+    : decoder_(decoder), model_(decoder.model()), call_(call), workspace_(workspace), threads_(threads) {}
 
 bool Call::is_small() const {
     const int64_t H = model_.hidden_size;
@@ -74,14 +74,14 @@ int32_t Call::begin_layer() {
         view.h = decoder_.h(at, slot.parity) + below;
         view.out = decoder_.h(at, 1 - slot.parity) + below;
         view.c = model_.cell == Cell::lstm ? decoder_.c(at) + below : nullptr;
-        view.update = place_.scratch(i);
+        view.update = workspace_.scratch(i);
         view.reset = view.update + model_.padded_size;
-        view.fresh = view.reset + model_.padded_size;
+        view.n_input = view.reset + model_.padded_size;
         if (layer_ > 0) {
             view.start = model_.bias[layer_];
             view.x = view.out - model_.padded_size;
         } else {
-            const float* input = model_.pointers.size > 0 ? place_.input(active_[i]) : nullptr;
+            const float* input = model_.pointers.size > 0 ? workspace_.input(active_[i]) : nullptr;
             if (model_.folded) {
                 view.start = input != nullptr ? input : model_.table + model_.table_stride * slot.pending;
                 view.x = nullptr;
@@ -92,19 +92,19 @@ int32_t Call::begin_layer() {
                              : model_.embedding + static_cast<size_t>(model_.embedding_size) * slot.pending;
             }
         }
-        if (model_.whole) make_whole(view, place_.whole(i));
+        if (model_.int8) quantise_inputs(view, workspace_.int8_inputs(i));
     }
     view_count_ = active_count_;
     return cut(model_.tiled(layer_, phase_), view_count_);
 }
 
 // Writes the inputs of this phase's int8 products to `to`.
-void Call::make_whole(RowView& view, uint8_t* to) const {
+void Call::quantise_inputs(RowView& view, uint8_t* to) const {
     const int32_t size = model_.padded_size;
-    view.whole_h = to;
-    view.whole_x = to + size;
-    model_.kernels->to_steps(phase_ == 0 ? view.h : view.reset, size, to);
-    if (phase_ == 0 && layer_ > 0) model_.kernels->to_steps(view.x, size, to + size);
+    view.int8_h = to;
+    view.int8_x = to + size;
+    model_.kernels->quantise(phase_ == 0 ? view.h : view.reset, size, to);
+    if (phase_ == 0 && layer_ > 0) model_.kernels->quantise(view.x, size, to + size);
 }
 
 int32_t Call::begin_head() {
@@ -117,10 +117,10 @@ int32_t Call::begin_head() {
         view.start = model_.head_bias;
         view.x = decoder_.h(at, 1 - decoder_.slots_[at].parity) +
                  static_cast<size_t>(model_.num_layers - 1) * model_.padded_size;
-        view.out = place_.logits(row);
-        if (!model_.whole) continue;
-        view.whole_x = place_.whole(row);
-        model_.kernels->to_steps(view.x, model_.padded_size, place_.whole(row));
+        view.out = workspace_.logits(row);
+        if (!model_.int8) continue;
+        view.int8_x = workspace_.int8_inputs(row);
+        model_.kernels->quantise(view.x, model_.padded_size, workspace_.int8_inputs(row));
     }
     return view_count_ == 0 ? begin_tokens() : cut(model_.head, view_count_);
 }
@@ -146,7 +146,7 @@ void Call::run(int32_t tile, int32_t worker) {
         const int32_t end = std::min(active_count_, (tile + 1) * TOKEN_ROWS);
         for (int32_t i = tile * TOKEN_ROWS; i < end; ++i) {
             if (stage_ == Stage::tokens) {
-                take_token(active_[i], place_.scratches[worker]);
+                take_token(active_[i], workspace_.scratches[worker]);
             } else {
                 make_input(active_[i]);
             }
@@ -154,12 +154,12 @@ void Call::run(int32_t tile, int32_t worker) {
         return;
     }
     // int8 gives the same bits on all devices, and GPUs keep denormals.
-    const FloatControl control(model_.whole ? Denormals::ieee : Denormals::flush);
+    const FloatControl control(model_.int8 ? Denormals::ieee : Denormals::flush);
     const Matrix& matrix = stage_ == Stage::head ? model_.head : model_.tiled(layer_, phase_);
     const int32_t row_tiles = (view_count_ + rows_ - 1) / rows_;
     const int32_t first = tile / row_tiles * groups_, from = tile % row_tiles * rows_;
     const int32_t groups = std::min(groups_, matrix.groups - first), rows = std::min(rows_, view_count_ - from);
-    float* wide = place_.wide[worker].at<float>(0);
+    float* wide = workspace_.wide[worker].at<float>(0);
     if (stage_ == Stage::head) {
         model_.kernels->head(matrix, first, groups, views_ + from, rows, wide);
     } else {
@@ -173,14 +173,14 @@ void Call::make_input(int32_t row) {
     const float* rows[MAX_INPUT_ROWS];
     const int32_t count = model_.input_rows(slot.pending, slot.pointers.pointed(), rows);
     const size_t floats = model_.folded ? model_.table_stride : model_.embedding_size;
-    model_.kernels->sum_rows(rows, count, static_cast<int32_t>(floats), place_.input(row));
+    model_.kernels->sum_rows(rows, count, static_cast<int32_t>(floats), workspace_.input(row));
 }
 
 // Adds each pointer's gate, stored after the logits, to the logit of the token that the pointer names.
 void Call::add_gates(int32_t row) {
     const Pointed& pointed = decoder_.slots_[call_.slots[row]].pointers.pointed();
     const int32_t V = model_.vocabulary_size, biases = std::max(model_.pointers.matches, 1);
-    float* logits = place_.logits(row);
+    float* logits = workspace_.logits(row);
     for (int32_t k = 0; k < model_.pointers.size; ++k) {
         if (pointed.tokens[k] == V) continue;
         logits[pointed.tokens[k]] += logits[V + k] + model_.gate_bias[k * biases + pointed.matches[k]];
@@ -195,7 +195,7 @@ void Call::take_token(int32_t row, Scratch& scratch) {
     int32_t token;
     if (draws(row)) {
         token = draw(
-            *model_.kernels, place_.logits(row), model_.vocabulary_size, slot.sampling, slot.position + 1,
+            *model_.kernels, workspace_.logits(row), model_.vocabulary_size, slot.sampling, slot.position + 1,
             {slot.history.data(), slot.position, slot.known},
             slot.generated < slot.min_tokens ? slot.masked_early : slot.masked, scratch);
     } else {
@@ -245,7 +245,7 @@ void Call::advance(int32_t row, int32_t token, bool sampled) {
 void Call::record_logprobs(int32_t row, int32_t token, Scratch& scratch) {
     const int32_t count = decoder_.slots_[call_.slots[row]].logprobs;
     const size_t cell = static_cast<size_t>(step_) * call_.rows + row;
-    log_softmax(place_.logits(row), model_.vocabulary_size, scratch);
+    log_softmax(workspace_.logits(row), model_.vocabulary_size, scratch);
     call_.chosen[cell] = static_cast<float>(scratch.logprobs[token]);
     if (count > 0)
         likeliest(

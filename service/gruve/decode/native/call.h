@@ -14,7 +14,7 @@ namespace gruve {
 class Call final : public Job {
 public:
     // `threads` is how many threads will share it.
-    Call(Decoder& decoder, const gruve_call& call, Workspace& place, int32_t threads);
+    Call(Decoder& decoder, const gruve_call& call, Workspace& workspace, int32_t threads);
 
     // Whether it is too small to be worth waking another thread.
     bool is_small() const;
@@ -27,7 +27,7 @@ private:
 
     int32_t begin_step();
     int32_t begin_layer();
-    void make_whole(RowView& view, uint8_t* to) const;
+    void quantise_inputs(RowView& view, uint8_t* to) const;
     int32_t begin_head();
     int32_t begin_tokens();
     int32_t cut(const Matrix& matrix, int32_t rows);
@@ -42,7 +42,7 @@ private:
     Decoder& decoder_;
     const Model& model_;
     const gruve_call& call_;
-    Workspace& place_;
+    Workspace& workspace_;
     const int32_t threads_;
 
     Stage stage_ = Stage::start;

@@ -17,14 +17,14 @@ namespace {
 size_t odd_lines(size_t floats) { return floats / LANES % 2 == 0 ? floats + LANES : floats; }
 
 // The number of floats that hold two inputs of int8 products.
-size_t whole_floats(const Model& model) {
-    return model.whole ? round_up(static_cast<size_t>(model.padded_size) * 2 / sizeof(float), LANES) : 0;
+size_t int8_floats(const Model& model) {
+    return model.int8 ? round_up(static_cast<size_t>(model.padded_size) * 2 / sizeof(float), LANES) : 0;
 }
 
 // The number of floats of a workspace's row.
 size_t workspace_floats(const Model& model) {
     const size_t layers = 3 * static_cast<size_t>(model.padded_size);
-    return odd_lines(layers + model.logits_stride + whole_floats(model) + model.input_floats());
+    return odd_lines(layers + model.logits_stride + int8_floats(model) + model.input_floats());
 }
 
 size_t layer_floats(const Model& model) { return static_cast<size_t>(model.num_layers) * model.padded_size; }
@@ -56,7 +56,7 @@ Workspace::Workspace(const Model& model, int32_t threads)
     : row_floats(workspace_floats(model)),
       logits_offset(3 * static_cast<size_t>(model.padded_size)),
       logits_stride(model.logits_stride),
-      input_offset(logits_offset + model.logits_stride + whole_floats(model)),
+      input_offset(logits_offset + model.logits_stride + int8_floats(model)),
       rows(row_floats * GRUVE_MAX_ROWS * sizeof(float)) {
     for (int32_t i = 0; i < threads; ++i) scratches.emplace_back(model.vocabulary_size);
     for (int32_t i = 0; i < threads; ++i) wide.emplace_back(model.wide_floats() * sizeof(float));
@@ -101,14 +101,14 @@ void Decoder::Hold::release(int32_t count) {
 }
 
 Decoder::Taken::Taken(Decoder& decoder, bool exclusive) {
-    const auto& places = decoder.workspaces_;
-    for (size_t i = exclusive ? 0 : 1; i < places.size(); ++i) {
-        if (places[i]->taken.exchange(true, std::memory_order_acquire)) continue;
-        place = places[i].get();
+    const auto& workspaces = decoder.workspaces_;
+    for (size_t i = exclusive ? 0 : 1; i < workspaces.size(); ++i) {
+        if (workspaces[i]->taken.exchange(true, std::memory_order_acquire)) continue;
+        workspace = workspaces[i].get();
         shared = i == 0;
         return;
     }
-    throw Busy(std::to_string(places.size() - 1) + " calls are under way, one for each thread");
+    throw Busy(std::to_string(workspaces.size() - 1) + " calls are under way, one for each thread");
 }
 
 void Decoder::check_slot(int32_t slot) const {
@@ -249,9 +249,9 @@ void Decoder::decode(const gruve_call& call) {
     if (call.chosen) std::fill_n(call.chosen, cells, nan);
     if (call.top_ids) std::fill_n(call.top_ids, cells * call.alternatives, -1);
     if (call.top) std::fill_n(call.top, cells * call.alternatives, nan);
-    taken.place->last_rows = call.rows;
-    last_.store(taken.place, std::memory_order_relaxed);
-    Call job(*this, call, *taken.place, taken.shared ? pool_->threads() : 1);
+    taken.workspace->last_rows = call.rows;
+    last_.store(taken.workspace, std::memory_order_relaxed);
+    Call job(*this, call, *taken.workspace, taken.shared ? pool_->threads() : 1);
     if (taken.shared) {
         pool_->run(job, job.is_small());
     } else {

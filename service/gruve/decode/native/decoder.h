@@ -58,7 +58,7 @@ struct Workspace {
 
     float* scratch(int32_t row) const { return rows.at<float>(row_floats * row * sizeof(float)); }
     float* logits(int32_t row) const { return scratch(row) + logits_offset; }
-    uint8_t* whole(int32_t row) const { return reinterpret_cast<uint8_t*>(logits(row) + logits_stride); }
+    uint8_t* int8_inputs(int32_t row) const { return reinterpret_cast<uint8_t*>(logits(row) + logits_stride); }
 
     // Layer 0's input, for a model with pointers.
     float* input(int32_t row) const { return scratch(row) + input_offset; }
@@ -119,11 +119,11 @@ private:
     class Taken {
     public:
         Taken(Decoder& decoder, bool exclusive);
-        ~Taken() { place->taken.store(false, std::memory_order_release); }
+        ~Taken() { workspace->taken.store(false, std::memory_order_release); }
         Taken(const Taken&) = delete;
         Taken& operator=(const Taken&) = delete;
 
-        Workspace* place = nullptr;
+        Workspace* workspace = nullptr;
         bool shared = false;
     };
 

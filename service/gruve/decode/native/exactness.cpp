@@ -55,7 +55,7 @@ bool is_exact(const Kernels& kernels, const Product& product, int32_t rows, std:
     RowView views[MOST_ROWS] = {};
     for (int32_t r = 0; r < rows; ++r) {
         views[r].start = product.start.data();
-        views[r].whole_x = inputs.data() + r * DEPTH;
+        views[r].int8_x = inputs.data() + r * DEPTH;
         views[r].out = out.data() + r * product.columns;
     }
     kernels.head(product.matrix, 0, product.matrix.groups, views, rows, nullptr);

@@ -49,16 +49,16 @@ struct Layer {
 
 // Where one row of a phase reads and writes. Vectors of H are padded to whole vectors of the widest instruction set.
 struct RowView {
-    const float* start;  // packed like the groups
+    const float* start;     // packed like the groups
     const float* x;
-    const float* h;      // the layer's old state
-    const uint8_t* whole_x;  // for int8 matrices: x in steps,
-    const uint8_t* whole_h;  // and h, or r * h for the second phase of reset=before
-    float* out;          // its new state, or the logits
-    float* c;            // LSTM: read and written
-    float* update;       // GRU with reset=before, between its phases: z,
-    float* reset;        // r * h,
-    float* fresh;        // and the new gate's input part
+    const float* h;         // the layer's old state
+    const uint8_t* int8_x;  // for int8 matrices: x in steps,
+    const uint8_t* int8_h;  // and h, or r * h for the second phase of reset=before
+    float* out;             // the layer's new state, or the logits
+    float* c;               // LSTM: read and written
+    float* update;          // GRU with reset=before, between its phases: z,
+    float* reset;           // r * h,
+    float* n_input;         // and the new gate's input part
 };
 
 struct Kernels {
@@ -81,7 +81,7 @@ struct Kernels {
     void (*sum_rows)(const float* const* rows, int32_t count, int32_t n, float* out);
     // out[i] = input_offset + x[i] in steps, rounded to the nearest, ties to even, the lowest eight bits of it. x is
     // clamped to [-1, 1]; NaN becomes 1.
-    void (*to_steps)(const float* x, int32_t n, uint8_t* out);
+    void (*quantise)(const float* x, int32_t n, uint8_t* out);
     float (*highest)(const float* logits, int32_t n);
     // sampling.weights; returns their sum.
     uint64_t (*weights)(const float* logits, int32_t n, float highest, float scale, int32_t* weights);

@@ -17,7 +17,7 @@ struct Avx2 {
 
     using Few = Avx2;
     using Others = Avx2;
-    using Whole = Avx2;
+    using Int8 = Avx2;
     using Float = __m256;
     using Int = __m256i;
 
@@ -56,7 +56,7 @@ struct Avx2 {
 
 // With AVX-VNNI, one instruction for the three. Assembly, so that nothing else in this file is compiled for VNNI.
 struct AvxVnni : Avx2 {
-    using Whole = AvxVnni;
+    using Int8 = AvxVnni;
 
     static Int add_products(Int weights, Int inputs, Int c) {
         __asm__("%{vex%} vpdpbusd %1, %2, %0" : "+x"(c) : "x"(weights), "x"(inputs));
@@ -100,7 +100,7 @@ template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
         name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Avx2>, to_steps<Avx2>, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
+        fold, sum_rows<Avx2>, quantise<Avx2>, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
     };
 }
 

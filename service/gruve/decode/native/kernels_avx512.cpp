@@ -42,7 +42,7 @@ struct Avx512 {
 
     using Few = Avx512;
     using Others = Avx512;
-    using Whole = Avx512;
+    using Int8 = Avx512;
     using Float = __m512;
     using Int = __m512i;
 
@@ -81,7 +81,7 @@ struct Avx512 {
 
 // With VNNI, one instruction for the three. Assembly, so that nothing else in this file is compiled for VNNI.
 struct Avx512Vnni : Avx512 {
-    using Whole = Avx512Vnni;
+    using Int8 = Avx512Vnni;
 
     static Int add_products(Int weights, Int inputs, Int c) {
         __asm__("vpdpbusd %1, %2, %0" : "+v"(c) : "v"(weights), "v"(inputs));
@@ -124,7 +124,7 @@ template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
         name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Avx512>, to_steps<Avx512>, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
+        fold, sum_rows<Avx512>, quantise<Avx512>, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
     };
 }
 

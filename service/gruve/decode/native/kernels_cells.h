@@ -37,13 +37,13 @@ struct Pass {
         return wide == nullptr ? nullptr : wide + static_cast<size_t>(matrix.depth) * matrix.vectors * V::width;
     }
 
-    // Adds the product with each row's `x`, or with its `whole` if the matrix is int8.
+    // Adds the product with each row's `x`, or with its `int8` if the matrix is int8.
     template <class X>
     void multiply(
-        Sums<V>& sums, const Matrix& matrix, X RowView::*x, const uint8_t* RowView::*whole, float* widened) const {
+        Sums<V>& sums, const Matrix& matrix, X RowView::*x, const uint8_t* RowView::*int8, float* widened) const {
         const void* at[MAX_BLOCK];
         for (int r = 0; r < row_count; ++r)
-            at[r] = matrix.number == Number::int8 ? static_cast<const void*>(rows[r].*whole) : rows[r].*x;
+            at[r] = matrix.number == Number::int8 ? static_cast<const void*>(rows[r].*int8) : rows[r].*x;
         switch (matrix.number) {
             case Number::fp32: return multiply_as<float>(sums, matrix, at);
             case Number::fp16:
@@ -61,13 +61,13 @@ struct Pass {
     template <class W>
     void multiply_as(
         Sums<V>& sums, const Matrix& matrix, const void* const* x, float* widened = nullptr) const {
-        constexpr int together = Arithmetic<V, W>::together;
-        const size_t depth = static_cast<size_t>((matrix.depth + together - 1) / together * together);
+        constexpr int k_per_lane = Arithmetic<V, W>::k_per_lane;
+        const size_t depth = static_cast<size_t>((matrix.depth + k_per_lane - 1) / k_per_lane * k_per_lane);
         const size_t group = depth * matrix.vectors * V::width;
         find_product<V, W>(row_count, vectors, groups, widened != nullptr)(
             sums.at, static_cast<const W*>(matrix.data) + first * group, group, x, matrix.depth,
-            together == 1 ? nullptr : matrix.steps + start_of(0), together == 1 ? nullptr : matrix.offsets + start_of(0),
-            widened);
+            k_per_lane == 1 ? nullptr : matrix.steps + start_of(0),
+            k_per_lane == 1 ? nullptr : matrix.offsets + start_of(0), widened);
     }
 };
 
@@ -84,8 +84,8 @@ inline void for_each_pass(
         int32_t groups = 1;
         if (blocks == 1 && !tail) {
             const int32_t full = matrix.groups - (matrix.last_vectors != matrix.vectors) - first;
-            const int32_t together = max_groups<V>(row_count, vectors, matrix.number);
-            groups = together <= count && together <= full ? together : 1;
+            const int32_t wanted = max_groups<V>(row_count, vectors, matrix.number);
+            groups = wanted <= count && wanted <= full ? wanted : 1;
         }
         for (int32_t b = 0; b < blocks; ++b) {
             const int32_t from = row_count * b / blocks, to = row_count * (b + 1) / blocks;
@@ -101,7 +101,7 @@ inline void for_each_pass(
 template <class V>
 inline void begin_with_input(const Pass<V>& pass, const Layer& layer, Sums<V>& sums) {
     pass.begin(sums);
-    if (layer.x.depth > 0) pass.multiply(sums, layer.x, &RowView::x, &RowView::whole_x, pass.wide);
+    if (layer.x.depth > 0) pass.multiply(sums, layer.x, &RowView::x, &RowView::int8_x, pass.wide);
 }
 
 // h + z * (n - h)
@@ -112,15 +112,15 @@ inline typename V::Float blend(typename V::Float h, typename V::Float z, typenam
 
 template <class V>
 void gru_after(const Pass<V>& pass, const Layer& layer) {
-    Sums<V> sums, fresh;
+    Sums<V> sums, n_input;
     begin_with_input(pass, layer, sums);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             float* s = sums.at + pass.cell(r, p) + 2 * V::width;
-            V::store(fresh.at + pass.cell(r, p), V::load(s));
+            V::store(n_input.at + pass.cell(r, p), V::load(s));
             V::store(s, V::load(layer.bias_hn + (pass.first + p) * V::width));
         }
-    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::int8_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = sums.at + pass.cell(r, p);
@@ -128,7 +128,7 @@ void gru_after(const Pass<V>& pass, const Layer& layer) {
             const auto reset = sigmoid<V>(V::load(s));
             const auto update = sigmoid<V>(V::load(s + V::width));
             const auto n = tanh<V>(
-                V::fma(reset, V::load(s + 2 * V::width), V::load(fresh.at + pass.cell(r, p))));
+                V::fma(reset, V::load(s + 2 * V::width), V::load(n_input.at + pass.cell(r, p))));
             V::store(pass.rows[r].out + unit, blend<V>(V::load(pass.rows[r].h + unit), update, n));
         }
 }
@@ -143,9 +143,9 @@ void gru_before_gates(const Pass<V>& pass, const Layer& layer) {
             const float* s = sums.at + pass.cell(r, p);
             V::store(gates.at + two.cell(r, p), V::load(s));
             V::store(gates.at + two.cell(r, p) + V::width, V::load(s + V::width));
-            V::store(pass.rows[r].fresh + (pass.first + p) * V::width, V::load(s + 2 * V::width));
+            V::store(pass.rows[r].n_input + (pass.first + p) * V::width, V::load(s + 2 * V::width));
         }
-    two.multiply(gates, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
+    two.multiply(gates, layer.h, &RowView::h, &RowView::int8_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = gates.at + two.cell(r, p);
@@ -163,8 +163,8 @@ void gru_before_state(const Pass<V>& pass, const Layer& layer) {
             for (int c = 0; c < pass.vectors; ++c)
                 V::store(
                     sums.at + pass.cell(r, p) + c * V::width,
-                    V::load(pass.rows[r].fresh + pass.start_of(p) + c * V::width));
-    pass.multiply(sums, layer.n, &RowView::reset, &RowView::whole_h, pass.wide);
+                    V::load(pass.rows[r].n_input + pass.start_of(p) + c * V::width));
+    pass.multiply(sums, layer.n, &RowView::reset, &RowView::int8_h, pass.wide);
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p)
             for (int c = 0; c < pass.vectors; ++c) {
@@ -179,7 +179,7 @@ template <class V>
 void lstm(const Pass<V>& pass, const Layer& layer) {
     Sums<V> sums;
     begin_with_input(pass, layer, sums);
-    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::int8_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p) {
             const float* s = sums.at + pass.cell(r, p);
@@ -198,7 +198,7 @@ template <class V>
 void elman(const Pass<V>& pass, const Layer& layer) {
     Sums<V> sums;
     begin_with_input(pass, layer, sums);
-    pass.multiply(sums, layer.h, &RowView::h, &RowView::whole_h, pass.wide_behind(layer.x));
+    pass.multiply(sums, layer.h, &RowView::h, &RowView::int8_h, pass.wide_behind(layer.x));
     for (int r = 0; r < pass.row_count; ++r)
         for (int p = 0; p < pass.groups; ++p)
             for (int c = 0; c < pass.vectors; ++c)
@@ -234,7 +234,7 @@ void run_head(
     for_each_pass<V>(matrix, first, count, rows, row_count, wide, [&](const Pass<V>& pass) {
         Sums<V> sums;
         pass.begin(sums);
-        pass.multiply(sums, matrix, &RowView::x, &RowView::whole_x, pass.wide);
+        pass.multiply(sums, matrix, &RowView::x, &RowView::int8_x, pass.wide);
         for (int r = 0; r < pass.row_count; ++r)
             for (int p = 0; p < pass.groups; ++p)
                 for (int c = 0; c < pass.vectors; ++c)

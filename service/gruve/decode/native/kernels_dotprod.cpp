@@ -11,7 +11,7 @@ namespace {
 #include "kernels_neon_impl.h"
 
 struct DotProduct : Neon {
-    using Whole = DotProduct;
+    using Int8 = DotProduct;
 
     static Int add_products(Int weights, Int inputs, Int c) {
         return vdotq_s32(c, vreinterpretq_s8_s32(weights), vreinterpretq_s8_s32(inputs));

@@ -11,13 +11,13 @@
 // reason the parts use no standard containers or algorithms.
 //
 // V provides: Float, `width`, `accumulators` (sums kept in registers), `half` (whether it has load_half), `widens` (see
-// Kernels), load, load_half, store, set, add, sub, mul, div, fma, min, max (b unless a < b or a > b, so NaN gives b) and
-// power (2**n from the bits of n + 1.5 * 2**23).
-// For int8: Int, `input_offset`, load_int, load_quads (four weights of K per lane, signed), set_quad (four inputs, signed
-// if `input_offset` is 0), add_products (c plus the exact sum of the four products, if no weight exceeds WEIGHT_STEPS)
-// and to_float.
+// Kernels), load, load_half, store, set, add, sub, mul, div, fma, min, max (b unless a < b or a > b, so NaN gives b)
+// and power (2**n from the bits of n + 1.5 * 2**23).
+// For int8: Int, `input_offset`, load_int, load_quads (four weights of K per lane, signed), set_quad (four inputs,
+// signed if `input_offset` is 0), add_products (c plus the exact sum of the four products, if no weight exceeds
+// WEIGHT_STEPS) and to_float.
 // Three variants of V may replace it: V::Few in products of fp16 weights with so few rows that all sums fit in its
-// registers, V::Whole in products of int8 weights, V::Others in all other products.
+// registers, V::Int8 in products of int8 weights, V::Others in all other products.
 
 #include "kernels_activations.h"
 #include "kernels_product.h"

@@ -10,7 +10,7 @@ struct Neon {
 
     using Few = Neon;
     using Others = Neon;
-    using Whole = Neon;
+    using Int8 = Neon;
     using Float = float32x4_t;
     using Int = int32x4_t;
 
@@ -76,6 +76,6 @@ template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
         name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Neon>, to_steps<Neon>, highest<Neon>, weights, sigmoids<Neon>, tanhs<Neon>,
+        fold, sum_rows<Neon>, quantise<Neon>, highest<Neon>, weights, sigmoids<Neon>, tanhs<Neon>,
     };
 }

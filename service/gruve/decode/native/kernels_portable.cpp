@@ -18,7 +18,7 @@ struct Portable {
 
     using Few = Portable;
     using Others = Portable;
-    using Whole = Portable;
+    using Int8 = Portable;
 
     struct Float {
         float lane[width];
@@ -99,7 +99,7 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
 constexpr Kernels kernels = {
     "portable", Portable::width, Portable::half, Portable::input_offset, groups_per_pass<Portable>,
     Portable::widens, run_layer<Portable>, run_head<Portable>,
-    fold, sum_rows<Portable>, to_steps<Portable>, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
+    fold, sum_rows<Portable>, quantise<Portable>, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
 };
 
 }  // namespace

@@ -1,15 +1,15 @@
-// Part of kernels_impl.h: the product of a few rows with a few groups of a matrix, in fp32, fp16 or int8, and the choice
-// of its shape.
+// Part of kernels_impl.h: the product of a few rows with a few groups of a matrix, in fp32, fp16 or int8, and the
+// choice of its shape.
 
 constexpr int32_t MAX_BLOCK = 8;  // the maximum number of rows in one pass
 constexpr size_t AHEAD = 8192;    // prefetch distance in bytes of weights
 
-// How a product uses weights of type W: `together` consecutive values of K per lane, summed as `Sum`.
+// How a product uses weights of type W: `k_per_lane` consecutive values of K per lane, summed as `Sum`.
 template <class V, class W>
 struct Arithmetic {
     using Input = float;
     using Sum = typename V::Float;
-    static constexpr int together = 1;
+    static constexpr int k_per_lane = 1;
 
     static Sum begin(const float* acc, const int32_t*, int) { return V::load(acc); }
     static Sum weights(const float* p) { return V::load(p); }
@@ -25,7 +25,7 @@ template <class V>
 struct Arithmetic<V, int8_t> {
     using Input = uint8_t;
     using Sum = typename V::Int;
-    static constexpr int together = 4;
+    static constexpr int k_per_lane = 4;
 
     static Sum begin(const float*, const int32_t* offsets, int at) { return V::load_int(offsets + at); }
     static Sum weights(const int8_t* p) { return V::load_quads(p); }
@@ -36,15 +36,15 @@ struct Arithmetic<V, int8_t> {
     }
 };
 
-// acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart: MR rows by NR vectors are the
-// microkernel of BLIS (Van Zee and van de Geijn 2015). `Widen` also leaves the weights as fp32 in `wide`, in the same
-// order.
+// acc[MR][P * NR][width] += x[MR][K] times P groups of NR vectors, `group` elements apart: MR rows by NR vectors are
+// the microkernel of BLIS (Van Zee and van de Geijn 2015). `Widen` also leaves the weights as fp32 in `wide`, in the
+// same order.
 template <class V, class W, int MR, int NR, int P, bool Widen = false>
 void product(
     float* __restrict acc, const void* weights, size_t group, const void* const* x, int32_t depth, const float* steps,
     const int32_t* offsets, float* __restrict wide) {
     using A = Arithmetic<V, W>;
-    constexpr int C = P * NR, width = A::together * V::width;
+    constexpr int C = P * NR, width = A::k_per_lane * V::width;
     typename A::Sum sum[MR][C];
     const typename A::Input* row[MR];
 #pragma GCC unroll 8
@@ -54,7 +54,7 @@ void product(
         for (int c = 0; c < C; ++c) sum[r][c] = A::begin(acc + (r * C + c) * V::width, offsets, c * V::width);
     }
     const W* w = static_cast<const W*>(weights);
-    for (int32_t k = 0; k < depth; k += A::together, w += NR * width) {
+    for (int32_t k = 0; k < depth; k += A::k_per_lane, w += NR * width) {
         if constexpr (MR > 1) {  // a single row already reads at full speed; prefetch instructions would slow it down
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(w + p * group) + AHEAD);
@@ -126,13 +126,13 @@ struct Chosen<V, uint16_t, true> {
 
 template <class V, bool few>
 struct Chosen<V, int8_t, few> {
-    using Vector = typename V::Whole;
+    using Vector = typename V::Int8;
 };
 
 template <class Vectors, class W, int MR, int NR>
 constexpr Product choose_product(int groups, bool widen) {
     using Wide = typename Vectors::Others;
-    if constexpr (Wide::widens && sizeof(W) < sizeof(float) && Arithmetic<Wide, W>::together == 1 &&
+    if constexpr (Wide::widens && sizeof(W) < sizeof(float) && Arithmetic<Wide, W>::k_per_lane == 1 &&
                   MR * NR <= Wide::accumulators) {
         if (widen) return product<Wide, W, MR, NR, 1, true>;
     }

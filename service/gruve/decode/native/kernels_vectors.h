@@ -1,5 +1,5 @@
-// Part of kernels_impl.h: loops over plain vectors. They fold weights, make the inputs of layers and of int8 products, and
-// sample from logits.
+// Part of kernels_impl.h: loops over plain vectors. They fold weights, make the inputs of layers and of int8 products,
+// and sample from logits.
 
 inline void fold(const float* a, int32_t k, const float* b, int32_t n, double* sums, float* out) {
     // A product of two fp32 values is exact in float64, so fusing this would not change the result.
@@ -27,7 +27,7 @@ void sum_rows(const float* const* rows, int32_t count, int32_t n, float* out) {
 }
 
 template <class V>
-void to_steps(const float* x, int32_t n, uint8_t* out) {
+void quantise(const float* x, int32_t n, uint8_t* out) {
     constexpr float most = INPUT_STEPS, magic = 0x1.8p23f;
     for (int32_t i = 0; i < n; ++i) {
         float steps = x[i] * most;

@@ -47,7 +47,7 @@ class Weights(ctypes.Structure):
         ("hidden_size", c_int32),
         ("num_layers", c_int32),
         ("half", c_int32),
-        ("whole", c_int32),
+        ("int8", c_int32),
         ("embedding", c_void_p),
         ("weight_ih", c_void_p * MAX_LAYERS),
         ("weight_hh", c_void_p * MAX_LAYERS),

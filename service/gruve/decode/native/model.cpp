@@ -57,13 +57,13 @@ private:
 
     // The number of consecutive k that are stored side by side.
     template <class W>
-    static constexpr int32_t together = std::is_same_v<W, int8_t> ? 4 : 1;
+    static constexpr int32_t k_per_lane = std::is_same_v<W, int8_t> ? 4 : 1;
 
     // Packs rows of `weights` (rows, depth). `row(group, vector, lane)` returns the row, or -1 for zeros. `steps` and
     // `offsets` are for int8.
     template <class W, class Row>
     void fill(W* out, float* steps, int32_t* offsets, const Matrix& matrix, const float* weights, Row row) {
-        constexpr int32_t T = together<W>;
+        constexpr int32_t T = k_per_lane<W>;
         for (int32_t g = 0; g < matrix.groups; ++g) {
             const int32_t vectors = g == matrix.groups - 1 ? matrix.last_vectors : matrix.vectors;
             for (int32_t v = 0; v < vectors; ++v)
@@ -72,7 +72,7 @@ private:
                     if (r < 0) continue;  // pages begin as zeros
                     const float* from = weights + static_cast<size_t>(r) * matrix.depth;
                     const size_t column = static_cast<size_t>(v) * kernels_.width + lane;
-                    const double scale = T == 1 ? 1.0 : whole_scale(from, matrix.depth);
+                    const double scale = T == 1 ? 1.0 : int8_scale(from, matrix.depth);
                     W* to = out + column * T;
                     for (int32_t k = 0; k < matrix.depth; ++k) {
                         W& weight = to[k / T * (vectors * kernels_.width * T) + k % T];
@@ -89,7 +89,7 @@ private:
     }
 
     // The number of steps in 1.0 for a row of weights: its largest weight is WEIGHT_STEPS steps.
-    static double whole_scale(const float* row, int32_t depth) {
+    static double int8_scale(const float* row, int32_t depth) {
         double most = 0.0;
         for (int32_t k = 0; k < depth; ++k) {
             const double size = std::fabs(static_cast<double>(row[k]));
@@ -127,9 +127,9 @@ private:
 
     template <class W, class Row>
     void place(Matrix& matrix, size_t columns, const float* weights, Row row) {
-        W* out = layout_.take<W>(round_up(matrix.depth, together<W>) * columns);
-        float* steps = together<W> == 1 ? nullptr : layout_.take<float>(columns);
-        int32_t* offsets = together<W> == 1 ? nullptr : layout_.take<int32_t>(columns);
+        W* out = layout_.take<W>(round_up(matrix.depth, k_per_lane<W>) * columns);
+        float* steps = k_per_lane<W> == 1 ? nullptr : layout_.take<float>(columns);
+        int32_t* offsets = k_per_lane<W> == 1 ? nullptr : layout_.take<int32_t>(columns);
         matrix.data = out;
         matrix.steps = steps;
         matrix.offsets = offsets;
@@ -138,7 +138,7 @@ private:
 
     // How weights are stored: those kept in the model's precision, and those that multiply states of the layers.
     Number stored() const { return in_.half ? Number::fp16 : Number::fp32; }
-    Number recurrent() const { return model_.whole ? Number::int8 : stored(); }
+    Number recurrent() const { return model_.int8 ? Number::int8 : stored(); }
 
     Matrix gated_matrix(const float* weights, int32_t depth, int32_t first_gate, int32_t gates, Number number) {
         return matrix(
@@ -304,7 +304,7 @@ private:
             weights = folded.data();
         }
         const Number number = projected ? Number::fp32 : stored();
-        model_.head = plain_matrix(weights, V + K, H, model_.whole ? Number::int8 : number);
+        model_.head = plain_matrix(weights, V + K, H, model_.int8 ? Number::int8 : number);
         model_.logits_stride = round_up(static_cast<size_t>(vectors_of(V + K)) * kernels_.width, LANES);
         model_.head_bias = padded(in_.head_bias, V, model_.logits_stride);
     }
@@ -375,7 +375,7 @@ size_t lay_out(const gruve_weights& weights, const Kernels& kernels, Model& mode
     model.padded_size = static_cast<int32_t>(round_up(weights.hidden_size, LANES));
     model.num_layers = weights.num_layers;
     model.gates = model.cell == Cell::lstm ? 4 : model.cell == Cell::elman ? 1 : 3;
-    model.whole = weights.whole != 0;
+    model.int8 = weights.int8 != 0;
     model.kernels = &kernels;
     model.pointers = checked(weights.pointers, weights.vocabulary_size);
     return Packer(weights, kernels, model, nullptr).run();

@@ -22,7 +22,7 @@ struct Model {
     int32_t padded_size;  // H in whole vectors
     int32_t num_layers;
     int32_t gates;
-    bool whole;           // whether layers and head multiply states in int8
+    bool int8;            // whether layers and head multiply states in int8
     const Kernels* kernels;
 
     Layer layers[GRUVE_MAX_LAYERS];
@@ -68,8 +68,8 @@ constexpr int32_t MAX_INPUT_ROWS = 2 * GRUVE_MAX_POINTERS + 3;
 // std::invalid_argument for a size out of bounds or an array that is missing.
 size_t lay_out(const gruve_weights& weights, const Kernels& kernels, Model& model);
 
-// Throws std::invalid_argument as `lay_out` does, or if a weight is no fp16 value though `half` is set, or not finite in
-// int8; and std::bad_alloc.
+// Throws std::invalid_argument as `lay_out` does, or if a weight is no fp16 value though `half` is set, or not finite
+// in int8; and std::bad_alloc.
 void pack(const gruve_weights& weights, const Kernels& kernels, Model& model);
 
 }  // namespace gruve

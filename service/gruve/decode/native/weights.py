@@ -95,7 +95,7 @@ def weights_struct(
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         half=config.precision == "float16",
-        whole=arithmetic == "int8",
+        int8=arithmetic == "int8",
         embedding=address("embedding.weight"),
         head_weight=address("head.weight"),
         head_projection=address("head.projection"),
