@@ -39,22 +39,13 @@ inline typename V::Float tanh(typename V::Float x) {
     return V::div(m, V::add(m, V::set(2.0f)));
 }
 
-template <class V>
-void sigmoids(const float* x, float* y, int32_t n) {
+// For tests: y[i] = function(x[i]), computed in each lane in turn.
+template <class V, typename V::Float (*function)(typename V::Float)>
+void apply(const float* x, float* y, int32_t n) {
     alignas(64) float lanes[V::width] = {};
     for (int32_t i = 0; i < n; ++i) {
         lanes[i % V::width] = x[i];
-        V::store(lanes, sigmoid<V>(V::load(lanes)));
-        y[i] = lanes[i % V::width];
-    }
-}
-
-template <class V>
-void tanhs(const float* x, float* y, int32_t n) {
-    alignas(64) float lanes[V::width] = {};
-    for (int32_t i = 0; i < n; ++i) {
-        lanes[i % V::width] = x[i];
-        V::store(lanes, tanh<V>(V::load(lanes)));
+        V::store(lanes, function(V::load(lanes)));
         y[i] = lanes[i % V::width];
     }
 }

@@ -88,19 +88,15 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
     }
     alignas(32) uint64_t lanes[4];
     _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), totals);
-    uint64_t total = lanes[0] + lanes[1] + lanes[2] + lanes[3];
-    for (; i < n; ++i) {
-        out[i] = weight(logits[i], highest_logit, scale);
-        total += static_cast<uint64_t>(out[i]);
-    }
-    return total;
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3] + weights_from(i, logits, n, highest_logit, scale, out);
 }
 
 template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
         name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Avx2>, quantise<Avx2>, highest<Avx2>, weights, sigmoids<Avx2>, tanhs<Avx2>,
+        fold, sum_rows<Avx2>, quantise<Avx2>, highest<Avx2>, weights,
+        apply<Avx2, sigmoid<Avx2>>, apply<Avx2, tanh<Avx2>>,
     };
 }
 

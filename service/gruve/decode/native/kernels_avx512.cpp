@@ -112,19 +112,15 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
         totals = _mm512_add_epi64(totals, power);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_cvtepi64_epi32(power));
     }
-    uint64_t total = static_cast<uint64_t>(_mm512_reduce_add_epi64(totals));
-    for (; i < n; ++i) {
-        out[i] = weight(logits[i], highest_logit, scale);
-        total += static_cast<uint64_t>(out[i]);
-    }
-    return total;
+    return static_cast<uint64_t>(_mm512_reduce_add_epi64(totals)) + weights_from(i, logits, n, highest_logit, scale, out);
 }
 
 template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
         name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Avx512>, quantise<Avx512>, highest<Avx512>, weights, sigmoids<Avx512>, tanhs<Avx512>,
+        fold, sum_rows<Avx512>, quantise<Avx512>, highest<Avx512>, weights,
+        apply<Avx512, sigmoid<Avx512>>, apply<Avx512, tanh<Avx512>>,
     };
 }
 

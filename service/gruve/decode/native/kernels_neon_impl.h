@@ -64,18 +64,14 @@ uint64_t weights(const float* logits, int32_t n, float highest_logit, float scal
         totals = vaddq_u64(totals, power);
         vst1_s32(out + i, vreinterpret_s32_u32(vmovn_u64(power)));
     }
-    uint64_t total = vaddvq_u64(totals);
-    for (; i < n; ++i) {
-        out[i] = weight(logits[i], highest_logit, scale);
-        total += static_cast<uint64_t>(out[i]);
-    }
-    return total;
+    return vaddvq_u64(totals) + weights_from(i, logits, n, highest_logit, scale, out);
 }
 
 template <class V>
 constexpr Kernels kernels(const char* name) {
     return {
         name, V::width, V::half, V::input_offset, groups_per_pass<V>, V::widens, run_layer<V>, run_head<V>,
-        fold, sum_rows<Neon>, quantise<Neon>, highest<Neon>, weights, sigmoids<Neon>, tanhs<Neon>,
+        fold, sum_rows<Neon>, quantise<Neon>, highest<Neon>, weights,
+        apply<Neon, sigmoid<Neon>>, apply<Neon, tanh<Neon>>,
     };
 }

@@ -88,18 +88,14 @@ struct Portable {
 #include "kernels_impl.h"
 
 uint64_t weights(const float* logits, int32_t n, float highest_logit, float scale, int32_t* out) {
-    uint64_t total = 0;
-    for (int32_t i = 0; i < n; ++i) {
-        out[i] = weight(logits[i], highest_logit, scale);
-        total += static_cast<uint64_t>(out[i]);
-    }
-    return total;
+    return weights_from(0, logits, n, highest_logit, scale, out);
 }
 
 constexpr Kernels kernels = {
     "portable", Portable::width, Portable::half, Portable::input_offset, groups_per_pass<Portable>,
     Portable::widens, run_layer<Portable>, run_head<Portable>,
-    fold, sum_rows<Portable>, quantise<Portable>, highest<Portable>, weights, sigmoids<Portable>, tanhs<Portable>,
+    fold, sum_rows<Portable>, quantise<Portable>, highest<Portable>, weights,
+    apply<Portable, sigmoid<Portable>>, apply<Portable, tanh<Portable>>,
 };
 
 }  // namespace

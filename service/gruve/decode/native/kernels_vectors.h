@@ -63,3 +63,14 @@ inline int32_t weight(float logit, float highest_logit, float scale) {
     for (int c = 4; c >= 0; --c) power = EXP2[c] + ((power * part) >> 20);
     return static_cast<int32_t>(power >> (8 - (exponent >> 20)));
 }
+
+// The weights from logit `first` on, and their sum: all of them, or the end that fills no vector.
+inline uint64_t weights_from(
+    int32_t first, const float* logits, int32_t n, float highest_logit, float scale, int32_t* out) {
+    uint64_t total = 0;
+    for (int32_t i = first; i < n; ++i) {
+        out[i] = weight(logits[i], highest_logit, scale);
+        total += static_cast<uint64_t>(out[i]);
+    }
+    return total;
+}

@@ -4,6 +4,10 @@
 
 #include "float_control.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace gruve {
 namespace {
 
