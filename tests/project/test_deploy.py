@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import kubernetes_validate
@@ -44,6 +46,7 @@ SERVE = ServeConfig()
 DEPLOYMENT, SERVICE = (objects("gruve.yaml")[kind] for kind in ("Deployment", "Service"))
 POD = DEPLOYMENT["spec"]["template"]["spec"]
 CONTAINER = container(DEPLOYMENT)
+REDIS = container(objects("redis.yaml")["StatefulSet"])
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -136,24 +139,65 @@ def test_only_the_insecure_overlay_gives_up_tls_and_keys():
     assert schemes == [{"HTTPS"}, {"HTTP"}]
 
 
+def test_a_server_that_is_not_ready_keeps_no_node_from_being_drained():
+    assert objects("gruve.yaml")["PodDisruptionBudget"]["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 # ---- as a pod runs it
+
+
+@contextlib.contextmanager
+def redis_of_the_manifest(folder: Path, *more: str) -> Iterator[int]:
+    """The manifest's Redis with its data in a folder, and perhaps with `more` arguments. Yields its port."""
+    program = need_program("redis-server", "apt-get install redis-server")
+    words = [word.replace("/data", str(folder)) for word in REDIS["args"][1:]]
+    port = free_port()
+    with subprocess.Popen([program, *words, *more, "--port", str(port)], stdout=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(200):
+                with socket.socket() as connection:
+                    if connection.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            yield port
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory):
     """The manifest's Redis, on a port and in a folder of the test."""
-    program = need_program("redis-server", "apt-get install redis-server")
-    args = container(objects("redis.yaml")["StatefulSet"])["args"][1:]
-    words = [word.replace("/data", str(tmp_path_factory.mktemp("redis"))) for word in args]
-    port = free_port()
-    with subprocess.Popen([program, *words, "--port", str(port)], stdout=subprocess.DEVNULL) as process:
-        for _ in range(200):
-            with socket.socket() as connection:
-                if connection.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+    with redis_of_the_manifest(tmp_path_factory.mktemp("redis")) as port:
         yield port
-        process.kill()
+
+
+def redis_probes(port: int) -> list[bool]:
+    """Whether the manifest's Redis is ready, and whether it is alive, by its probes."""
+    commands = [REDIS[which]["exec"]["command"] for which in ("readinessProbe", "livenessProbe")]
+    here = [[*command[:-1], "-p", str(port), command[-1]] for command in commands]
+    return [subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in here]
+
+
+def test_a_redis_that_answers_errors_as_while_it_loads_its_file_is_unready_and_is_not_killed(redis, tmp_path):
+    assert redis_probes(redis) == [True, True]
+    with redis_of_the_manifest(tmp_path, "--requirepass", "unknown to the probes") as port:
+        assert redis_probes(port) == [False, True]
+
+
+def test_the_gateway_of_the_readme_reaches_servers_with_the_certificate_of_the_manifests(tmp_path):
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("server", "gruve.gruve")
+    words = re.search(r"gateway (--address gruve\.gruve:50051 [^`]+)`", (DEPLOY / "README.md").read_text())[1].split()
+    serve = ["--models", ROOT / "models/tiny", "--port", "0", "--metrics-port", "0", "--store", "memory"]
+    with running([GRUVE, "serve", *serve, "--tls-cert", cert, "--tls-key", key]) as server:
+        here = {
+            "gruve.gruve:50051": f"127.0.0.1:{json.loads(server.stdout.readline())['port']}",
+            "/etc/gruve/ca.pem": str(authority.ca),
+        }
+        with running([GRUVE, "gateway", *(here.get(word, word) for word in words), "--port", "0"]) as gateway:
+            url = f"http://127.0.0.1:{json.loads(gateway.stdout.readline())['port']}/health"
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                assert answer.status == 200
 
 
 def commands_for_secrets() -> list[str]:
