@@ -10,8 +10,9 @@ from collections.abc import Iterator
 STATE = "/state-home"
 INTRODUCTION = """# Commands
 
-Generated from the command line itself. Flags win over `GRUVE_*` variables. Exit codes: 0 done, 1 failed, 2 wrong usage,
-130 Ctrl-C, 141 the reader of the output is gone.
+Every command of `gruve` with its flags, generated from the command line itself. Flags win over `GRUVE_*` variables.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `gruve verify` cannot check the receipt here, 130 Ctrl-C, 141 the reader
+of the output is gone, 143 SIGTERM where the command could not end in order.
 
 """
 

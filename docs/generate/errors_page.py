@@ -8,8 +8,8 @@ import protocol_page as protocol
 
 INTRODUCTION = """# Errors
 
-Generated from [error.proto](../../proto/gruve/v1/error.proto). [Operating](../operating.md#errors) says what to do
-about each.
+Every reason that an error of a server can have, generated from [error.proto](../../proto/gruve/v1/error.proto).
+[Operating](../operating.md#errors) says what to do about each.
 
 {about}
 

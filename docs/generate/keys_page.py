@@ -16,14 +16,15 @@ from gruve.training import config as training
 
 TRAINING = """# Training configuration
 
-Generated from `service/gruve/training/config.py`. A configuration is one TOML file; keys without a table come first,
-and a key that is not listed is refused. [Models](../models.md#train-your-own) walks through one.
+Every key of the configuration that `gruve train --config` takes, generated from `service/gruve/training/config.py`. A
+configuration is one TOML file. Keys without a table come first, and a key that is not listed is refused.
+[Models](../models.md#train-your-own) walks through one.
 
 """
 MODEL = """# Model format
 
-Generated from `service/gruve/model/config.py` and `pointers.py`. [Models](../models.md#the-format) describes the files
-of a model's folder and the names and shapes of its weights.
+Every key of a model's `config.json`, generated from `service/gruve/model/config.py` and `pointers.py`.
+[Models](../models.md#the-format) describes the files of a model's folder and the names and shapes of its weights.
 
 ## config.json
 

@@ -10,8 +10,9 @@ from gruve.serve.metrics import Metrics
 
 INTRODUCTION = """# Metrics
 
-Generated from `service/gruve/serve/metrics.py` and `scraped_metrics.py`. They are served in Prometheus' text format at
-`/metrics`, on the port of `--metrics-port`. [Operating](../operating.md#metrics) says what each tells an operator;
+Every metric of a server, generated from `service/gruve/serve/metrics.py` and `scraped_metrics.py`. They are served in
+Prometheus' text format at `/metrics`, on the port of `--metrics-port`.
+[Operating](../operating.md#metrics) says what each tells an operator;
 [deploy/](../../deploy/README.md) has rules, alerts and a dashboard.
 
 | metric | type | labels | meaning |

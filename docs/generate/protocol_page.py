@@ -28,7 +28,9 @@ FIELD, VALUE, METHOD, ONEOF = 2, 2, 2, 8
 """Field numbers of the elements inside a message, an enum and a service."""
 INTRODUCTION = """# Protocol
 
-The package `gruve.v1`, generated from the comments of [proto/gruve/v1](../../proto/gruve/v1/generation.proto).
+Every service, message and field of the package `gruve.v1`, generated from the comments of
+[proto/gruve/v1](../../proto/gruve/v1/generation.proto). [Concepts](../concepts.md) explains its words.
+
 Beside these services the server has `grpc.health.v1.Health`, server reflection and channelz. Every value of
 `ErrorReason` is also on the page [Errors](errors.md).
 
