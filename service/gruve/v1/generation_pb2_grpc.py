@@ -163,7 +163,7 @@ class GenerationServiceServicer:
         the `start`, and every control comes by Control.
 
         It differs from Converse in the default of `credit` alone. A generation without credit waits for a
-        grant, however long its client waits.
+        grant, however long that takes.
 
         Refuses or ends as Generate does.
         """

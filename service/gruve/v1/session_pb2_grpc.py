@@ -35,8 +35,7 @@ class SessionServiceStub:
 
     The server issues and authenticates session ids. Where the server authenticates its callers, a
     session belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a
-    tenant's own. Otherwise an id is a capability: whoever has it may use the session with every rpc of
-    this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
+    tenant's own. Otherwise whoever has an id may use its session with every rpc of this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
     sessions it uses with the metadata "gruve-tenant".
 
     In addition to what is listed with each, any rpc refuses with
@@ -104,8 +103,7 @@ class SessionServiceServicer:
 
     The server issues and authenticates session ids. Where the server authenticates its callers, a
     session belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a
-    tenant's own. Otherwise an id is a capability: whoever has it may use the session with every rpc of
-    this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
+    tenant's own. Otherwise whoever has an id may use its session with every rpc of this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
     sessions it uses with the metadata "gruve-tenant".
 
     In addition to what is listed with each, any rpc refuses with
@@ -301,8 +299,7 @@ class SessionService:
 
     The server issues and authenticates session ids. Where the server authenticates its callers, a
     session belongs to the caller's tenant: to other tenants its id is unknown, and ListSessions lists a
-    tenant's own. Otherwise an id is a capability: whoever has it may use the session with every rpc of
-    this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
+    tenant's own. Otherwise whoever has an id may use its session with every rpc of this service. Ids are opaque and have at most 128 characters. An admin names the tenant whose
     sessions it uses with the metadata "gruve-tenant".
 
     In addition to what is listed with each, any rpc refuses with
