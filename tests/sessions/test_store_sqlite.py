@@ -45,6 +45,21 @@ os.kill(os.getpid(), 9)
     store.close()
 
 
+def test_a_copy_that_sqlite_makes_of_an_open_store_has_its_sessions_and_its_key(tmp_path):
+    store = SqliteStore(tmp_path / "s.db")
+    key = store.key()
+    save(store, session_of("s", tokens=900))
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as source,
+        contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as target,
+    ):
+        source.backup(target)
+    copy = SqliteStore(tmp_path / "copy.db")
+    assert (load(copy, "s").position, copy.key()) == (901, key)
+    for opened in (store, copy):
+        opened.close()
+
+
 @pytest.mark.parametrize("spoil", [lambda p: p.write_bytes(b"not a database" * 99), lambda p: other_database(p)])
 def test_a_file_that_is_no_store_is_left_alone(tmp_path, spoil):
     path = tmp_path / "s.db"
