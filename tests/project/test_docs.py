@@ -121,3 +121,9 @@ def test_every_key_of_a_configuration_is_explained():
         rows = re.findall(r"^\| `.*", page, re.MULTILINE)
         assert len(rows) > 10
         assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_every_number_of_a_training_configuration_has_its_bounds():
+    numbers = re.findall(r"^\| `(\w+)` \| (?:int|float) \|[^|]*\| (.*) \|$", keys_page.training_page(), re.MULTILINE)
+    assert len(numbers) > 25
+    assert [name for name, text in numbers if not re.search(r"\d to |[Aa]t least \d|above \d", text)] == []

@@ -50,20 +50,21 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Regularisation:
-    """Dropout probabilities in [0, 1), and weight decay."""
+    """Dropout probabilities and weight decay."""
 
     dropout_embedding: float = 0.0
-    """Locked dropout on the input of the first layer."""
+    """Locked dropout on the input of the first layer, 0 to below 1."""
     dropout_between: float = 0.0
-    """Locked dropout between layers."""
+    """Locked dropout between layers, 0 to below 1."""
     dropout_head: float = 0.0
-    """Locked dropout on the input of the head."""
+    """Locked dropout on the input of the head, 0 to below 1."""
     dropout_weight: float = 0.0
-    """DropConnect on the recurrent weights, with one mask per batch."""
+    """DropConnect on the recurrent weights, with one mask per batch; 0 to below 1."""
     final_share: float = 1.0
-    """The share of the dropouts that is left at the last step. They fall linearly over the second half of the run."""
+    """The share of the dropouts that is left at the last step, 0 to 1. They fall linearly over the second half of the
+    run."""
     weight_decay: float = 0.0
-    """The weight decay of AdamW, applied to matrices but not to biases or the embedding."""
+    """The weight decay of AdamW, applied to matrices but not to biases, the embedding or pointers; 0 to below 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,11 +78,12 @@ class Schedule:
     final_learning_rate: float
     """The learning rate of the last step, 0 to `learning_rate`."""
     warmup_steps: int = 100
-    """The updates in which the learning rate rises from 0 to its highest; at most `steps`."""
+    """The updates in which the learning rate rises from 0 to its highest, 0 to `steps`."""
     clip_norm: float = 1.0
-    """The maximum norm of the gradient; a longer one is scaled down to it."""
+    """The maximum norm of the gradient, above 0; a longer one is scaled down to it."""
     average_decay: float = 0.999
-    """The decay of the moving average of the weights, which is what is saved; 0 saves the last weights."""
+    """The decay of the moving average of the weights, which is what is saved; 0 to below 1, and 0 saves the last
+    weights."""
     validate_every_steps: int = 500
     """The updates between two validations, each of which adds a row to `losses.csv`; at least 1."""
     checkpoint_every_steps: int = 500
@@ -98,9 +100,9 @@ class Batches:
     """The mean number of steps of truncated back-propagation, 2 to 65,536. Each batch draws its own from half to
     one and a half times it."""
     cold_share: float = 0.03
-    """The share of chunks that begin like a new sequence: from the zero state, with the start token."""
+    """The share of chunks that begin like a new sequence: from the zero state, with the start token; 0 to 1."""
     joined_share: float = 0.15
-    """The share of rows that hold two tunes, the second without a new state, as in a continued session."""
+    """The share of rows that hold two tunes, the second without a new state, as in a continued session; 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ OBJECTIVE_NAMES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight":
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pointers:
-    """The pointers of the model; `gruve.model.pointers` defines them."""
+    """The 1 to 16 pointers of the model, of both kinds together; `gruve.model.pointers` defines them."""
 
     bars: list[int] = dataclasses.field(default_factory=list)
     """Distances k, 1 to 64: pointers to the same place of the bar k bars ago. For tunes only."""
@@ -186,8 +188,8 @@ class TrainingConfig:
     corpus_sha256: str = ""
     """The sha256 that the corpus must have; empty accepts any corpus."""
     default_temperature: float | None = None
-    """The model's recommended sampling temperature. It changes no weight and may be chosen after the
-    run. Absent is 1."""
+    """The model's recommended sampling temperature, 0.05 to 2. It changes no weight and may be chosen after the run.
+    Absent is 1."""
 
     def __post_init__(self) -> None:
         a, s, b, r = self.architecture, self.schedule, self.batches, self.regularisation
