@@ -10,17 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gruve.tune.positions import BAR_CLASSES, HEADER, LAST_POSITION, bar_positions
+from gruve.tune.tokens import BAR_TEXT, PART_STARTS
 
 POSITIONS_PER_STEP = 6
+"""Pick-ups are measured in sixteenth notes, positions in 96ths of a whole note."""
 LONG_PICKUP = LAST_POSITION // POSITIONS_PER_STEP + 1
+"""The class of the longest pick-ups, and of all that are longer."""
 MANY_BARS = 32
+"""The class of parts with this many bars or more."""
 MOST_NOTES_LEFT = 9
 
 CLASSES = (BAR_CLASSES, LONG_PICKUP + 1, LONG_PICKUP + 1, 6, MANY_BARS + 1, MOST_NOTES_LEFT + 1)
-"""The number of answers to each question."""
+"""The number of classes of each question.
 
-PART_STARTS = frozenset({"|:", ":|", "||"})
-LINES = frozenset({"|", "||", "|]", "|:", ":|", "|1", ":|2"})
+They are: how full the bar is (`bar_positions`); the length of the tune's first bar, in sixteenth notes; that of the
+part's first bar; 3 in a repeated part, else 0, plus the number of the ending, 0 to 2; how many bars of the part are
+complete; and how many notes the tuplet still has.
+"""
+
+LINES: frozenset[str] = frozenset(BAR_TEXT)
+"""The bar lines, without the space that ends their texts."""
 
 
 def auxiliary_targets(tokens: Sequence[str]) -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ from gruve.training.form_report import form_table
 from gruve.training.loss_curve import PNG_FILE
 from gruve.training.report import Results
 
-PROTOCOLS = {
+PROTOCOL_NOTES = {
     "carried": "*carried*: the state is carried from the first character of the part to the last.",
     "cold": "*cold*: windows of 256 characters, each from the zero state after a start token and the character before "
     "the window.",
@@ -22,7 +22,7 @@ PROTOCOLS = {
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 """The sha256 of the one corpus that nanoGPT's published figure is about."""
 PUBLISHED = " (1.4697, published, 10.65M parameters)"
-PROTOCOLS_END = "Figures of different protocols cannot be compared."
+PROTOCOLS_DIFFER = "Figures of different protocols cannot be compared."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,8 +222,8 @@ def _losses(results: Results) -> str:
     else:
         measured = {loss["protocol"] for loss in results["losses"]}
         published = PUBLISHED if results["corpus"]["sha256"] == TINY_SHAKESPEARE else ""
-        explained = [PROTOCOLS[p].format(published=published) for p in PROTOCOLS if p in measured]
-        lines += ["", " ".join([*explained, PROTOCOLS_END])]
+        explained = [PROTOCOL_NOTES[p].format(published=published) for p in PROTOCOL_NOTES if p in measured]
+        lines += ["", " ".join([*explained, PROTOCOLS_DIFFER])]
     r, int8 = results["rounding"], results["int8"]
     change = 100 * (int8["nats_int8"] / int8["nats_float32"] - 1)
     lines += [

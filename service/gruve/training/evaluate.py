@@ -19,7 +19,7 @@ from gruve.model.network import Network
 from gruve.model.repository import Model
 from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, START_ID, Piece, pad
-from gruve.training.pointing import pointed_rows
+from gruve.training.pointing import pointed_batch, pointed_rows
 from gruve.tune.books import Kept
 from gruve.tune.tokens import join
 
@@ -143,7 +143,7 @@ def carried_loss(network: Network, ids: Sequence[int], rows: int = 1) -> float:
     T = len(ids) // rows
     targets = torch.tensor(ids[: rows * T]).view(rows, T)
     inputs = torch.cat((torch.full((rows, 1), START_ID), targets[:, :-1]), dim=1)
-    pointed = _pointed(network, inputs)
+    pointed = pointed_batch(network.config, inputs)
     state, total = network.zero_state(rows), 0.0
     for start in range(0, T, CHUNK):
         some = None if pointed is None else pointed[:, start : start + CHUNK]
@@ -166,7 +166,7 @@ def cold_loss(network: Network, ids: Sequence[int], protocol: Protocol = "cold",
         targets[:, 0] = IGNORED
     else:
         inputs, targets = windows[:, :-1], windows[:, 1:]
-    pointed = _pointed(network, inputs)
+    pointed = pointed_batch(network.config, inputs)
     total = 0.0
     for start in range(0, count, rows):
         some = inputs[start : start + rows]
@@ -187,12 +187,6 @@ def tunes_loss(network: Network, pieces: Sequence[Piece], rows: int = 32) -> Tun
         total += _summed_nats(logits, batch.targets)
         scored += int((batch.targets != IGNORED).sum())
     return TunesReport(len(pieces), scored, total)
-
-
-def _pointed(network: Network, inputs: Tensor) -> Tensor | None:
-    """(B, T, 2 K + 2): the pointers of a network at `inputs`, whose rows are transcripts; None without pointers."""
-    rows = [pointed_rows(network.config, row) for row in inputs.tolist()]
-    return torch.stack([row for row in rows if row is not None]) if network.config.pointers is not None else None
 
 
 def _summed_nats(logits: Tensor, targets: Tensor) -> float:

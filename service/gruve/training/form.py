@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from gruve.training.melody import notes_of
-from gruve.tune.tokens import BAR_TEXT
+from gruve.tune.tokens import BAR_TEXT, is_header
 
 PICKUP_TOKENS = 3
 """A first bar with fewer tokens is a pick-up."""
@@ -145,7 +145,7 @@ def _segments(tokens: Sequence[str]) -> list[tuple[Bar, str]]:
         if token in LINES:
             segments.append((tuple(bar), token.strip()))
             bar = []
-        elif not (token[1:2] == ":" and token[0] in "LMK"):
+        elif not is_header(token):
             bar.append(token)
     return [*segments, (tuple(bar), "")]
 

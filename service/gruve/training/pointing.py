@@ -14,16 +14,14 @@ from gruve.model.pointer_tracker import point_all
 from gruve.model.pointers import PointerConfig
 from gruve.model.tokenizer import Tokenizer
 from gruve.training.config import Pointers
-from gruve.tune.score import BarKind, Meter, default_into
-from gruve.tune.tokens import BAR_TEXT
+from gruve.tune.score import Meter, default_into
+from gruve.tune.tokens import BAR_TEXT, PART_STARTS, is_header
 
 UNIT = 24
 """How far a note of one unit length moves the place in a bar. It is divisible by the usual divisors of a unit."""
 PLACE_STEP = 6
 PLACES = 128
 COUNTS = 32
-PART_STARTS: tuple[BarKind, ...] = ("|:", ":|", "||")
-"""The bar lines after which a part begins."""
 
 
 def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
@@ -42,7 +40,7 @@ def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
         bars=tuple(pointers.bars),
         followers=followers,
         # A header line also counts as one, so that the tune's first bar opens after the headers.
-        bar_tokens=tuple(i for i, token in enumerate(vocabulary) if token in BAR_TEXT.values() or _is_header(token)),
+        bar_tokens=tuple(i for i, token in enumerate(vocabulary) if token in BAR_TEXT.values() or is_header(token)),
         part_tokens=tuple(i for i, token in enumerate(vocabulary) if token in lines),
         advances=tuple(0 if token in vocabulary[:2] else advance_of(token) for token in vocabulary),
         start_token=start,
@@ -59,7 +57,7 @@ def advance_of(token: str) -> int:
     A note or a rest moves it by one unit. The length after it moves it by the difference to one unit, and a tuplet sign
     back by what its notes will be too long. Dotted pairs keep their sum. Other tokens do not move it.
     """
-    if _is_header(token) or token in BAR_TEXT.values() or token in {"<", ">", "-"}:
+    if is_header(token) or token in BAR_TEXT.values() or token in {"<", ">", "-"}:
         return 0
     if token[0] == "(":
         notes, *more = (int(number) for number in token[1:].split(":"))
@@ -71,12 +69,14 @@ def advance_of(token: str) -> int:
     return UNIT
 
 
-def _is_header(token: str) -> bool:
-    return token[1:2] == ":" and token[0] in "LMK"
-
-
 def pointed_rows(config: ModelConfig, ids: Sequence[int]) -> Tensor | None:
     """(T, 2 K + 2) int32: the pointers at every token of a transcript; None for a model without pointers."""
     if config.pointers is None:
         return None
     return torch.from_numpy(point_all(config.pointers, config.vocabulary_size, ids))
+
+
+def pointed_batch(config: ModelConfig, inputs: Tensor) -> Tensor | None:
+    """(B, T, 2 K + 2) int32: the pointers at `inputs` (B, T), whose rows are transcripts; None without pointers."""
+    rows = [row for ids in inputs.tolist() if (row := pointed_rows(config, ids)) is not None]
+    return torch.stack(rows) if rows else None

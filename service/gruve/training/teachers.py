@@ -21,7 +21,7 @@ from gruve.training.batches import IGNORED, START_ID, Piece, pad
 from gruve.training.config import Teachers
 from gruve.training.corpus import Corpus, TextCorpus
 from gruve.training.evaluate import CHUNK
-from gruve.training.pointing import pointed_rows
+from gruve.training.pointing import pointed_batch, pointed_rows
 
 ROWS = 32
 """The tunes, or the parts of a text, that a teacher reads side by side."""
@@ -91,8 +91,7 @@ def taught_text(teachers: Sequence[Model], ids: Sequence[int]) -> Tensor:
         into = taught[part].view(rows, -1, taught.shape[1])
         for teacher in teachers:
             network = teacher.network()
-            seen = [pointed_rows(teacher.config, row) for row in inputs.tolist()]
-            pointed = None if seen[0] is None else torch.stack([row for row in seen if row is not None])
+            pointed = pointed_batch(teacher.config, inputs)
             state = network.zero_state(rows)
             for first in range(0, inputs.shape[1], CHUNK):
                 chunk = slice(first, first + CHUNK)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gruve.model.tokenizer import END, START, Tokenizer
 from gruve.training.auxiliary import CLASSES, LINES, auxiliary_targets
+from gruve.tune.tokens import is_header
 
 FREQUENT = 30
 """A context must occur this often before tokens that never followed it are unlikely."""
@@ -26,7 +27,7 @@ Context = tuple[object, ...]
 
 def kind(token: str) -> str:
     """The kind of a token: every pitch is `note`, every header is its field, every other token is its own kind."""
-    if token[1:2] == ":" and token[0] in "LMK":
+    if is_header(token):
         return token[:2]
     if token.strip() in LINES or token[0] in "(><-/" or token[0].isdigit() or token in {START, END, "z"}:
         return token

@@ -11,7 +11,7 @@ from typing import Final
 
 from gruve.tune.lexer import parse_length, parse_meter
 from gruve.tune.score import WHOLE, Meter, default_into
-from gruve.tune.tokens import BAR_TEXT
+from gruve.tune.tokens import BAR_TEXT, is_header
 
 POSITIONS_PER_WHOLE: Final = 96
 LAST_POSITION: Final = 119
@@ -47,7 +47,7 @@ class _Walk:
         self.halves = 2  # half units that the next note counts
 
     def take(self, text: str) -> int:
-        if text[1:2] == ":" and text[0] in "LMK":
+        if is_header(text):
             self.take_header(text[0], text[2:].strip())
             return HEADER
         if text in _LINES:

@@ -40,6 +40,8 @@ UNITS: Final = (WHOLE // 8, WHOLE // 16)
 BAR_TEXT: Final[dict[BarKind, str]] = {
     "|": "| ", "||": "||\n", "|]": "|]\n", "|:": "|: ", ":|": ":|\n", "|1": "|1 ", ":|2": ":|2 ",
 }  # fmt: skip
+PART_STARTS: Final[tuple[BarKind, ...]] = ("|:", ":|", "||")
+"""The bar lines after which a part begins."""
 _LINE_TEXT: Final = {str(kind): text for kind, text in BAR_TEXT.items()}
 _ACCIDENTALS: Final = {alter: sign for sign, alter in ALTER.items()}
 WORD_PATTERN: Final = (
@@ -71,6 +73,11 @@ def shortest_unit(tune: Tune) -> int:
     """The unit length, in ticks, in which the tune needs the fewest tokens."""
     spellings = [(unit, [token for _, tokens in spelled(tune, unit) for token in tokens]) for unit in UNITS]
     return min(spellings, key=lambda one: len(one[1]))[0]
+
+
+def is_header(token: str) -> bool:
+    """Whether a token is one of the three header lines."""
+    return token[1:2] == ":" and token[0] in "LMK"
 
 
 def join(tokens: Iterable[str]) -> str:
