@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -61,6 +62,23 @@ async def test_a_session_that_cannot_be_encoded_keeps_no_other_from_being_stored
     assert [store.read(session.id, 0.0) is not None for session in sessions] == [True, False, True]
     assert persistence.behind == 0
     assert "a session could not be encoded" in caplog.text
+    await persistence.close()
+
+
+async def test_a_session_that_changes_while_it_is_written_is_behind_once(monkeypatch):
+    persistence, may_write = persistence_of(store := MemoryStore()), threading.Event()
+    write = store.write
+    monkeypatch.setattr(store, "write", lambda *args: may_write.wait(10.0) and write(*args))
+    session = persistence.create("model", "digest", "numerics", None, DEFAULT_TENANT)
+    writing = asyncio.create_task(persistence._writer.flush())
+    await asyncio.sleep(0.0)
+    assert persistence._writer.is_in_flight(session.id)
+    session.transcript.append(5)
+    persistence._writer.mark_dirty(session)
+    assert (persistence._writer.is_dirty(session.id), persistence.behind) == (True, 1)
+    may_write.set()
+    await writing
+    assert persistence.behind == 0
     await persistence.close()
 
 

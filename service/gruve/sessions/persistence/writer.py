@@ -59,7 +59,7 @@ class Writer:
     @property
     def behind(self) -> int:
         """How many sessions have something that is not in the store."""
-        return len(self._dirty) + len(self._in_flight)
+        return len(self.unwritten())  # scrapes ask on another thread
 
     def is_dirty(self, session_id: str) -> bool:
         """Whether a session waits to be written."""
@@ -70,7 +70,7 @@ class Writer:
         return session_id in self._in_flight
 
     def unwritten(self) -> set[str]:
-        """The sessions that wait to be written or are being written."""
+        """The sessions that wait to be written or are being written; some do both."""
         return {*self._dirty, *self._in_flight}
 
     def is_overdue(self, session: Session) -> bool:
