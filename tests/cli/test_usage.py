@@ -47,6 +47,14 @@ def test_a_redis_url_that_is_none_is_wrong_usage_and_hides_its_password(url, why
     assert ("s3" in caplog.text, "cret" in caplog.text) == (False, False)
 
 
+@pytest.mark.parametrize("flag", ["--session-key-file", "--sign-receipts", "--access-log"])
+def test_a_file_that_cannot_be_opened_is_named_with_its_flag(flag, tiny_repository, tmp_path, capsys):
+    path = tmp_path / "absent" / "file"
+    assert main(["serve", "--models", str(tiny_repository), flag, str(path)]) == 1
+    line = f"gruve: {flag} is '{path}', which cannot be opened: No such file or directory\n"
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.parametrize(("value", "tenant"), [("", None), ("ann", "ann")])
 def test_an_empty_variable_is_none(monkeypatch, value, tenant):
     monkeypatch.setenv("GRUVE_TENANT", value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +96,8 @@ def _key(variable: str, file: Path | None = None) -> bytes | None:
     if file is not None:
         if key:
             raise Failure(f"--session-key-file and {variable} are both given; one is enough", USAGE)
-        key = file.read_bytes().strip()
+        with _opening("--session-key-file", file):
+            key = file.read_bytes().strip()
         variable = str(file)
         if not key:
             raise Failure(f"{variable} is empty; a key has at least {LEAST_KEY_BYTES} bytes", USAGE)
@@ -109,7 +112,25 @@ def _signer(path: Path | None) -> Sign | None:
         return None
     from gruve.receipt.signing import read_private_key
 
-    return read_private_key(path)
+    with _opening("--sign-receipts", path):
+        return read_private_key(path)
+
+
+def _access_log(path: str | None, form: str) -> AccessLog | None:
+    """What writes --access-log; None without it."""
+    if not path:
+        return None
+    with _opening("--access-log", path):
+        return AccessLog(path, form)
+
+
+@contextlib.contextmanager
+def _opening(flag: str, path: Path | str) -> Iterator[None]:
+    """Raises `Failure` with the flag whose file cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(f"{flag} is {str(path)!r}, which cannot be opened: {error.strerror}") from error
 
 
 def _tracer(wanted: bool) -> TraceCall | None:
@@ -163,7 +184,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         model_memory_bytes=args.model_memory,
         session_key=session_key,
         export_key=export_key,
-        log_call=AccessLog(args.access_log, args.access_log_format) if args.access_log else None,
+        log_call=_access_log(args.access_log, args.access_log_format),
         trace_call=_tracer(args.otel),
         sign_receipt=_signer(args.sign_receipts),
         store=store,
