@@ -137,6 +137,18 @@ def test_without_a_folder_of_models_the_one_that_comes_with_gruve_is_served(tiny
         (["evaluate", "models/tiny", "/no/where"], {}, 1, "there is no corpus at '/no/where'"),
         (["gateway", "--server", "a:1"], {}, 2, "unrecognized arguments: --server a:1; see `gruve gateway --help`"),
         (["gateway", "--max-body", "2GiB"], {}, 2, "--max-body is '2GiB'; must be 1 to 1GiB, in bytes or with a unit"),
+        (
+            ["gateway", "--allow-origin", "https://a.example,*"],
+            {},
+            2,
+            "--allow-origin names '*'; must be SCHEME://HOST",
+        ),
+        (
+            ["gateway"],
+            {"GRUVE_ALLOW_ORIGIN": "https://a.example/"},
+            2,
+            "names 'https://a.example/'; must be SCHEME",
+        ),
         (["gateway", "--max-body", "0"], {}, 2, "--max-body is '0'; must be 1 to 1GiB"),
         (["gateway"], {"GRUVE_HTTP_MAX_BODY": "4MB"}, 2, "--max-body is '4MB' in GRUVE_HTTP_MAX_BODY; must be 1 to"),
         (["gateway", "--address", "a:1,localhost"], {}, 2, "--address names 'localhost', which has no port; must be"),

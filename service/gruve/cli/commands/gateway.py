@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,12 +174,22 @@ def _config(args: argparse.Namespace) -> GatewayConfig:
         host=args.host,
         port=args.port,
         tls=tls,
-        allowed_origins=tuple(origin.strip() for origin in args.allow_origin.split(",") if origin.strip()),
+        allowed_origins=_origins(args.allow_origin),
         max_connections=args.max_connections,
         head_s=args.head_timeout,
         max_body_bytes=args.max_body,
         body_s=args.body_timeout,
     )
+
+
+def _origins(given: str) -> tuple[str, ...]:
+    """The origins in the value of --allow-origin. Raises `Failure` for one that no browser sends."""
+    found = tuple(origin.strip() for origin in given.split(",") if origin.strip())
+    for origin in found:
+        if not re.fullmatch(r"null|[a-z][a-z0-9+.-]*://[^/\sA-Z?#]+", origin):
+            why = "must be SCHEME://HOST or SCHEME://HOST:PORT in lower case, such as https://example.com"
+            raise Failure(f"--allow-origin names {origin!r}; {why}", USAGE)
+    return found
 
 
 def _tell(port: int) -> None:
