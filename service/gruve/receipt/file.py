@@ -47,7 +47,7 @@ class ReceiptFile:
         try:
             contents = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise ReceiptInvalid(f"it is not JSON: {error}") from error
+            raise ReceiptInvalid(f"the receipt is not JSON: {error}") from error
         _check(contents, "the file", dict)
         unknown = set(contents) - {"receipt", "signature", "token_ids", "inserted_token_ids"}
         if unknown or "receipt" not in contents:
