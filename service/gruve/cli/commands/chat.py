@@ -16,12 +16,19 @@ from gruve.cli.calls import (
     failure_of,
     find_model,
 )
-from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags.credentials import add_address, client_options
-from gruve.cli.flags.parser import MAX_SEED, Parser, add_command, bounded, checked
-from gruve.cli.flags.sampling import add_numerics_change, add_sampling, sampling_options
+from gruve.cli.flags.parser import Parser, add_command, checked
+from gruve.cli.flags.sampling import (
+    MAX_TOKENS,
+    PACE,
+    SEED,
+    TEMPERATURE,
+    add_numerics_change,
+    add_sampling,
+    sampling_options,
+)
 from gruve.cli.interrupts import interrupt_cancels
-from gruve.cli.output.terminal import Failure, TextOut, say_error, say_note, standard_output
+from gruve.cli.output.terminal import TextOut, say_error, say_note, standard_output
 
 if TYPE_CHECKING:
     from gruve.client import Client, GenerateOptions
@@ -50,14 +57,14 @@ examples:
   printf 'ROMEO:\\n\\n' | gruve chat shakespeare --seed 1 > scene.txt
 """
 PROMPT = "> "
-MAX_TOKENS = 200
+USUAL_MAX_TOKENS = 200
 OPTIONS: dict[str, Callable[[str], Any]] = {
-    "temperature": bounded(float, 0, 100),
-    "seed": bounded(int, 0, MAX_SEED),
-    "max-tokens": bounded(int, 1, 65_536),
-    "max-tokens-per-second": bounded(float, 0.01, 1_000_000),
+    "temperature": TEMPERATURE,
+    "seed": SEED,
+    "max-tokens": MAX_TOKENS,
+    "max-tokens-per-second": PACE,
 }
-"""The flags that a line sets too, with the server's bounds: it would refuse every line after a value out of them."""
+"""The flags that a line sets too."""
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -65,14 +72,13 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "chat", DESCRIPTION, EXAMPLES, run)
     parser.add_argument("model", metavar="MODEL", help="the model's name; `gruve models` lists them")
     add_address(parser)
-    add_sampling(parser, MAX_TOKENS)
+    add_sampling(parser, USUAL_MAX_TOKENS)
     parser.add_argument("--session", metavar="ID", help="continue this session; absent, begin a new one")
     add_numerics_change(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read lines until there are no more."""
-    _check_flags(args)
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` a history and editing
     reconnects = ReconnectNotes(say_note)
@@ -87,17 +93,6 @@ def run(args: argparse.Namespace) -> int:
         finally:
             chat.end()
     return 0
-
-
-def _check_flags(args: argparse.Namespace) -> None:
-    """Raises `Failure` for a flag out of the server's bounds, which would refuse every line."""
-    for name, convert in OPTIONS.items():
-        value = getattr(args, name.replace("-", "_"))
-        try:
-            if value is not None:
-                checked(convert)(str(value))
-        except argparse.ArgumentTypeError as error:
-            raise Failure(f"--{name} {error}", USAGE) from None
 
 
 class Chat:

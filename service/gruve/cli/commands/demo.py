@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from gruve.cli.calls import connected, default_temperature
 from gruve.cli.flags.model_folder import add_models, models_folder
 from gruve.cli.flags.parser import Parser, add_command, add_flag
+from gruve.cli.flags.sampling import PACE
 from gruve.cli.interrupts import interrupt_cancels
 from gruve.cli.output.summary import default_title, summary
 from gruve.cli.output.terminal import Failure, TextOut, standard_output
@@ -52,7 +53,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_command(commands, "demo", DESCRIPTION, EXAMPLES, run, extra="serve,draw")
     add_models(parser)
     add_flag(parser, "--out", Path, "demo", "where the tune is written", metavar="DIR")
-    add_flag(parser, "--max-tokens-per-second", float, 30.0, "maximum number of tokens per second", metavar="N")
+    add_flag(parser, "--max-tokens-per-second", PACE, 30.0, "maximum number of tokens per second", metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:

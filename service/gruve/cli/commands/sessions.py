@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gruve.cli.calls import connected
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.flags.credentials import add_address, client_options
-from gruve.cli.flags.parser import MAX_SEED, Parser, add_command, add_flag, add_json, bounded, checked
+from gruve.cli.flags.parser import Parser, add_command, add_flag, add_json, bounded, checked
+from gruve.cli.flags.sampling import SEED
 from gruve.cli.output.json_output import as_json, print_json
 from gruve.cli.output.terminal import Failure, print_table, print_tabs, print_wide, say_note, standard_output
 
@@ -58,7 +59,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     add_flag(
         rewind,
         "--seed",
-        bounded(int, 0, MAX_SEED),
+        SEED,
         None,
         "the seed from there on; absent, the same as before",
         metavar="N",
@@ -68,7 +69,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
     fork.add_argument(
         "--seed",
         action="append",
-        type=checked(bounded(int, 0, MAX_SEED)),
+        type=checked(SEED),
         metavar="N",
         help="make a copy with this seed; may be given more than once; absent, one copy, and the server draws its seed",
     )

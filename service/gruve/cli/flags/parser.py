@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from gruve.cli.exit_codes import USAGE
 from gruve.cli.output.terminal import Failure, say_error
 
-MAX_SEED = 2**64 - 1
 LEAST_RATIO, LEAST_BEGUN = 0.7, 3
 """A name is near to a word if so much of both is alike, or if one begins with the other and has so many letters."""
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from gruve.cli.flags.parser import Parser, add_flag
+from gruve.cli.flags.parser import Parser, add_flag, bounded
 
 if TYPE_CHECKING:
     from gruve.client import GenerateOptions
 
-TEMPERATURE = (
+ABOUT_TEMPERATURE = (
     "0 always takes the most probable token, 1 leaves the model's probabilities as they are, more is wilder, at most "
     "100; absent, the temperature that the model recommends, or 1"
 )
+TEMPERATURE = bounded(float, 0, 100)
+SEED = bounded(int, 0, 2**64 - 1)
+MAX_TOKENS = bounded(int, 1, 65_536)
+PACE = bounded(float, 0.01, 1_000_000)
+"""The kinds of flags, with the server's bounds."""
 
 
 def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
@@ -21,7 +26,7 @@ def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
 
     `--temperature` is the exception: of what is begun anew, the model's recommendation is sent.
     """
-    add_flag(parser, "--temperature", float, None, TEMPERATURE, metavar="X")
+    add_flag(parser, "--temperature", TEMPERATURE, None, ABOUT_TEMPERATURE, metavar="X")
     add_flag(parser, "--top-k", int, None, "sample among the K most probable tokens", metavar="K")
     add_flag(
         parser,
@@ -50,15 +55,15 @@ def add_sampling(parser: Parser, max_tokens: int | None = None) -> None:
     add_flag(
         parser,
         "--seed",
-        int,
+        SEED,
         None,
         "the same seed gives the same text, 0 to 2^64-1; absent, the server draws one, which a note names",
         metavar="N",
     )
     most = "maximum number of tokens to generate, up to 65536" + ("" if max_tokens else "; absent, 1024")
-    add_flag(parser, "--max-tokens", int, max_tokens, most, metavar="N")
+    add_flag(parser, "--max-tokens", MAX_TOKENS, max_tokens, most, metavar="N")
     pace = "maximum number of tokens per second; absent, no limit"
-    add_flag(parser, "--max-tokens-per-second", float, None, pace, metavar="N")
+    add_flag(parser, "--max-tokens-per-second", PACE, None, pace, metavar="N")
 
 
 def sampling_options(args: argparse.Namespace) -> GenerateOptions:
