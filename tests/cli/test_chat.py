@@ -40,7 +40,7 @@ def test_a_bad_value_is_refused_at_once_and_the_chat_goes_on(fake, chat, line, w
     fake.reset(text="abc")
     code, out, err = chat(line, "ROMEO:")
     assert (code, out) == (0, "abc")
-    assert err.startswith(f"gruve: {why}; it stays as it was\nsession s1;")
+    assert err.startswith(f"gruve: {why}; it stays as it was\ngruve chat made-up --session s1 goes on")
     assert fake.requests[-1].max_tokens == 7
 
 
@@ -64,19 +64,23 @@ def test_the_bounds_are_those_of_the_server(name, least, most):
 
 @pytest.mark.parametrize("line", ["/temp 0", "/max 3", "/rate 9", "/nonsense"])
 def test_a_line_that_is_none_is_answered_with_those_that_are(chat, line):
-    assert "  /temperature X  temperature from here on" in chat(line)[2]
+    err = chat(line)[2]
+    assert err.startswith(f"gruve: there is no line {line.split()[0]}; there are\n  TEXT ")
+    assert "  /temperature X  temperature from here on" in err
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "why"),
     [
         ("--max-tokens", "100000", "--max-tokens is '100000'; must be 1 to 65536"),
-        ("--max-tokens-per-second", "0", "--max-tokens-per-second is '0.0'; must be 0.01 to 1000000"),
+        ("--max-tokens-per-second", "0", "--max-tokens-per-second is '0'; must be 0.01 to 1000000"),
         ("--temperature", "nan", "--temperature is 'nan'; must be 0 to 100"),
         ("--seed", "-1", "--seed is '-1'; must be 0 to 18446744073709551615"),
     ],
 )
 def test_a_flag_that_would_make_every_line_fail_is_refused_before_the_first(fake, capsys, flag, value, why):
-    assert main(["chat", "made-up", flag, value, "--address", fake.address]) == 2
-    assert capsys.readouterr() == ("", f"gruve: {why}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", "made-up", flag, value, "--address", fake.address])
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", f"gruve: {why}; see `gruve chat --help`\n")
     assert fake.requests == []

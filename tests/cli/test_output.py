@@ -67,7 +67,7 @@ def test_models_name_the_temperature_that_they_recommend(server):
 def test_a_chat_begins_with_the_recommended_temperature(server):
     for flags, temperature in ((["--temperature", "1.5"], 1.5), ([], 0.9)):
         arguments = ("chat", "abc", "--address", server.address, "--max-tokens", "5", *flags)
-        session = re.search(r"session (\S+);", gruve(*arguments, text="\n").stderr)[1]
+        session = re.search(r"--session (\S+) goes on", gruve(*arguments, text="\n").stderr)[1]
         shown = json.loads(gruve("sessions", "show", session, "--address", server.address, "--json").stdout)
         assert shown["session"]["sampling"]["temperature"] == temperature
 

@@ -130,9 +130,9 @@ def test_what_is_wrong_is_one_line(server, arguments, code, line):
 
 def test_chat_keeps_its_session_and_goes_on_with_it(server):
     first = gruve("chat", "tiny", "--address", server.address, "--max-tokens", "30", "--seed", "5", text="ROMEO:\n")
-    kept = re.search(r"^session (\S+); gruve chat tiny --session ID goes on from here$", first.stderr, re.MULTILINE)[1]
+    kept = re.search(r"^gruve chat tiny --session (\S+) goes on from here$", first.stderr, re.MULTILINE)[1]
     again = gruve("chat", "tiny", "--address", server.address, "--session", kept, "--max-tokens", "20", text="\n")
-    assert f"session {kept};" in again.stderr
+    assert f"--session {kept} goes on" in again.stderr
     with Client(server.address) as client:
         assert client.get_session(kept).text == "ROMEO:\n" + first.stdout + again.stdout
         client.delete_session(kept)

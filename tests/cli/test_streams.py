@@ -41,7 +41,7 @@ def test_without_standard_error_there_are_no_notes_and_nothing_fails(fake, full,
 def test_a_closed_standard_input_is_empty(fake, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", None)
     assert main(["chat", "made-up", "--session", "s1", "--address", fake.address]) == 0
-    assert capsys.readouterr().err.startswith("session s1;")
+    assert capsys.readouterr().err.startswith("gruve chat made-up --session s1 goes on")
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("generate", "--help"), ("completion", "bash")])

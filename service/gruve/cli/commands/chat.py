@@ -133,6 +133,8 @@ class Chat:
         elif name.removeprefix("/") in OPTIONS:
             self._set(name.removeprefix("/"), value)
         else:
+            if name != "/help":
+                say_error(f"there is no line {name}; there are")
             say_note(HELP)
         return True
 
@@ -142,7 +144,7 @@ class Chat:
         if session and self._unused:
             self._client.delete_session(session)
         elif session:
-            say_note(f"session {session}; gruve chat {self._args.model} --session ID goes on from here")
+            say_note(f"gruve chat {self._args.model} --session {session} goes on from here")
 
     def _begin(self) -> None:
         self._session = self._client.create_session(self._args.model).id
