@@ -153,6 +153,17 @@ def test_notes_can_be_read_on_a_phone_in_both_colour_schemes(url, page, scheme):
     assert note == ink
 
 
+def test_a_long_title_fits_on_a_phone(url, page):
+    page.set_viewport_size({"width": 320, "height": 800})
+    write(page, url, seed="10916585283496183653")
+    done(page)
+    left, right, end = page.evaluate(
+        """[".abcjs-title", "svg"].map((name) => document.querySelector(`#paper ${name}`).getBoundingClientRect())
+        .reduce((title, svg) => [title.left - svg.left, title.right - svg.left, svg.width])"""
+    )
+    assert (left >= -1, right <= end + 1) == (True, True), (left, right, end)
+
+
 def test_a_stopped_tune_and_one_without_its_end_are_drawn(url, page):
     write(page, url, rate="40")
     page.wait_for_function("() => document.querySelectorAll('#paper .abcjs-note').length > 5")

@@ -132,8 +132,16 @@ export class Notation {
       paddingtop: 0, paddingbottom: 8, paddingleft: 2, paddingright: 2,
       selectTypes: false,
     });
+    this.#fitTitle(width - 6);
     this.#drawn = { request, visual, width };
     this.#showTools();
+  }
+
+  // Gives a title that is wider than the paper smaller letters.
+  #fitTitle(width) {
+    const title = byId("paper").querySelector(".abcjs-title");
+    const wide = title ? title.getBoundingClientRect().width : 0;
+    if (wide > width) title.setAttribute("font-size", (title.getAttribute("font-size") * width) / wide);
   }
 
   // Of the paper, in pixels; that of the section while there is none.
