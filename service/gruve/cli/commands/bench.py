@@ -47,7 +47,7 @@ examples:
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command and its benchmarks."""
-    parser = add_command(commands, "bench", DESCRIPTION, EXAMPLES, _choose)
+    parser = add_command(commands, "bench", DESCRIPTION, EXAMPLES)
     kinds = parser.add_subparsers(metavar="BENCHMARK", required=True)
     decode = _kind(
         kinds, "decode", "One decode step, sampling included, with gruve's backends and with other libraries.", _decode
@@ -283,7 +283,3 @@ def _end(result: Result, args: argparse.Namespace, plot: Callable[[Sequence[Row]
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _choose(_: argparse.Namespace) -> int:
-    raise AssertionError("argparse requires a benchmark")

@@ -45,7 +45,7 @@ UNITS_S = {"m": 60, "h": 3_600, "d": 86_400}
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the command."""
-    parser = add_command(commands, "keys", DESCRIPTION, EXAMPLES, run_list, extra="serve")
+    parser = add_command(commands, "keys", DESCRIPTION, EXAMPLES, extra="serve")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     making = add_command(actions, "add", "Make a key and print it, once.", EXAMPLES, run_add, extra="serve")
     making.add_argument("name", metavar="NAME", help="the key's name, for the list and for logs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,8 +118,6 @@ def _add(args: argparse.Namespace) -> int:
 
 def _print(models: list[Model]) -> None:
     """Print models as a table, or with tabs where the output is no terminal."""
-    import sys
-
     rows = [_row(model) for model in models]
     if not sys.stdout.isatty():
         print_tabs(COLUMNS, rows)

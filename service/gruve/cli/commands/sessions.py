@@ -41,7 +41,7 @@ TERMINAL_COLUMNS = (1, 2, 4, 6, 7)
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declare the command and its actions."""
-    parser = add_command(commands, "sessions", DESCRIPTION, EXAMPLES, _choose)
+    parser = add_command(commands, "sessions", DESCRIPTION, EXAMPLES)
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     listing = _action(actions, "list", "List the sessions, the latest created first.", _list)
     add_flag(listing, "--model", str, None, "only sessions of this model", metavar="MODEL")
@@ -183,10 +183,6 @@ def _delete(args: argparse.Namespace) -> int:
             client.delete_session(session)
             say_note(f"deleted {session}")
     return 0
-
-
-def _choose(_: argparse.Namespace) -> int:
-    raise AssertionError("argparse requires an action")
 
 
 def _print_created(sessions: Iterable[Session], *, as_list: bool, json: bool) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from gruve.cli.flags.parser import Parser, add_command, parser_options
+from gruve.cli.flags.parser import Parser, add_command
 from gruve.cli.output.terminal import PICTURES, Failure, say_error
 
 DESCRIPTION = """Work on tunes in ABC notation; needs no server.
@@ -30,12 +30,9 @@ MAX_BYTES = 32 * 1024 * 1024
 
 def add(commands: argparse._SubParsersAction[Parser]) -> None:
     """Declares the commands."""
-    parser = add_command(commands, "tune", DESCRIPTION, EXAMPLES, run)
+    parser = add_command(commands, "tune", DESCRIPTION, EXAMPLES)
     tasks = parser.add_subparsers(metavar="TASK", required=True)
-    check: Parser = tasks.add_parser(
-        "check", help="find the faults of tunes, and correct them", **parser_options(CHECK_DESCRIPTION, EXAMPLES)
-    )
-    check.set_defaults(run=run)
+    check = add_command(tasks, "check", CHECK_DESCRIPTION, EXAMPLES, run)
     check.add_argument("file", metavar="FILE", help="a book of tunes in ABC notation; - reads standard input")
     check.add_argument("--fix", action="store_true", help="print the corrected tunes")
     check.add_argument("--json", action="store_true", help="print a line of JSON for each finding")

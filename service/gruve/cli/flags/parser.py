@@ -102,11 +102,14 @@ def add_command(
     name: str,
     description: str,
     examples: str,
-    run: Callable[[argparse.Namespace], int],
+    run: Callable[[argparse.Namespace], int] | None = None,
     *,
     extra: str = "",
 ) -> Parser:
-    """Add a command; return its parser. `extra` is what it needs, a key of `extras.MODULES`."""
+    """Add a command; return its parser. One whose second word is required has no `run` of its own.
+
+    `extra` is what it needs, a key of `extras.MODULES`.
+    """
     short = description.partition(".")[0]
     first = short[0] if short[1:2].isupper() else short[0].lower()  # HTTP stays as it is
     parser: Parser = commands.add_parser(name, help=first + short[1:], **parser_options(description, examples))
