@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from gruve.engine.sequence import FinishReason
 from gruve.model.sampling import SamplingParameters
+from gruve.receipt.token_hash import TokenHash
 from gruve.sessions.record import BIAS_BYTES, CHANGE_BYTES, Change, Generation, Session, StoreProgress
 
+LENGTH, DEADLINE = FinishReason.LENGTH, FinishReason.DEADLINE
 FIRST, SECOND, THIRD, FOURTH = (SamplingParameters(seed=seed) for seed in range(4))
 
 
@@ -106,3 +110,40 @@ def test_a_rewind_leaves_in_the_store_what_comes_before_it():
     progress.cut(12, generations=2)
     assert (progress.position, progress.durable_position, progress.generations) == (12, 12, 2)
     assert (progress.snapshots, progress.events, progress.cuts) == ({5, 10}, 5, 2)
+
+
+def test_a_copy_shares_nothing_that_changes_and_no_call_streams_it():
+    ended, cut, streamed = (dataclasses.replace(generation_of(), id=id_) for id_ in "abc")
+    ended.finish(LENGTH)
+    cut.finish_reason = DEADLINE
+    original, copy = session_of(ended, cut, streamed), session_of()
+    copy.copy_from(original)
+    assert copy.transcript == original.transcript
+    assert [g.finish_reason for g in copy.generations] == [LENGTH, DEADLINE, FinishReason.CANCELLED]
+    assert [g.finished for g in copy.generations] == [True, False, False]
+    copy.transcript.append(1)
+    copy.generations[0].changes.clear()
+    assert (len(original.transcript), len(ended.changes), streamed.finish_reason) == (20, 3, None)
+    for last, reason in ((ended, LENGTH), (cut, DEADLINE)):
+        copy.copy_from(session_of(last))
+        assert copy.generations[-1].finish_reason == reason
+
+
+def test_the_hash_of_a_prefix_is_dropped_with_any_of_its_tokens():
+    session = session_of()
+    session.prefix_hash = TokenHash()
+    session.prefix_hash.add(0, session.transcript[:10])
+    session.cut_transcript(10)
+    assert (len(session.transcript), session.prefix_hash.position) == (10, 10)
+    session.cut_transcript(9)
+    assert (len(session.transcript), session.prefix_hash) == (9, None)
+
+
+def test_states_that_are_dropped_are_not_taken_for_stored_ones():
+    session, state = session_of(), np.zeros(1, dtype=np.float32)
+    session.advance(state, 0)
+    assert session.state is state
+    session.store_progress.snapshots = frozenset({0})
+    session.drop_states()
+    assert (session.state, session.consumed, session.snapshots) == (None, 0, {})
+    assert session.store_progress.snapshots == frozenset()
