@@ -283,7 +283,7 @@ def test_ctrl_c_cancels_the_call_and_leaves_the_terminal_clean(fake):
         told = read_all(shown, process)
         assert (process.wait(60), told[:2], b"cancelled" in told) == (130, b"\r\n", True), told
         assert termios.tcgetattr(inside) == before
-    assert fake.cancelled.wait(5)
+    assert fake.cancelled.wait(30)
 
 
 def test_a_terminal_shows_the_prompt_dimmed_and_no_control_characters(fake):

@@ -219,8 +219,8 @@ def test_requests_on_more_connections_than_allowed_are_refused(server):
         with httpx.stream("POST", f"{url}/v1/generate", json=held, timeout=PATIENCE_S) as answer:
             received = answer.iter_bytes()  # dropped, it would close the response
             next(received)
-            refused = httpx.get(f"{url}/health")
-        until(lambda: httpx.get(f"{url}/health").status_code == 200)
+            refused = httpx.get(f"{url}/health", timeout=PATIENCE_S)
+        until(lambda: httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert refused.json()["error"]["code"] == "TOO_MANY_CONNECTIONS"
 

@@ -146,7 +146,9 @@ def test_an_error_after_tokens_ends_the_stream_with_its_reason(calls, start):
 
 def test_a_client_that_leaves_cancels_its_generation(server, url):
     fields = {"model": "tiny", "text": PROMPT, "maxTokens": LONG, "maxTokensPerSecond": HELD}
-    with httpx.stream("POST", f"{url}/gruve.v1.GenerationService/Generate", **enveloped(fields)) as response:
+    with httpx.stream(
+        "POST", f"{url}/gruve.v1.GenerationService/Generate", **enveloped(fields), timeout=PATIENCE_S
+    ) as response:
         received = response.iter_bytes()  # dropped, it would close the response
         next(received)
         until(lambda: server.host("tiny").engine.load == 1)
@@ -218,14 +220,14 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_request_is_refused_in_connects_form(url, case):
     headers, body, status, code, why = REFUSED[case]
-    response = httpx.post(url + CONTROL, content=body, headers=headers)
+    response = httpx.post(url + CONTROL, content=body, headers=headers, timeout=PATIENCE_S)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert why in response.json()["message"]
 
 
 def test_a_slow_body_is_refused(url):
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as slow:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as slow:
         head = (
             f"POST {CONTROL} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{{"
         )
@@ -245,7 +247,8 @@ def test_a_slow_body_is_refused(url):
     ],
 )
 def test_a_form_or_a_method_that_there_is_not_is_refused(url, content_type, path, status):
-    assert httpx.post(url + path, content=b"", headers={"content-type": content_type}).status_code == status
+    response = httpx.post(url + path, content=b"", headers={"content-type": content_type}, timeout=PATIENCE_S)
+    assert response.status_code == status
 
 
 # ---- pages of other origins
@@ -263,7 +266,7 @@ def test_a_page_of_a_listed_origin_may_call_and_read_the_answer(url):
     assert asked.status_code == 200
     assert asked.headers["access-control-allow-origin"] in ("https://example.com", "*")
     assert "connect-timeout-ms" in asked.headers["access-control-allow-headers"].lower()
-    answered = httpx.post(f"{url}/gruve.v1.ModelService/ListModels", json={}, headers=origin)
+    answered = httpx.post(f"{url}/gruve.v1.ModelService/ListModels", json={}, headers=origin, timeout=PATIENCE_S)
     assert answered.json()["models"]
     assert answered.headers["access-control-allow-origin"] in ("https://example.com", "*")
 
@@ -271,7 +274,9 @@ def test_a_page_of_a_listed_origin_may_call_and_read_the_answer(url):
 @pytest.mark.parametrize("origin", ["https://example.org", "null", "http://localhost:1"])
 def test_a_page_of_another_origin_is_refused(url, origin):
     assert httpx.options(url + CONTROL, headers={"origin": origin} | PREFLIGHT).status_code in (400, 403)
-    refused = httpx.post(f"{url}/gruve.v1.ModelService/ListModels", json={}, headers={"origin": origin})
+    refused = httpx.post(
+        f"{url}/gruve.v1.ModelService/ListModels", json={}, headers={"origin": origin}, timeout=PATIENCE_S
+    )
     assert refused.status_code == 403
     assert "access-control-allow-origin" not in refused.headers
 

@@ -41,7 +41,8 @@ def test_streams_that_hold_every_slot_do_not_keep_another_tenant_waiting(shared)
     server, tenant = shared
     many, one = tenant(), tenant()
     held = [many.Generate(request(max_tokens_per_second=HELD, sampling={"seed": i})) for i in range(3 * SLOTS)]
-    until(lambda: server.host("tiny").engine.load == 3 * SLOTS)
+    engine = server.host("tiny").engine
+    until(lambda: (engine.running, engine.load) == (SLOTS, 3 * SLOTS))
     assert read(one.Generate(request(max_tokens=5))).end.usage.generated_tokens == 5
     assert preemptions(server) >= 1
     for call in held:
