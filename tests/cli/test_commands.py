@@ -347,6 +347,7 @@ def test_a_demo_that_is_interrupted_takes_its_server_with_it(tiny_repository):
         seen = ""
         while "ROMEO:" not in seen:
             seen += process.stdout.readline()
+        assert process.stdout.read(1)  # the text flows
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     port = int(re.search(r"localhost:(\d+)", seen)[1])
