@@ -280,7 +280,9 @@ def test_a_cancelled_stream_frees_its_slot(start):
     waiting = server.generate(max_tokens=3)
     assert next(waiting).HasField("start")
     holder.cancel()
-    assert read(waiting).reason == "LENGTH"
+    rest = read(waiting)
+    assert rest.reason == "LENGTH"
+    assert rest.end.usage.queue_time.ToNanoseconds() > 0
 
 
 def test_a_cancelled_waiting_stream_frees_its_place(start):

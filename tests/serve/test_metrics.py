@@ -184,6 +184,15 @@ def test_every_rpc_is_counted_with_its_status(start, code):
     assert server.metric("grpc_server_msg_sent_total", **labels) == messages
 
 
+def test_an_rpc_with_one_answer_is_counted_with_it_and_its_duration(start):
+    server = start()
+    server.create()
+    labels = {"grpc_type": "unary", "grpc_service": "gruve.v1.SessionService", "grpc_method": "CreateSession"}
+    until(lambda: server.metric("grpc_server_handled_total", grpc_code="OK", **labels) == 1)
+    assert server.metric("grpc_server_msg_sent_total", **labels) == 1
+    assert 0 < server.metric("grpc_server_handling_seconds_sum", **labels) < PATIENCE_S
+
+
 def test_a_scraper_that_asks_for_openmetrics_gets_it_with_units(server):
     server.read(max_tokens=2)
     url = f"http://127.0.0.1:{server.serving.metrics_port}/metrics"

@@ -143,3 +143,22 @@ async def test_a_session_whose_first_write_fails_can_be_deleted_meanwhile(monkey
     await writing
     assert (persistence.table.find(session.id), persistence.behind) == (None, 0)
     await persistence.close()
+
+
+async def test_nothing_is_sent_of_a_session_whose_lease_has_passed_until_it_is_renewed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("gruve.sessions.persistence.leases.lease_clock", lambda: now[0])
+    persistence = persistence_of(store := MemoryStore(clock=lambda: now[0]))
+    session = persistence.create("model", "digest", "numerics", None, DEFAULT_TENANT)
+    assert session.store_progress.lease_until_s == 100.0 + LEASE_S
+    async with persistence.use(session.id, DEFAULT_TENANT):
+        await persistence._writer.flush()
+        for passed_s, until_s in [(LEASE_S - 0.1, 100.0 + LEASE_S), (0.1, 100.0 + 2 * LEASE_S)]:
+            now[0] += passed_s
+            await persistence.wait_before_send(session, 1)
+            assert session.store_progress.lease_until_s == until_s
+        now[0] += LEASE_S
+        store.acquire(session.id, "other", None, 0.0)
+        with pytest.raises(SessionElsewhere, match="another server has taken session"):
+            await persistence.wait_before_send(session, 1)
+    await persistence.close()
