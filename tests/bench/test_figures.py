@@ -7,6 +7,7 @@ import math
 import pytest
 
 from gruve.bench.figures import MS, Record, S, figures, lateness_ns, median, percentile, slope_per_minute
+from gruve.bench.rounds import in_turn
 
 
 def record(first_ms: int, gap_ms: int, count: int, *, scheduled_ms: int = 0, failed: str = "") -> Record:
@@ -22,6 +23,10 @@ def test_a_percentile_is_a_value_that_was_seen(p, expected):
 def test_the_median_of_an_even_number_lies_between_the_two_in_the_middle():
     assert median([4.0, 1.0, 3.0, 2.0]) == 2.5
     assert median([5.0, 1.0, 3.0]) == 3.0
+
+
+def test_alternatives_take_turns_in_beginning_a_round():
+    assert [in_turn("abc", i) for i in range(4)] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
 
 
 def test_nothing_has_neither_percentile_nor_median():

@@ -93,6 +93,12 @@ def test_peers_measures_what_runs_and_reports_why_others_do_not(tmp_path, monkey
     assert "it ended with 3: Error: no" in result["skipped"][0]["why"]
 
 
+def test_peers_of_which_none_is_installed_are_reported_and_nothing_is_measured(tmp_path):
+    config = dataclasses.replace(PeersBenchConfig.quick(), sizes=(TINY,), systems=("LitServe",), cache=tmp_path)
+    result = run_peers(config, lambda _: None)
+    assert (result.rows, [row["system"] for row in result.skipped]) == ([], ["LitServe"])
+
+
 def test_quick_installs_nothing(tmp_path):
     with pytest.raises(NotInstalled, match="not installed yet"):
         environment(tmp_path, "peer", ("litserve==0.2.19",), install=False)

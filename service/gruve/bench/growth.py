@@ -13,6 +13,7 @@ from gruve.bench.load.generator import OpenLoop, Workload, soon_ns
 from gruve.bench.load.window import Loaded, ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.rounds import in_turn
 from gruve.bench.synthetic import MEDIUM, MODEL, VOCABULARY_SIZE, Size, blueprint, make_model
 from gruve.decode.choose import DecodeConfig
 from gruve.serve.server import ServeConfig
@@ -100,8 +101,7 @@ class _Growth:
         each = 1e6 * grown_mb / sessions if sessions else math.nan
         found, ratios = [], []
         for i in range(self._config.rounds):
-            sides = (self, other) if i % 2 else (other, self)
-            loads = {side: side._load(ACTIVE_BESIDE_IDLE) for side in sides}
+            loads = {side: side._load(ACTIVE_BESIDE_IDLE) for side in in_turn((other, self), i)}
             found.append(loads[self])
             ratios.append(loads[self].cpu_s_per_million_tokens / loads[other].cpu_s_per_million_tokens)
         return self._row("idle", sessions, ACTIVE_BESIDE_IDLE, each, found) | {"cpu_ratio": median(ratios)}

@@ -24,6 +24,7 @@ from gruve.bench.load.generator import Workload
 from gruve.bench.load.window import Loaded, ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.rounds import in_turn
 from gruve.bench.synthetic import MODEL, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
 from gruve.ports import TlsFiles
@@ -66,8 +67,8 @@ def run_protection(config: ProtectionBenchConfig, report: Report) -> Result:
         sides = _sides(stack, config, folder)
         rounds: dict[str, list[Loaded]] = {protection: [] for protection in sides}
         for i in range(config.rounds):
-            for protection, side in sides.items():
-                loaded = side.closed_loop(workload, config.sessions, config.warm_s, config.seconds)
+            for protection in in_turn(sides, i):
+                loaded = sides[protection].closed_loop(workload, config.sessions, config.warm_s, config.seconds)
                 rounds[protection].append(loaded)
                 report(f"round {i + 1}, {protection}: {loaded.figures.tokens_per_s:.0f} tokens/s")
     rows = [_row(config, protection, found, rounds["none"]) for protection, found in rounds.items()]

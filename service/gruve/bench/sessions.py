@@ -19,6 +19,7 @@ from gruve.bench.load.processes import Server
 from gruve.bench.load.window import ServerAndClients
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row
+from gruve.bench.rounds import in_turn
 from gruve.bench.synthetic import MEDIUM, MODEL, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.client import Client
 from gruve.decode.choose import DecodeConfig
@@ -100,7 +101,7 @@ class _Bench:
                 for name, store in stores.items()
             }
             for i in range(config.rounds):
-                for name in sorted(sides, reverse=bool(i % 2)):
+                for name in in_turn(sides, i):
                     loaded = sides[name].closed_loop(workload, SESSIONS, config.warm_s, config.seconds)
                     tokens[name].append(loaded.figures.tokens_per_s)
                     cpu[name].append(loaded.cpu_s_per_million_tokens)

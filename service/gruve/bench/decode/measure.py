@@ -20,6 +20,7 @@ from gruve.bench.decode.steppers import BACKENDS, Absent, Peer, Stepper, make_st
 from gruve.bench.figures import median
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.rounds import in_turn
 from gruve.bench.synthetic import CELLS, LARGE, MEDIUM, Size, flop_per_token, make_model, streamed_bytes
 from gruve.model.repository import Model
 
@@ -124,9 +125,8 @@ def _measure(config: DecodeBenchConfig, task: _Task, batch: int, names: Sequence
 def _take_turns(config: DecodeBenchConfig, task: _Task, steppers: dict[str, Stepper]) -> dict[str, float]:
     """The median step time of each stepper in seconds. The order changes from round to round."""
     rounds: dict[str, list[float]] = {name: [] for name in steppers}
-    names = list(steppers)
     for i in range(config.rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in in_turn(steppers, i):
             torch.set_num_threads(task.threads)
             rounds[name].append(_step_s(steppers[name], config.warm_s, config.seconds))
     return {name: median(found) for name, found in rounds.items()}

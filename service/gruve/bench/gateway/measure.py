@@ -28,6 +28,7 @@ from gruve.bench.load.window import Loaded, closed_loop
 from gruve.bench.machine import describe_machine, describe_versions
 from gruve.bench.null_backend import choose_null
 from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.rounds import in_turn
 from gruve.bench.synthetic import MODEL, SMALL, VOCABULARY_SIZE, Size, make_model, tokenizer
 from gruve.decode.choose import DecodeConfig
 from gruve.gateway.config import GatewayConfig
@@ -110,7 +111,8 @@ class Ways:
         config = self._config
         found: dict[tuple[str, int], list[Loaded]] = {(way, streams): [] for streams in loads for way in ways}
         for i in range(config.rounds):
-            for (way, streams), rounds in found.items():
+            for way, streams in in_turn(found, i):
+                rounds = found[way, streams]
                 measured = self._server if way == DIRECT else self.gateway
                 rounds.append(
                     closed_loop(measured.pid, self.clients[way], workload, streams, config.warm_s, config.seconds)

@@ -30,6 +30,7 @@ from gruve.bench.machine import descendants, describe_machine, describe_versions
 from gruve.bench.peers.environments import NotInstalled, environment
 from gruve.bench.peers.systems import SYSTEMS, Connect, System
 from gruve.bench.result import Report, Result, Row, table
+from gruve.bench.rounds import in_turn
 from gruve.bench.synthetic import MEDIUM, SMALL, VOCABULARY_SIZE, Size, make_model
 from gruve.decode.choose import DecodeConfig
 from gruve.model.repository import Model
@@ -93,8 +94,7 @@ def run_peers(config: PeersBenchConfig, report: Report) -> Result:
             model = make_model(place / "models" / OURS, size)
             torch.save(torch_weights(model), place / "weights.pt")
             for i in range(config.rounds):
-                names = list(run.ready)
-                for name in names[i % len(names) :] + names[: i % len(names)]:
+                for name in in_turn(run.ready, i):
                     run.measure(name, size, place)
     rows = run.rows()
     for line in table(rows, COLUMNS):
