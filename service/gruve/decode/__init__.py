@@ -139,7 +139,7 @@ class Backend(Protocol):
         """Returns a copy of the slot's state: (state tensors, L, H) fp32."""
 
     def release(self, slot: int) -> None:
-        """Frees what the slot holds beside its state. Never raises."""
+        """Frees what the slot holds beside its state. Does not raise for a slot that exists and is in no call."""
 
     def close(self) -> None:
         """Frees the weights and the slots. No other method may be called afterwards."""

@@ -43,8 +43,8 @@ class DecodeConfig:
 def choose_backend(model: Model, config: DecodeConfig) -> Backend:
     """The best backend for `model` on this machine.
 
-    Raises `InvalidField` when `device` asks for a GPU that torch does not see, or `isa` for what the CPU has not;
-    `ModelBroken` when no backend can keep its promises with this model.
+    Raises `InvalidField` if `device` names a GPU and torch sees none, or `isa` names instructions that the CPU does not
+    have, and `ModelBroken` if no backend computes this model exactly.
     """
     device = config.device
     if uses_gpu(config):
@@ -79,4 +79,4 @@ def backend_bytes(model: ModelConfig, config: DecodeConfig) -> int:
 
 def _not_native(config: DecodeConfig) -> str | None:
     """Why the native backend does not decode on a CPU; None if it does."""
-    return unavailable_reason() if config.native else "the native backend was not to be used"
+    return unavailable_reason() if config.native else "the native backend is turned off"

@@ -146,6 +146,7 @@ class ReferenceBackend:
                 row.follow(token)
 
     def _draw(self, logits: Tensor, sampling: RowSampling, call: _Call, slots: Tensor) -> Tensor:
+        """Samples the next token of each row, (rows,), from logits (rows, V)."""
         position, seen = call.position + 1, None
         if sampling.penalised:
             seen = seen_in_ring(self._history[slots], position, sampling.window, self._config.vocabulary_size)
@@ -180,12 +181,14 @@ class ReferenceBackend:
         )
 
     def _row(self, slot: int) -> _Slot:
+        """The row in the slot; raises `ValueError` if there is none."""
         row = self._rows[slot]
         if row is None:
             raise ValueError(f"slot {slot} holds no sequence")
         return row
 
     def _numerics_id(self) -> str:
+        """16 hex digits from everything that torch's sums in float32 may depend on."""
         device = (
             f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
             if self._device.type == "cpu"

@@ -106,12 +106,14 @@ class Sampler:
         return torch.where(rows.greedy[:, 0], greedy, sampled)
 
     def _adjust(self, logits: Tensor, rows: RowSampling, seen: Tensor | None) -> Tensor:
+        """The logits (rows, V) after repetition penalty and bias."""
         if seen is not None:
             penalised = torch.where(logits > 0, logits * rows.inverse, logits * rows.penalty)
             logits = torch.where(seen & (rows.penalty != 1.0), penalised, logits)
         return logits if rows.bias is None else logits + rows.bias
 
     def _allowed(self, logits: Tensor, rows: RowSampling, generated: Tensor) -> Tensor | None:
+        """Which tokens may be sampled, bool (rows, V); None if all may."""
         if rows.masked is None and rows.masked_early is None:
             return None
         allowed = torch.ones_like(logits, dtype=torch.bool)
@@ -122,7 +124,7 @@ class Sampler:
         return allowed
 
     def _truncate(self, w: Tensor, candidates: Tensor, rows: RowSampling) -> Tensor:
-        """Zeroes the weights that top-k, top-p and min-p drop."""
+        """The weights `w` (rows, V) with zeros for the tokens that top-k, top-p and min-p drop."""
         order = torch.sort(candidates, dim=1, descending=True, stable=True).indices
         ranked = w.gather(1, order)
         kept = self._ids < rows.top_k

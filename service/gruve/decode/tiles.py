@@ -150,11 +150,13 @@ class Tiles:
         return logits
 
     def _logits(self, h: Tensor, pointed: Tensor | None) -> Tensor:
+        """The head on one tile: the last layer's state (rows, H) -> logits (rows, V)."""
         logits = linear(h, self._head, self._w["head.bias"])
         return logits if pointed is None else self._add_gates(logits, h, pointed)
 
     @torch.inference_mode()
     def _check_exactness(self) -> None:
+        """Raises `ModelBroken` unless random rows have the same bits in another order."""
         generator = torch.Generator().manual_seed(1)
         config = self._config
         tokens = torch.randint(config.vocabulary_size, (self.rows,), generator=generator).to(self._device)

@@ -231,6 +231,7 @@ class CudaBackend:
     def _checked(
         self, slots: Sequence[int], limits: Sequence[int], steps: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The slots and limits of a call as arrays (rows,), no limit above `steps`; raises `ValueError`."""
         count = len(slots)
         if not 1 <= count <= self.max_rows or len(limits) != count:
             raise ValueError(f"{count} slots and {len(limits)} limits; a call takes 1 to {self.max_rows} of each")
@@ -319,6 +320,7 @@ class CudaBackend:
             self._device.run(lambda: _discard(target.index_copy_(0, where, rows)))
 
     def _add_stops(self, table: NDArray[np.int32]) -> int:
+        """Puts a table into the pool and returns its base. If the pool grew, the graphs are captured again."""
         before = self._stops.entries
         base = self._stops.add(table)
         if self._stops.entries is not before:  # the graphs read the old array
@@ -357,6 +359,7 @@ class CudaBackend:
 
     @torch.inference_mode()
     def _capture_all(self) -> None:
+        """Captures the graphs of every size, so that no call waits for one."""
         for size in self.sizes:
             for plain in self._step.plain_values:
                 every = 2 * self._config.pieces[0] - 1

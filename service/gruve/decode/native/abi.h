@@ -69,8 +69,8 @@ typedef struct {
     int32_t embedding_size;    // E, 1 to GRUVE_MAX_SIZE
     int32_t hidden_size;       // H, GRUVE_MIN_HIDDEN to GRUVE_MAX_SIZE
     int32_t num_layers;        // L, 1 to GRUVE_MAX_LAYERS
-    int32_t half;  // 1: every weight matrix holds fp16 values and may be stored so
-    int32_t int8;  // 1: layers and head multiply states in int8 and sum integers; 0: all in fp32
+    int32_t half;              // 1: every weight matrix holds fp16 values and may be stored so
+    int32_t int8;              // 1: layers and head multiply states in int8 and sum integers; 0: all in fp32
     const float* embedding;                      // (V, E)
     const float* weight_ih[GRUVE_MAX_LAYERS];    // (G*H, E or H)
     const float* weight_hh[GRUVE_MAX_LAYERS];    // (G*H, H)
@@ -124,12 +124,12 @@ typedef struct {
     int32_t rows;              // 1 to GRUVE_MAX_ROWS
     int32_t steps;             // 1 to GRUVE_MAX_STEPS
     int32_t alternatives;      // the third dimension of `top_ids` and `top`: at least the largest `logprobs` of a row
-    int32_t exclusive;         // 1: no other call is under way, the decoder's threads may help; 0: on the caller's thread
+    int32_t exclusive;         // 1: no other call is under way, so all threads help; 0: the caller's thread works alone
     const int32_t* slots;      // (rows,), distinct
     const int32_t* limits;     // (rows,)
     int32_t* tokens;           // (steps, rows)
-    int32_t* steps_taken;           // (rows,)
-    int32_t* statuses;          // (rows,)
+    int32_t* steps_taken;      // (rows,)
+    int32_t* statuses;         // (rows,): a gruve.decode.RowStatus each
     float* chosen;             // (steps, rows)
     int32_t* top_ids;          // (steps, rows, alternatives)
     float* top;                // (steps, rows, alternatives)

@@ -145,6 +145,7 @@ class NativeBackend:
         self._packed = None
 
     def _asked_logprobs(self, slots: Sequence[int], steps: int) -> Logprobs | None:
+        """Arrays for the log-probabilities that a call writes; None if none of its rows requested any."""
         asked = [most for slot in slots if 0 <= slot < self.slots and (most := self._logprobs[slot]) is not None]
         if not asked:
             return None
@@ -157,6 +158,7 @@ class NativeBackend:
 
 
 def _float32_numerics_id(config: ModelConfig) -> str:
+    """16 hex digits that depend on the weights' precision and on whether there are pointers, on nothing else."""
     text = f"{NativeBackend.name} {VERSION} {config.precision}"
     if config.pointers is not None:
         text += f" pointers {POINTERS_VERSION}"
@@ -261,6 +263,7 @@ def _native_row(row: Row, vocabulary_size: int) -> tuple[abi.NativeRow, _Arrays]
 
 
 def _stop_arrays(stops: StopTable | None, vocabulary_size: int) -> tuple[NDArray[np.int32] | None, NDArray[np.int32]]:
+    """The table (states, V), or None, and the token ids; raises `ValueError` for a table of another vocabulary."""
     if stops is None:
         return None, np.empty(0, dtype=np.int32)
     if stops.table.ndim != 2 or stops.table.shape[1] != vocabulary_size:
