@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gruve.bench.machine import describe_machine
 from gruve.decode import RowStatus
 from gruve.decode.choose import DecodeConfig, choose_backend
-from gruve.decode.native import NativeBackend, library, unavailable_reason
+from gruve.decode.native import NativeBackend, library, probe, unavailable_reason
 from gruve.decode.native.cores import available_cores, quota_cores
 from gruve.errors import InvalidField
 from gruve.model.sampling import SamplingParameters
@@ -254,6 +254,11 @@ def test_int8_is_chosen_with_every_backend_of_a_cpu():
     assert native.selection_reason.endswith(", int8)")
     assert reference.selection_reason.endswith(" (int8)")
     assert native.numerics_id == reference.numerics_id
+
+
+@pytest.mark.parametrize("size_bytes", [2**64 - 4_096, 2**63, 0])
+def test_a_block_that_no_machine_has_is_not_read(size_bytes):
+    assert probe.read_bytes_per_s("portable", size_bytes, 0, 0.01) == 0.0
 
 
 def test_only_the_objects_made_for_them_hold_wide_instructions():

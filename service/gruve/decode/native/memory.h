@@ -21,6 +21,7 @@ class Pages {
 public:
     Pages() = default;
     explicit Pages(size_t bytes) : bytes_(round_up(bytes < 1 ? 1 : bytes, 4096)) {
+        if (bytes > SIZE_MAX - 2 * HUGE_PAGE) throw std::bad_alloc();  // rounding up would overflow
         const bool large = is_large(bytes_);
         mapped_ = large ? round_up(bytes_, HUGE_PAGE) + HUGE_PAGE : bytes_;
         map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

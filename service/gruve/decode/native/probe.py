@@ -20,12 +20,15 @@ def fma_flop_per_s(isa: str, seconds: float) -> float:
 
 
 def read_bytes_per_s(isa: str, size_bytes: int, pattern: int, seconds: float) -> float:
-    """Bytes read per second from `size_bytes` bytes of memory, in order `pattern`, 0 to 2 (see `probe.h`)."""
+    """Bytes read per second from `size_bytes` bytes of memory, in order `pattern`, 0 to 2 (see `probe.h`).
+
+    0 if the CPU does not have `isa`, or the machine not as much memory.
+    """
     return float(_probes().gruve_probe_read(isa.encode(), size_bytes, pattern, seconds))
 
 
 def clock_hz(seconds: float) -> float:
-    """Clock cycles per second."""
+    """Clock cycles per second of the calling thread's core, now."""
     return float(_probes().gruve_probe_clock(seconds))
 
 
