@@ -52,6 +52,12 @@ def test_help_that_cannot_be_written_is_an_error(arguments, full, monkeypatch, c
     assert (err.startswith("gruve: "), err.endswith(" No space left on device\n"), err.count("\n")) == (True, True, 1)
 
 
+def test_a_full_disk_has_no_number_where_python_buffers_nothing():
+    script = 'PYTHONUNBUFFERED=1 "$@" >/dev/full'
+    done = subprocess.run(["sh", "-c", script, "sh", *GRUVE, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "gruve: No space left on device\n")
+
+
 def test_nothing_complains_when_python_ends():
     script = '"$@" >&-; echo $?; "$@" 2>/dev/full; echo $?'
     done = subprocess.run(["sh", "-c", script, "sh", *GRUVE, "tune"], capture_output=True, text=True, check=False)

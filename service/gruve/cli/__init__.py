@@ -71,7 +71,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return getattr(error, "exit_code", USAGE if isinstance(error, InvalidField) else FAILED)
     except OSError as error:
         where = error.filename or ("standard output" if drop_unwritten(sys.stdout) else "")
-        args.say_error(f"{where}: {error.strerror}" if where else str(error))
+        args.say_error(f"{where}: {error.strerror}" if where else error.strerror or str(error))
         return FAILED
     finally:
         for stream in (sys.stdout, sys.stderr):
