@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gruve.errors import CorpusError
-from gruve.training.corpus import FEWEST_CHARACTERS, read_text
+from gruve.model.tokenizer import build
+from gruve.training.corpus import FEWEST_CHARACTERS, read_text, read_tunes, vocabulary_difference
 from gruve.training.evaluate import COLD_WINDOW
 
 
@@ -31,6 +32,21 @@ def test_a_text_that_cannot_be_learned_from_is_refused(tmp_path: Path, content: 
 def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="No such file"):
         read_text(tmp_path / "none.txt")
+
+
+def test_a_corpus_of_the_other_kind_is_refused_with_what_each_kind_takes(tmp_path: Path) -> None:
+    (tmp_path / "tunes.abc").write_text("X:1\n")
+    with pytest.raises(CorpusError, match="is a folder; of kind 'characters' it is a text, of kind 'abc' a folder"):
+        read_text(tmp_path)
+    with pytest.raises(CorpusError, match="is not a folder; of kind 'abc' it is a folder of ABC books"):
+        read_tunes(tmp_path / "tunes.abc")
+
+
+def test_two_vocabularies_are_compared_in_words() -> None:
+    one, other = (build("characters", [text], has_end=False) for text in ("abcdefgh", "abx"))
+    says = "only the model has 'c', 'd', 'e', 'f', 'g' and 1 more; only the corpus has 'x'"
+    assert vocabulary_difference(one, other) == says
+    assert vocabulary_difference(one, one) == "only the model has none; only the corpus has none"
 
 
 def test_a_corpus_of_another_hash_is_refused(tmp_path: Path) -> None:

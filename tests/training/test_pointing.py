@@ -209,7 +209,7 @@ def test_an_initial_model_that_does_not_fit_is_refused(tmp_path: Path, corpus: P
         )  # fmt: skip
     other = save(tmp_path / "other", plain.config, build("characters", ["x" + "".join(plain.tokenizer.vocabulary[2:])],
                  has_end=False), plain.weights)  # fmt: skip
-    with pytest.raises(ModelBroken, match="another vocabulary"):
+    with pytest.raises(ModelBroken, match="another vocabulary than the corpus: only the model has 'x'"):
         train(
             dataclasses.replace(CONFIG, initial_digest=other.digest), corpus, tmp_path / "d", initial=tmp_path / "other"
         )

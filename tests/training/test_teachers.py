@@ -162,7 +162,9 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path, corpus: Path, monk
         load_teachers(Teachers(["f00"]), [folder], read)
     strange = build("characters", ["x" + "".join(teacher.tokenizer.vocabulary[2:])], has_end=False)
     other = save(tmp_path / "strange", teacher.config, strange, teacher.weights)
-    with pytest.raises(ModelBroken, match=r"the teacher in .*strange has another vocabulary than the corpus"):
+    with pytest.raises(
+        ModelBroken, match=r"the teacher in .*strange has another vocabulary than the corpus: only the model has 'x'"
+    ):
         load_teachers(Teachers([other.digest]), [tmp_path / "strange"], read)
     monkeypatch.setattr(module, "MOST_BYTES", 1000)
     with pytest.raises(InvalidField, match=r"would need \d+ bytes of memory for the \d+ tokens of the corpus"):

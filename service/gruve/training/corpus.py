@@ -27,6 +27,9 @@ TRAINING_SHARE = 0.9
 FEWEST_CHARACTERS = 2_570
 """With fewer, the last tenth does not fill a window of 257 characters, on which a text is measured."""
 
+TOKENS_SHOWN = 5
+"""The tokens that an error about a vocabulary names."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextCorpus:
@@ -37,6 +40,12 @@ class TextCorpus:
     validation: str
     sha256: str
 
+    @property
+    def summary(self) -> str:
+        """The sizes of the two parts and the number of distinct characters."""
+        distinct = self.tokenizer.size - 1  # without the start token
+        return f"{len(self.train):,} characters train, {len(self.validation):,} validate; {distinct:,} are distinct"
+
 
 def read_text(path: Path, expected_sha256: str = "") -> TextCorpus:
     """Reads a UTF-8 text; its first 90% of characters train, the rest validates.
@@ -44,6 +53,8 @@ def read_text(path: Path, expected_sha256: str = "") -> TextCorpus:
     Raises `CorpusError` if it cannot be read, has another hash than `expected_sha256`, is empty, binary, in another
     encoding, too short, or too uniform to learn from.
     """
+    if path.is_dir():
+        raise CorpusError(f"the corpus {path} is a folder; of kind 'characters' it is a text, of kind 'abc' a folder")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -110,7 +121,7 @@ def read_tunes(folder: Path, expected_sha256: str = "") -> TuneCorpus:
     part of the split is empty.
     """
     if not folder.is_dir():
-        raise CorpusError(f"the corpus {folder} is not a folder of ABC books")
+        raise CorpusError(f"the corpus {folder} is not a folder; of kind 'abc' it is a folder of ABC books")
     sha256 = check_sha256(str(folder), books_sha256(folder), expected_sha256)
     books = read_books(folder)
     kept = books.kept
@@ -150,6 +161,17 @@ def with_pointers(corpus: TuneCorpus, model: ModelConfig) -> TuneCorpus:
 
     train, validation, test = pointed(corpus.train), pointed(corpus.validation), pointed(corpus.test)
     return dataclasses.replace(corpus, train=train, validation=validation, test=test)
+
+
+def vocabulary_difference(model: Tokenizer, corpus: Tokenizer) -> str:
+    """Which tokens only the model or only the corpus has, in words; at most `TOKENS_SHOWN` of each."""
+
+    def only(some: Tokenizer, other: Tokenizer) -> str:
+        tokens = [repr(token) for token in some.vocabulary if token not in other.vocabulary]
+        shown = ", ".join(tokens[:TOKENS_SHOWN]) or "none"
+        return f"{shown} and {len(tokens) - TOKENS_SHOWN} more" if len(tokens) > TOKENS_SHOWN else shown
+
+    return f"only the model has {only(model, corpus)}; only the corpus has {only(corpus, model)}"
 
 
 def books_sha256(folder: Path) -> str:

@@ -18,7 +18,7 @@ from gruve.model.pointers import PointerConfig
 from gruve.model.repository import WEIGHTS, Model
 from gruve.training.checkpoint import Checkpoint, load_checkpoint
 from gruve.training.config import TrainingConfig
-from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, with_pointers
+from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, vocabulary_difference, with_pointers
 from gruve.training.decoding import decoded_loss
 from gruve.training.evaluate import PROTOCOLS, TextReport, TunesReport, carried_loss, evaluate_text, tunes_loss
 from gruve.training.form_report import TuneParts, corpus_form, model_form
@@ -45,7 +45,8 @@ def measure(model: Model, config: TrainingConfig, corpus_path: Path, run: Path, 
     if checkpoint.config_digest != config.digest():
         raise ModelBroken(f"{run} was trained with another config; give the one that it was trained with")
     if corpus.tokenizer != model.tokenizer:
-        raise CorpusError(f"{corpus_path} is cut into other tokens than those of {model.name!r}")
+        differs = vocabulary_difference(model.tokenizer, corpus.tokenizer)
+        raise CorpusError(f"{corpus_path} is cut into other tokens than those of {model.name!r}: {differs}")
     results: Results = {
         "model": _sizes(model, run),
         "training": _training(config, checkpoint),

@@ -19,7 +19,7 @@ from gruve.errors import InvalidField, ModelBroken
 from gruve.model.repository import Model, load_given
 from gruve.training.batches import IGNORED, START_ID, Piece, pad
 from gruve.training.config import Teachers
-from gruve.training.corpus import Corpus, TextCorpus
+from gruve.training.corpus import Corpus, TextCorpus, vocabulary_difference
 from gruve.training.evaluate import CHUNK
 from gruve.training.pointing import pointed_batch, pointed_rows
 
@@ -44,7 +44,8 @@ def load_teachers(teachers: Teachers, folders: Sequence[Path], corpus: Corpus) -
         if model.digest != digest:
             raise InvalidField("teachers.digests", f"has {digest!r}; the model in {folder} has {model.digest!r}")
         if model.tokenizer != corpus.tokenizer:
-            raise ModelBroken(f"the teacher in {folder} has another vocabulary than the corpus")
+            differs = vocabulary_difference(model.tokenizer, corpus.tokenizer)
+            raise ModelBroken(f"the teacher in {folder} has another vocabulary than the corpus: {differs}")
     tokens = len(corpus.train) if isinstance(corpus, TextCorpus) else sum(len(piece.ids) for piece in corpus.train)
     needed = 2 * tokens * corpus.tokenizer.size
     if needed > MOST_BYTES:

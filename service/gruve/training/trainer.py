@@ -25,7 +25,15 @@ from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
 from gruve.training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 from gruve.training.config import Teachers, TrainingConfig
-from gruve.training.corpus import Corpus, TextCorpus, TuneCorpus, read_corpus, tokens_of, with_pointers
+from gruve.training.corpus import (
+    Corpus,
+    TextCorpus,
+    TuneCorpus,
+    read_corpus,
+    tokens_of,
+    vocabulary_difference,
+    with_pointers,
+)
 from gruve.training.evaluate import carried_loss, tunes_loss
 from gruve.training.form_objective import OwnTunes, form_loss
 from gruve.training.loss_curve import Curve
@@ -76,8 +84,8 @@ def train(
     The name of the folder `out` becomes the model's name. With `resume`, the run continues at the checkpoint in `out`
     and ends with the same weights as a run without interruption. `initial` is the folder of the model whose weights the
     run begins with; the config's `initial_digest` must be its digest. `teachers` are the folders of the models that the
-    config names as its teachers; a run that is resumed needs them again. `note` is called with the summary of a corpus
-    of tunes, before the first update.
+    config names as its teachers; a run that is resumed needs them again. `note` is called with the summary of the
+    corpus, before the first update.
 
     Raises `CorpusError` for an unusable corpus. Raises `ModelBroken` for a checkpoint of another config or corpus, if
     there is a checkpoint and `resume` is false, or none and `resume` is true. Raises `ModelBroken` if a loss is not
@@ -91,8 +99,8 @@ def train(
         raise ModelBroken(f"{out / FILE} is there already: resume that run, or remove it")
     corpus = read_corpus(config, corpus_path)
     with _fixed_arithmetic(config):
+        note(corpus.summary)
         if isinstance(corpus, TuneCorpus):
-            note(corpus.summary)
             corpus = with_pointers(corpus, model_config(config, corpus.tokenizer))
         run = Run(config, corpus, out, teachers)
         if checkpoint is not None:
@@ -138,7 +146,8 @@ class Run:
         Pointers that it does not have begin at zero and so change nothing at first.
         """
         if model.tokenizer != self.corpus.tokenizer:
-            raise ModelBroken(f"the initial model {model.name!r} has another vocabulary than the corpus")
+            differs = vocabulary_difference(model.tokenizer, self.corpus.tokenizer)
+            raise ModelBroken(f"the initial model {model.name!r} has another vocabulary than the corpus: {differs}")
         shapes = model.config.shapes()
         for name, weight in self.network.named_weights().items():
             if name not in shapes and name.startswith("pointers."):
