@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from decoding import PATIENCE_S
 from gruve.errors import SessionElsewhere, SessionExpired, StoreUnavailable
 from gruve.sessions.persistence import Persistence
 from gruve.sessions.persistence.async_store import AsyncStore
@@ -161,4 +162,33 @@ async def test_nothing_is_sent_of_a_session_whose_lease_has_passed_until_it_is_r
         store.acquire(session.id, "other", None, 0.0)
         with pytest.raises(SessionElsewhere, match="another server has taken session"):
             await persistence.wait_before_send(session, 1)
+    await persistence.close()
+
+
+async def test_leases_are_renewed_while_sessions_are_in_use_and_no_longer(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("gruve.sessions.persistence.leases.lease_clock", lambda: now[0])
+    monkeypatch.setattr("gruve.sessions.persistence.leases.RENEW_S", 0.001)
+    persistence = persistence_of(MemoryStore(clock=lambda: now[0]))
+    leases, session = persistence._leases, persistence.create("model", "digest", "numerics", None, DEFAULT_TENANT)
+    progress, renewed, renew = session.store_progress, asyncio.Event(), leases.renew
+
+    async def noted(sessions):
+        await renew(sessions)
+        renewed.set()
+
+    monkeypatch.setattr(leases, "renew", noted)
+    async with persistence.use(session.id, DEFAULT_TENANT):
+        await persistence._writer.flush()
+        now[0] = 105.0
+        running = asyncio.create_task(leases.run(persistence._async_store))
+        await asyncio.wait_for(renewed.wait(), PATIENCE_S)
+        running.cancel()
+        assert progress.lease_until_s == 105.0 + LEASE_S
+        progress.lease_until_s = 0.0  # as if it was released while the store renewed
+        await renew([session])
+        assert progress.lease_until_s == 0.0
+    progress.lease_until_s, now[0] = 111.0, 106.0
+    await renew([session])
+    assert progress.lease_until_s == 111.0
     await persistence.close()
