@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import jwt
@@ -138,4 +139,11 @@ def test_a_token_above_the_bound_is_not_looked_at(tokens, provider):
 def test_a_file_without_public_keys_is_refused(tmp_path, text):
     (tmp_path / "jwks.json").write_text(text)
     with pytest.raises(CredentialsBroken, match=r"jwks\.json"):
+        WebTokens(tmp_path / "jwks.json", ISSUER, AUDIENCE)
+
+
+def test_a_file_with_a_private_key_is_refused(tmp_path):
+    private = jwt.algorithms.ECAlgorithm.to_jwk(EC_KEY, as_dict=True)
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [private]}))
+    with pytest.raises(CredentialsBroken, match="has a secret or private key; only public keys are accepted"):
         WebTokens(tmp_path / "jwks.json", ISSUER, AUDIENCE)

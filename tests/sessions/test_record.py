@@ -116,7 +116,7 @@ def test_a_copy_shares_nothing_that_changes_and_no_call_streams_it():
     ended, cut, streamed = (dataclasses.replace(generation_of(), id=id_) for id_ in "abc")
     ended.finish(LENGTH)
     cut.finish_reason = DEADLINE
-    original, copy = session_of(ended, cut, streamed), session_of()
+    original, copy = session_of(ended, cut, streamed), Session("t", "m", "d", "n", 60.0, 0.0, 0.0)
     copy.copy_from(original)
     assert copy.transcript == original.transcript
     assert [g.finish_reason for g in copy.generations] == [LENGTH, DEADLINE, FinishReason.CANCELLED]
