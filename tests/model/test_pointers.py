@@ -19,6 +19,7 @@ START, END, BAR, PART, A, B, C, HALF = range(V)
 CONFIG = PointerConfig(
     bars=(1, 2, 4),
     followers=(1, 2, 3),
+    scale=(A, B, C),
     bar_tokens=(BAR, PART),
     part_tokens=(PART,),
     advances=(0, 0, 0, 0, 24, 24, 24, -12),
@@ -54,6 +55,8 @@ def configs() -> st.SearchStrategy[PointerConfig]:
         st.just(CONFIG),
         bars=st.lists(st.integers(1, 6), unique=True, max_size=3).map(tuple),
         followers=st.lists(st.integers(1, 9), unique=True, min_size=1, max_size=3).map(tuple),
+        transposed=st.lists(st.integers(1, 4), unique=True, max_size=3).map(tuple),
+        scale=st.sampled_from(((A, B, C), (C, A), (B, HALF, A, C))),
         start_token=st.sampled_from((START, -1)),
         place_step=st.integers(1, 30),
         matches=st.sampled_from((0, 1, 2, 12)),
@@ -90,6 +93,20 @@ def test_a_transcript_that_repeats_points_at_what_came_before() -> None:
     assert plain.tokens == (C, NONE, NONE, C, C, NONE)
     assert plain.matches == (2, 0, 0, 2, 2, 0)
     assert (plain.place_row, plain.count_row) == (4, 1)
+
+
+def test_a_bar_that_moves_along_the_scale_goes_on_as_far_from_the_bar_before() -> None:
+    config = dataclasses.replace(CONFIG, bars=(), followers=(), transposed=(1, 2))
+    ids = [START, A, HALF, B, A, BAR, B]
+    first = point(config, V, ids)
+    assert (first.tokens, first.matches) == ((HALF, NONE), (1, 0))  # one step above; the token after A is in no scale
+    assert point(config, V, [*ids, HALF]).tokens == (C, NONE)  # B, moved by a step
+    assert point(config, V, [*ids, HALF]).matches == (2, 0)
+    assert point(config, V, [*ids, HALF, C]).tokens == (B, NONE)
+    assert point(config, V, [*ids, HALF, B]).tokens == (NONE, NONE)  # not moved as far as the note before
+    assert point(config, V, [START, A, HALF, B, A, BAR, A]).tokens == (NONE, NONE)  # nothing has moved
+    assert point(config, V, [START, B, HALF, C, A, BAR, C, HALF]).tokens == (NONE, NONE)  # out of the scale
+    assert point(config, V, [*ids, HALF, C, B, BAR, C]).tokens == (HALF, HALF)
 
 
 def test_a_start_token_begins_everything_anew() -> None:
@@ -134,10 +151,14 @@ def test_the_oldest_token_of_the_window_counts_and_the_one_before_does_not() -> 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"bars": (), "followers": ()}, "bars and followers together is 0; allowed: 1 to 16"),
-        ({"followers": tuple(range(1, 17))}, "bars and followers together is 19; allowed: 1 to 16"),
+        ({"bars": (), "followers": ()}, "the number of pointers is 0; allowed: 1 to 16"),
+        ({"followers": tuple(range(1, 17))}, "the number of pointers is 19; allowed: 1 to 16"),
         ({"bars": (65,)}, "bars is 65; allowed: 1 to 64"),
         ({"bars": (2, 2)}, r"bars is \[2, 2\]; allowed: distinct values"),
+        ({"transposed": (65,)}, "transposed is 65; allowed: 1 to 64"),
+        ({"transposed": (1,), "scale": (A,)}, r"scale is \[4\]; allowed: at least two tokens with transposed"),
+        ({"scale": (A, BAR)}, "scale is 2; allowed: none of bar_tokens and not start_token"),
+        ({"scale": (A, A)}, r"scale is \[4, 4\]; allowed: distinct ids"),
         ({"followers": (33,)}, "followers is 33; allowed: 1 to 32"),
         ({"place_step": 0}, "place_step is 0; allowed: 1 to 1000"),
         ({"places": 257}, "places is 257; allowed: 0 to 256"),

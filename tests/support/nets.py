@@ -23,11 +23,15 @@ def config_of(cell, *, V=13, E=6, H=8, L=2, tied=False, precision="float16", poi
     return ModelConfig(name, V, E, H, L, reset=reset, tied_head=tied, precision=precision, pointers=pointers)
 
 
-def pointers_of(V: int, *, bars=(1, 2), followers=(1, 2, 3), matches=4, places=6, counts=3) -> PointerConfig:
+def pointers_of(
+    V: int, *, bars=(1, 2), followers=(1, 2, 3), matches=4, places=6, counts=3, transposed=()
+) -> PointerConfig:
     """Pointers over the vocabulary of `tokenizer_of`: the last token is a bar line, the one before begins a part."""
     return PointerConfig(
         bars=bars,
         followers=followers,
+        transposed=transposed,
+        scale=tuple(range(2, V - 4)) if transposed else (),
         bar_tokens=(V - 2, V - 1),
         part_tokens=(V - 2,),
         advances=tuple(0 if token < 2 or token >= V - 2 else 12 * (token % 3) - 6 for token in range(V)),

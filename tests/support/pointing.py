@@ -13,6 +13,8 @@ POINTERS = {
     "all": pointers_of(V),
     "followers": pointers_of(V, bars=(), places=0, counts=0, matches=0, followers=(1, 3, 8)),
     "bars": pointers_of(V, bars=(1, 2, 4, 16), followers=(), matches=5, places=40, counts=9),
+    "transposed": pointers_of(V, bars=(1,), followers=(2,), transposed=(1, 2, 3), matches=5),
+    "transposed-alone": pointers_of(V, bars=(), followers=(), places=0, counts=0, matches=0, transposed=(1, 2)),
     "no-start": dataclasses.replace(pointers_of(V, matches=3), start_token=-1),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gruve.training.form import bars_of, ends_on_tonic, form_of, opening, opening_returns, parts_of
+from gruve.training.form import bars_of, ends_on_tonic, form_of, is_moved, opening, opening_returns, parts_of
 from gruve.training.form_report import ROWS, TuneParts, corpus_form, form_table, model_form
 from gruve.training.quality import Sample
 from gruve.tune.tokens import split
@@ -22,6 +22,19 @@ def test_bars_stand_between_lines_without_headers_and_pickup() -> None:
     assert bars_of(tune(f"GF| {A}| {B}:| K:Cdor\n {C}|]")) == [tuple(A), tuple(B), tuple(C)]
     assert bars_of(tune(f"GFE| {A}|]")) == [tuple("GFE"), tuple(A)]
     assert bars_of(tune("")) == []
+
+
+def test_a_bar_moves_an_earlier_one_if_all_its_notes_move_by_the_same_steps() -> None:
+    assert is_moved(tuple("CDEF"), tuple("DEFG"))
+    assert is_moved(("C", "2", "D", "E"), ("A,", "2", "B,", "C"))
+    assert not is_moved(tuple("CDEF"), tuple("CDEF"))
+    assert not is_moved(tuple("CDEF"), tuple("DEFA"))
+    assert not is_moved(("C", "2", "D", "E"), ("D", "3", "E", "F"))
+    assert not is_moved(("^C", "D", "E", "F"), ("^D", "E", "F", "G"))
+    assert is_moved(("^C", "D", "E", "F"), ("^C", "E", "F", "G"))
+    assert not is_moved(tuple("CD"), tuple("DE"))
+    form = form_of([tune("CDEF| DEFG| EFGA| CDEF|]"), tune("CDEF| CCEG| GFED| EDEC|]")])
+    assert (form.bars_moved, form.tunes_with_move) == (3 / 8, 1 / 2)
 
 
 def test_a_bar_that_equals_an_earlier_one_is_repeated() -> None:

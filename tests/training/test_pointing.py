@@ -12,7 +12,7 @@ import torch
 from gruve.errors import InvalidField, ModelBroken
 from gruve.model.oracle import Oracle
 from gruve.model.pointer_tracker import PointerTracker
-from gruve.model.repository import load, save
+from gruve.model.repository import Model, load, save
 from gruve.model.tokenizer import build
 from gruve.training.batches import START_ID, TextBatches, pad
 from gruve.training.config import (
@@ -76,8 +76,18 @@ def test_the_pointers_of_tunes_know_bars_and_parts() -> None:
     config.check_vocabulary(tokenizer.size)
 
 
+def test_the_scale_of_tunes_is_their_natural_notes_from_low_to_high() -> None:
+    tokenizer = build("abc", [["B,", "C", "c", "^C", "D", "E", "F", "G", "A", "B", "d", "f'", "| "]], has_end=True)
+    config = pointer_config(Pointers([], [], 8, [1, 2]), tokenizer)
+    assert config.transposed == (1, 2)
+    assert [tokenizer.vocabulary[i] for i in config.scale] == ["B,", *"CDEFGABcd"]  # nothing leads up to f'
+    assert pointer_config(Pointers([1]), tokenizer).scale == ()
+
+
 def test_a_text_has_no_bars() -> None:
     tokenizer = build("characters", ["abc"], has_end=False)
+    with pytest.raises(InvalidField, match=r"pointers\.transposed is \[1\]; allowed: none with kind 'characters'"):
+        pointer_config(Pointers([], [2], 4, [1]), tokenizer)
     with pytest.raises(InvalidField, match=r"pointers\.bars is \[1\]; allowed: none with kind 'characters'"):
         pointer_config(Pointers([1], [2]), tokenizer)
 
@@ -120,7 +130,7 @@ def some_tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_joined_tunes_are_shown_each_its_own(tunes: Path) -> None:
     plain = read_tunes(tunes)
-    pointers = pointer_config(Pointers([1, 2], [1, 3], 5), plain.tokenizer)
+    pointers = pointer_config(Pointers([1, 2], [1, 3], 5, [1, 2]), plain.tokenizer)
     model = config_of(CELLS[0], V=plain.tokenizer.size, pointers=pointers)
     corpus = with_pointers(plain, model)
     one, other = corpus.train[0], corpus.train[1]
@@ -137,7 +147,7 @@ def test_joined_tunes_are_shown_each_its_own(tunes: Path) -> None:
 
 
 def test_a_run_over_tunes_with_pointers_makes_a_model_that_loads(tmp_path: Path, tunes: Path) -> None:
-    config = dataclasses.replace(CONFIG, kind="abc", pointers=Pointers([1, 4], [2], 4))
+    config = dataclasses.replace(CONFIG, kind="abc", pointers=Pointers([1, 4], [2], 4, [1]))
     model = train(config, tunes, tmp_path / "run")
     assert model.config.pointers is not None
     assert model.config.pointers.bars == (1, 4)
@@ -193,6 +203,20 @@ def test_a_run_begins_with_another_models_weights_and_pointers_at_zero(tmp_path:
     assert carried_loss(run.averaged_network(), ids) == pytest.approx(carried_loss(plain.network(), ids), rel=1e-6)
     model = train(config, corpus, tmp_path / "more", initial=tmp_path / "plain")
     assert float(model.weights["pointers.gate"].abs().max()) > 0
+
+
+def test_a_run_takes_over_the_pointers_of_another_model_and_adds_its_own_at_zero(tmp_path: Path, tunes: Path) -> None:
+    config = dataclasses.replace(CONFIG, kind="abc", pointers=Pointers([1, 4], [2], 4))
+    before = train(config, tunes, tmp_path / "before")
+    more = dataclasses.replace(config, pointers=Pointers([1, 4], [2], 4, [1, 2]), initial_digest=before.digest)
+    run = Run(more, read_corpus(more, tunes), tmp_path / "run")
+    run.begin_with(before)
+    tune = run.corpus.train[0].ids[1:-1]
+    now = Model("more", run.model_config, before.tokenizer, run.averaged_network().named_weights())
+    assert evaluate_tunes(now, [tune]).nats == pytest.approx(evaluate_tunes(before, [tune]).nats, rel=1e-6)
+    other = dataclasses.replace(more, pointers=Pointers([4, 1], [2], 4, [1, 2]))
+    with pytest.raises(ModelBroken, match=r"the initial model's pointers\.\S+ is \(3, "):
+        Run(other, read_corpus(other, tunes), tmp_path / "other").begin_with(before)
 
 
 def test_an_initial_model_that_does_not_fit_is_refused(tmp_path: Path, corpus: Path) -> None:

@@ -135,6 +135,9 @@ class ModelConfig:
         """The canonical text: sorted keys, no absent values. The digest is computed from it."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         fields["files"] = dict(self.files)
+        for name in ("transposed", "scale"):  # absent in models from before there were any, whose digests stay
+            if "pointers" in fields and not fields["pointers"][name]:
+                del fields["pointers"][name]
         return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
     def digest(self) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gruve.model.pointers import BAR_TOKENS, WINDOW, Pointed, PointerConfig
+from gruve.model.pointers import BAR_TOKENS, MAX_TRANSPOSED, WINDOW, Pointed, PointerConfig
 
 Int32s = NDArray[np.int32]
 
@@ -28,6 +28,8 @@ class _Bar:
     """Place -> the first position with it."""
     first_with: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
     """(place, token) -> the first position with both."""
+    first_in_scale: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Place -> the first position with it whose token is in the scale."""
 
 
 class _Bars:
@@ -37,6 +39,7 @@ class _Bars:
         self._config = config
         self._bar_tokens = frozenset(config.bar_tokens)
         self._part_tokens = frozenset(config.part_tokens)
+        self._scale = frozenset(config.scale)
         self._open: _Bar | None = None
         self._completed: deque[_Bar] = deque()
         self._part = 0
@@ -63,6 +66,8 @@ class _Bars:
         if self._open is not None and self.place is not None:
             self._open.first.setdefault(self.place, t)
             self._open.first_with.setdefault((self.place, token), t)
+            if token in self._scale:
+                self._open.first_in_scale.setdefault(self.place, t)
 
     def count(self) -> int:
         """The number of completed bars of the current part, at most the last row of the count table."""
@@ -81,6 +86,43 @@ class _Bars:
         found = bar.first_with.get((self.place, token))
         return bar.first.get(self.place, -1) if found is None else found
 
+    def agreeing(self, k: int, token: int) -> int:
+        """The position after which the transposed pointer at distance `k` stands; -1 for none."""
+        if self.place is None or len(self._completed) < k:
+            return -1
+        bar = self._completed[-k]
+        if token in self._scale:
+            return bar.first_in_scale.get(self.place, -1)
+        return bar.first_with.get((self.place, token), -1)
+
+
+def transposed(
+    config: PointerConfig, steps: Mapping[int, int], none: int, ids: Sequence[int], j: int, t: int, begin: int
+) -> tuple[int, int]:
+    """The token that a transposed pointer names, `none` for none, and its match length.
+
+    `steps` maps each token of the scale to its place in it; `begin` is where the window begins.
+    """
+    moved, length = None, 0
+    for back in range(min(j - begin + 1, MAX_TRANSPOSED)):
+        there, here = ids[j - back], ids[t - back]
+        low, high = steps.get(there), steps.get(here)
+        if low is not None and high is not None:
+            if moved is None:
+                moved = high - low
+            elif moved != high - low:
+                break
+        elif there != here:
+            break
+        length += 1
+    if not moved:
+        return none, 0
+    named, match = ids[j + 1], min(length, max(config.matches - 1, 0))
+    if named not in steps:
+        return named, match
+    at = steps[named] + moved
+    return (config.scale[at], match) if 0 <= at < len(config.scale) else (none, 0)
+
 
 class PointerTracker:
     """The pointers of one transcript, token by token. The time per token does not depend on the transcript's length.
@@ -92,6 +134,7 @@ class PointerTracker:
     def __init__(self, config: PointerConfig, vocabulary_size: int) -> None:
         self._config = config
         self._none = vocabulary_size
+        self._steps = {token: i for i, token in enumerate(config.scale)}
         self._restart()
 
     def _restart(self) -> None:
@@ -118,6 +161,10 @@ class PointerTracker:
         found += [self._follower(n, last, t, begin) for n, last in zip(config.followers, self._last, strict=True)]
         tokens = tuple(self._none if j < 0 else self._ids[j + 1 - self._dropped] for j in found)
         matches = tuple(0 if j < 0 else self._match(j, t, begin) for j in found)
+        for k in config.transposed:
+            token_there, match = self._transposed(self._bars.agreeing(k, token), t, begin)
+            tokens += (token_there,)
+            matches += (match,)
         count = self._bars.count() if config.counts else 0
         return Pointed(tokens, matches, config.place_row(self._bars.place), config.count_row(count))
 
@@ -138,6 +185,13 @@ class PointerTracker:
         last[key] = t
         return found
 
+    def _transposed(self, j: int, t: int, begin: int) -> tuple[int, int]:
+        """The token and the match length of a transposed pointer after position `j`, -1 for none."""
+        if j < 0:
+            return self._none, 0
+        j, t, begin = j - self._dropped, t - self._dropped, begin - self._dropped
+        return transposed(self._config, self._steps, self._none, self._ids, j, t, begin)
+
     def _match(self, j: int, t: int, begin: int) -> int:
         """The match length of position `j`."""
         ids, j, t, begin = self._ids, j - self._dropped, t - self._dropped, begin - self._dropped
@@ -153,20 +207,25 @@ def point_all(config: PointerConfig, vocabulary_size: int, ids: Sequence[int]) -
     tokens = np.asarray(ids, dtype=np.int32)
     begins = window_begins(config, tokens)
     rows = np.zeros((len(tokens), 2 * config.size + 2), dtype=np.int32)
-    K = config.size
-    sources = np.full((len(tokens), K), -1, dtype=np.int32)
+    K, moved = config.size, config.size - len(config.transposed)
+    sources = np.full((len(tokens), moved), -1, dtype=np.int32)
     if config.has_bars:
-        bars = _Bars(config)
-        for t, (token, begin) in enumerate(zip(tokens.tolist(), begins.tolist(), strict=True)):
+        bars, listed, steps = _Bars(config), tokens.tolist(), {token: i for i, token in enumerate(config.scale)}
+        for t, (token, begin) in enumerate(zip(listed, begins.tolist(), strict=True)):
             if token == config.start_token:
                 bars = _Bars(config)
             bars.feed(t, token, begin)
             sources[t, : len(config.bars)] = [bars.same_place(k, token) for k in config.bars]
             rows[t, 2 * K] = config.place_row(bars.place)
             rows[t, 2 * K + 1] = config.count_row(bars.count())
+            for i, k in enumerate(config.transposed, moved):
+                j = bars.agreeing(k, token)
+                rows[t, i] = vocabulary_size
+                if j >= 0:
+                    rows[t, i], rows[t, K + i] = transposed(config, steps, vocabulary_size, listed, j, t, begin)
     sources[:, len(config.bars) :] = follower_sources(config, tokens, begins)
-    rows[:, :K] = np.where(sources >= 0, tokens[np.minimum(sources + 1, len(tokens) - 1)], vocabulary_size)
-    rows[:, K : 2 * K] = match_lengths(config, tokens, sources, begins)
+    rows[:, :moved] = np.where(sources >= 0, tokens[np.minimum(sources + 1, len(tokens) - 1)], vocabulary_size)
+    rows[:, K : K + moved] = match_lengths(config, tokens, sources, begins)
     return rows
 
 

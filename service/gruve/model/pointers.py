@@ -25,6 +25,8 @@ MAX_PLACES = 256
 MAX_PLACE_STEP = 1_000
 MAX_COUNTS = 64
 MAX_MATCHES = 32
+MAX_TRANSPOSED = 32
+"""A transposed bar is compared over this many tokens at most."""
 
 
 class Pointed(NamedTuple):
@@ -48,6 +50,11 @@ class PointerConfig:
     """Distances k, 1 to 64. The pointer names a token at the same place of the bar k bars ago."""
     followers: tuple[int, ...] = ()
     """Lengths n, 1 to 32. The pointer names the token that followed the last occurrence of the last n tokens."""
+    transposed: tuple[int, ...] = ()
+    """Distances k, 1 to 64. The pointer names a token of the bar k bars ago, moved along `scale` as far as the bar at
+    hand has moved so far."""
+    scale: tuple[int, ...] = ()
+    """The ids of tokens in the order of a scale, such as the natural notes from low to high; for `transposed`."""
     bar_tokens: tuple[int, ...] = ()
     """The ids of the tokens that close a bar and open the next."""
     part_tokens: tuple[int, ...] = ()
@@ -66,9 +73,10 @@ class PointerConfig:
     """The number of rows of each pointer's match length table, at most 32; 0 for none."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.size <= MAX_POINTERS, "bars and followers together", self.size, f"1 to {MAX_POINTERS}")
+        _check(1 <= self.size <= MAX_POINTERS, "the number of pointers", self.size, f"1 to {MAX_POINTERS}")
         for name, values, allowed in (
             ("bars", self.bars, BAR_DISTANCES),
+            ("transposed", self.transposed, BAR_DISTANCES),
             ("followers", self.followers, FOLLOWER_LENGTHS),
         ):
             for value in values:
@@ -84,10 +92,14 @@ class PointerConfig:
         for advance in self.advances:
             _check(abs(advance) <= MAX_ADVANCE, "advances", advance, f"-{MAX_ADVANCE} to {MAX_ADVANCE}")
         if self.has_bars:
-            _check(bool(self.bar_tokens), "bar_tokens", [], "at least one token with bars, places or counts")
-        for name in ("bar_tokens", "part_tokens"):
+            _check(bool(self.bar_tokens), "bar_tokens", [], "at least one token where bars matter")
+        for name in ("bar_tokens", "part_tokens", "scale"):
             ids = getattr(self, name)
             _check(len(set(ids)) == len(ids), name, list(ids), "distinct ids")
+        if self.transposed:
+            _check(len(self.scale) > 1, "scale", list(self.scale), "at least two tokens with transposed")
+        if both := sorted({*self.scale} & {*self.bar_tokens, self.start_token}):
+            _check(False, "scale", both[0], "none of bar_tokens and not start_token")
         if alone := sorted(set(self.part_tokens) - set(self.bar_tokens)):
             _check(False, "part_tokens", alone[0], "one of bar_tokens")
         _check(self.start_token not in self.bar_tokens, "start_token", self.start_token, "none of bar_tokens")
@@ -95,16 +107,16 @@ class PointerConfig:
     @property
     def size(self) -> int:
         """K: the number of pointers."""
-        return len(self.bars) + len(self.followers)
+        return len(self.bars) + len(self.followers) + len(self.transposed)
 
     @property
     def has_bars(self) -> bool:
         """Whether any value depends on bars."""
-        return bool(self.bars or self.places or self.counts)
+        return bool(self.bars or self.transposed or self.places or self.counts)
 
     def check_vocabulary(self, vocabulary_size: int) -> None:
         """Raises `ModelBroken` if an id or the number of advances does not fit a vocabulary of that size."""
-        for name in ("bar_tokens", "part_tokens"):
+        for name in ("bar_tokens", "part_tokens", "scale"):
             for token in getattr(self, name):
                 _check(0 <= token < vocabulary_size, name, token, f"0 to {vocabulary_size - 1}")
         _check(
@@ -183,6 +195,10 @@ def point(config: PointerConfig, vocabulary_size: int, transcript: Sequence[int]
     found += [_last_occurrence(W, n) for n in config.followers]
     tokens = [vocabulary_size if j is None else W[j + 1] for j in found]
     matches = [0 if j is None else _match(config, W, j) for j in found]
+    for k in config.transposed:
+        token, match = _transposed(config, W, places, completed[-k], t) if len(completed) >= k else (None, 0)
+        tokens.append(vocabulary_size if token is None else token)
+        matches.append(match)
     return Pointed(tuple(tokens), tuple(matches), config.place_row(places[t]), config.count_row(count))
 
 
@@ -225,6 +241,42 @@ def _same_place(W: Sequence[int], places: Sequence[int | None], bar: tuple[int, 
     candidates = [j for j in range(*bar) if places[j] == places[t]]
     same = [j for j in candidates if W[j] == W[t]]
     return next(iter(same or candidates), None)
+
+
+def _transposed(
+    config: PointerConfig, W: Sequence[int], places: Sequence[int | None], bar: tuple[int, int], t: int
+) -> tuple[int | None, int]:
+    """The token that the pointer names, None for none, and its match length.
+
+    The pointer stands after j: the first position in `bar` at the place of t whose token agrees with the one at t: both
+    are in the scale, or they are equal. Backwards from j and t, tokens agree as long as all pairs in the scale are the
+    same number of steps apart. At most 32 pairs are compared. The token after j is moved by that many steps. There is
+    none if they are 0 or would lead out of the scale, or if no pair is in the scale.
+    """
+    step = {token: i for i, token in enumerate(config.scale)}
+    if places[t] is None:
+        return None, 0
+    at_place = [j for j in range(*bar) if places[j] == places[t]]
+    j = next((j for j in at_place if W[j] == W[t] or (W[j] in step and W[t] in step)), None)
+    if j is None:
+        return None, 0
+    moved, length = None, 0
+    while length < min(j + 1, MAX_TRANSPOSED):
+        there, here = W[j - length], W[t - length]
+        if there in step and here in step:
+            if moved not in (None, step[here] - step[there]):
+                break
+            moved = step[here] - step[there]
+        elif there != here:
+            break
+        length += 1
+    if not moved:
+        return None, 0
+    named, match = W[j + 1], min(length, max(config.matches - 1, 0))
+    if named not in step:
+        return named, match
+    at = step[named] + moved
+    return (config.scale[at], match) if 0 <= at < len(config.scale) else (None, 0)
 
 
 def _last_occurrence(W: Sequence[int], n: int) -> int | None:

@@ -143,6 +143,8 @@ class Pointers:
     """Lengths n, 1 to 32: pointers to the token that followed the last occurrence of the last n tokens."""
     matches: int = 16
     """The number of rows of each pointer's match length table, 0 to 32; 0 for none."""
+    transposed: list[int] = dataclasses.field(default_factory=list)
+    """Distances k, 1 to 64: pointers to the bar k bars ago, moved along the natural notes. For tunes only."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -245,7 +247,9 @@ class TrainingConfig:
             a.model_config(vocabulary_size=2)
         if (p := self.pointers) is not None:
             with _invalid("pointers"):
-                PointerConfig(tuple(p.bars), tuple(p.followers), bar_tokens=(1,), matches=p.matches)
+                scale = (2, 3) if p.transposed else ()
+                distances = tuple(p.bars), tuple(p.followers), tuple(p.transposed)
+                PointerConfig(*distances, scale, bar_tokens=(1,), matches=p.matches)
 
     def digest(self) -> str:
         """The sha256 of every field that can change a weight.
@@ -259,6 +263,8 @@ class TrainingConfig:
         for name in ("pointers", "form", "teachers", "initial_digest"):
             if not fields[name]:
                 del fields[name]
+        if self.pointers is not None and not self.pointers.transposed:
+            del fields["pointers"]["transposed"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -17,6 +17,8 @@ from gruve.tune.tokens import BAR_TEXT, is_header
 PICKUP_TOKENS = 3
 """A first bar with fewer tokens is a pick-up."""
 PART_BARS = 8
+MOVED_NOTES = 3
+"""With fewer notes, a bar is like another by chance."""
 PART_ENDS = frozenset({"|:", ":|", "||", "|]"})
 SECOND_ENDING = ":|2"
 PROMPT_BARS = 4
@@ -32,6 +34,10 @@ class Form:
     bars_repeated: float
     """Bars that are equal to an earlier bar of their tune."""
     tunes_with_repeat: float
+    """Tunes with at least one such bar."""
+    bars_moved: float
+    """Bars that are one of the two before, moved up or down the scale by the same steps throughout."""
+    tunes_with_move: float
     """Tunes with at least one such bar."""
     bar_5_is_bar_1: float
     """Of the tunes with at least 8 bars."""
@@ -52,6 +58,8 @@ class TuneForm:
     bars: int
     repeated: int
     """Bars that are equal to an earlier one."""
+    moved: int
+    """Bars that are one of the two before, moved along the scale."""
     bar_5_is_bar_1: bool | None
     """None if the tune has fewer than 8 bars."""
     half_cadences_equal: bool | None
@@ -76,6 +84,7 @@ def tune_form(tokens: Sequence[str]) -> TuneForm:
     return TuneForm(
         bars=len(bars),
         repeated=sum(bar in bars[:n] for n, bar in enumerate(bars)),
+        moved=sum(any(is_moved(earlier, bar) for earlier in bars[max(n - 2, 0) : n]) for n, bar in enumerate(bars)),
         bar_5_is_bar_1=bars[4] == bars[0] if len(bars) >= 8 else None,
         half_cadences_equal=bars[14] == bars[6] if len(bars) >= 16 else None,
         parts_of_8_bars=set(parts_of(tokens)) == {PART_BARS},
@@ -91,12 +100,36 @@ def form_of(tunes: Iterable[Sequence[str]]) -> Form:
     return Form(
         bars_repeated=_share(sum(form.repeated for form in forms), sum(form.bars for form in forms)),
         tunes_with_repeat=_true(form.repeated > 0 for form in forms),
+        bars_moved=_share(sum(form.moved for form in forms), sum(form.bars for form in forms)),
+        tunes_with_move=_true(form.moved > 0 for form in forms),
         bar_5_is_bar_1=_true(form.bar_5_is_bar_1 for form in forms),
         half_cadences_equal=_true(form.half_cadences_equal for form in forms),
         parts_of_8_bars=_true(form.parts_of_8_bars for form in forms),
         ends_on_tonic=_true(form.ends_on_tonic for form in forms),
         notes_repeated=_share(sum(form.notes_repeated for form in forms), sum(form.steps for form in forms)),
     )
+
+
+def is_moved(earlier: Bar, bar: Bar) -> bool:
+    """Whether a bar of at least 3 notes is the earlier one with all notes moved by the same number of steps, not by 0.
+
+    Notes with an accidental are not moved: they would have to be equal.
+    """
+    if len(earlier) != len(bar):
+        return False
+    distances = []
+    for before, after in zip(earlier, bar, strict=True):
+        low, high = _natural(before), _natural(after)
+        if low is not None and high is not None:
+            distances.append(high - low)
+        elif before != after:
+            return False
+    return len(distances) >= MOVED_NOTES and len(set(distances)) == 1 and distances[0] != 0
+
+
+def _natural(token: str) -> int | None:
+    """A note without an accidental in scale steps above C; None for another token."""
+    return None if token[0] in "_^=" else next(iter(notes_of([token])), None)
 
 
 def parts_of(tokens: Sequence[str]) -> list[int]:

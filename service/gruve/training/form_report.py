@@ -16,6 +16,8 @@ from gruve.tune.parse import parse_tune
 ROWS = {
     "bars_repeated": "bars that equal an earlier bar of the tune",
     "tunes_with_repeat": "tunes with such a bar",
+    "bars_moved": "bars that move one of the two before along the scale",
+    "tunes_with_move": "tunes with such a bar",
     "bar_5_is_bar_1": "bar 5 equals bar 1",
     "half_cadences_equal": "bar 15 equals bar 7",
     "parts_of_8_bars": "all parts have 8 bars",
@@ -83,10 +85,14 @@ def model_form(model: Model, samples: Sequence[Sample], parts: TuneParts, temper
 
 
 def form_table(corpus: Figures, models: Sequence[Figures]) -> list[tuple[str, ...]]:
-    """The rows of a table: a figure's name, then its value for the corpus and each of `models`; "" if there is none."""
+    """The rows of a table: a figure's name, then its value for the corpus and each of `models`; "" if there is none.
+
+    A figure that none of them has, because they were measured before there was such a figure, has no row.
+    """
     return [
         (label, *(f"{figures[name]:.1%}" if name in figures else "" for figures in (corpus, *models)))
         for name, label in ROWS.items()
+        if any(name in figures for figures in (corpus, *models))
     ]
 
 

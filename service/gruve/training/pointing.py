@@ -22,6 +22,7 @@ UNIT = 24
 PLACE_STEP = 6
 PLACES = 128
 COUNTS = 32
+NATURALS = "CDEFGAB"
 
 
 def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
@@ -31,14 +32,17 @@ def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
     """
     followers, start = tuple(pointers.followers), tokenizer.start_id
     if tokenizer.kind != "abc":
-        if pointers.bars:
-            raise InvalidField("pointers.bars", f"is {pointers.bars}; allowed: none with kind {tokenizer.kind!r}")
+        for name, values in (("bars", pointers.bars), ("transposed", pointers.transposed)):
+            if values:
+                raise InvalidField(f"pointers.{name}", f"is {values}; allowed: none with kind {tokenizer.kind!r}")
         return PointerConfig(followers=followers, matches=pointers.matches, start_token=start)
     vocabulary = tokenizer.vocabulary
     lines = {BAR_TEXT[kind] for kind in PART_STARTS}
     return PointerConfig(
         bars=tuple(pointers.bars),
         followers=followers,
+        transposed=tuple(pointers.transposed),
+        scale=scale_of(vocabulary) if pointers.transposed else (),
         # A header line also counts as one, so that the tune's first bar opens after the headers.
         bar_tokens=tuple(i for i, token in enumerate(vocabulary) if token in BAR_TEXT.values() or is_header(token)),
         part_tokens=tuple(i for i, token in enumerate(vocabulary) if token in lines),
@@ -67,6 +71,22 @@ def advance_of(token: str) -> int:
         above, _, below = token.partition("/")
         return int(UNIT * (Fraction(int(above or 1), int(below or 1)) - 1))
     return UNIT
+
+
+def scale_of(vocabulary: Sequence[str]) -> tuple[int, ...]:
+    """The ids of the notes without an accidental, from low to high: the longest row of them without a gap."""
+    ids = {note: i for i, note in enumerate(vocabulary)}
+    names = [name + "," * octave for octave in range(3, 0, -1) for name in NATURALS]
+    names += [*NATURALS, *NATURALS.lower()]
+    names += [name + "'" * octave for octave in range(1, 4) for name in NATURALS.lower()]
+    rows: list[list[int]] = [[]]
+    for name in names:
+        if name in ids:
+            rows[-1].append(ids[name])
+        else:
+            rows.append([])
+    longest = max(rows, key=len)
+    return tuple(longest)
 
 
 def pointed_rows(config: ModelConfig, ids: Sequence[int]) -> Tensor | None:

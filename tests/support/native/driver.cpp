@@ -56,7 +56,8 @@ struct Net {
         if (tied && E != H) weights.head_projection = made(size_t(E) * H, 0.5f);
         weights.head_bias = made(V, 1.0f);
         if (!pointed) return;
-        static const int32_t bars[] = {1, 2, 64}, followers[] = {1, 3, 32};
+        static const int32_t bars[] = {1, 2, 64}, followers[] = {1, 3, 32}, transposed[] = {1, 2};
+        static const int32_t scale[] = {9, 0, 8, 7, 12, 11, 10};
         kinds.assign(V, GRUVE_PLAIN_TOKEN);
         kinds[2] = GRUVE_BAR_TOKEN;
         kinds[3] = GRUVE_PART_TOKEN;
@@ -64,6 +65,10 @@ struct Net {
         pointers.bars_size = pointers.followers_size = 3;
         pointers.bars = bars;
         pointers.followers = followers;
+        pointers.transposed_size = 2;
+        pointers.transposed = transposed;
+        pointers.scale_size = 7;
+        pointers.scale = scale;
         pointers.kinds = kinds.data();
         pointers.advances = advances.data();
         pointers.start_token = cell % 2 ? -1 : 4;
@@ -71,7 +76,7 @@ struct Net {
         pointers.places = cell == GRUVE_LSTM ? 0 : 7;
         pointers.counts = 64;
         pointers.matches = cell == GRUVE_ELMAN ? 0 : 32;
-        const size_t K = 6;
+        const size_t K = 8;
         pointers.weight = made(K * (V + 1) * E, 0.5f);
         if (pointers.matches) pointers.match = made(K * pointers.matches * E, 0.5f);
         if (pointers.places) pointers.place = made(size_t(pointers.places) * E, 0.5f);
@@ -237,10 +242,12 @@ void pointer_refusals(const Net& net, const char* isa) {
         gruve_model* model = nullptr;
         expect(gruve_model_create(&weights, isa, &model, error, sizeof error) == GRUVE_INVALID, what);
     };
-    static const int32_t far = 65, unknown[64] = {3};
+    static const int32_t far = 65, unknown[64] = {3}, unknown_token[7] = {1 << 20};
     refused("a bar too far back", [](gruve_pointers& p) { p.bars = &far, p.bars_size = 1; });
-    refused("no pointer", [](gruve_pointers& p) { p.bars_size = p.followers_size = 0; });
+    refused("no pointer", [](gruve_pointers& p) { p.bars_size = p.followers_size = p.transposed_size = 0; });
     refused("too many pointers", [](gruve_pointers& p) { p.followers_size = 17; });
+    refused("a scale of one token", [](gruve_pointers& p) { p.scale_size = 1; });
+    refused("a scale of an unknown token", [](gruve_pointers& p) { p.scale = unknown_token; });
     refused("an unknown kind of token", [](gruve_pointers& p) { p.kinds = unknown; });
     refused("no gates", [](gruve_pointers& p) { p.gate = nullptr; });
     refused("counts beyond the bars kept", [](gruve_pointers& p) { p.counts = 65; });

@@ -16,6 +16,7 @@ PENDING, POSITION, ACTIVE = (tl.constexpr(int(f)) for f in (Field.PENDING, Field
 SLOT = tl.constexpr(memory.SLOT)
 WINDOW, BAR_TOKENS = tl.constexpr(pointers.WINDOW), tl.constexpr(pointers.BAR_TOKENS)
 BARS_KEPT, BAR_FIELDS = tl.constexpr(pointing.BARS_KEPT), tl.constexpr(pointing.BAR_FIELDS)
+MAX_TRANSPOSED = tl.constexpr(pointers.MAX_TRANSPOSED)
 STATE, UNKNOWN = tl.constexpr(pointing.STATE), tl.constexpr(pointing.UNKNOWN)
 LATER = tl.constexpr((1 << 31) - 1)
 
@@ -31,9 +32,13 @@ def point(
     kinds,
     advances,
     reaches,
+    steps,
+    scale,
     pointed,
     size,
     DISTANCES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    SCALE: tl.constexpr,
     LONGEST: tl.constexpr,
     START: tl.constexpr,
     PLACE_STEP: tl.constexpr,
@@ -41,7 +46,8 @@ def point(
 ):
     """Writes `pointed` (B, 2 K + 2), rows as of `pointers.Pointed`; one program for each row.
 
-    `reaches` (K,) has the distances of the DISTANCES first pointers and the lengths of the followers.
+    `reaches` (K,) has the distances of the DISTANCES first pointers, the lengths of the followers, and the distances of
+    the TRANSPOSED last ones. `steps` (V,) has each token's place in `scale` (SCALE,), -1 for none.
     """
     K: tl.constexpr = sizes.K
     row = tl.program_id(0)
@@ -92,7 +98,7 @@ def point(
         run += equal.to(tl.int32)
     places_there = tl.load(places + ring + (s & (WINDOW - 1)), mask=earlier, other=UNKNOWN)
     row_pointed = pointed + row * (2 * K + 2)
-    for k in range(K):
+    for k in range(K - TRANSPOSED):
         reach = tl.load(reaches + k)
         # A bar: the first position at the current place with the current token, else the first at that place.
         from_ = tl.sum(tl.where(kept == reach - 1, openings, 0), axis=0)
@@ -109,6 +115,36 @@ def point(
         named = tl.where(found < 0, sizes.V, tl.where(found + 1 == t, token, after))
         tl.store(row_pointed + k, named)
         tl.store(row_pointed + K + k, tl.where(found < 0, 0, tl.maximum(match, 0)))
+    token_step = tl.load(steps + token)
+    steps_there = tl.load(steps + ids, mask=earlier, other=-1)
+    for k in range(K - TRANSPOSED, K):
+        # The first position at the current place, in the bar, with the current token or with one of the scale as it is.
+        nearest = kept == tl.load(reaches + k) - 1
+        from_, to = tl.sum(tl.where(nearest, openings, 0), axis=0), tl.sum(tl.where(nearest, ends, 0), axis=0)
+        same = earlier & (from_ >= begin) & (s >= from_) & (s < to) & (places_there == place) & (place != UNKNOWN)
+        agrees = (ids == token) | ((token_step >= 0) & (steps_there >= 0))
+        found = tl.min(tl.where(same & agrees, s, LATER), axis=0)
+        going = found < LATER
+        known, moved, length = found < 0, 0, 0
+        for i in range(MAX_TRANSPOSED):
+            going = going & (found - i >= begin)
+            there = tl.load(tokens + ring + ((found - i) & (WINDOW - 1)), mask=going, other=0)
+            here = tl.load(tokens + ring + ((t - i) & (WINDOW - 1)), mask=going & (i > 0), other=0)
+            here = tl.where(i == 0, token, here)
+            low, high = tl.load(steps + there), tl.load(steps + here)
+            both = (low >= 0) & (high >= 0)
+            going = going & tl.where(both, (high - low == moved) | ~known, there == here)
+            moved = tl.where(going & both, high - low, moved)
+            known = known | (going & both)
+            length += going.to(tl.int32)
+        after = tl.where(found + 1 == t, token, tl.sum(tl.where(s == found + 1, ids, 0), axis=0))
+        after_step = tl.load(steps + after)
+        step = after_step + moved
+        inside = (step >= 0) & (step < SCALE)
+        after = tl.where(after_step < 0, after, tl.load(scale + step, mask=inside, other=0))
+        names = (moved != 0) & ((after_step < 0) | inside)
+        tl.store(row_pointed + k, tl.where(names, after, sizes.V))
+        tl.store(row_pointed + K + k, tl.where(names, tl.maximum(tl.minimum(length, sizes.MATCHES - 1), 0), 0))
     place_row = tl.where(
         place == UNKNOWN, sizes.PLACES - 1, tl.minimum(tl.maximum(place, 0) // PLACE_STEP, sizes.PLACES - 1)
     )

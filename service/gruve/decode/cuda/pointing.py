@@ -50,11 +50,16 @@ class PointerMemory:
         kinds[list(config.bar_tokens)] = config.has_bars
         kinds[list(config.part_tokens)] = 2 * config.has_bars
         advances = np.array(config.advances or [0] * vocabulary_size, dtype=np.int32)
-        reaches = np.array([*config.bars, *config.followers], dtype=np.int32)
+        reaches = np.array([*config.bars, *config.followers, *config.transposed], dtype=np.int32)
+        steps = np.full(vocabulary_size, -1, dtype=np.int32)
+        steps[list(config.scale)] = np.arange(len(config.scale), dtype=np.int32)
+        scale = np.array(config.scale or [0], dtype=np.int32)
         self.config = config
         self.tokens, self.places = zeros(WINDOW), zeros(WINDOW)
         self.bars, self.states = zeros(BARS_KEPT, BAR_FIELDS), zeros(STATE)
-        self.kinds, self.advances, self.reaches = (torch.from_numpy(v).to(device) for v in (kinds, advances, reaches))
+        self.kinds, self.advances, self.reaches, self.steps, self.scale = (
+            torch.from_numpy(values).to(device) for values in (kinds, advances, reaches, steps, scale)
+        )
         self.longest = max(*config.followers, config.matches - 1, 1)
 
 

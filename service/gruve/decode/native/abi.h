@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GRUVE_ABI_VERSION 7
+#define GRUVE_ABI_VERSION 8
 #define GRUVE_MAX_VOCABULARY 65535
 #define GRUVE_MAX_SIZE 4096
 #define GRUVE_MIN_HIDDEN 8
@@ -39,13 +39,17 @@ enum gruve_cell { GRUVE_GRU_AFTER = 0, GRUVE_GRU_BEFORE = 1, GRUVE_LSTM = 2, GRU
 // The effect of a token on the bars of gruve.model.pointers: none; closes a bar and opens the next; also begins a part.
 enum gruve_token_kind { GRUVE_PLAIN_TOKEN = 0, GRUVE_BAR_TOKEN = 1, GRUVE_PART_TOKEN = 2 };
 
-// gruve.model.pointers.PointerConfig and the weights of pointers, row-major fp32; K = bars_size + followers_size.
-// `weight`, `match`, `place` and `count` must outlive the model.
+// gruve.model.pointers.PointerConfig and the weights of pointers, row-major fp32; K = bars_size +
+// followers_size + transposed_size. `weight`, `match`, `place` and `count` must outlive the model.
 typedef struct {
     int32_t bars_size;
     int32_t followers_size;
+    int32_t transposed_size;
+    int32_t scale_size;
     const int32_t* bars;
     const int32_t* followers;
+    const int32_t* transposed;
+    const int32_t* scale;
     const int32_t* kinds;      // (V,)
     const int32_t* advances;   // (V,)
     int32_t start_token;       // -1 for none

@@ -16,7 +16,7 @@ from gruve.errors import InvalidField
 
 log = logging.getLogger(__name__)
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_LAYERS = 4
 ERROR_BYTES = 512
 LIBRARY = Path(__file__).with_name("libgruve_native.so")
@@ -66,8 +66,12 @@ class Pointers(ctypes.Structure):
     _fields_: ClassVar = [
         ("bars_size", c_int32),
         ("followers_size", c_int32),
+        ("transposed_size", c_int32),
+        ("scale_size", c_int32),
         ("bars", c_void_p),
         ("followers", c_void_p),
+        ("transposed", c_void_p),
+        ("scale", c_void_p),
         ("kinds", c_void_p),
         ("advances", c_void_p),
         ("start_token", c_int32),

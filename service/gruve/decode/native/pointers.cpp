@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t BAR_TOKENS = 256;  // tokens of a bar that have a place
 constexpr int32_t UNKNOWN = std::numeric_limits<int32_t>::min();
 constexpr int64_t RING = GRUVE_HISTORY - 1;
+constexpr int32_t MAX_TRANSPOSED = 32;  // tokens of a transposed bar that are compared
 
 std::vector<int32_t> copied(const char* what, const int32_t* values, int32_t count, int64_t least, int64_t most) {
     check_all(what, values, count, least, most);
@@ -25,10 +26,16 @@ PointerSpec checked(const gruve_pointers* given, int32_t vocabulary_size) {
     if (given == nullptr) return spec;
     check("bars", given->bars_size, 0, GRUVE_MAX_POINTERS);
     check("followers", given->followers_size, 0, GRUVE_MAX_POINTERS);
-    spec.size = given->bars_size + given->followers_size;
+    check("transposed", given->transposed_size, 0, GRUVE_MAX_POINTERS);
+    spec.size = given->bars_size + given->followers_size + given->transposed_size;
     check("pointers", spec.size, 1, GRUVE_MAX_POINTERS);
     spec.bars = copied("a bar distance", given->bars, given->bars_size, 1, MAX_BAR_DISTANCE);
     spec.followers = copied("a follower length", given->followers, given->followers_size, 1, 32);
+    spec.transposed = copied("a transposed bar's distance", given->transposed, given->transposed_size, 1, MAX_BAR_DISTANCE);
+    check("the scale's size", given->scale_size, spec.transposed.empty() ? 0 : 2, vocabulary_size);
+    spec.scale = copied("a token of the scale", given->scale, given->scale_size, 0, vocabulary_size - 1);
+    spec.steps.assign(vocabulary_size, -1);
+    for (size_t step = 0; step < spec.scale.size(); ++step) spec.steps[spec.scale[step]] = static_cast<int32_t>(step);
     spec.kinds = copied("a token's kind", given->kinds, vocabulary_size, GRUVE_PLAIN_TOKEN, GRUVE_PART_TOKEN);
     spec.advances = copied("an advance", given->advances, vocabulary_size, -1000, 1000);
     spec.start_token = given->start_token;
@@ -41,7 +48,7 @@ PointerSpec checked(const gruve_pointers* given, int32_t vocabulary_size) {
     check("counts", spec.counts, 0, MAX_BAR_DISTANCE);
     spec.matches = given->matches;
     check("matches", spec.matches, 0, 32);
-    spec.has_bars = !spec.bars.empty() || spec.places > 0 || spec.counts > 0;
+    spec.has_bars = !spec.bars.empty() || !spec.transposed.empty() || spec.places > 0 || spec.counts > 0;
     spec.longest = std::max(spec.matches - 1, 0);
     for (const int32_t length : spec.followers) spec.longest = std::max(spec.longest, length);
     check_present("the pointers' rows", given->weight);
@@ -82,6 +89,8 @@ void PointerTracker::feed(const int32_t* ring, int64_t position, int32_t known) 
         point(ring, pointer++, at, at < 0 ? 0 : match(ring, at, spec_->matches - 1));
     }
     find_followers(ring);
+    pointer += static_cast<int32_t>(spec_->followers.size());
+    for (const int32_t distance : spec_->transposed) transpose(ring, pointer++, agreeing(ring, distance));
     pointed_.place_row = 0;
     if (spec_->places > 0) {
         const int32_t step = spec_->place_step, last = spec_->places - 1;
@@ -120,20 +129,69 @@ int32_t PointerTracker::count() const {
     return found;
 }
 
+// The bar in which a token may have the present place, `distance` bars ago; null if there is none.
+const PointerTracker::Bar* PointerTracker::bar_ago(int32_t distance) const {
+    if (place_ == UNKNOWN || completed_count_ < distance) return nullptr;
+    const Bar& bar = completed_[(completed_count_ - distance) % MAX_BAR_DISTANCE];
+    return bar.opening < start_ ? nullptr : &bar;
+}
+
 // The position at the present place, `distance` bars ago: the first with the present token, else the first, else -1.
 int64_t PointerTracker::same_place(const int32_t* ring, int32_t distance) const {
-    if (place_ == UNKNOWN || completed_count_ < distance) return -1;
-    const Bar& bar = completed_[(completed_count_ - distance) % MAX_BAR_DISTANCE];
-    if (bar.opening < start_) return -1;
+    const Bar* bar = bar_ago(distance);
+    if (bar == nullptr) return -1;
     const int32_t token = ring[position_ & RING];
-    const int64_t end = std::min(bar.close, bar.opening + BAR_TOKENS);
+    const int64_t end = std::min(bar->close, bar->opening + BAR_TOKENS);
     int64_t first = -1;
-    for (int64_t at = bar.opening; at < end; ++at) {
+    for (int64_t at = bar->opening; at < end; ++at) {
         if (places_[at & RING] != place_) continue;
         if (ring[at & RING] == token) return at;
         if (first < 0) first = at;
     }
     return first;
+}
+
+// The first position at the present place, `distance` bars ago, whose token is the present one, or of the scale as it is.
+int64_t PointerTracker::agreeing(const int32_t* ring, int32_t distance) const {
+    const Bar* bar = bar_ago(distance);
+    if (bar == nullptr) return -1;
+    const int32_t token = ring[position_ & RING];
+    const bool in_scale = spec_->steps[token] >= 0;
+    const int64_t end = std::min(bar->close, bar->opening + BAR_TOKENS);
+    for (int64_t at = bar->opening; at < end; ++at) {
+        const int32_t there = ring[at & RING];
+        if (places_[at & RING] == place_ && (there == token || (in_scale && spec_->steps[there] >= 0))) return at;
+    }
+    return -1;
+}
+
+// Names the token after `at`, moved along the scale as far as the tokens up to the present one are from those up to `at`.
+void PointerTracker::transpose(const int32_t* ring, int32_t pointer, int64_t at) {
+    point(ring, pointer, -1, 0);
+    if (at < 0) return;
+    const auto& steps = spec_->steps;
+    int32_t moved = 0, length = 0;
+    bool known = false;
+    for (; length < MAX_TRANSPOSED && at - length >= start_; ++length) {
+        const int32_t there = ring[(at - length) & RING], here = ring[(position_ - length) & RING];
+        if (steps[there] >= 0 && steps[here] >= 0) {
+            const int32_t distance = steps[here] - steps[there];
+            if (known && distance != moved) break;
+            known = true;
+            moved = distance;
+        } else if (there != here) {
+            break;
+        }
+    }
+    if (moved == 0) return;
+    int32_t named = ring[(at + 1) & RING];
+    if (steps[named] >= 0) {
+        const int32_t step = steps[named] + moved;
+        if (step < 0 || step >= static_cast<int32_t>(spec_->scale.size())) return;
+        named = spec_->scale[step];
+    }
+    pointed_.tokens[pointer] = named;
+    pointed_.matches[pointer] = std::min(length, std::max(spec_->matches - 1, 0));
 }
 
 // Walks back over the occurrences of the present token. For each follower length, the first one whose match is long

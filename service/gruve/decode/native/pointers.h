@@ -15,9 +15,12 @@ constexpr int32_t MAX_BAR_DISTANCE = 64;
 
 // gruve.model.pointers.PointerConfig. A size of 0 is a model without pointers.
 struct PointerSpec {
-    int32_t size = 0;  // K: the bar distances, then the follower lengths
+    int32_t size = 0;  // K: the bar distances, then the follower lengths, then the transposed distances
     std::vector<int32_t> bars;
     std::vector<int32_t> followers;
+    std::vector<int32_t> transposed;
+    std::vector<int32_t> scale;
+    std::vector<int32_t> steps;     // (V,): each token's place in the scale, -1 for none
     std::vector<int32_t> kinds;     // (V,): a gruve_token_kind each
     std::vector<int32_t> advances;  // (V,)
     bool has_bars = false;
@@ -66,7 +69,10 @@ private:
 
     void feed_bars(int32_t token);
     int32_t count() const;
+    const Bar* bar_ago(int32_t distance) const;
     int64_t same_place(const int32_t* ring, int32_t distance) const;
+    int64_t agreeing(const int32_t* ring, int32_t distance) const;
+    void transpose(const int32_t* ring, int32_t pointer, int64_t at);
     void find_followers(const int32_t* ring);
     int32_t match(const int32_t* ring, int64_t at, int32_t most) const;
     void point(const int32_t* ring, int32_t pointer, int64_t at, int32_t matched);

@@ -121,7 +121,10 @@ def _pointers_struct(
     kinds[list(pointers.bar_tokens)] = 1
     kinds[list(pointers.part_tokens)] = 2
     advances = np.array(pointers.advances or [0] * V, dtype=np.int32)
-    bars, followers = (np.array(values, dtype=np.int32) for values in (pointers.bars, pointers.followers))
+    bars, followers, transposed, scale = (
+        np.array(values, dtype=np.int32)
+        for values in (pointers.bars, pointers.followers, pointers.transposed, pointers.scale)
+    )
 
     def address(name: str) -> int | None:
         return weights[f"pointers.{name}"].ctypes.data if f"pointers.{name}" in weights else None
@@ -129,8 +132,12 @@ def _pointers_struct(
     struct = abi.Pointers(
         bars_size=len(bars),
         followers_size=len(followers),
+        transposed_size=len(transposed),
+        scale_size=len(scale),
         bars=bars.ctypes.data,
         followers=followers.ctypes.data,
+        transposed=transposed.ctypes.data,
+        scale=scale.ctypes.data,
         kinds=kinds.ctypes.data,
         advances=advances.ctypes.data,
         start_token=pointers.start_token,
@@ -140,4 +147,4 @@ def _pointers_struct(
         matches=pointers.matches,
         **{name: address(name) for name in ("weight", "match", "place", "count", "gate", "gate_bias")},
     )
-    return struct, (kinds, advances, bars, followers)
+    return struct, (kinds, advances, bars, followers, transposed, scale)
