@@ -58,6 +58,13 @@ def test_a_form_is_what_the_report_of_form_counts(music: str, expected: tuple[ob
     assert form_class(tune(music)) == expected
 
 
+def test_whether_a_bar_moves_is_compared_only_if_asked_for() -> None:
+    moving, other = tune("CDEF| DEFG| c4| A4|]"), tune("CDEF| DEFA| c4| A4|]")
+    assert form_class(moving) == form_class(other)
+    assert form_class(moving, moves=True) == (*form_class(moving), True)
+    assert form_class(other, moves=True) == (*form_class(other), False)
+
+
 @pytest.mark.parametrize(
     ("music", "ended", "formed"),
     [
@@ -151,7 +158,7 @@ def test_composed_tunes_are_those_of_a_server_with_their_advantages_and_pointers
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What an untrained model composes has no form of the corpus.
-    monkeypatch.setattr(form_objective, "class_of", lambda sample, _: (min(len(sample.ids), 3),))
+    monkeypatch.setattr(form_objective, "class_of", lambda sample, _, moves: (min(len(sample.ids), 3),))
     books = write_books(tmp_path)
     whole = train(CONFIG, books, tmp_path / "whole")
     assert train(dataclasses.replace(CONFIG, form=None), books, tmp_path / "without").digest != whole.digest
@@ -177,7 +184,7 @@ def test_the_gradient_makes_the_rare_form_likelier(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(form_objective, "draw_samples", lambda *_, **__: [
         Sample(some, text, True, tuple(nats_of(some))) for some, text in zip(ids, texts, strict=True) for _ in range(50)
     ])  # fmt: skip
-    monkeypatch.setattr(form_objective, "class_of", lambda sample, _: (sample.ids == ids[0],))
+    monkeypatch.setattr(form_objective, "class_of", lambda sample, _, moves: (sample.ids == ids[0],))
     assert run.own_tunes is not None
     run.own_tunes._wanted = Counter({(True,): 9, (False,): 1})
 

@@ -135,7 +135,7 @@ OBJECTIVE_NAMES = {"auxiliary_weight": "landmark_weight", "unlikelihood_weight":
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pointers:
-    """The 1 to 16 pointers of the model, of both kinds together; `gruve.model.pointers` defines them."""
+    """The 1 to 16 pointers of the model, of all kinds together; `gruve.model.pointers` defines them."""
 
     bars: list[int] = dataclasses.field(default_factory=list)
     """Distances k, 1 to 64: pointers to the same place of the bar k bars ago. For tunes only."""

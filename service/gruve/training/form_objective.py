@@ -51,11 +51,12 @@ Kind = TypeVar("Kind", bound=Hashable)
 class OwnTunes:
     """The tunes that a model composed, in batches with their advantages."""
 
-    def __init__(self, form: Form, train: Iterable[Sequence[str]], seed: int) -> None:
-        """`train` are the tunes of the corpus, as tokens; `seed` orders the batches."""
-        self._form, self._seed = form, seed
+    def __init__(self, form: Form, train: Iterable[Sequence[str]], seed: int, *, moves: bool = False) -> None:
+        """`train` are the tunes of the corpus, as tokens; `seed` orders the batches; `moves`: see `form_class`."""
+        self._form, self._seed, self._moves = form, seed, moves
         tunes = list(train)
-        self._wanted, self._melodies = Counter(map(form_class, tunes)), MelodyClasses(tunes)
+        self._wanted = Counter(form_class(tokens, moves=moves) for tokens in tunes)
+        self._melodies = MelodyClasses(tunes)
         self._pieces: tuple[Piece, ...] = ()
         self._batches: TuneBatches | None = None
 
@@ -66,7 +67,7 @@ class OwnTunes:
         start, end = model.tokenizer.start_id, model.tokenizer.end_id or 0
         vocabulary = model.tokenizer.vocabulary
         tunes = [[vocabulary[i] for i in sample.ids] for sample in samples]
-        forms = [class_of(sample, tokens) for sample, tokens in zip(samples, tunes, strict=True)]
+        forms = [class_of(sample, tokens, moves=self._moves) for sample, tokens in zip(samples, tunes, strict=True)]
         melodies = [
             None if form is None else self._melodies.class_of(tokens) for form, tokens in zip(forms, tunes, strict=True)
         ]
@@ -114,18 +115,23 @@ class OwnTunes:
         self._batches = TuneBatches(pieces, Batches(self._form.rows, joined_share=0.0), self._seed)
 
 
-def class_of(sample: Sample, tokens: Sequence[str]) -> FormClass | None:
+def class_of(sample: Sample, tokens: Sequence[str], *, moves: bool = False) -> FormClass | None:
     """The form of a composed tune; None if it did not end, has a wrong bar, or repeats one bar too often in a row."""
     if not sample.ended or _longest_run(bars_of(tokens)) > LONGEST_RUN or not is_right(sample.text):
         return None
-    return form_class(tokens)
+    return form_class(tokens, moves=moves)
 
 
-def form_class(tokens: Sequence[str]) -> FormClass:
-    """What of a tune's form is compared with the corpus: the figures of `form.py`, the share of repeats in steps."""
+def form_class(tokens: Sequence[str], *, moves: bool = False) -> FormClass:
+    """What of a tune's form is compared with the corpus: the figures of `form.py`, the share of repeats in steps.
+
+    With `moves`, also whether a bar moves an earlier one along the scale, which a model without transposed pointers can
+    hardly do.
+    """
     form = tune_form(tokens)
     eighths = min(1 + SHARES * form.repeated // form.bars, 1 + SHARES // 2) if form.repeated else 0
-    return eighths, form.bar_5_is_bar_1, form.half_cadences_equal, form.parts_of_8_bars, form.ends_on_tonic
+    compared = eighths, form.bar_5_is_bar_1, form.half_cadences_equal, form.parts_of_8_bars, form.ends_on_tonic
+    return (*compared, form.moved > 0) if moves else compared
 
 
 def advantages(classes: Sequence[Kind | None], wanted: Counter[Kind]) -> list[float]:

@@ -135,7 +135,9 @@ class Run:
         self.source = _source(config, corpus, self.model_config, teachers)
         self.own_tunes: OwnTunes | None = None
         if config.form is not None and isinstance(corpus, TuneCorpus):
-            self.own_tunes = OwnTunes(config.form, tokens_of(corpus.tokenizer, corpus.train), config.seed)
+            moves = bool(config.pointers and config.pointers.transposed)
+            tunes = tokens_of(corpus.tokenizer, corpus.train)
+            self.own_tunes = OwnTunes(config.form, tunes, config.seed, moves=moves)
         self.carried = self.network.zero_state(config.batches.rows)
         self.curve = Curve(out)
         self.step = self.tokens = 0
