@@ -102,7 +102,9 @@ def test_training_shows_one_line_at_a_time(tmp_path):
     arguments = [part for flag, name in paths.items() for part in (f"--{flag}", str(tmp_path / name))]
     shown = shown_by("train", *arguments, columns=40, NO_COLOR="1")
     assert "\x1b" not in shown
-    lines = shown.split("\n")[0].split("\r")
+    note, progress, *_ = shown.split("\n")
+    assert note.startswith("11,610 characters train")
+    lines = progress.split("\r")
     assert max(map(len, lines)) < 40
     assert "2/2  loss" in lines[-1] or "2/2  loss" in lines[-2]
 
