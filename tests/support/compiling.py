@@ -96,10 +96,19 @@ def layer_cases(tiling: Tiling, H: int, V: int):
 
 def int8_layer_cases(tiling: Tiling, H: int, V: int):
     """The layers' kernels in int8, and that of pointers. ROW differs from TOKEN in one address."""
-    names = "integer_fields inbox tokens places bars states kinds advances reaches pointed size"
+    names = "integer_fields inbox tokens places bars states kinds advances reaches steps scale pointed size"
     sizes, tile = Sizes(V, H, *POINTERS), tiling.layer
-    constants = {"sizes": sizes, "DISTANCES": 6, "LONGEST": 32, "START": 0, "PLACE_STEP": 6}
-    yield "point", point.point, tensors("*i8", names), constants, Tile(1, pointers.WINDOW, 0, 4, 2)
+    constants = {
+        "sizes": sizes,
+        "DISTANCES": 6,
+        "TRANSPOSED": 3,
+        "SCALE": 20,
+        "LONGEST": 32,
+        "START": 0,
+        "PLACE_STEP": 6,
+    }
+    kinds = tensors("*i8", names) | {"steps": "*i32", "scale": "*i32"}
+    yield "point", point.point, kinds, constants, Tile(1, pointers.WINDOW, 0, 4, 2)
     given = "integer_fields x W W_steps U U_steps bias pointed pointer_rows"
     for x, x_name in ((layers.BELOW, "below"), (layers.TOKEN, "table")):
         kinds = {"x": "*fp32" if x_name == "table" else "*i8"}
