@@ -110,6 +110,12 @@ class PointerConfig:
         return len(self.bars) + len(self.followers) + len(self.transposed)
 
     @property
+    def named(self) -> list[tuple[str, int]]:
+        """The kind of each pointer and its distance or length, in the order of the tables."""
+        kinds = {"bars": self.bars, "followers": self.followers, "transposed": self.transposed}
+        return [(kind, value) for kind, values in kinds.items() for value in values]
+
+    @property
     def has_bars(self) -> bool:
         """Whether any value depends on bars."""
         return bool(self.bars or self.transposed or self.places or self.counts)

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from gruve.training.melody import notes_of
+from gruve.training.melody import natural_step, notes_of
 from gruve.tune.tokens import BAR_TEXT, is_header
 
 PICKUP_TOKENS = 3
@@ -119,17 +119,12 @@ def is_moved(earlier: Bar, bar: Bar) -> bool:
         return False
     distances = []
     for before, after in zip(earlier, bar, strict=True):
-        low, high = _natural(before), _natural(after)
+        low, high = natural_step(before), natural_step(after)
         if low is not None and high is not None:
             distances.append(high - low)
         elif before != after:
             return False
     return len(distances) >= MOVED_NOTES and len(set(distances)) == 1 and distances[0] != 0
-
-
-def _natural(token: str) -> int | None:
-    """A note without an accidental in scale steps above C; None for another token."""
-    return None if token[0] in "_^=" else next(iter(notes_of([token])), None)
 
 
 def parts_of(tokens: Sequence[str]) -> list[int]:

@@ -38,6 +38,11 @@ def notes_of(tokens: Iterable[str]) -> list[int]:
     return [step + OCTAVE * (token.count("'") - token.count(",")) for token, step in found if step is not None]
 
 
+def natural_step(token: str) -> int | None:
+    """A note without an accidental in scale steps above C; None for another token."""
+    return None if token[0] in "_^=" else next(iter(notes_of([token])), None)
+
+
 def melody_of(tokens: Iterable[str]) -> Melody | None:
     """The figures of a tune given as tokens; None if it has fewer than two notes."""
     notes = notes_of(tokens)

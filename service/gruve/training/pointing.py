@@ -14,6 +14,7 @@ from gruve.model.pointer_tracker import point_all
 from gruve.model.pointers import PointerConfig
 from gruve.model.tokenizer import Tokenizer
 from gruve.training.config import Pointers
+from gruve.training.melody import natural_step
 from gruve.tune.score import Meter, default_into
 from gruve.tune.tokens import BAR_TEXT, PART_STARTS, is_header
 
@@ -22,7 +23,6 @@ UNIT = 24
 PLACE_STEP = 6
 PLACES = 128
 COUNTS = 32
-NATURALS = "CDEFGAB"
 
 
 def pointer_config(pointers: Pointers, tokenizer: Tokenizer) -> PointerConfig:
@@ -75,16 +75,15 @@ def advance_of(token: str) -> int:
 
 def scale_of(vocabulary: Sequence[str]) -> tuple[int, ...]:
     """The ids of the notes without an accidental, from low to high: the longest row of them without a gap."""
-    ids = {note: i for i, note in enumerate(vocabulary)}
-    names = [name + "," * octave for octave in range(3, 0, -1) for name in NATURALS]
-    names += [*NATURALS, *NATURALS.lower()]
-    names += [name + "'" * octave for octave in range(1, 4) for name in NATURALS.lower()]
+    ids: dict[int, int] = {}
+    for i, token in enumerate(vocabulary):
+        if (step := natural_step(token)) is not None:
+            ids.setdefault(step, i)
     rows: list[list[int]] = [[]]
-    for name in names:
-        if name in ids:
-            rows[-1].append(ids[name])
-        else:
+    for step in sorted(ids):
+        if step - 1 not in ids:
             rows.append([])
+        rows[-1].append(ids[step])
     longest = max(rows, key=len)
     return tuple(longest)
 

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gruve.errors import InvalidField, ModelBroken
+from gruve.errors import ModelBroken
 from gruve.model.config import ModelConfig
 from gruve.model.network import Dropout
-from gruve.model.pointers import PointerConfig
-from gruve.model.repository import Model, load_given, save
+from gruve.model.repository import Model, save
 from gruve.model.tokenizer import Tokenizer
 from gruve.training.auxiliary import CLASSES
 from gruve.training.batches import IGNORED, Batch, Source, TextBatches, TuneBatches
@@ -37,6 +36,7 @@ from gruve.training.corpus import (
 )
 from gruve.training.evaluate import carried_loss, tunes_loss
 from gruve.training.form_objective import OwnTunes, form_loss
+from gruve.training.initial import initial_model, initial_weights
 from gruve.training.loss_curve import Curve
 from gruve.training.pointing import pointer_config
 from gruve.training.recurrence import TrainingNetwork
@@ -49,8 +49,6 @@ it."""
 
 
 NEVER_INTERRUPTED: AbstractContextManager[Callable[[], bool]] = nullcontext(lambda: False)
-PER_POINTER = ("pointers.weight", "pointers.match", "pointers.gate", "pointers.gate_bias")
-"""The tables that have a part for each pointer, in their order."""
 UNDECAYED = ("embedding.weight", "pointers.")
 """Weights without weight decay: tables, whose rows are trained only when they occur, and the pointers' gates."""
 
@@ -153,20 +151,9 @@ class Run:
         if model.tokenizer != self.corpus.tokenizer:
             differs = vocabulary_difference(model.tokenizer, self.corpus.tokenizer)
             raise ModelBroken(f"the initial model {model.name!r} has another vocabulary than the corpus: {differs}")
-        shapes = model.config.shapes()
-        before, now = model.config.pointers, self.model_config.pointers
-        kept = before is not None and now is not None and _named(before) == _named(now)[: before.size]
+        begun = initial_weights(self.model_config, model)
         for name, weight in self.network.named_weights().items():
-            if name not in shapes and name.startswith("pointers."):
-                weight.zero_()
-            elif name in PER_POINTER and kept and shapes[name][1:] == weight.shape[1:]:
-                weight.zero_()
-                weight[: shapes[name][0]] = model.weights[name]
-            elif name not in shapes or shapes[name] != tuple(weight.shape):
-                found = shapes.get(name, "absent")
-                raise ModelBroken(f"the initial model's {name} is {found}; the config makes it {tuple(weight.shape)}")
-            else:
-                weight.copy_(model.weights[name])
+            weight.copy_(begun[name])
             self.average[name].copy_(weight)
 
     def advance(self) -> Progress:
@@ -339,17 +326,6 @@ class Run:
         return parameters
 
 
-def initial_model(config: TrainingConfig, folder: Path | None) -> Model:
-    """The model that a run begins with. Raises `InvalidField` if folder and config do not name the same one."""
-    wanted = config.initial_digest
-    if folder is None:
-        raise InvalidField("initial_digest", f"is {wanted}; the folder of that model must be given, too")
-    model = load_given(folder)
-    if model.digest != wanted:
-        raise InvalidField("initial_digest", f"is {wanted!r}; the model in {folder} has {model.digest!r}")
-    return model
-
-
 def model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The configuration of the model that a run makes."""
     pointers = None if config.pointers is None else pointer_config(config.pointers, tokenizer)
@@ -372,12 +348,6 @@ def dropout_at(config: TrainingConfig, step: int) -> tuple[Dropout, float]:
     past_half = max(0.0, 2 * step / config.schedule.steps - 1)
     left = 1 - (1 - r.final_share) * past_half
     return Dropout(left * r.dropout_embedding, left * r.dropout_between, left * r.dropout_head), left * r.dropout_weight
-
-
-def _named(pointers: PointerConfig) -> list[tuple[str, int]]:
-    """The pointers in their order: the kind of each, and its distance or length."""
-    kinds = {"bars": pointers.bars, "followers": pointers.followers, "transposed": pointers.transposed}
-    return [(kind, value) for kind, values in kinds.items() for value in values]
 
 
 def _optimiser(config: TrainingConfig, parameters: dict[str, Tensor]) -> torch.optim.AdamW:

@@ -50,7 +50,7 @@ class PointerMemory:
         kinds[list(config.bar_tokens)] = config.has_bars
         kinds[list(config.part_tokens)] = 2 * config.has_bars
         advances = np.array(config.advances or [0] * vocabulary_size, dtype=np.int32)
-        reaches = np.array([*config.bars, *config.followers, *config.transposed], dtype=np.int32)
+        reaches = np.array([reach for _, reach in config.named], dtype=np.int32)
         steps = np.full(vocabulary_size, -1, dtype=np.int32)
         steps[list(config.scale)] = np.arange(len(config.scale), dtype=np.int32)
         scale = np.array(config.scale or [0], dtype=np.int32)
