@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import threading
 import urllib.error
 import urllib.request
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from gruve import __version__
-from gruve.serve import metrics_server
+from gruve.serve import health, metrics_server
 from gruve.serve.callers.access import METHODS
 from serving import HELD, PATIENCE_S, read, refusal, token, until
 
@@ -64,7 +65,7 @@ def test_metrics_that_cannot_be_collected_are_an_error_in_the_log(caplog, capfd)
 
     registry = CollectorRegistry()
     registry.register(Broken())
-    server = metrics_server.listen("127.0.0.1", 0, registry, lambda: True)
+    server = metrics_server.listen("127.0.0.1", 0, registry, lambda: "")
     with pytest.raises(urllib.error.HTTPError, match="500"):
         urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=PATIENCE_S)
     server.shutdown()
@@ -76,18 +77,30 @@ def test_metrics_that_cannot_be_collected_are_an_error_in_the_log(caplog, capfd)
 def healthz(server):
     url = f"http://127.0.0.1:{server.serving.metrics_port}/healthz"
     try:
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            return answer.status
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+            return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
-            return error.code
+            return error.code, error.read()
 
 
 def test_a_probe_without_grpc_learns_whether_the_server_serves(start):
     server = start()
-    assert healthz(server) == 200
+    assert healthz(server) == (200, b"serving\n")
     server.run(server.server.drain("hand_over", asyncio.Queue()))
-    assert healthz(server) == 503
+    assert healthz(server) == (503, b"not serving\n")
+
+
+def test_a_probe_finds_an_event_loop_that_is_stuck(start, loop, monkeypatch):
+    monkeypatch.setattr(health, "LOOP_ANSWER_S", 0.1)
+    server, goes_on = start(), threading.Event()
+    loop.call_soon_threadsafe(goes_on.wait)
+    try:
+        assert healthz(server) == (503, b"the event loop has not answered for 0.1 s\n")
+    finally:
+        goes_on.set()
+    monkeypatch.setattr(health, "LOOP_ANSWER_S", PATIENCE_S)
+    assert healthz(server) == (200, b"serving\n")
 
 
 def test_without_free_file_descriptors_the_metrics_port_pauses_and_says_so_once(monkeypatch, caplog):
@@ -95,7 +108,7 @@ def test_without_free_file_descriptors_the_metrics_port_pauses_and_says_so_once(
         raise OSError(errno.EMFILE, "Too many open files")
 
     pauses = []
-    server = metrics_server.listen("127.0.0.1", 0, CollectorRegistry(), lambda: True)
+    server = metrics_server.listen("127.0.0.1", 0, CollectorRegistry(), lambda: "")
     monkeypatch.setattr(metrics_server, "time", SimpleNamespace(sleep=pauses.append))
     monkeypatch.setattr(WSGIServer, "get_request", accept)
     for _ in range(2):
@@ -116,7 +129,7 @@ def test_beyond_so_many_connections_the_first_one_is_closed_and_the_others_are_s
         for connection in slow:
             connection.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
         assert slow[0].recv(1) == b""
-        assert healthz(server) == 200
+        assert healthz(server)[0] == 200
         slow[-1].sendall(b"y\r\n\r\n")
         assert slow[-1].recv(4) == b"HTTP"
 

@@ -90,13 +90,13 @@ def listen(
     host: str,
     port: int,
     registry: CollectorRegistry,
-    is_serving: Callable[[], bool],
+    why_not_serving: Callable[[], str],
     certificates: Certificates | None = None,
 ) -> WSGIServer:
     """Serves on a thread; returns the server, which has its `server_port`. Port 0 takes any free one.
 
-    `/healthz` answers 200 while `is_serving`, and 503 otherwise. With `certificates` it speaks HTTPS. Raises
-    `CannotListen`.
+    `/healthz` answers 200 while `why_not_serving` returns "", and otherwise 503 with the reason. With `certificates`
+    it speaks HTTPS. Raises `CannotListen`.
     """
     metrics: Any = prometheus_client.make_wsgi_app(registry)
 
@@ -108,8 +108,10 @@ def listen(
             except Exception:  # wsgiref would print the trace
                 log.exception("failed inside: the metrics could not be collected")
                 status, text = "500 Internal Server Error", b"the metrics could not be collected\n"
+        elif why := why_not_serving():
+            status, text = "503 Service Unavailable", f"{why}\n".encode()
         else:
-            status, text = ("200 OK", b"serving\n") if is_serving() else ("503 Service Unavailable", b"not serving\n")
+            status, text = "200 OK", b"serving\n"
         start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
         return [text]
 

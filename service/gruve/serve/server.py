@@ -226,11 +226,12 @@ class Server:
         await self.persistence.start()
         self.metrics.watch_sessions(self.table, self.persistence)
         self.metrics.watch_models(self.models.loaded)
+        loop = asyncio.get_running_loop()
         self._metrics_server = metrics_server.listen(
             self.config.metrics_host,
             self.config.metrics_port,
             self.metrics.registry,
-            lambda: self.health.is_serving,
+            lambda: self.health.why_not_serving(loop),
             self._certificates,
         )
         await self._set_health(True)
