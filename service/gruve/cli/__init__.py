@@ -37,7 +37,7 @@ exit codes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; an error is one line on standard error, of the log if that has begun."""
+    """Runs a command and returns its exit code. An error is a line on standard error, of the log if that has begun."""
     # gRPC's own log lines are no JSON, and tell a user nothing that the error does not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if os.getpid() == 1:  # the first process of a container ignores SIGTERM until it handles it

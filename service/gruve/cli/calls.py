@@ -166,7 +166,7 @@ class ReconnectNotes:
         self._established = True
 
     def __call__(self, event: Reconnecting | Reconnected) -> None:
-        """Take an event of the client."""
+        """Takes an event of the client."""
         from gruve.client import Reconnecting
 
         now = time.monotonic()

@@ -33,7 +33,7 @@ def missing_modules(extra: str) -> list[str]:
 
 
 def require_extra(extra: str, purpose: str) -> None:
-    """Raise `Failure` if a module of `extra`, a key of `MODULES`, is not installed.
+    """Raises `Failure` if a module of `extra`, a key of `MODULES`, is not installed.
 
     `purpose` is the subject of the message, such as "`gruve serve`".
     """

@@ -49,7 +49,7 @@ class Beginning:
 
 
 def read_beginning(text: str) -> Beginning:
-    """Read a tune or a part of one, in any key, with any headers in any order.
+    """Reads a tune or a part of one, in any key, with any headers in any order.
 
     Text in a model's own form is used unchanged: L:, M: and K: in this order, or the first of them, on C. A missing
     `L:` is derived from the meter, a missing `M:` from `R:`. Music without a meter is read as 4/4, without a key as C

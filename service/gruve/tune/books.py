@@ -84,7 +84,7 @@ class Corpus:
 
 
 def read_books(folder: Path) -> Corpus:
-    """Read every `.abc` file under a folder, as UTF-8 or else Latin-1.
+    """Reads every `.abc` file under a folder, as UTF-8 or else Latin-1.
 
     Kept tunes are transposed to the root C, all their bars are right, and no two are the same. Raises CorpusError if
     there is no tune, or if a file is binary or too large.

@@ -34,7 +34,7 @@ class CheckedTune:
 
 
 def check_book(text: str) -> Iterator[CheckedTune]:
-    """Check each tune of a book; lines and columns count in the book. A text without `X:` is one tune."""
+    """Checks each tune of a book; lines and columns count in the book. A text without `X:` is one tune."""
     text = with_line_feeds(text)
     for line, tune in list(split_book(text)) or [(1, text.split("\n"))]:
         yield _checked(line, "\n".join(tune))

@@ -46,7 +46,7 @@ class Fields:
         return TuneError(why, self.line, self.column + 1)
 
     def fault(self, why: str, taken_for: str) -> None:
-        """Raise TuneError if strict, else record a finding that says how the text is read."""
+        """Raises TuneError if strict, else records a finding that says how the text is read."""
         if self.findings is None:
             raise self.fail(why)
         self.findings.warn(self.line, self.column + 1, f"{why}; {taken_for}")

@@ -37,12 +37,12 @@ _SKIPPED: Final = {
 
 
 def read_tune(text: str) -> RawTune:
-    """Read one tune strictly: headers up to and including `K:`, then music. Raises TuneError at the first fault."""
+    """Reads one tune strictly: headers up to and including `K:`, then music. Raises TuneError at the first fault."""
     return _read(text, None)
 
 
 def read_any_tune(text: str, findings: Findings, *, open_end: bool = False) -> RawTune:
-    """Read one tune, or a part of one, tolerantly. Raises TuneError only if it is too long.
+    """Reads one tune, or a part of one, tolerantly. Raises TuneError only if it is too long.
 
     With `open_end` the music may continue, so a tie from its last note stays, and headers alone are no fault.
     """
@@ -182,7 +182,7 @@ class _Reader(Fields):
             self.add_note(None, self.meter_now.ticks)
 
     def take_chord(self, line: str, start: int, close: str) -> int:
-        """Read a chord with its closing sign and the length after it; return where it ends."""
+        """Reads a chord with its closing sign and the length after it; returns where it ends."""
         end = line.find(close, start)
         if end < 0:
             self.fault("a chord is not closed", "its sign is passed over")
@@ -262,7 +262,7 @@ class _Reader(Fields):
         self.last = self.events[self.last_place] = note
 
     def drop_false_tie(self, pitch: Pitch | None) -> None:
-        """Remove a tie to another pitch, which is a slur."""
+        """Removes a tie to another pitch, which is a slur."""
         if self.last and self.last.tied and pitch != self.last.pitch:
             self.change_last(replace(self.last, tied=False))
 
@@ -315,7 +315,7 @@ class _Reader(Fields):
         self.events.append(RawBar(closes, opens, text == "|" and not ending, ending, self.line, self.column + 1))
 
     def take_dots(self) -> None:
-        """Add two dots to a bar line that a line break separated from them."""
+        """Adds two dots to a bar line that a line break separated from them."""
         last = self.events[-1] if self.events else None
         if isinstance(last, RawBar):
             self.events[-1] = replace(last, opens=True, thin=False)

@@ -109,7 +109,7 @@ class _Fold:
             self.open_here()
 
     def divide(self, bar: RawBar) -> None:
-        """Write a double bar or the start of a repeat; both end a second ending."""
+        """Writes a double bar or the start of a repeat; both end a second ending."""
         self.ending = 0
         if bar.opens:
             if self.is_open:
@@ -126,7 +126,7 @@ class _Fold:
         self.is_open = True
 
     def open_at_start(self) -> None:
-        """Open the repeat at the place where it must begin: a double bar there becomes `|:`."""
+        """Opens the repeat at the place where it must begin: a double bar there becomes `|:`."""
         if self.start < len(self.out) and self.out[self.start] == Bar("||"):
             self.out[self.start] = Bar("|:")
         else:

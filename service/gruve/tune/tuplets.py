@@ -29,7 +29,7 @@ class Tuplets:
         self._again: Tuplet | None = None  # a mark to be written before the next note
 
     def begin(self, p: str, q: str | None, r: str | None, meter: Meter | None) -> bool:
-        """Open a tuplet by the numbers of its sign; False, without a change, if the open one cannot hold it."""
+        """Opens a tuplet by the numbers of its sign; False, without a change, if the open one cannot hold it."""
         count = int(p)
         into = int(q or default_into(count, meter))
         notes = int(r or count)
@@ -53,13 +53,13 @@ class Tuplets:
         return True
 
     def before_note(self) -> None:
-        """Write the mark of a tuplet that continues after an interruption."""
+        """Writes the mark of a tuplet that continues after an interruption."""
         if self._again:
             self._write(self._again)
             self._again = None
 
     def after_note(self) -> None:
-        """Count a note."""
+        """Counts a note."""
         if not self.left:
             return
         self.left -= 1
@@ -70,14 +70,14 @@ class Tuplets:
                 self.left, self._again = left, replace(outer, notes=left)
 
     def interrupt(self) -> None:
-        """End the tuplet at a bar line, to continue it with the next note."""
+        """Ends the tuplet at a bar line, to continue it with the next note."""
         if self._again is None:
             mark, left = self._mark(), self.left
             self.cut()
             self.left, self._again = left, replace(mark, notes=left)
 
     def cut(self) -> None:
-        """End the tuplet with its last note; a mark without notes is removed."""
+        """Ends the tuplet with its last note; a mark without notes is removed."""
         if self._again is None:
             if self._taken:
                 self.events[self._place] = replace(self._mark(), notes=self._taken)

@@ -152,7 +152,7 @@ class _Endings:
             self.findings.warn(bar.line, bar.column, "a repeat opened before the last was closed; that is not played")
 
     def take_group(self, events: Sequence[RawEvent], place: int, first: RawBar) -> int:
-        """Read the endings that begin at a bar line; return the index after them."""
+        """Reads the endings that begin at a bar line; returns the index after them."""
         if first.closes:
             self.take_bar(replace(first, ending=""))
         if not self.is_open:

@@ -260,7 +260,7 @@ def _bits(args: argparse.Namespace) -> int:
 
 
 def _require_known(flag: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `Failure` if a name is none of the known ones, before anything is measured."""
+    """Raises `Failure` if a name is none of the known ones, before anything is measured."""
     if unknown := sorted(set(given) - set(known)):
         raise Failure(f"{flag} is {','.join(unknown)!r}; must be of {', '.join(known)}", USAGE)
 

@@ -78,7 +78,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read lines until there are no more."""
+    """Reads lines until there are no more."""
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives `input` a history and editing
     reconnects = ReconnectNotes(say_note)
@@ -114,7 +114,7 @@ class Chat:
             self._begin()
 
     def turn(self) -> bool:
-        """Read a line and answer it; False when there is none."""
+        """Reads a line and answers it; returns False when there is none."""
         try:
             line = input(PROMPT if sys.stdin.isatty() else "")
         except EOFError:
@@ -153,14 +153,14 @@ class Chat:
         self._unused = True
 
     def _set(self, name: str, value: str) -> None:
-        """Set an option; a value that is refused leaves it as it was."""
+        """Sets an option; a value that is refused leaves it as it was."""
         try:
             self._options[name.replace("-", "_")] = checked(OPTIONS[name])(value)  # type: ignore[literal-required]
         except argparse.ArgumentTypeError as error:
             say_error(f"/{name} {error}; it stays as it was")
 
     def _answer(self, line: str) -> None:
-        """Stream what follows the line; a refusal or Ctrl-C ends the answer, not the session."""
+        """Streams what follows the line; a refusal or Ctrl-C ends the answer, not the session."""
         from gruve.client import CallFailed
 
         prompt = f"{line}\n" if line else None

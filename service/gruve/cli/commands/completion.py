@@ -28,7 +28,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script."""
+    """Prints the script."""
     try:
         import shtab
     except ImportError as error:

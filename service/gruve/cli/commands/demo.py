@@ -57,7 +57,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the whole show; the server is stopped in any case."""
+    """Runs the whole show; the server is stopped in any case."""
     out = standard_output()
     with _ended_by_signals(), _serving(models_folder(args.models)) as (server, told):
         address = f"localhost:{told['port']}"
@@ -128,7 +128,7 @@ def _show_tune(client: Client, models: list[str], args: argparse.Namespace, out:
 
 
 def _show_text(client: Client, models: list[str], args: argparse.Namespace, out: TextOut) -> None:
-    """Stream a text, then continue it in the same session."""
+    """Streams a text, then continues it in the same session."""
     name = _serving_name(TEXT_MODELS, models)
     if name is None:
         _say(out, f"There is no model called {' or '.join(TEXT_MODELS)} here, so no text is written.")

@@ -78,7 +78,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything, then print it."""
+    """Checks everything, then prints it."""
     findings = [
         *_versions(),
         *(_serving(args) if not missing_modules("serve") else ()),

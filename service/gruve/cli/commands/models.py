@@ -80,7 +80,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list."""
+    """Prints the list."""
     with connected(args.address, client_options(args)) as client:
         models = client.models()
     if args.json:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reload(args: argparse.Namespace) -> int:
-    """Reload a model and print what serves then."""
+    """Reloads a model and prints what serves then."""
     with connected(args.address, client_options(args)) as client:
         model = client.reload_model(args.name)
     if args.json:
@@ -102,7 +102,7 @@ def _reload(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    """Add a model and say where it is."""
+    """Adds a model and says where it is."""
     from gruve.model.install import install
 
     if args.name is not None:
@@ -117,7 +117,7 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _print(models: list[Model]) -> None:
-    """Print models as a table, or with tabs where the output is no terminal."""
+    """Prints models as a table, or with tabs where the output is no terminal."""
     rows = [_row(model) for model in models]
     if not sys.stdout.isatty():
         print_tabs(COLUMNS, rows)

@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     _intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse positional arguments wherever they stand; argparse alone wants them side by side.
+        """Parses positional arguments wherever they stand; argparse alone wants them side by side.
 
         What is left over is an error of the innermost command, which knows the flags that may have been meant.
         """
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and exit with the code of wrong usage."""
+        """Prints what is wrong and exits with the code of wrong usage."""
         found = message.removeprefix("argument ").replace(": is ", " is ", 1)
         choice = re.search(r"^(\w+): invalid choice: '([^']*)' \(choose from (.*)\)$", found)
         if choice:
@@ -59,12 +59,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """End the command; raises `OSError` if help that was printed cannot be written."""
+        """Ends the command; raises `OSError` if help that was printed cannot be written."""
         sys.stdout.flush()
         super().exit(status, message)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help; argparse's own hides that it cannot be written."""
+        """Prints help; argparse's own hides that it cannot be written."""
         (file or sys.stderr).write(message)
 
     def _meant(self, argument: str) -> str:
@@ -106,7 +106,7 @@ def add_command(
     *,
     extra: str = "",
 ) -> Parser:
-    """Add a command; return its parser. One whose second word is required has no `run` of its own.
+    """Adds a command and returns its parser. One whose second word is required has no `run` of its own.
 
     `extra` is what it needs, a key of `extras.MODULES`.
     """
@@ -137,9 +137,9 @@ def add_flag(
     metavar: str | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> None:
-    """Add a flag with one value. `variable` names the environment variable that is read if the flag is absent; an empty
-    one is none.
+    """Adds a flag with one value.
 
+    `variable` names the environment variable that is read if the flag is absent; one that is empty counts as absent.
     `kind` converts the text and raises `ValueError` or `argparse.ArgumentTypeError` with what is allowed.
     """
     notes = [f"default {default}"] if default not in (None, "") else []
@@ -160,7 +160,7 @@ def add_flag(
 
 
 def add_switch(parser: argparse._ActionsContainer, name: str, help: str, *, variable: str) -> None:  # noqa: A002 - as above
-    """Add a flag without a value. The variable switches it on with 1; other values than 0 and 1 are an error."""
+    """Adds a flag without a value. The variable switches it on with 1; other values than 0 and 1 are an error."""
     action = parser.add_argument(
         name,
         action="store_true",
@@ -180,7 +180,7 @@ def _from_environment(variable: str, default: Any) -> Any:
 
 
 def add_json(parser: argparse._ActionsContainer, help: str = "print JSON instead") -> None:  # noqa: A002
-    """Add the flag of every command that lists or describes something."""
+    """Adds the flag of every command that lists or describes something."""
     parser.add_argument("--json", action="store_true", help=help)
 
 

@@ -14,12 +14,12 @@ TIMESTAMP, DURATION = "google.protobuf.Timestamp", "google.protobuf.Duration"
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document, indented."""
+    """Prints one JSON document, indented."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """Convert a message to a JSON object.
+    """Converts a message to a JSON object.
 
     Field names are those of the proto file. Integers stay numbers, an enum value is its name in lower case without its
     prefix ("serving"), a timestamp is RFC 3339, a duration is seconds, bytes are base64, a single-precision number is

@@ -84,6 +84,6 @@ def _columns() -> int:
 
 
 def _draw(line: str, *, over: str = "") -> None:
-    """Write a line over another. Spaces clear its rest, because NO_COLOR and some terminals want no escape codes."""
+    """Writes a line over another. Spaces clear its rest, because NO_COLOR and some terminals want no escape codes."""
     sys.stderr.write("\r" * bool(over) + line.ljust(len(over)))
     sys.stderr.flush()

@@ -95,7 +95,7 @@ def say_error(message: str) -> None:
 
 
 def say_note(message: str) -> None:
-    """Print a line on standard error about what was done, dimmed on a terminal; lost if that cannot be written."""
+    """Prints a line on standard error about what was done, dimmed on a terminal; it is lost if it cannot be written."""
     with contextlib.suppress(OSError):
         if sys.stderr.isatty():
             write_styled(sys.stderr, f"{message.translate(PICTURES)}\n", "dim")
@@ -113,7 +113,7 @@ def is_styled(stream: TextIO) -> bool:
 
 
 def write_styled(stream: TextIO, text: str, style: str) -> None:
-    """Write to a terminal in a style, or plainly where `is_styled` says so."""
+    """Writes to a terminal in a style, or plainly where `is_styled` says so."""
     if not is_styled(stream):
         stream.write(text)
         stream.flush()
@@ -124,13 +124,13 @@ def write_styled(stream: TextIO, text: str, style: str) -> None:
 
 
 def print_tabs(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a header and a line for each row, with tabs between columns; white space in a cell becomes one space."""
+    """Prints a header and a line for each row, with tabs between columns; white space in a cell becomes one space."""
     for row in (columns, *rows):
         print("\t".join(" ".join(cell.split()) for cell in row))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal; elsewhere as `print_tabs` does."""
+    """Prints a table: drawn on a terminal; elsewhere as `print_tabs` does."""
     if sys.stdout.isatty():
         print_wide(columns, [(row, "") for row in rows])
     else:
@@ -138,7 +138,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_wide(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> None:
-    """Print a table to a terminal; below each row its note, indented, if it has one.
+    """Prints a table to a terminal; below each row its note, indented, if it has one.
 
     A line that is wider than the terminal is wrapped between words, and its rest is indented.
     """
@@ -155,7 +155,7 @@ def print_wide(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
 
 
 def print_wrapped(text: str, style: str = "", *, indent: str = "") -> None:
-    """Print a paragraph to a terminal, wrapped between words to its width."""
+    """Prints a paragraph to a terminal, wrapped between words to its width."""
     width = max(20, shutil.get_terminal_size().columns)
     plain = " ".join(text.split("\n")).translate(PICTURES)
     if len(indent) + len(plain) <= width:

@@ -40,7 +40,7 @@ class Drawing:
 
 
 def draw(abc: str) -> Drawing:
-    """Draw one tune; raises TuneError if the text is not a tune or verovio cannot draw it."""
+    """Draws one tune; raises TuneError if the text is not a tune or verovio cannot draw it."""
     parse_tune(abc)
     (engraving,) = _engraved([abc], svg=True)
     if not engraving.svg:

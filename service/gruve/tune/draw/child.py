@@ -45,7 +45,7 @@ def answer(toolkit: Any, request: dict[str, Any], log: IO[bytes]) -> dict[str, A
 
 
 def load(toolkit: Any, abc: str) -> bool:
-    """Load ABC with its endings; False if there is no tune."""
+    """Loads ABC with its endings; returns False if there is no tune."""
     toolkit.setOptions({"inputFrom": "abc", "xmlIdSeed": 1})  # the same tune is the same file
     head, key, music = abc.partition("\nK:")
     head = "\n".join(line for line in head.split("\n") if not line.startswith(_NOT_DRAWN))
