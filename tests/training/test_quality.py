@@ -121,6 +121,13 @@ def test_a_sample_that_is_no_tune_has_no_drawing_and_the_next_one_has(tmp_path: 
     assert re.findall(r"!\[The tune of seed (.*) in notation\]\((.*)\)", card) == [("1", "sample-1.svg")]
 
 
+def test_a_card_names_the_pointers_of_each_kind() -> None:
+    results = json.loads((MODELS / "tiny" / "results.json").read_text("utf-8"))
+    pointers = {"bars": [1, 2], "followers": [], "transposed": [4], "matches": 0, "places": 0, "counts": 0}
+    card = render_card(TEXT, results | {"model": results["model"] | {"pointers": pointers}}, [])
+    assert "| pointers | the same place 1 and 2 bars ago; the bar 4 bars ago, moved along the scale |" in card
+
+
 def test_a_card_leaves_out_what_its_text_has_none_of() -> None:
     results = json.loads((MODELS / "tiny" / "results.json").read_text("utf-8"))
     card = render_card(dataclasses.replace(TEXT, language=[], tags=[], limits=[]), results, [])

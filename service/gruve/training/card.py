@@ -138,13 +138,13 @@ def _pointer_rows(model: Results) -> list[str]:
     """The table rows about pointers and the default temperature, if the model has them."""
     rows = []
     if pointers := model.get("pointers"):
-        bars = f"the same place {_listed(pointers['bars'])} bars ago; " if pointers["bars"] else ""
-        followers = (
-            f"the token after the last occurrence of the last {_listed(pointers['followers'])} tokens"
-            if pointers["followers"]
-            else ""
-        )
-        rows.append(f"| pointers | {(bars + followers).removesuffix('; ')} |")
+        texts = {
+            "bars": "the same place {} bars ago",
+            "followers": "the token after the last occurrence of the last {} tokens",
+            "transposed": "the bar {} bars ago, moved along the scale",
+        }
+        kinds = [text.format(_listed(pointers[kind])) for kind, text in texts.items() if pointers.get(kind)]
+        rows.append(f"| pointers | {'; '.join(kinds)} |")
     if model.get("default_temperature") is not None:
         rows.append(
             f"| default temperature | {model['default_temperature']} (used by the commands; the API's default is 1.0) |"

@@ -134,7 +134,9 @@ def _sizes(model: Model, run: Path) -> Results:
 
 
 def _pointers(pointers: PointerConfig) -> Results:
-    return {name: getattr(pointers, name) for name in ("bars", "followers", "matches", "places", "counts")}
+    return {
+        name: getattr(pointers, name) for name in ("bars", "followers", "transposed", "matches", "places", "counts")
+    }
 
 
 def _training(config: TrainingConfig, checkpoint: Checkpoint) -> Results:
