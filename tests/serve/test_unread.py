@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gruve.errors import LimitExceeded
 from gruve.serve.callers.access import AccessConfig
 from gruve.serve.callers.api_keys import add_key
 from gruve.serve.callers.identity import Limits
@@ -264,6 +265,24 @@ def test_a_call_that_is_refused_unread_is_counted(method):
     assert interceptor.refuse_unread(path, Context(peer="ipv4:10.0.0.1:9")) is not None
     assert interceptor.refuse_unread(path, Context(peer="ipv4:10.0.0.2:9")) is None
     assert counted(metrics, method, "RESOURCE_EXHAUSTED") == 1
+
+
+async def test_a_refused_request_takes_from_the_bucket_once_while_its_call_ends():
+    class Aborted(Context):
+        async def abort(self, *_: object) -> None:
+            """Sends nothing."""
+
+    async def refuse(*_: object) -> None:
+        raise LimitExceeded("full", "streams", 1, 1.0)
+
+    interceptor = Interceptor(Metrics())
+    for _ in range(BURST - 2):
+        interceptor._refusals.add("ipv4:10.0.0.1", 1e9)
+    assert interceptor.refuse_unread(GENERATE, Context()) is None
+    with pytest.raises(LimitExceeded):
+        await interceptor._unary(refuse, interceptor._rpcs[GENERATE])(g.GenerateRequest(), Aborted())
+    assert interceptor.refuse_unread(GENERATE, Context()) is None  # the last that the bucket gives
+    assert interceptor.refuse_unread(GENERATE, Context()) is not None
 
 
 async def test_the_access_log_has_one_line_for_the_calls_of_a_tenant_that_were_refused_unread(monkeypatch):

@@ -21,7 +21,7 @@ from gruve.serve.callers.identity import anonymous, current_identity, set_identi
 from gruve.serve.calls import open_calls
 from gruve.serve.calls.accept_loop import EndStatus
 from gruve.serve.calls.access_log import EndTrace, LogCall, TraceCall, UnreadCalls, begin_call, line
-from gruve.serve.calls.reading import Reading, TurnTimes, current_reading, set_reading
+from gruve.serve.calls.reading import Reading, TurnTimes, current_reading, end_reading, set_reading
 from gruve.serve.calls.refusals import BURST, PER_SECOND, Refusals
 from gruve.serve.calls.status import internal_error, shorten, status_code, trailer
 from gruve.serve.metrics import Metrics, RpcMetrics
@@ -237,6 +237,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         now_s = time.monotonic()
         seconds = now_s - call.started_s
         if code == UNREAD_CODE.name:
+            end_reading()  # from here on it counts as refused, and not as read as well until its task has ended
             self._refusals.add(current_identity().tenant, now_s)
         call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)
         if call.end_trace is not None:
