@@ -227,6 +227,15 @@ def test_a_book_is_checked_with_its_own_lines_and_headers_are_kept() -> None:
     assert [finding.message for finding in three.findings if finding.level == "error"] == ["no notes"]
 
 
+@pytest.mark.parametrize("number", ["", "²", "٣", "seven", "1234567890"])
+def test_a_tune_without_a_usable_number_is_checked_as_number_1(number: str) -> None:
+    (checked,) = check_book(f"X:{number}\nT:t\nM:4/4\nL:1/8\nK:C\nA8|]\n")
+    assert [str(finding.message) for finding in checked.findings] == [
+        "no X: field with a number of 1 to 9 digits; it is 1"
+    ]
+    assert (checked.fixed or "").startswith("X:1\n")
+
+
 def test_what_is_fixed_has_nothing_left_to_fix() -> None:
     (first,) = check_book("X:1\nT:t\nM:4/4\nL:1/8\nP:AAB\nK:G\nP:A\n|:ABcd efga|1,3 (3AB|c g6:|2 A8:|\nP:B\nZ2|]\n")
     (second,) = check_book(first.fixed or "")

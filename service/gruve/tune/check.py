@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -45,13 +46,14 @@ def _checked(line: int, text: str) -> CheckedTune:
     number = text.split("\n", 1)[0][2:].split("%")[0].strip() if text.startswith("X:") else ""
     fixed: str | None = None
     errors: list[Finding] = []
-    if not number:
-        found.warn(1, 1, "no X: field with a number; it is 1")
+    x = int(number) if re.fullmatch("[0-9]{1,9}", number) else None
+    if x is None:
+        found.warn(1, 1, "no X: field with a number of 1 to 9 digits; it is 1")
     try:
         read = parse_any_tune(text, found)
         if not read.tune.title:
             found.warn(1, 1, "no T: field; the tune is untitled")
-        fixed = _fixed(read, number, found)
+        fixed = _fixed(read, 1 if x is None else x, found)
     except TuneError as error:
         errors = [Finding("error", error.line, error.column, error.why)]
     # What is about a whole tune stands at its beginning.
@@ -62,7 +64,7 @@ def _checked(line: int, text: str) -> CheckedTune:
     return CheckedTune(number, line, findings, fixed)
 
 
-def _fixed(read: AnyTune, number: str, found: Findings) -> str:
+def _fixed(read: AnyTune, number: int, found: Findings) -> str:
     """The tune as ABC with its bars repaired; adds a finding for each wrong bar that says whether it was repaired."""
     tune: Tune = read.tune
     before = wrong_bars(tune)
@@ -70,5 +72,4 @@ def _fixed(read: AnyTune, number: str, found: Findings) -> str:
     left = before if wrong_bars(tune) else []
     for wrong in before:
         found.warn(*wrong.place, f"{wrong}; " + ("it stays" if left else "its bar lines and rests are repaired"))
-    x = int(number) if number.isdigit() and len(number) < 10 else 1
-    return write_tune(tune, number=x, fields=read.fields)
+    return write_tune(tune, number=number, fields=read.fields)
