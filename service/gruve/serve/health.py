@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health_pb2
@@ -37,21 +38,16 @@ class Health:
         task.add_done_callback(self._setting.discard)
 
     def why_not_serving(self, loop: asyncio.AbstractEventLoop) -> str:
-        """Why the whole server is not ready, or "". Another thread than that of `loop` asks, and waits for `loop`.
+        """Returns why the whole server is not ready, or "" if it is.
 
-        So a probe finds a server whose event loop is stuck.
+        It waits for the event loop to answer, so that a probe finds a loop that is stuck. Call it on another thread.
         """
-        asking = self._why_not_serving()
+        answer: Future[bool] = Future()
         try:
-            answer = asyncio.run_coroutine_threadsafe(asking, loop)
-        except RuntimeError:  # the loop is closed
-            asking.close()
-            return "not serving"
-        try:
-            return answer.result(LOOP_ANSWER_S)
+            loop.call_soon_threadsafe(lambda: answer.set_result(self.is_serving))
+            is_serving = answer.result(LOOP_ANSWER_S)
         except TimeoutError:
-            answer.cancel()
             return f"the event loop has not answered for {LOOP_ANSWER_S:g} s"
-
-    async def _why_not_serving(self) -> str:
-        return "" if self.is_serving else "not serving"
+        except RuntimeError:  # the loop is closed
+            return "not serving"
+        return "" if is_serving else "not serving"

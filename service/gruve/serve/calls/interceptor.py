@@ -237,7 +237,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # gener
         now_s = time.monotonic()
         seconds = now_s - call.started_s
         if code == UNREAD_CODE.name:
-            end_reading()  # from here on it counts as refused, and not as read as well until its task has ended
+            end_reading()  # it counts as refused now, and would count as being read, too, until its task ends
             self._refusals.add(current_identity().tenant, now_s)
         call.rpc.metrics.observe_end(code, call.received, call.sent, seconds)
         if call.end_trace is not None:
