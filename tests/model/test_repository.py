@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
 from gruve.errors import ModelBroken, ModelUnknown
-from gruve.model.config import ModelConfig
 from gruve.model.network import Network
 from gruve.model.repository import CARD, CONFIG, MAX_WEIGHT, TOKENIZER, WEIGHTS, Model, load, load_given, save
 from gruve.model.versions import Broken, scan
@@ -375,20 +374,6 @@ def test_logits_are_finite_with_the_largest_weights(cell, tied):
         tokens, pointed = torch.arange(13)[None], pointed_rows(config, range(13))[None]
         logits, *_ = network.eval()(tokens, network.zero_state(1), pointed)
         assert bool((logits.abs() < 2e33).all())
-
-
-@pytest.mark.parametrize("cell", CELLS, ids=CELL_NAMES)
-@pytest.mark.parametrize("pointers", [None, pointers_of(13)], ids=["plain", "pointers"])
-def test_a_config_is_its_own_text(cell, pointers):
-    config = dataclasses.replace(config_of(cell, tied=True, pointers=pointers), default_temperature=0.8)
-    assert ModelConfig.from_json(config.to_json()) == config
-
-
-def test_a_model_without_pointers_is_written_as_before():
-    text = config_of(CELLS[0]).to_json()
-    assert "pointers" not in text
-    assert "default_temperature" not in text
-    assert not any("pointers" in name for name in config_of(CELLS[0]).shapes())
 
 
 def test_pointers_are_saved_and_loaded_with_their_weights(tmp_path):
